@@ -1,0 +1,38 @@
+import { describe, expect, it } from "vitest";
+import { UsageError } from "../../src/common/errors.js";
+import { formatScheme, LEGAL_BITS, parseScheme } from "../../src/quantize/scheme.js";
+
+describe("parseScheme", () => {
+  it("reads every legal combination back as it was written", () => {
+    for (const weightBits of LEGAL_BITS) {
+      for (const activationBits of LEGAL_BITS) {
+        for (const kvBits of LEGAL_BITS) {
+          const scheme = { weightBits, activationBits, kvBits };
+          expect(parseScheme(formatScheme(scheme))).toEqual(scheme);
+        }
+      }
+    }
+  });
+
+  it("ignores case and lets the cache default to 16 bits", () => {
+    expect(parseScheme("W4A8")).toEqual({ weightBits: 4, activationBits: 8, kvBits: 16 });
+    expect(parseScheme(" W2A16KV3 ")).toEqual({ weightBits: 2, activationBits: 16, kvBits: 3 });
+  });
+
+  it.each(["", "w4", "w4a4kv", "4-4-4", "w4a4kv4x", "w-4a4kv4", "w4.0a4kv4"])(
+    "refuses %j, showing the form",
+    (text) => {
+      expect(() => parseScheme(text)).toThrow(UsageError);
+      expect(() => parseScheme(text)).toThrow(/w<bits>a<bits>kv<bits>/);
+    },
+  );
+
+  it.each([
+    ["w5a4kv4", "5-bit weights"],
+    ["w4a7kv4", "7-bit activations"],
+    ["w4a4kv32", "32-bit KV cache"],
+  ])("refuses %s, naming the width and the legal ones", (text, what) => {
+    expect(() => parseScheme(text)).toThrow(what);
+    expect(() => parseScheme(text)).toThrow("2, 3, 4, 6, 8, 16");
+  });
+});
