@@ -17,7 +17,7 @@ const ARRAY_TYPES = {
 export function hostArray(
   dtype: DType,
   length: number,
-  memory?: ArrayBufferLike,
+  memory?: ArrayBuffer,
   byteOffset = 0,
 ): HostArray {
   const ArrayType = ARRAY_TYPES[dtype];
