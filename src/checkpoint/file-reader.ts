@@ -1,0 +1,132 @@
+/**
+ * Positioned reads from a file of weights, and small JSON files beside it; every failure is a one-line
+ * PlanishError that names the file. Nothing here keeps more than the bytes asked for.
+ */
+
+import { closeSync, fstatSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import { PlanishError } from "../common/errors.js";
+
+/** Largest single read; Node refuses reads of 2 GiB and more. */
+const MAX_READ = 1 << 30;
+
+/** JSON files beside the weights (configs, tokenizers, indexes) above this size are not what they claim. */
+export const MAX_JSON_BYTES = 256 * 1024 * 1024;
+
+/** What went wrong in the file system, in words; falls back to the error's own message. */
+export function describeFsError(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  switch (code) {
+    case "ENOENT":
+      return "it does not exist";
+    case "EACCES":
+    case "EPERM":
+      return "permission denied";
+    case "EISDIR":
+      return "it is a directory";
+    case "EMFILE":
+    case "ENFILE":
+      return "too many open files";
+    case "EIO":
+      return "the disk reported a read error";
+    default:
+      return message ?? String(error);
+  }
+}
+
+/** A regular file open for positioned reads. */
+export class FileReader implements Disposable {
+  readonly path: string;
+  /** Size in bytes when it was opened. */
+  readonly size: number;
+  #fd: number;
+
+  /** Opens `path`. Throws PlanishError when it cannot be read or is no regular file. */
+  constructor(path: string) {
+    this.path = path;
+    try {
+      // Checked before opening: opening a FIFO would block until somebody writes to it.
+      if (!statSync(path).isFile())
+        throw new PlanishError(`cannot read ${path}: not a regular file`);
+      this.#fd = openSync(path, "r");
+    } catch (error) {
+      if (error instanceof PlanishError) throw error;
+      throw new PlanishError(`cannot read ${path}: ${describeFsError(error)}`, { cause: error });
+    }
+    this.size = fstatSync(this.#fd).size;
+  }
+
+  /**
+   * Fills `target` from byte `position`. `what` names the content in the error when the file ends early
+   * or the disk fails.
+   */
+  readInto(target: Uint8Array, position: number, what: string): void {
+    if (this.#fd < 0) throw new PlanishError(`cannot read ${what} from ${this.path}: it is closed`);
+    let done = 0;
+    while (done < target.byteLength) {
+      const want = Math.min(MAX_READ, target.byteLength - done);
+      let got: number;
+      try {
+        got = readSync(this.#fd, target, done, want, position + done);
+      } catch (error) {
+        throw new PlanishError(`cannot read ${what} from ${this.path}: ${describeFsError(error)}`, {
+          cause: error,
+        });
+      }
+      if (got === 0) {
+        throw new PlanishError(
+          `${this.path} is truncated: ${what} ends at byte ${position + target.byteLength}, ` +
+            `the file at ${position + done}; fetch it again`,
+        );
+      }
+      done += got;
+    }
+  }
+
+  close(): void {
+    if (this.#fd >= 0) closeSync(this.#fd);
+    this.#fd = -1;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** True for an object that came from `{…}` in JSON. */
+export function isJsonObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** Parses a JSON file that must hold an object. Throws PlanishError naming the file. */
+export function readJsonObject(path: string): Record<string, unknown> {
+  let text: string;
+  try {
+    const info = statSync(path);
+    if (!info.isFile()) throw new PlanishError(`cannot read ${path}: not a regular file`);
+    if (info.size > MAX_JSON_BYTES) {
+      throw new PlanishError(
+        `cannot read ${path}: ${info.size} bytes are too many for a JSON file ` +
+          `(at most ${MAX_JSON_BYTES})`,
+      );
+    }
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    if (error instanceof PlanishError) throw error;
+    throw new PlanishError(`cannot read ${path}: ${describeFsError(error)}`, { cause: error });
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new PlanishError(
+      `${path} is not valid JSON (${(error as Error).message}); fetch it again`,
+      { cause: error },
+    );
+  }
+  if (!isJsonObject(value)) {
+    throw new PlanishError(
+      `${path} must hold a JSON object, not ${Array.isArray(value) ? "an array" : value === null ? "null" : `a ${typeof value}`}`,
+    );
+  }
+  return value;
+}

@@ -1,0 +1,90 @@
+/**
+ * A checkpoint directory in Hugging Face's form: `config.json`, `generation_config.json`, tokenizer files,
+ * and weights in `model.safetensors` or in shards with an index.
+ */
+
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { PlanishError } from "../common/errors.js";
+import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
+import { readJsonObject } from "./file-reader.js";
+import { INDEX_FILE, SINGLE_FILE, openSafetensors } from "./safetensors.js";
+
+/**
+ * Opens a directory. `weightsFile` names the safetensors file (or index) in it when it is not one of the
+ * usual two. Throws PlanishError when the configuration or the weights are missing or damaged.
+ */
+export function openHfDirectory(directory: string, weightsFile?: string): Checkpoint {
+  const configPath = join(directory, "config.json");
+  if (!existsSync(configPath)) {
+    throw new PlanishError(
+      `${directory} has no config.json; a model directory holds config.json, ${SINGLE_FILE} (or ${INDEX_FILE} and its shards) and tokenizer.json`,
+    );
+  }
+  const config = readJsonObject(configPath);
+  const generationConfigPath = join(directory, "generation_config.json");
+  const generationConfig = existsSync(generationConfigPath)
+    ? readJsonObject(generationConfigPath)
+    : undefined;
+  const { store } = openSafetensors(join(directory, weightsFile ?? findWeights(directory)));
+  return {
+    path: directory,
+    format: "safetensors",
+    config,
+    generationConfig,
+    tensors: store.tensors,
+    read: (name) => store.read(name),
+    readBytes: (name) => store.readBytes(name),
+    tokenizerFiles: () => readTokenizerFiles(directory),
+    hash: () => store.hash(),
+    [Symbol.dispose]: () => store[Symbol.dispose](),
+  };
+}
+
+function findWeights(directory: string): string {
+  for (const name of [SINGLE_FILE, INDEX_FILE]) {
+    if (existsSync(join(directory, name))) return name;
+  }
+  const pickled = readdirSync(directory).find((name) => /^pytorch_model.*\.bin$/.test(name));
+  throw new PlanishError(
+    `${directory} has neither ${SINGLE_FILE} nor ${INDEX_FILE}` +
+      (pickled
+        ? `; ${pickled} is a pickle file, which is not read: save the model as safetensors`
+        : "; give a directory with safetensors weights, or a .gguf file"),
+  );
+}
+
+/**
+ * Reads `tokenizer.json`, `tokenizer_config.json` and, where it is apart from them, the chat template
+ * (`chat_template.jinja`, `chat_template.json`). Throws PlanishError when there is no `tokenizer.json`.
+ */
+export function readTokenizerFiles(directory: string): TokenizerFiles {
+  const tokenizerPath = join(directory, "tokenizer.json");
+  if (!existsSync(tokenizerPath)) {
+    const others = ["tokenizer.model", "vocab.json", "vocab.txt"].filter((name) =>
+      existsSync(join(directory, name)),
+    );
+    throw new PlanishError(
+      `${directory} has no tokenizer.json` +
+        (others.length > 0
+          ? `; ${others.join(" and ")} alone cannot be read: save the tokenizer in its fast form (tokenizer.json) beside it`
+          : "; copy the tokenizer files of the model into it"),
+    );
+  }
+  const tokenizer = readJsonObject(tokenizerPath);
+  const configPath = join(directory, "tokenizer_config.json");
+  const config = existsSync(configPath) ? readJsonObject(configPath) : {};
+  if (config["chat_template"] === undefined) {
+    const template = readChatTemplate(directory);
+    if (template !== undefined) config["chat_template"] = template;
+  }
+  return { tokenizer, config };
+}
+
+function readChatTemplate(directory: string): unknown {
+  const jinja = join(directory, "chat_template.jinja");
+  if (existsSync(jinja)) return readFileSync(jinja, "utf8");
+  const json = join(directory, "chat_template.json");
+  if (existsSync(json)) return readJsonObject(json)["chat_template"];
+  return undefined;
+}
