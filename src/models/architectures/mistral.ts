@@ -1,0 +1,13 @@
+/** Mistral: LLaMA's shape with an optional sliding window. */
+import type { Architecture } from "../config.js";
+import { LLAMA_NAMES, llamaShape } from "./common.js";
+
+export const mistral: Architecture = {
+  name: "mistral",
+  modelTypes: ["mistral"],
+  parse: (c) => {
+    const window = c.optional("sliding_window");
+    return llamaShape(c, "mistral", { slidingWindow: typeof window === "number" ? window : undefined });
+  },
+  names: LLAMA_NAMES,
+};

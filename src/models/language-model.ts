@@ -1,0 +1,188 @@
+/**
+ * A decoder that can be run: embeddings, a list of blocks with their hooks, final norm and head.
+ * The original model, a simulated quantized one and a loaded artifact are all this, with different hooks.
+ */
+import { PlanishError } from "../common/errors.js";
+import type { Backend, Buffer } from "../backend/backend.js";
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { add, gatherRows, linear, norm } from "../tensor/ops/index.js";
+import { freeTensor, frozen, type Graph, Tensor } from "../tensor/tensor.js";
+import { parseModelConfig } from "./architectures/index.js";
+import {
+  blockForward,
+  plainHooks,
+  type BlockHooks,
+  type BlockWeights,
+  type KeyValueCache,
+  type NormWeights,
+} from "./block.js";
+import type { Architecture, ModelConfig } from "./config.js";
+import { ropeTables } from "./rope.js";
+import { freeBlock, readBlock, readTensor, uploadBlock } from "./weights.js";
+
+/** What surrounds the blocks. */
+export interface OuterWeights {
+  readonly embedding: Tensor;
+  readonly positions?: Tensor;
+  readonly finalNorm: NormWeights;
+  /** The embedding itself when tied. */
+  readonly lmHead: Tensor;
+}
+
+export interface Layer {
+  readonly weights: BlockWeights;
+  readonly hooks: BlockHooks;
+}
+
+export function loadOuter(
+  backend: Backend,
+  checkpoint: Checkpoint,
+  architecture: Architecture,
+  config: ModelConfig,
+): OuterWeights {
+  const { names } = architecture;
+  const load = (name: string, shape: readonly number[]): Tensor =>
+    frozen(backend, shape, readTensor(checkpoint, name, shape).data);
+  const table = [config.vocabSize, config.hiddenSize];
+  const embedding = load(names.embedding, table);
+  const finalBias = names.finalNorm.replace(/\.weight$/, ".bias");
+  return {
+    embedding,
+    positions:
+      config.positions.kind === "learned" && names.positions !== undefined
+        ? load(names.positions, [config.maxPositions + config.positions.offset, config.hiddenSize])
+        : undefined,
+    finalNorm: {
+      gain: load(names.finalNorm, [config.hiddenSize]),
+      bias: checkpoint.tensors.has(finalBias) ? load(finalBias, [config.hiddenSize]) : undefined,
+    },
+    lmHead: config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead) ? embedding : load(names.lmHead, table),
+  };
+}
+
+/** Token embeddings plus learned positions, [batch·time, hidden]. `start` is the position of the first token. */
+export function embed(
+  g: Graph,
+  config: ModelConfig,
+  outer: OuterWeights,
+  ids: Int32Array,
+  batch: number,
+  start = 0,
+): Tensor {
+  checkIds(config, ids);
+  const tokens = gatherRows(g, outer.embedding, g.indices(ids));
+  if (config.positions.kind !== "learned" || !outer.positions) return tokens;
+  const time = ids.length / batch;
+  if (start + time > config.maxPositions)
+    throw new PlanishError(`position ${start + time} is past the model's ${config.maxPositions} learned positions`);
+  const offset = config.positions.offset + start;
+  const rows = Int32Array.from(ids, (_, i) => offset + (i % time));
+  return add(g, tokens, gatherRows(g, outer.positions, g.indices(rows)));
+}
+
+function checkIds(config: ModelConfig, ids: Int32Array): void {
+  for (const id of ids)
+    if (id < 0 || id >= config.vocabSize)
+      throw new PlanishError(`token id ${id} is outside the vocabulary of ${config.vocabSize}`);
+}
+
+/** Final norm of hidden states, [rows, hidden]. */
+export function finalNorm(g: Graph, config: ModelConfig, outer: OuterWeights, hidden: Tensor): Tensor {
+  return norm(g, hidden, { ...config.norm, ...outer.finalNorm });
+}
+
+export class LanguageModel implements Disposable {
+  constructor(
+    readonly backend: Backend,
+    readonly architecture: Architecture,
+    readonly config: ModelConfig,
+    readonly outer: OuterWeights,
+    readonly layers: readonly Layer[],
+  ) {}
+
+  /** Loads every block of a full-precision checkpoint. */
+  static load(backend: Backend, checkpoint: Checkpoint): LanguageModel {
+    const { architecture, config } = parseModelConfig(checkpoint.config);
+    const outer = loadOuter(backend, checkpoint, architecture, config);
+    const layers = Array.from({ length: config.numLayers }, (_, layer) => {
+      const weights = uploadBlock(backend, readBlock(checkpoint, architecture, config, layer));
+      return { weights, hooks: plainHooks(weights) };
+    });
+    return new LanguageModel(backend, architecture, config, outer, layers);
+  }
+
+  /**
+   * Hidden states after the final norm, [batch·time, hidden]. With a cache (batch 1) the tokens continue it.
+   */
+  hidden(g: Graph, ids: Int32Array, options: { batch?: number; cache?: KeyValueCache } = {}): Tensor {
+    const batch = options.batch ?? 1;
+    const { cache } = options;
+    const start = cache?.length ?? 0;
+    const time = ids.length / batch;
+    if (!Number.isInteger(time) || time === 0)
+      throw new PlanishError(`${ids.length} token ids do not make ${batch} equal sequences`);
+    const rope = this.config.positions.kind === "rope" ? ropeTables(g, this.config, start, time) : undefined;
+    let x = embed(g, this.config, this.outer, ids, batch, start);
+    for (const [layer, { weights, hooks }] of this.layers.entries())
+      x = blockForward(g, this.config, weights, hooks, x, { layer, batch, rope, cache });
+    return finalNorm(g, this.config, this.outer, x);
+  }
+
+  /** Logits of hidden states, [rows, vocab]. */
+  logits(g: Graph, hidden: Tensor): Tensor {
+    return linear(g, hidden, this.outer.lmHead);
+  }
+
+  /** A cache for one sequence of at most `capacity` tokens. */
+  cache(capacity: number): GrowingCache {
+    return new GrowingCache(this.backend, this.config, capacity);
+  }
+
+  [Symbol.dispose](): void {
+    for (const { weights } of this.layers) freeBlock(this.backend, weights);
+    const { embedding, positions, finalNorm: n, lmHead } = this.outer;
+    for (const t of new Set([embedding, positions, n.gain, n.bias, lmHead])) if (t) freeTensor(this.backend, t);
+  }
+}
+
+/** Keys and values of one sequence in full precision, at a fixed capacity. */
+export class GrowingCache implements KeyValueCache, Disposable {
+  private filled = 0;
+  private readonly width: number;
+  private readonly keys: Buffer[];
+  private readonly values: Buffer[];
+
+  constructor(
+    private readonly backend: Backend,
+    config: ModelConfig,
+    readonly capacity: number,
+  ) {
+    this.width = config.numKvHeads * config.headDim;
+    const make = () =>
+      Array.from({ length: config.numLayers }, () => backend.alloc(backend.realType, capacity * this.width));
+    this.keys = make();
+    this.values = make();
+  }
+
+  get length(): number {
+    return this.filled;
+  }
+
+  extend(g: Graph, layer: number, k: Tensor, v: Tensor): { k: Tensor; v: Tensor } {
+    const time = k.size / this.width;
+    const total = this.filled + time;
+    if (total > this.capacity)
+      throw new PlanishError(`sequence of ${total} tokens exceeds the cache's capacity of ${this.capacity}`);
+    this.backend.copy(g.values(k), this.keys[layer], k.size, 0, this.filled * this.width);
+    this.backend.copy(g.values(v), this.values[layer], v.size, 0, this.filled * this.width);
+    if (layer === this.keys.length - 1) this.filled = total;
+    return {
+      k: new Tensor([total, this.width], this.keys[layer], false),
+      v: new Tensor([total, this.width], this.values[layer], false),
+    };
+  }
+
+  [Symbol.dispose](): void {
+    for (const buffer of [...this.keys, ...this.values]) this.backend.free(buffer);
+  }
+}

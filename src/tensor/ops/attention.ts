@@ -1,0 +1,53 @@
+/** Causal scaled dot-product attention with grouped KV heads; keeps no T×T matrix. */
+import type { AttentionArgs } from "../../backend/backend.js";
+import type { Graph, Tensor } from "../tensor.js";
+
+export interface AttentionOptions {
+  readonly batch: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly window?: number;
+  readonly scale?: number;
+}
+
+/** q: [batch·Tq, heads·headDim], k and v: [batch·Tk, kvHeads·headDim]; out like q. Queries are the last Tq positions. */
+export function attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
+  const { batch, heads, kvHeads, headDim } = options;
+  const queryLength = q.size / (batch * heads * headDim);
+  const keyLength = k.size / (batch * kvHeads * headDim);
+  const qLayout = { batchStride: queryLength * heads * headDim, timeStride: heads * headDim, headStride: headDim };
+  const kvLayout = { batchStride: keyLength * kvHeads * headDim, timeStride: kvHeads * headDim, headStride: headDim };
+  const out = g.real(q.size);
+  const logSumExp = g.real(batch * heads * queryLength);
+  const shared: AttentionArgs = {
+    batch,
+    heads,
+    kvHeads,
+    headDim,
+    queryLength,
+    keyLength,
+    causal: true,
+    window: options.window,
+    scale: options.scale ?? 1 / Math.sqrt(headDim),
+    precision: g.precision,
+    q: g.values(q),
+    qLayout,
+    k: g.values(k),
+    v: g.values(v),
+    kvLayout,
+    out,
+    outLayout: qLayout,
+    logSumExp,
+  };
+  g.kernels.attention(shared);
+  return g.result(q.shape, out, [q, k, v], (grad) => {
+    const gradQ = g.real(q.size);
+    const gradK = g.real(k.size);
+    const gradV = g.real(v.size);
+    g.kernels.attentionBackward({ ...shared, logSumExp, grad, gradQ, gradK, gradV });
+    g.accumulate(q, gradQ);
+    g.accumulate(k, gradK);
+    g.accumulate(v, gradV);
+  });
+}

@@ -1,0 +1,11 @@
+/** All differentiable operations. */
+export * from "./attention.js";
+export * from "./elementwise.js";
+export * from "./gather.js";
+export * from "./kronecker.js";
+export * from "./loss.js";
+export * from "./matmul.js";
+export * from "./norm.js";
+export * from "./orthogonal.js";
+export * from "./quantize.js";
+export * from "./rope.js";
