@@ -1,0 +1,246 @@
+// Chooses the instruction-set level at run time and forwards the C ABI to its table; also the big-block allocator.
+#include "dispatch.h"
+
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "planish.h"
+#include "pool.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
+namespace planish {
+namespace {
+
+enum Level { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AMX = 3, LEVELS = 4 };
+const char* const LEVEL_NAMES[LEVELS] = {"portable", "avx2", "avx512", "amx"};
+
+struct Machine {
+  bool runs[LEVELS] = {true, false, false, false};
+  char processor[64] = "unknown processor";
+  // What was found beside the level, or why a better level was passed over.
+  char note[96] = "";
+};
+
+#if defined(__x86_64__)
+uint64_t enabled_state() {
+  uint32_t low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+// Linux keeps the tile registers off until a process asks for them.
+bool request_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int ARCH_REQUEST_COMPONENT = 0x1023, TILE_DATA = 18;
+  return syscall(SYS_arch_prctl, ARCH_REQUEST_COMPONENT, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+
+void detect_x86(Machine& machine) {
+  uint32_t a, b, c, d;
+  char* name = machine.processor;
+  if (__get_cpuid_max(0x80000000u, nullptr) >= 0x80000004u) {
+    for (uint32_t leaf = 0; leaf < 3; leaf++) {
+      uint32_t words[4];
+      __cpuid(0x80000002u + leaf, words[0], words[1], words[2], words[3]);
+      memcpy(name + 16 * leaf, words, 16);
+    }
+    name[48] = 0;
+    for (size_t end = strlen(name); end > 0 && name[end - 1] == ' '; end--) name[end - 1] = 0;
+  }
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return;
+  const bool xsave = (c >> 27) & 1, fma = (c >> 12) & 1, f16c = (c >> 29) & 1, avx = (c >> 28) & 1;
+  if (!xsave || !avx) return;
+  const uint64_t state = enabled_state();
+  uint32_t b7 = 0, c7 = 0, d7 = 0, a71 = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return;
+  if (a >= 1) {
+    uint32_t b71, c71, d71;
+    __get_cpuid_count(7, 1, &a71, &b71, &c71, &d71);
+  }
+  machine.runs[AVX2] = ((b7 >> 5) & 1) && fma && f16c && (state & 0x6) == 0x6;
+  const bool foundation = ((b7 >> 16) & 1) && ((b7 >> 17) & 1) && ((b7 >> 30) & 1) && ((b7 >> 31) & 1);
+  const bool vnni = (c7 >> 11) & 1, bf16 = (a71 >> 5) & 1;
+  const bool wide = foundation && (state & 0xe6) == 0xe6;
+  machine.runs[AVX512] = machine.runs[AVX2] && wide && vnni && bf16;
+  if (wide && !machine.runs[AVX512])
+    snprintf(machine.note, sizeof machine.note, "AVX-512 without %s, not used", vnni ? "bf16" : "vnni");
+  const bool tiles = ((d7 >> 22) & 1) && ((d7 >> 24) & 1) && ((d7 >> 25) & 1);
+  if (tiles && machine.runs[AVX512]) {
+    machine.runs[AMX] = (state & 0x60000) == 0x60000 && request_tiles();
+    if (!machine.runs[AMX]) snprintf(machine.note, sizeof machine.note, "AMX present, the system does not grant it");
+  }
+}
+#endif
+
+const Machine& machine() {
+  static const Machine detected = [] {
+    Machine m;
+#if defined(__x86_64__)
+    detect_x86(m);
+#elif defined(__aarch64__)
+    snprintf(m.processor, sizeof m.processor, "64-bit Arm");
+#endif
+    return m;
+  }();
+  return detected;
+}
+
+// Levels that the build script could compile define PL_HAVE_<LEVEL>.
+bool fill(Level level, KernelTable& table) {
+  switch (level) {
+    case PORTABLE:
+      portable::fill_table(table);
+      return true;
+#if defined(PL_HAVE_AVX2)
+    case AVX2:
+      avx2::fill_table(table);
+      return true;
+#endif
+#if defined(PL_HAVE_AVX512)
+    case AVX512:
+      avx512::fill_table(table);
+      return true;
+#endif
+#if defined(PL_HAVE_AMX)
+    case AMX:
+      amx::fill_table(table);
+      return true;
+#endif
+    default:
+      (void)table;
+      return false;
+  }
+}
+
+bool usable(int level) {
+  KernelTable ignored;
+  return machine().runs[level] && fill(static_cast<Level>(level), ignored);
+}
+
+struct Chosen {
+  KernelTable table;
+  int level = -1;
+  char description[320] = "";
+} chosen;
+
+void choose(int level) {
+  fill(static_cast<Level>(level), chosen.table);
+  chosen.level = level;
+  const char* detail = level == AMX ? " (int8, bf16)" : level == AVX512 ? " (vnni, bf16)" : level == AVX2 ? " (fma)" : "";
+  snprintf(chosen.description, sizeof chosen.description, "%s, %s%s%s%s", machine().processor, LEVEL_NAMES[level],
+           detail, machine().note[0] ? "; " : "", machine().note);
+}
+
+const char* usable_names() {
+  static char names[64] = "";
+  if (!names[0]) {
+    for (int level = 0; level < LEVELS; level++) {
+      if (!usable(level)) continue;
+      if (names[0]) strcat(names, ",");
+      strcat(names, LEVEL_NAMES[level]);
+    }
+  }
+  return names;
+}
+
+}  // namespace
+
+const KernelTable& kernels() {
+  if (chosen.level < 0) pl_select(nullptr);
+  return chosen.table;
+}
+
+}  // namespace planish
+
+using namespace planish;
+
+int pl_select(const char* level) {
+  if (!level || !level[0]) {
+    for (int best = LEVELS - 1; best >= 0; best--) {
+      if (!usable(best)) continue;
+      choose(best);
+      return 0;
+    }
+    return fail(PL_UNSUPPORTED, "no instruction-set level was built");
+  }
+  for (int named = 0; named < LEVELS; named++) {
+    if (strcmp(level, LEVEL_NAMES[named]) != 0) continue;
+    if (!usable(named))
+      return fail(PL_UNSUPPORTED, "instruction-set level \"%s\" is not available here; this machine and build have: %s",
+                  level, usable_names());
+    choose(named);
+    return 0;
+  }
+  return fail(PL_BAD_ARGUMENT, "unknown instruction-set level \"%s\"; this machine and build have: %s", level,
+              usable_names());
+}
+
+const char* pl_level(void) {
+  kernels();
+  return LEVEL_NAMES[chosen.level];
+}
+
+const char* pl_description(void) {
+  kernels();
+  return chosen.description;
+}
+
+const char* pl_levels(void) { return usable_names(); }
+
+namespace {
+constexpr int64_t HUGE_PAGE = int64_t{2} << 20;
+int64_t mapped_bytes(int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+}  // namespace
+
+void* pl_alloc(int64_t bytes) {
+  if (bytes <= 0) return nullptr;
+  const int64_t size = mapped_bytes(bytes);
+  // Map enough to align big blocks to a huge page, then give the ends back.
+  const int64_t slack = size >= HUGE_PAGE ? HUGE_PAGE : 0;
+  void* raw = mmap(nullptr, static_cast<size_t>(size + slack), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) {
+    fail(PL_OUT_OF_MEMORY, "no memory for %lld bytes", static_cast<long long>(bytes));
+    return nullptr;
+  }
+  if (!slack) return raw;
+  char* start = static_cast<char*>(raw);
+  char* aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(start) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+  if (aligned > start) munmap(start, static_cast<size_t>(aligned - start));
+  char* end = start + size + slack;
+  if (end > aligned + size) munmap(aligned + size, static_cast<size_t>(end - (aligned + size)));
+#if defined(MADV_HUGEPAGE)
+  madvise(aligned, static_cast<size_t>(size), MADV_HUGEPAGE);
+#endif
+  return aligned;
+}
+
+void pl_free(void* pointer, int64_t bytes) {
+  if (pointer && bytes > 0) munmap(pointer, static_cast<size_t>(mapped_bytes(bytes)));
+}
+
+void pl_discard(void* pointer, int64_t bytes) {
+  if (!pointer || bytes <= 0) return;
+#if defined(__linux__)
+  madvise(pointer, static_cast<size_t>(mapped_bytes(bytes)), MADV_DONTNEED);
+#else
+  memset(pointer, 0, static_cast<size_t>(bytes));
+#endif
+}
+
+#define PL_KERNEL(name, parameters, arguments) \
+  int pl_##name parameters { return kernels().name arguments; }
+#include "kernel_list.h"
+#undef PL_KERNEL

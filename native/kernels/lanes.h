@@ -1,0 +1,154 @@
+// Vector lanes for the kernels: one fixed-width float (and double) vector per instruction-set level, written
+// with the compiler's vector extension so that one source serves AVX-512, AVX2 and the portable level.
+// Only exp, rounding and masked tails need care; everything else is +, −, ×, ÷ and selects.
+//
+// Included by every levels/*.cpp inside its own namespace; holds no state.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define PL_INLINE inline __attribute__((always_inline))
+
+namespace planish::PL_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+/** Floats in one vector. */
+constexpr int VL = kVectorBytes / 4;
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  // The same vector at any element-aligned address; may alias plain arrays.
+  typedef T loose __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
+};
+
+using vf = VecOf<float>::type;
+using vi = VecOf<int32_t>::type;
+
+template <class T>
+static PL_INLINE typename VecOf<T>::type loadT(const T* p) {
+  return *reinterpret_cast<const typename VecOf<T>::loose*>(p);
+}
+template <class T>
+static PL_INLINE void storeT(T* p, typename VecOf<T>::type v) {
+  *reinterpret_cast<typename VecOf<T>::loose*>(p) = v;
+}
+static PL_INLINE vf load(const float* p) { return loadT<float>(p); }
+static PL_INLINE void store(float* p, vf v) { storeT<float>(p, v); }
+static PL_INLINE vf splat(float x) { return vf{} + x; }
+
+/** First n (0…VL) lanes from memory, `fill` elsewhere; touches no byte past p+n. */
+static PL_INLINE vf loadPart(const float* p, int64_t n, float fill = 0.0f) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_mask_loadu_ps((__m512)splat(fill), (__mmask16)((1u << n) - 1u), p);
+#else
+  vf v = splat(fill);
+  std::memcpy(&v, p, static_cast<size_t>(n) * 4);
+  return v;
+#endif
+}
+static PL_INLINE void storePart(float* p, vf v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), (__m512)v);
+#else
+  std::memcpy(p, &v, static_cast<size_t>(n) * 4);
+#endif
+}
+
+// The operand order makes a NaN in `a` survive.
+static PL_INLINE vf vmax(vf a, vf b) { return b > a ? b : a; }
+static PL_INLINE vf vmin(vf a, vf b) { return b < a ? b : a; }
+static PL_INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+
+/** Lanes combined in a fixed pairwise order. */
+static PL_INLINE float sumLanes(vf v) {
+  float a[VL];
+  std::memcpy(a, &v, sizeof v);
+  for (int w = VL / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) a[i] += a[i + w];
+  return a[0];
+}
+static PL_INLINE float maxLanes(vf v) {
+  float m = v[0];
+  for (int i = 1; i < VL; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+static PL_INLINE float minLanes(vf v) {
+  float m = v[0];
+  for (int i = 1; i < VL; ++i) m = v[i] < m ? v[i] : m;
+  return m;
+}
+
+/**
+ * Round half to even. Adding 1.5·2²³ leaves no room for a fraction, so the addition itself rounds in the
+ * processor's mode (to nearest even); exact for |x| < 2²². Callers clamp to ±kRoundLimit first.
+ */
+constexpr float kRoundMagic = 12582912.0f;
+constexpr float kRoundLimit = 2097152.0f;
+static PL_INLINE vf roundEven(vf x) { return (x + kRoundMagic) - kRoundMagic; }
+static PL_INLINE vf roundEvenClamped(vf x) {
+  return roundEven(vmin(vmax(x, splat(-kRoundLimit)), splat(kRoundLimit)));
+}
+static inline float roundEven1(float x) {
+  return std::nearbyintf(std::min(std::max(x, -kRoundLimit), kRoundLimit));
+}
+
+/**
+ * e^x, relative error below 2e-7: x = n·ln2 + r with |r| ≤ ln2/2, a degree-6 polynomial for e^r, and 2^n built
+ * from its exponent bits. Below −87.3 the result is 0 (no denormals), above 88.3 it stays at e^88.3; NaN stays NaN.
+ */
+static PL_INLINE vf expv(vf x) {
+  const vf lowest = splat(-87.33f);
+  const vf clamped = vmin(vmax(x, lowest), splat(88.3f));
+  const vf shifted = clamped * 1.44269504088896341f + kRoundMagic;
+  const vf n = shifted - kRoundMagic;
+  vf r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vf p = splat(1.3981999507e-3f);
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // The low bits of `shifted` hold n (the magic constant's own low bits are zero).
+  const vf power = (vf)(((vi)shifted + 127) << 23);
+  const vf result = p * power;
+  return x < lowest ? vf{} : result;
+}
+
+static PL_INLINE vf sigmoidv(vf x) { return 1.0f / (1.0f + expv(-x)); }
+
+static inline float sigmoid1(float x) {
+  return static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x))));
+}
+
+/** Applies f(vector) over n elements; the tail is padded with zeros and its extra lanes are dropped. */
+template <class F>
+static PL_INLINE void mapLanes(const float* x, float* out, int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL) store(out + i, f(load(x + i)));
+  if (i < n) storePart(out + i, f(loadPart(x + i, n - i)), n - i);
+}
+template <class F>
+static PL_INLINE void mapLanes2(const float* x, const float* y, float* out, int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL) store(out + i, f(load(x + i), load(y + i)));
+  if (i < n) storePart(out + i, f(loadPart(x + i, n - i), loadPart(y + i, n - i)), n - i);
+}
+
+}  // namespace planish::PL_LEVEL

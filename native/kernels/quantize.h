@@ -1,0 +1,289 @@
+// Quantization grids over rows: symmetric codes with one scale per row, the asymmetric grid of the KV cache, and row
+// clipping, each with its gradient. Definitions: src/backend/backend.ts.
+//
+// Codes are round-half-even(x / scale): a true division, so that they match the definition in f32 bit for bit.
+// Scalar gradients (clips) are kept per row and summed in row order, whatever the thread count.
+#pragma once
+
+#include "../planish.h"
+#include "../pool.h"
+#include "rows.h"
+#include "tile.h"
+
+namespace planish::PL_LEVEL {
+
+// Rows per task are chosen so that a task moves at least this many elements.
+constexpr int64_t kTaskElements = 16384;
+static PL_INLINE int64_t rowGrain(int64_t cols) {
+  const int64_t rows = kTaskElements / (cols > 0 ? cols : 1);
+  return rows > 0 ? rows : 1;
+}
+
+/** The symmetric scale of a row before its floor, and which side sets it. */
+struct SymmetricRange {
+  float hi, lo;     // max(0, max x), min(0, min x), before clipping
+  float top, low;   // the same after clipping; low as a magnitude
+  float raw;        // max(top, low) / qmax
+};
+
+static PL_INLINE SymmetricRange symmetricRange(const float* x, int64_t cols, float factorMax,
+                                               float factorMin, float qmax) {
+  const Extremes e = rowExtremes(x, cols);
+  SymmetricRange s;
+  s.hi = e.hi > 0.0f ? e.hi : 0.0f;
+  s.lo = e.lo < 0.0f ? e.lo : 0.0f;
+  s.top = s.hi * factorMax;
+  s.low = -(s.lo * factorMin);
+  s.raw = (s.top > s.low ? s.top : s.low) / qmax;
+  return s;
+}
+
+static PL_INLINE float flooredScale(float raw, float scaleFloor) {
+  if (raw < scaleFloor) return scaleFloor;
+  return raw == 0.0f ? 1.0f : raw;
+}
+
+inline int quantize_rows(const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clipMax,
+                         const float* clipMin, float scaleFloor, const float* offset, int8_t* codes,
+                         float* scale) {
+  const float qmax = static_cast<float>((1 << (bits - 1)) - 1);
+  const float factorMax = clipMax ? sigmoid1(*clipMax) : 1.0f;
+  const float factorMin = clipMin ? sigmoid1(*clipMin) : 1.0f;
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    const vf top = splat(qmax), bottom = splat(-qmax - 1.0f);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * cols;
+      int8_t* cr = codes + r * cols;
+      const float s = flooredScale(symmetricRange(xr, cols, factorMax, factorMin, qmax).raw, scaleFloor);
+      scale[r] = s;
+      const vf sv = splat(s);
+      const float* off = offset ? offset + r * cols : nullptr;
+      for (int64_t i = 0; i < cols; i += VL) {
+        const int64_t count = cols - i;
+        vf v = loadUpTo(xr + i, count) / sv;
+        if (off) v += loadUpTo(off + i, count);
+        // Clamping to the integer ends of the grid before rounding gives the same code as after.
+        const vf q = roundEven(vmin(vmax(v, bottom), top));
+        typedef int8_t vb __attribute__((vector_size(VL)));
+        const vb code = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
+        std::memcpy(cr + i, &code, count >= VL ? VL : static_cast<size_t>(count));
+      }
+    }
+  });
+  return 0;
+}
+
+inline int quantize_rows_backward(const float* x, int64_t rows, int64_t cols, int32_t bits,
+                                  const float* clipMax, const float* clipMin, float scaleFloor,
+                                  const float* offset, const int8_t* codes, const float* scale,
+                                  const float* grad, float* gradX, float* gradClipMax,
+                                  float* gradClipMin, float* gradOffset) {
+  const float qmax = static_cast<float>((1 << (bits - 1)) - 1);
+  const float factorMax = clipMax ? sigmoid1(*clipMax) : 1.0f;
+  const float factorMin = clipMin ? sigmoid1(*clipMin) : 1.0f;
+  // Per row: the gradient with respect to (top, low), for the clips.
+  double* sides = scratchOf<double>(0, 2 * rows);
+  if (!sides) return fail(PL_OUT_OF_MEMORY, "quantize_rows_backward: no memory for %lld rows", (long long)rows);
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    const vf top = splat(qmax), bottom = splat(-qmax - 1.0f);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * cols;
+      const float* gr = grad + r * cols;
+      const int8_t* cr = codes + r * cols;
+      float* gx = gradX ? gradX + r * cols : nullptr;
+      float* go = gradOffset ? gradOffset + r * cols : nullptr;
+      const float* off = offset ? offset + r * cols : nullptr;
+      const vf sv = splat(scale[r]);
+      const double gradScale = sumRow(cols, [&](int64_t i, int64_t count) {
+        const vf ratio = loadUpTo(xr + i, count) / sv;
+        vf shifted = ratio;
+        if (off) shifted += loadUpTo(off + i, count);
+        const vf rounded = roundEvenClamped(shifted);
+        const auto inside = (rounded <= top) & (rounded >= bottom);
+        const vf g = loadUpTo(gr + i, count);
+        const vf through = inside ? g : vf{};
+        if (gx) {
+          if (count >= VL) store(gx + i, through);
+          else storePart(gx + i, through, count);
+        }
+        if (go) {
+          if (count >= VL) store(go + i, through * sv);
+          else storePart(go + i, through * sv, count);
+        }
+        typedef int8_t vb __attribute__((vector_size(VL)));
+        vb raw = {};
+        std::memcpy(&raw, cr + i, count >= VL ? VL : static_cast<size_t>(count));
+        const vf code = __builtin_convertvector(__builtin_convertvector(raw, vi), vf);
+        return g * code - through * ratio;
+      });
+      const SymmetricRange s = symmetricRange(xr, cols, factorMax, factorMin, qmax);
+      double dTop = 0, dLow = 0;
+      if (s.raw > 0.0f && s.raw >= scaleFloor) {
+        const double d = gradScale / qmax;
+        // max(top, low): the larger side takes the gradient, equal sides share it.
+        if (s.top > s.low) dTop = d;
+        else if (s.low > s.top) dLow = d;
+        else dTop = dLow = d / 2;
+      }
+      sides[2 * r] = dTop * s.hi;
+      sides[2 * r + 1] = -dLow * s.lo;
+      if (gx) {
+        if (s.hi > 0.0f) spreadOverTies(xr, cols, s.hi, static_cast<float>(dTop * factorMax), gx);
+        if (s.lo < 0.0f) spreadOverTies(xr, cols, s.lo, static_cast<float>(-dLow * factorMin), gx);
+      }
+    }
+  });
+  double sumTop = 0, sumLow = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    sumTop += sides[2 * r];
+    sumLow += sides[2 * r + 1];
+  }
+  if (gradClipMax) *gradClipMax = static_cast<float>(sumTop * factorMax * (1.0 - factorMax));
+  if (gradClipMin) *gradClipMin = static_cast<float>(sumLow * factorMin * (1.0 - factorMin));
+  return 0;
+}
+
+inline int dequantize_rows(const int8_t* codes, const float* scale, int64_t rows, int64_t cols, float* out) {
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int8_t* __restrict cr = codes + r * cols;
+      float* __restrict o = out + r * cols;
+      const float s = scale[r];
+      for (int64_t i = 0; i < cols; ++i) o[i] = s * static_cast<float>(cr[i]);
+    }
+  });
+  return 0;
+}
+
+/** Scale and zero of one row of the asymmetric grid. */
+struct AsymmetricRange {
+  float max, min;  // max(0, max x), min(0, min x)
+  float scale, zero;
+  bool empty;  // an all-zero row: the range is the constant [−1, 1]
+};
+
+static PL_INLINE AsymmetricRange asymmetricRange(const float* x, int64_t cols, float factorMax,
+                                                 float factorMin, float levels) {
+  const Extremes e = rowExtremes(x, cols);
+  AsymmetricRange a;
+  a.max = e.hi > 0.0f ? e.hi : 0.0f;
+  a.min = e.lo < 0.0f ? e.lo : 0.0f;
+  a.empty = a.max == 0.0f && a.min == 0.0f;
+  const float hi = a.empty ? 1.0f : a.max * factorMax;
+  const float lo = a.empty ? -1.0f : a.min * factorMin;
+  a.scale = (hi - lo) / levels;
+  a.zero = roundEven1(-lo / a.scale);
+  return a;
+}
+
+inline int fake_quantize_asym(const float* x, int64_t rows, int64_t cols, int32_t bits,
+                              const float* clipMax, const float* clipMin, float* out) {
+  const float levels = static_cast<float>((1 << bits) - 1);
+  const float factorMax = clipMax ? sigmoid1(*clipMax) : 1.0f;
+  const float factorMin = clipMin ? sigmoid1(*clipMin) : 1.0f;
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    const vf top = splat(levels);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * cols;
+      const AsymmetricRange a = asymmetricRange(xr, cols, factorMax, factorMin, levels);
+      mapLanes(xr, out + r * cols, cols, [&](vf v) {
+        const vf q = vmin(vmax(roundEvenClamped(v / a.scale) + a.zero, vf{}), top);
+        return a.scale * (q - a.zero);
+      });
+    }
+  });
+  return 0;
+}
+
+inline int fake_quantize_asym_backward(const float* x, int64_t rows, int64_t cols, int32_t bits,
+                                       const float* clipMax, const float* clipMin, const float* grad,
+                                       float* gradX, float* gradClipMax, float* gradClipMin) {
+  const float levels = static_cast<float>((1 << bits) - 1);
+  const float factorMax = clipMax ? sigmoid1(*clipMax) : 1.0f;
+  const float factorMin = clipMin ? sigmoid1(*clipMin) : 1.0f;
+  double* sides = scratchOf<double>(0, 2 * rows);
+  if (!sides) return fail(PL_OUT_OF_MEMORY, "fake_quantize_asym_backward: no memory for %lld rows", (long long)rows);
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    const vf top = splat(levels);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * cols;
+      const float* gr = grad + r * cols;
+      float* gx = gradX + r * cols;
+      const AsymmetricRange a = asymmetricRange(xr, cols, factorMax, factorMin, levels);
+      const double gradScale = sumRow(cols, [&](int64_t i, int64_t count) {
+        const vf ratio = loadUpTo(xr + i, count) / a.scale;
+        const vf shifted = roundEvenClamped(ratio) + a.zero;
+        const auto inside = (shifted <= top) & (shifted >= vf{});
+        const vf g = loadUpTo(gr + i, count);
+        const vf through = inside ? g : vf{};
+        if (count >= VL) store(gx + i, through);
+        else storePart(gx + i, through, count);
+        const vf q = vmin(vmax(shifted, vf{}), top);
+        return g * (q - a.zero) - through * ratio;
+      });
+      const double d = a.empty ? 0.0 : gradScale / levels;
+      sides[2 * r] = d * a.max;
+      sides[2 * r + 1] = -d * a.min;
+      if (a.max > 0.0f) spreadOverTies(xr, cols, a.max, static_cast<float>(d * factorMax), gx);
+      if (a.min < 0.0f) spreadOverTies(xr, cols, a.min, static_cast<float>(-d * factorMin), gx);
+    }
+  });
+  double sumMax = 0, sumMin = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    sumMax += sides[2 * r];
+    sumMin += sides[2 * r + 1];
+  }
+  if (gradClipMax) *gradClipMax = static_cast<float>(sumMax * factorMax * (1.0 - factorMax));
+  if (gradClipMin) *gradClipMin = static_cast<float>(sumMin * factorMin * (1.0 - factorMin));
+  return 0;
+}
+
+inline int clip_rows(const float* x, int64_t rows, int64_t cols, const float* clipMax,
+                     const float* clipMin, float* out) {
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const Extremes e = rowExtremes(x + r * cols, cols);
+      const vf hi = splat(e.hi * sigmoid1(clipMax[r])), lo = splat(e.lo * sigmoid1(clipMin[r]));
+      mapLanes(x + r * cols, out + r * cols, cols, [&](vf v) { return vmin(vmax(v, lo), hi); });
+    }
+  });
+  return 0;
+}
+
+inline int clip_rows_backward(const float* x, int64_t rows, int64_t cols, const float* clipMax,
+                              const float* clipMin, const float* grad, float* gradX, float* gradClipMax,
+                              float* gradClipMin) {
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * cols;
+      const float* gr = grad + r * cols;
+      float* gx = gradX + r * cols;
+      const Extremes e = rowExtremes(xr, cols);
+      const float factorMax = sigmoid1(clipMax[r]), factorMin = sigmoid1(clipMin[r]);
+      const vf hi = splat(e.hi * factorMax), lo = splat(e.lo * factorMin);
+      double gradLo = 0;
+      const double gradHi = sumRow(cols, [&](int64_t i, int64_t count) {
+        const vf v = loadUpTo(xr + i, count), g = loadUpTo(gr + i, count);
+        // Clamp is min(max(x, lo), hi): should the bounds cross, the upper one wins.
+        const auto above = vmax(v, lo) > hi;
+        const auto below = (v < lo) & ~above;
+        const vf through = above | below ? vf{} : g;
+        if (count >= VL) store(gx + i, through);
+        else storePart(gx + i, through, count);
+        return above ? g : vf{};
+      });
+      gradLo = sumRow(cols, [&](int64_t i, int64_t count) {
+        const vf v = loadUpTo(xr + i, count), g = loadUpTo(gr + i, count);
+        const auto above = vmax(v, lo) > hi;
+        return (v < lo) & ~above ? g : vf{};
+      });
+      spreadOverTies(xr, cols, e.hi, static_cast<float>(gradHi * factorMax), gx);
+      spreadOverTies(xr, cols, e.lo, static_cast<float>(gradLo * factorMin), gx);
+      if (gradClipMax) gradClipMax[r] = static_cast<float>(gradHi * e.hi * factorMax * (1.0 - factorMax));
+      if (gradClipMin) gradClipMin[r] = static_cast<float>(gradLo * e.lo * factorMin * (1.0 - factorMin));
+    }
+  });
+  return 0;
+}
+
+}  // namespace planish::PL_LEVEL

@@ -1,0 +1,72 @@
+// Per-row statistics shared by the quantizers and clipping: extremes, ties at the extremes, gradients into them.
+#pragma once
+
+#include "lanes.h"
+
+namespace planish::PL_LEVEL {
+
+struct Extremes {
+  float lo, hi;
+};
+
+/** Smallest and largest element of a row. */
+static PL_INLINE Extremes rowExtremes(const float* x, int64_t n) {
+  vf lo = splat(x[0]), hi = lo;
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL) {
+    const vf v = load(x + i);
+    lo = vmin(lo, v);
+    hi = vmax(hi, v);
+  }
+  if (i < n) {
+    const vf v = loadPart(x + i, n - i, x[0]);
+    lo = vmin(lo, v);
+    hi = vmax(hi, v);
+  }
+  return {minLanes(lo), maxLanes(hi)};
+}
+
+/** How many elements equal `value`. */
+static PL_INLINE int64_t countEqual(const float* x, int64_t n, float value) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) count += x[i] == value;
+  return count;
+}
+
+/** Adds `grad` to the elements that equal `value`, shared equally. */
+static inline void spreadOverTies(const float* x, int64_t n, float value, float grad, float* gradX) {
+  if (grad == 0.0f) return;
+  const int64_t ties = countEqual(x, n, value);
+  if (ties == 0) return;
+  const float share = grad / static_cast<float>(ties);
+  for (int64_t i = 0; i < n; ++i) gradX[i] += x[i] == value ? share : 0.0f;
+}
+
+/**
+ * Σ over a row of a lane expression. Lanes are summed in f32 over at most 4096 elements, then in double, so the error
+ * stays a few ulp of the sum of magnitudes however long the row is. `f(i, count)` returns the vector at i, with its
+ * lanes past `count` zero.
+ */
+template <class F>
+static PL_INLINE double sumRow(int64_t n, F f) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += 4096) {
+    const int64_t end = n - begin > 4096 ? begin + 4096 : n;
+    vf a = vf{}, b = vf{};
+    int64_t i = begin;
+    for (; i + 2 * VL <= end; i += 2 * VL) {
+      a += f(i, static_cast<int64_t>(VL));
+      b += f(i + VL, static_cast<int64_t>(VL));
+    }
+    for (; i < end; i += VL) a += f(i, end - i < VL ? end - i : static_cast<int64_t>(VL));
+    total += static_cast<double>(sumLanes(a + b));
+  }
+  return total;
+}
+
+/** A vector at x+i of which `count` lanes are valid and the others zero. */
+static PL_INLINE vf loadUpTo(const float* x, int64_t count) {
+  return count >= VL ? load(x) : loadPart(x, count);
+}
+
+}  // namespace planish::PL_LEVEL

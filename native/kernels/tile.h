@@ -1,0 +1,162 @@
+// Small matrix products held in registers and L1: C (=, +=) A·B for operands of a few hundred rows and columns.
+// Attention, the Kronecker transform and the float64 factorizations are built on it; large products have their own file.
+//
+// B's and C's rows run along vector lanes; A is read one element at a time and broadcast, so it may be stored either
+// way round. Contracts: B's rows are readable up to the next multiple of the vector length past n (contents there may
+// be anything); C is written only inside its n columns.
+#pragma once
+
+#include "lanes.h"
+
+namespace planish::PL_LEVEL {
+
+/** Rows of A (compile-time) × vectors of B (compile-time), over the whole depth k. */
+template <class T, int MR, int NV, bool TransposedA>
+static void tileProduct(int64_t depth, const T* __restrict a, int64_t lda, const T* __restrict b,
+                        int64_t ldb, T* __restrict c, int64_t ldc, bool accumulate, int64_t tail) {
+  using V = typename VecOf<T>::type;
+  constexpr int L = VecOf<T>::lanes;
+  V acc[MR][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[r][v] = V{};
+  for (int64_t k = 0; k < depth; ++k) {
+    V bv[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) bv[v] = loadT<T>(b + v * L);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+      const V av = V{} + (TransposedA ? a[r] : a[r * lda]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[r][v] += av * bv[v];
+    }
+    a += TransposedA ? lda : 1;
+    b += ldb;
+  }
+  // `tail` valid lanes in the last vector; the others are whole.
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+    T* row = c + r * ldc;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      if (v < NV - 1 || tail == L) {
+        storeT<T>(row + v * L, accumulate ? loadT<T>(row + v * L) + acc[r][v] : acc[r][v]);
+      } else {
+        T lanes[L];
+        std::memcpy(lanes, &acc[r][v], sizeof lanes);
+        for (int64_t i = 0; i < tail; ++i)
+          row[v * L + i] = accumulate ? row[v * L + i] + lanes[i] : lanes[i];
+      }
+    }
+  }
+}
+
+template <class T>
+using TileFunction = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t, bool,
+                              int64_t);
+
+// Registers allow MR·NV accumulators beside NV vectors of B and one broadcast.
+#if defined(__AVX512F__)
+constexpr int kTileVectors = 4;
+constexpr int kTileRows[kTileVectors + 1] = {0, 14, 12, 8, 6};
+#else
+constexpr int kTileVectors = 2;
+constexpr int kTileRows[kTileVectors + 1] = {0, 8, 6};
+#endif
+
+template <class T, int NV, bool TransposedA>
+static TileFunction<T> tileOfRows(int64_t rows) {
+  constexpr int max = kTileRows[NV];
+  // Sizes beyond the limit of this NV fall back to the limit's function and are never asked for.
+#define PL_ROWS(n) \
+  case n:          \
+    return tileProduct<T, (n <= max ? n : max), NV, TransposedA>;
+  switch (rows) {
+    PL_ROWS(1)
+    PL_ROWS(2)
+    PL_ROWS(3)
+    PL_ROWS(4)
+    PL_ROWS(5)
+    PL_ROWS(6)
+    PL_ROWS(7)
+    PL_ROWS(8)
+    PL_ROWS(9)
+    PL_ROWS(10)
+    PL_ROWS(11)
+    PL_ROWS(12)
+    PL_ROWS(13)
+    default:
+      return tileProduct<T, (14 <= max ? 14 : max), NV, TransposedA>;
+  }
+#undef PL_ROWS
+}
+
+template <class T, bool TransposedA>
+static TileFunction<T> tileFor(int64_t rows, int vectors) {
+#if defined(__AVX512F__)
+  if (vectors == 4) return tileOfRows<T, 4, TransposedA>(rows);
+  if (vectors == 3) return tileOfRows<T, 3, TransposedA>(rows);
+#endif
+  if (vectors == 2) return tileOfRows<T, 2, TransposedA>(rows);
+  return tileOfRows<T, 1, TransposedA>(rows);
+}
+
+/** C[m×n] (+)= A·B; A is m×depth (row-major), or depth×m when TransposedA. */
+template <class T, bool TransposedA>
+static void smallProduct(int64_t m, int64_t n, int64_t depth, const T* a, int64_t lda, const T* b,
+                         int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+  constexpr int L = VecOf<T>::lanes;
+  const int64_t vectors = (n + L - 1) / L;
+  const int64_t columnGroups = (vectors + kTileVectors - 1) / kTileVectors;
+  int64_t v0 = 0;
+  for (int64_t g = 0; g < columnGroups; ++g) {
+    const int64_t v1 = vectors * (g + 1) / columnGroups;
+    const int width = static_cast<int>(v1 - v0);
+    const int64_t tail = v1 == vectors ? n - (vectors - 1) * L : L;
+    // Rows in groups of equal size (to within one), so that no group is too thin to hide the latency.
+    const int64_t rowGroups = (m + kTileRows[width] - 1) / kTileRows[width];
+    const int64_t size = m / (rowGroups > 0 ? rowGroups : 1);
+    const int64_t larger = m - size * rowGroups;
+    const TileFunction<T> tile = tileFor<T, TransposedA>(size, width);
+    const TileFunction<T> tilePlus = larger > 0 ? tileFor<T, TransposedA>(size + 1, width) : tile;
+    int64_t r = 0;
+    for (int64_t group = 0; group < rowGroups; ++group) {
+      const bool plus = group < larger;
+      (plus ? tilePlus : tile)(depth, a + (TransposedA ? r : r * lda), lda, b + v0 * L, ldb,
+                               c + r * ldc + v0 * L, ldc, accumulate, tail);
+      r += plus ? size + 1 : size;
+    }
+    v0 = v1;
+  }
+}
+
+/** Elements of a row padded to whole vectors. */
+static PL_INLINE int64_t padded(int64_t n) { return (n + VL - 1) / VL * VL; }
+
+/** Copies rows×cols into rows of `ldOut`, zero-filled past cols. */
+static inline void copyPadded(const float* x, int64_t rows, int64_t cols, int64_t ldx, float* out,
+                              int64_t ldOut) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(out + r * ldOut, x + r * ldx, static_cast<size_t>(cols) * 4);
+    for (int64_t c = cols; c < ldOut; ++c) out[r * ldOut + c] = 0.0f;
+  }
+}
+
+/** out[c][r] = x[r][c]; rows of `out` are zero-filled past `rows` up to ldOut. */
+static inline void copyTransposed(const float* x, int64_t rows, int64_t cols, int64_t ldx,
+                                  float* out, int64_t ldOut) {
+  for (int64_t c = 0; c < cols; ++c) {
+    float* row = out + c * ldOut;
+    for (int64_t r = 0; r < rows; ++r) row[r] = x[r * ldx + c];
+    for (int64_t r = rows; r < ldOut; ++r) row[r] = 0.0f;
+  }
+}
+
+/** This thread's scratch as an array; null when memory is out. */
+template <class T>
+static PL_INLINE T* scratchOf(int slot, int64_t count) {
+  return static_cast<T*>(thread_scratch(slot, static_cast<size_t>(count) * sizeof(T)));
+}
+
+}  // namespace planish::PL_LEVEL

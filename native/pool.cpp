@@ -1,0 +1,228 @@
+// The thread pool: one generation counter that workers watch, spinning for some microseconds before they sleep, since
+// a training step is a stream of short kernels.
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+
+#include "planish.h"
+
+namespace planish {
+namespace {
+
+constexpr int MAX_THREADS = 256;
+// About 30 µs on a 3 GHz core: longer than the gap between two calls from JavaScript, shorter than a scheduler tick.
+constexpr int SPINS = 1500;
+
+thread_local char last_error[512] = "";
+thread_local int current_thread = 0;
+thread_local bool inside_pool = false;
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct Job {
+  TaskFunction function = nullptr;
+  const void* context = nullptr;
+  int64_t tasks = 0;
+  bool dynamic = false;
+};
+
+struct Pool {
+  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+  pthread_cond_t done = PTHREAD_COND_INITIALIZER;
+  pthread_t threads[MAX_THREADS];
+  int count = 0;  // threads, the caller included; 0: not started
+  Job job;
+  alignas(64) std::atomic<uint64_t> generation{0};
+  alignas(64) std::atomic<int> remaining{0};
+  alignas(64) std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<bool> stopping{false};
+  std::atomic<bool> busy{false};
+};
+
+// Never destroyed: workers may still be waiting on it when the process exits.
+Pool& pool() {
+  static Pool* instance = new Pool();
+  return *instance;
+}
+
+int hardware_threads() {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+  const long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? static_cast<int>(online) : 1;
+}
+
+void work(Pool& p, const Job& job, int index, int count) {
+  if (job.dynamic) {
+    for (;;) {
+      const int64_t task = p.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= job.tasks) return;
+      job.function(job.context, task);
+    }
+  }
+  const int64_t begin = job.tasks * index / count, end = job.tasks * (index + 1) / count;
+  for (int64_t task = begin; task < end; task++) job.function(job.context, task);
+}
+
+struct WorkerStart {
+  int index;
+  uint64_t generation;
+};
+
+void* worker(void* argument) {
+  const WorkerStart start = *static_cast<WorkerStart*>(argument);
+  delete static_cast<WorkerStart*>(argument);
+  Pool& p = pool();
+  current_thread = start.index;
+  inside_pool = true;
+  uint64_t seen = start.generation;
+  for (;;) {
+    for (int i = 0; i < SPINS && p.generation.load(std::memory_order_acquire) == seen; i++) pause_cpu();
+    if (p.generation.load(std::memory_order_acquire) == seen) {
+      pthread_mutex_lock(&p.mutex);
+      while (p.generation.load(std::memory_order_acquire) == seen) pthread_cond_wait(&p.wake, &p.mutex);
+      pthread_mutex_unlock(&p.mutex);
+    }
+    seen++;
+    if (p.stopping.load(std::memory_order_acquire)) return nullptr;
+    work(p, p.job, start.index, p.count);
+    if (p.remaining.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      pthread_mutex_lock(&p.mutex);
+      pthread_cond_signal(&p.done);
+      pthread_mutex_unlock(&p.mutex);
+    }
+  }
+}
+
+// Bumps the generation under the mutex, so that a worker about to sleep cannot miss it.
+void announce(Pool& p) {
+  pthread_mutex_lock(&p.mutex);
+  p.generation.fetch_add(1, std::memory_order_acq_rel);
+  pthread_cond_broadcast(&p.wake);
+  pthread_mutex_unlock(&p.mutex);
+}
+
+void stop_workers(Pool& p) {
+  if (p.count > 1) {
+    p.stopping.store(true, std::memory_order_release);
+    announce(p);
+    for (int i = 1; i < p.count; i++) pthread_join(p.threads[i], nullptr);
+    p.stopping.store(false, std::memory_order_release);
+  }
+  p.count = 0;
+}
+
+int start_workers(Pool& p, int count) {
+  if (count <= 0) count = hardware_threads();
+  if (count > MAX_THREADS) count = MAX_THREADS;
+  if (count == p.count) return count;
+  stop_workers(p);
+  p.count = 1;
+  const uint64_t generation = p.generation.load(std::memory_order_acquire);
+  for (int i = 1; i < count; i++) {
+    WorkerStart* start = new WorkerStart{i, generation};
+    if (pthread_create(&p.threads[i], nullptr, worker, start) != 0) {
+      delete start;
+      break;
+    }
+    p.count = i + 1;
+  }
+  return p.count;
+}
+
+struct Scratch {
+  void* pointer[SCRATCH_SLOTS] = {};
+  size_t bytes[SCRATCH_SLOTS] = {};
+  ~Scratch() {
+    for (void* block : pointer) free(block);
+  }
+};
+thread_local Scratch scratch;
+
+}  // namespace
+
+int fail(int code, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(last_error, sizeof last_error, format, arguments);
+  va_end(arguments);
+  return code;
+}
+
+int thread_count() {
+  const int count = pool().count;
+  return count > 0 ? count : start_workers(pool(), 0);
+}
+
+int thread_index() { return current_thread; }
+
+void pool_run(int64_t tasks, TaskFunction function, const void* context, bool dynamic) {
+  if (tasks <= 0) return;
+  Pool& p = pool();
+  bool idle = false;
+  if (tasks == 1 || inside_pool || thread_count() == 1 || !p.busy.compare_exchange_strong(idle, true)) {
+    // Kernels index per-thread results by thread_index() < thread_count(); inline work keeps the index it has.
+    for (int64_t task = 0; task < tasks; task++) function(context, task);
+    return;
+  }
+  inside_pool = true;
+  p.job = Job{function, context, tasks, dynamic};
+  p.next.store(0, std::memory_order_relaxed);
+  p.remaining.store(p.count - 1, std::memory_order_release);
+  announce(p);
+  work(p, p.job, 0, p.count);
+  for (int i = 0; i < SPINS && p.remaining.load(std::memory_order_acquire) != 0; i++) pause_cpu();
+  if (p.remaining.load(std::memory_order_acquire) != 0) {
+    pthread_mutex_lock(&p.mutex);
+    while (p.remaining.load(std::memory_order_acquire) != 0) pthread_cond_wait(&p.done, &p.mutex);
+    pthread_mutex_unlock(&p.mutex);
+  }
+  inside_pool = false;
+  p.busy.store(false, std::memory_order_release);
+}
+
+void* thread_scratch(int slot, size_t bytes) {
+  if (scratch.bytes[slot] < bytes) {
+    free(scratch.pointer[slot]);
+    scratch.pointer[slot] = nullptr;
+    scratch.bytes[slot] = 0;
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    void* block = nullptr;
+    if (posix_memalign(&block, 64, rounded) != 0) return nullptr;
+    scratch.pointer[slot] = block;
+    scratch.bytes[slot] = rounded;
+  }
+  return scratch.pointer[slot];
+}
+
+}  // namespace planish
+
+const char* pl_last_error(void) { return planish::last_error; }
+
+int pl_set_threads(int count) {
+  using namespace planish;
+  if (inside_pool) {
+    fail(PL_BAD_ARGUMENT, "the number of threads cannot change inside a kernel");
+    return 0;
+  }
+  return start_workers(pool(), count);
+}
+
+int pl_threads(void) { return planish::thread_count(); }

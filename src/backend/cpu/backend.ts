@@ -1,0 +1,136 @@
+/**
+ * The CPU backend: f32 in host memory, kernels from native/ at the best instruction-set level of the machine.
+ *
+ * Kernel bindings live in matmul.ts and kernels/*.ts; each module exports a function from the library to a part of the
+ * kernel table, named in PARTS below.
+ */
+import type { Backend, Buffer, DType, HostArray, Kernels } from "../backend.js";
+import { PlanishError } from "../../common/errors.js";
+import { loadNativeLibrary, type NativeLibrary } from "./library.js";
+import { matmulKernels } from "./matmul.js";
+import { HostBuffer, NativeArena, NativeMemory } from "./memory.js";
+
+/** Each part binds some of the kernels; together they must bind all. */
+const PARTS: readonly ((library: NativeLibrary) => Partial<Kernels>)[] = [matmulKernels];
+
+const KERNEL_NAMES = [
+  "matmul",
+  "intMatmul",
+  "quantizeRows",
+  "quantizeRowsBackward",
+  "dequantizeRows",
+  "fakeQuantizeAsym",
+  "fakeQuantizeAsymBackward",
+  "clipRows",
+  "clipRowsBackward",
+  "kronecker",
+  "kroneckerBackward",
+  "norm",
+  "normBackward",
+  "rope",
+  "attention",
+  "attentionBackward",
+  "unary",
+  "unaryBackward",
+  "binary",
+  "reduce",
+  "scale",
+  "siluMul",
+  "siluMulBackward",
+  "mse",
+  "nll",
+  "softmaxKl",
+  "gatherRows",
+  "adamW",
+  "cayley",
+  "cayleyBackward",
+  "inverse",
+] as const satisfies readonly (keyof Kernels)[];
+
+/** A kernel missing from KERNEL_NAMES makes this line fail to compile. */
+const everyKernelIsNamed: Exclude<keyof Kernels, (typeof KERNEL_NAMES)[number]> extends never
+  ? true
+  : never = true;
+void everyKernelIsNamed;
+
+export interface CpuBackendOptions {
+  /** Threads of the process-wide pool; default one per hardware core. */
+  readonly threads?: number;
+}
+
+function assembleKernels(library: NativeLibrary): Kernels {
+  const bound: Partial<Record<keyof Kernels, unknown>> = {};
+  for (const part of PARTS) Object.assign(bound, part(library));
+  for (const name of KERNEL_NAMES) {
+    bound[name] ??= () => {
+      throw new PlanishError(`cpu backend: kernel ${name} is not built yet`);
+    };
+  }
+  return bound as Kernels;
+}
+
+/** The host array behind a buffer of this backend. Throws on another backend's buffer. */
+export function hostData(buffer: Buffer): HostArray {
+  if (!(buffer instanceof HostBuffer)) {
+    throw new PlanishError(
+      "cpu backend: this buffer belongs to another backend; copy it with read and write",
+    );
+  }
+  return buffer.data;
+}
+
+function checkRange(buffer: Buffer, offset: number, length: number): void {
+  if (!(offset >= 0 && length >= 0 && offset + length <= buffer.length)) {
+    throw new PlanishError(
+      `elements ${offset} to ${offset + length} lie outside a buffer of ${buffer.length} elements`,
+    );
+  }
+}
+
+/**
+ * Opens the CPU backend. Throws PlanishError when the native library is not built, when PLANISH_ISA names a level that
+ * the machine lacks, or when `threads` is not a positive integer.
+ */
+export function createCpuBackend(options: CpuBackendOptions = {}): Backend {
+  const { threads } = options;
+  if (threads !== undefined && !(Number.isInteger(threads) && threads > 0)) {
+    throw new PlanishError(`threads is ${threads}; give an integer of at least 1`);
+  }
+  const library = loadNativeLibrary();
+  const count = library.setThreads(threads ?? 0);
+  const memory = new NativeMemory(library);
+  return {
+    name: "cpu",
+    description: `${library.description()}, ${count} ${count === 1 ? "thread" : "threads"}`,
+    realType: "f32",
+    kernels: assembleKernels(library),
+    arena: () => new NativeArena(memory),
+    alloc: (dtype: DType, length: number) => memory.alloc(dtype, length),
+    free(buffer: Buffer) {
+      hostData(buffer);
+      memory.free(buffer as HostBuffer);
+    },
+    write(buffer: Buffer, data: HostArray, offset = 0) {
+      checkRange(buffer, offset, data.length);
+      hostData(buffer).set(data, offset);
+    },
+    read(buffer: Buffer, offset = 0, length = buffer.length - offset) {
+      checkRange(buffer, offset, length);
+      return hostData(buffer).slice(offset, offset + length);
+    },
+    copy(source: Buffer, target: Buffer, length: number, sourceOffset = 0, targetOffset = 0) {
+      checkRange(source, sourceOffset, length);
+      checkRange(target, targetOffset, length);
+      hostData(target).set(
+        hostData(source).subarray(sourceOffset, sourceOffset + length),
+        targetOffset,
+      );
+    },
+    fill(buffer: Buffer, value: number) {
+      hostData(buffer).fill(value);
+    },
+    [Symbol.dispose]() {
+      memory.dispose();
+    },
+  };
+}

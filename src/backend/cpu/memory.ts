@@ -1,0 +1,254 @@
+/**
+ * Memory of the CPU backend: native blocks seen as typed arrays, and the arena of a training step.
+ *
+ * A native block is unmapped only once no typed array over it is reachable (FinalizationRegistry), so a stale buffer
+ * reads zeros or newer data but never unmapped memory; its physical pages go back as soon as it is released.
+ */
+import {
+  BYTES_PER_ELEMENT,
+  type Arena,
+  type Buffer,
+  type DType,
+  type HostArray,
+} from "../backend.js";
+import { PlanishError } from "../../common/errors.js";
+import type { NativeLibrary } from "./library.js";
+
+/** A buffer in host memory. Kernels receive `data` (its address) and element counts. */
+export class HostBuffer<A extends HostArray = HostArray> implements Buffer {
+  readonly length: number;
+  constructor(
+    readonly dtype: DType,
+    readonly data: A,
+    /** Set where the buffer is long-lived: what `free` gives back. */
+    readonly block?: Block,
+  ) {
+    this.length = data.length;
+  }
+}
+
+/** A piece of native memory, 64-byte aligned. */
+export interface Block {
+  readonly bytes: ArrayBuffer;
+  readonly offset: number;
+  readonly length: number;
+  /** Index of the size class for blocks cut from a slab, −1 for blocks of their own. */
+  readonly sizeClass: number;
+}
+
+const ALIGNMENT = 64;
+/** Blocks above this size are mapped one by one; smaller ones are cut from slabs. */
+const LARGEST_SMALL_BLOCK = 256 * 1024;
+const SLAB_BYTES = 4 * 1024 * 1024;
+const CHUNK_BYTES = 64 * 1024 * 1024;
+/** Released arena chunks kept for the next arena, so that a step does not fault its pages in anew. */
+const LARGEST_CHUNK_CACHE = 1024 * 1024 * 1024;
+
+export function roundUp(value: number, multiple: number): number {
+  return Math.ceil(value / multiple) * multiple;
+}
+
+export function typedView(
+  dtype: DType,
+  bytes: ArrayBuffer,
+  offset: number,
+  length: number,
+): HostArray {
+  switch (dtype) {
+    case "f32":
+      return new Float32Array(bytes, offset, length);
+    case "f64":
+      return new Float64Array(bytes, offset, length);
+    case "i32":
+      return new Int32Array(bytes, offset, length);
+    case "i8":
+      return new Int8Array(bytes, offset, length);
+    case "u8":
+      return new Uint8Array(bytes, offset, length);
+  }
+}
+
+function checkLength(length: number): void {
+  if (!Number.isSafeInteger(length) || length < 0) {
+    throw new PlanishError(
+      `buffer length ${length} is not a count of elements; give an integer of at least 0`,
+    );
+  }
+}
+
+/** Blocks and chunks of one backend. */
+export class NativeMemory {
+  private readonly allocate: (bytes: number) => unknown;
+  private readonly discard: (pointer: unknown, bytes: number) => unknown;
+  private readonly registry: FinalizationRegistry<{ pointer: unknown; bytes: number }>;
+  private readonly pointers = new WeakMap<ArrayBuffer, unknown>();
+  private readonly freeLists: Block[][] = [];
+  private slab: ArrayBuffer | undefined;
+  private slabUsed = 0;
+  private chunkCache: ArrayBuffer[] = [];
+
+  constructor(private readonly library: NativeLibrary) {
+    this.allocate = library.bind("void* pl_alloc(int64_t bytes)") as (bytes: number) => unknown;
+    this.discard = library.bind("void pl_discard(void* pointer, int64_t bytes)");
+    const unmap = library.bind("void pl_free(void* pointer, int64_t bytes)");
+    this.registry = new FinalizationRegistry(({ pointer, bytes }) => unmap(pointer, bytes));
+  }
+
+  /** A zero-filled mapping of its own. */
+  private map(bytes: number): ArrayBuffer {
+    const pointer = this.allocate(bytes);
+    if (!pointer) {
+      throw new PlanishError(
+        `out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB more were refused by the system; use a smaller model, batch or sequence length`,
+      );
+    }
+    const view = this.library.view(pointer, bytes);
+    this.pointers.set(view, pointer);
+    this.registry.register(view, { pointer, bytes });
+    return view;
+  }
+
+  private unmap(bytes: ArrayBuffer): void {
+    this.discard(this.pointers.get(bytes), bytes.byteLength);
+  }
+
+  /** Zero-filled long-lived memory. */
+  alloc(dtype: DType, length: number): HostBuffer {
+    checkLength(length);
+    const bytes = Math.max(roundUp(length * BYTES_PER_ELEMENT[dtype], ALIGNMENT), ALIGNMENT);
+    const block = bytes > LARGEST_SMALL_BLOCK ? this.largeBlock(bytes) : this.smallBlock(bytes);
+    return new HostBuffer(dtype, typedView(dtype, block.bytes, block.offset, length), block);
+  }
+
+  private largeBlock(bytes: number): Block {
+    return { bytes: this.map(bytes), offset: 0, length: bytes, sizeClass: -1 };
+  }
+
+  /** Size classes are powers of two, from 64 bytes on. */
+  private smallBlock(bytes: number): Block {
+    const sizeClass = Math.max(0, Math.ceil(Math.log2(bytes / ALIGNMENT)));
+    const recycled = this.freeLists[sizeClass]?.pop();
+    if (recycled) {
+      new Uint8Array(recycled.bytes, recycled.offset, recycled.length).fill(0);
+      return recycled;
+    }
+    const length = ALIGNMENT * 2 ** sizeClass;
+    if (!this.slab || this.slabUsed + length > SLAB_BYTES) {
+      this.slab = this.map(SLAB_BYTES);
+      this.slabUsed = 0;
+    }
+    const offset = this.slabUsed;
+    this.slabUsed += length;
+    return { bytes: this.slab, offset, length, sizeClass };
+  }
+
+  free(buffer: HostBuffer): void {
+    const block = buffer.block;
+    if (!block)
+      throw new PlanishError(
+        "only buffers from `alloc` are freed; an arena's go back with the arena",
+      );
+    if (block.sizeClass < 0) this.unmap(block.bytes);
+    else (this.freeLists[block.sizeClass] ??= []).push(block);
+  }
+
+  /** A chunk of at least `bytes` for an arena; contents undefined. */
+  takeChunk(bytes: number): ArrayBuffer {
+    const fits = this.chunkCache.findIndex((chunk) => chunk.byteLength >= bytes);
+    if (fits >= 0) return this.chunkCache.splice(fits, 1)[0];
+    return this.map(Math.max(CHUNK_BYTES, roundUp(bytes, 2 ** 21)));
+  }
+
+  giveChunk(chunk: ArrayBuffer): void {
+    const cached = this.chunkCache.reduce((sum, each) => sum + each.byteLength, 0);
+    if (cached + chunk.byteLength > LARGEST_CHUNK_CACHE) {
+      this.unmap(chunk);
+      return;
+    }
+    this.chunkCache.push(chunk);
+    this.chunkCache.sort((x, y) => x.byteLength - y.byteLength);
+  }
+
+  /** Gives back everything that no live buffer uses. */
+  dispose(): void {
+    for (const chunk of this.chunkCache) this.unmap(chunk);
+    this.chunkCache = [];
+    this.freeLists.length = 0;
+    this.slab = undefined;
+  }
+}
+
+interface Position {
+  readonly chunk: number;
+  readonly offset: number;
+  readonly used: number;
+}
+
+/** Bump allocation over chunks; see Arena. */
+export class NativeArena implements Arena {
+  private readonly chunks: ArrayBuffer[] = [];
+  private chunk = 0;
+  private offset = 0;
+  private used = 0;
+  private peak = 0;
+  private disposed = false;
+  private readonly marks: Position[] = [];
+
+  constructor(private readonly memory: NativeMemory) {}
+
+  get peakBytes(): number {
+    return this.peak;
+  }
+
+  alloc(dtype: DType, length: number): HostBuffer {
+    if (this.disposed) throw new PlanishError("this arena was disposed; allocate from a live one");
+    checkLength(length);
+    const bytes = roundUp(length * BYTES_PER_ELEMENT[dtype], ALIGNMENT);
+    if (this.chunks.length === 0) this.chunks.push(this.memory.takeChunk(bytes));
+    while (this.offset + bytes > this.chunks[this.chunk].byteLength) {
+      const next = this.chunk + 1;
+      // A chunk that is too small for this request is exchanged, not skipped: nothing in it is in use.
+      if (next < this.chunks.length && this.chunks[next].byteLength < bytes) {
+        this.memory.giveChunk(this.chunks[next]);
+        this.chunks[next] = this.memory.takeChunk(bytes);
+      } else if (next === this.chunks.length) {
+        this.chunks.push(this.memory.takeChunk(bytes));
+      }
+      this.chunk = next;
+      this.offset = 0;
+    }
+    const view = typedView(dtype, this.chunks[this.chunk], this.offset, length);
+    this.offset += bytes;
+    this.used += bytes;
+    if (this.used > this.peak) this.peak = this.used;
+    return new HostBuffer(dtype, view);
+  }
+
+  mark(): number {
+    const last = this.marks.length - 1;
+    const top = this.marks[last];
+    // A loop that rewinds to where it marked must not grow the list.
+    if (top && top.chunk === this.chunk && top.offset === this.offset) return last;
+    this.marks.push({ chunk: this.chunk, offset: this.offset, used: this.used });
+    return last + 1;
+  }
+
+  rewind(mark: number): void {
+    const position = this.marks[mark];
+    if (!position)
+      throw new PlanishError(
+        `arena mark ${mark} is not live; rewind to marks in the order of a stack`,
+      );
+    this.marks.length = mark + 1;
+    this.chunk = position.chunk;
+    this.offset = position.offset;
+    this.used = position.used;
+  }
+
+  [Symbol.dispose](): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    for (const chunk of this.chunks) this.memory.giveChunk(chunk);
+    this.chunks.length = 0;
+  }
+}
