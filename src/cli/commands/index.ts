@@ -1,0 +1,5 @@
+/** Every command, in the order of the help page. Adding one: a file beside this one, and a line here. */
+
+import type { Register } from "../program.js";
+
+export const commands: readonly Register[] = [];

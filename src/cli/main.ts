@@ -1,0 +1,19 @@
+#!/usr/bin/env node
+/** Entry point of `planish`. */
+
+import { commands } from "./commands/index.js";
+import { run } from "./program.js";
+
+// A reader that stops early (`planish … | head`) is no failure; work that only logs must survive a closed stderr.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code === "EPIPE") process.exit(process.exitCode ?? 0);
+  throw error;
+});
+process.stderr.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+});
+
+const exitCode = await run(process.argv.slice(2), commands);
+// Native worker threads must not keep a finished process alive; what was printed has to be out first.
+await new Promise<void>((resolve) => process.stdout.write("", () => resolve()));
+process.exit(exitCode);

@@ -1,0 +1,227 @@
+/**
+ * Progress on a terminal (bars with time left) and elsewhere (plain lines at intervals), behind the
+ * `ProgressSink` tasks that lower rooms report to.
+ */
+
+import { MultiBar } from "cli-progress";
+import type { ProgressTask } from "../common/progress.js";
+import { formatDuration, formatNumber } from "../common/format.js";
+
+/** Seconds on a clock that never runs backwards. */
+export type Clock = () => number;
+
+export const systemClock: Clock = () => performance.now() / 1000;
+
+/** The rate is taken over this many of the latest reports, so that it follows work whose speed changes. */
+const RATE_WINDOW = 20;
+/** Units reported this soon (seconds) were done before: a resumed run must not pass for a fast one. */
+const HEAD_START = 0.1;
+
+/** How far one task is, and how long it will still take. Draws nothing. */
+export class ProgressMeter {
+  readonly total: number;
+  value = 0;
+  detail = "";
+  readonly #start: number;
+  #reports: { time: number; value: number }[];
+
+  constructor(
+    readonly label: string,
+    total: number,
+    readonly clock: Clock,
+  ) {
+    this.total = Math.max(0, total);
+    this.#start = clock();
+    this.#reports = [{ time: this.#start, value: 0 }];
+  }
+
+  advance(by = 1, detail?: string): void {
+    const time = this.clock();
+    this.value = Math.min(this.total, this.value + by);
+    if (detail !== undefined) this.detail = detail;
+    const report = { time, value: this.value };
+    if (time - this.#start < HEAD_START) {
+      this.#reports = [report];
+    } else {
+      this.#reports.push(report);
+      if (this.#reports.length > RATE_WINDOW) this.#reports.shift();
+    }
+  }
+
+  /** Share done, 0 to 1; an empty task is done. */
+  get fraction(): number {
+    return this.total === 0 ? 1 : this.value / this.total;
+  }
+
+  /** Seconds since the task was opened. */
+  get elapsed(): number {
+    return this.clock() - this.#start;
+  }
+
+  /** Estimated seconds until the end; undefined until two reports make a rate. */
+  get secondsLeft(): number | undefined {
+    const first = this.#reports[0];
+    const last = this.#reports[this.#reports.length - 1];
+    const perUnit = (last.time - first.time) / (last.value - first.value);
+    if (!Number.isFinite(perUnit)) return undefined;
+    return Math.max(0, (this.total - this.value) * perUnit - (this.clock() - last.time));
+  }
+
+  /** `12/32 (38%), 1 min 05 s left, loss 0.0012`; percent are rounded down, so 100 means all. */
+  describe(): string {
+    const parts = [
+      `${formatNumber(this.value)}/${formatNumber(this.total)} (${Math.floor(100 * this.fraction)}%)`,
+    ];
+    const left = this.secondsLeft;
+    if (left !== undefined && this.fraction < 1) parts.push(`${formatDuration(left)} left`);
+    if (this.detail !== "") parts.push(this.detail);
+    return parts.join(", ");
+  }
+}
+
+/** What `Reporter` needs of either kind of display. */
+export interface ProgressDisplay {
+  task(label: string, total: number): ProgressTask;
+  /** Runs `write` with the display out of the way. */
+  aside(write: () => void): void;
+  /** Ends every task; the display stays usable. */
+  close(): void;
+}
+
+/** Shows nothing: `--quiet`. */
+export class NoProgress implements ProgressDisplay {
+  task(): ProgressTask {
+    return { advance: () => undefined, done: () => undefined };
+  }
+  aside(write: () => void): void {
+    write();
+  }
+  close(): void {
+    // Nothing is held.
+  }
+}
+
+/** A line is due after this much progress … */
+const LINE_STEP = 0.1;
+/** … or this many seconds; … */
+const LINE_INTERVAL = 10;
+/** … but short tasks must not flood a log. */
+const LINE_MINIMUM_GAP = 1;
+
+/** Plain lines, for logs and pipes. */
+export class LineProgress implements ProgressDisplay {
+  constructor(
+    private readonly writeLine: (line: string) => void,
+    private readonly clock: Clock = systemClock,
+  ) {}
+
+  task(label: string, total: number): ProgressTask {
+    const meter = new ProgressMeter(label, total, this.clock);
+    let shownAt = this.clock();
+    let shownFraction = 0;
+    let open = true;
+    this.writeLine(`${label} …`);
+    return {
+      advance: (by, detail) => {
+        meter.advance(by, detail);
+        const gap = this.clock() - shownAt;
+        const stepped = meter.fraction - shownFraction >= LINE_STEP - 1e-9;
+        if (meter.fraction < 1 && (gap >= LINE_INTERVAL || (stepped && gap >= LINE_MINIMUM_GAP))) {
+          shownAt = this.clock();
+          shownFraction = meter.fraction;
+          this.writeLine(`${label}: ${meter.describe()}`);
+        }
+      },
+      done: () => {
+        if (!open) return;
+        open = false;
+        const how = meter.fraction < 1 ? `ended at ${meter.describe()}, after` : "done in";
+        if (meter.fraction < 1 || meter.elapsed >= LINE_MINIMUM_GAP) {
+          this.writeLine(`${label}: ${how} ${formatDuration(meter.elapsed)}`);
+        }
+      },
+    };
+  }
+
+  aside(write: () => void): void {
+    write();
+  }
+
+  close(): void {
+    // Lines leave nothing behind.
+  }
+}
+
+const REDRAW_INTERVAL = 0.1;
+const BAR_WIDTH = 24;
+
+/** Bars at the bottom of a terminal, one per open task; they vanish when their task is done. */
+export class BarProgress implements ProgressDisplay {
+  readonly #meters = new Set<ProgressMeter>();
+  #bars: MultiBar | undefined;
+  #drawnAt = 0;
+
+  constructor(
+    private readonly stream: NodeJS.WriteStream,
+    private readonly clock: Clock = systemClock,
+  ) {}
+
+  task(label: string, total: number): ProgressTask {
+    const meter = new ProgressMeter(label, total, this.clock);
+    this.#erase();
+    this.#meters.add(meter);
+    this.#draw();
+    return {
+      advance: (by, detail) => {
+        meter.advance(by, detail);
+        // The library redraws from a timer, which long synchronous kernels starve.
+        if (this.clock() - this.#drawnAt >= REDRAW_INTERVAL) {
+          this.#drawnAt = this.clock();
+          this.#bars?.update();
+        }
+      },
+      done: () => {
+        if (!this.#meters.delete(meter)) return;
+        this.#bars?.stop();
+        this.#bars = undefined;
+        this.#draw();
+      },
+    };
+  }
+
+  aside(write: () => void): void {
+    this.#erase();
+    write();
+    this.#draw();
+  }
+
+  close(): void {
+    this.#meters.clear();
+    this.#erase();
+  }
+
+  #erase(): void {
+    this.#bars?.stop();
+    this.#bars = undefined;
+  }
+
+  #draw(): void {
+    if (this.#meters.size === 0) return;
+    this.#bars = new MultiBar({
+      stream: this.stream,
+      clearOnComplete: true,
+      forceRedraw: true,
+      format: (_options, _params, meter: ProgressMeter) => barLine(meter),
+    });
+    for (const meter of this.#meters) this.#bars.create(meter.total, 0, meter);
+    this.#drawnAt = this.clock();
+    this.#bars.update();
+  }
+}
+
+/** `calibrating [=========---------------] 12/32 (38%), 1 min 05 s left, loss 0.0012` */
+export function barLine(meter: ProgressMeter): string {
+  const filled = Math.floor(meter.fraction * BAR_WIDTH);
+  const bar = "=".repeat(filled) + "-".repeat(BAR_WIDTH - filled);
+  return `${meter.label} [${bar}] ${meter.describe()}`;
+}
