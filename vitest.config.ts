@@ -1,22 +1,38 @@
 /**
- * Three groups of tests: `unit` (in this process), `cli` (starts the built program, which its setup builds), and
- * `golden` (files named `*.golden.test.ts`: everything held to the float64 vectors, also run alone by
- * `npm run test:golden` with `PLANISH_GOLDEN` naming another directory).
+ * Three projects: `unit` (fast, the default while working), `golden` (the float64 vectors, alone by `npm run
+ * test:golden`) and `cli` (starts the built program). Every test file gets a process of its own: the native
+ * library reads PLANISH_ISA once, when it is loaded, and a worker thread's environment does not reach it.
  */
 
 import { defineConfig } from "vitest/config";
 
-const shared = { pool: "forks", testTimeout: 60_000 } as const;
+const SECOND = 1000;
+
+const shared = {
+  pool: "forks",
+  isolate: true,
+} as const;
 
 export default defineConfig({
   test: {
+    // Two cores: native kernels start their own threads, so more files at once only wait for one another.
+    maxWorkers: 2,
     projects: [
       {
         test: {
           ...shared,
           name: "unit",
           include: ["test/**/*.test.ts"],
-          exclude: ["test/cli/**", "test/**/*.golden.test.ts"],
+          exclude: ["test/golden-checks/**", "test/cli/**"],
+          testTimeout: 30 * SECOND,
+        },
+      },
+      {
+        test: {
+          ...shared,
+          name: "golden",
+          include: ["test/golden-checks/**/*.test.ts"],
+          testTimeout: 120 * SECOND,
         },
       },
       {
@@ -24,11 +40,10 @@ export default defineConfig({
           ...shared,
           name: "cli",
           include: ["test/cli/**/*.test.ts"],
-          globalSetup: ["test/cli/global-setup.ts"],
-          testTimeout: 120_000,
+          testTimeout: 180 * SECOND,
+          hookTimeout: 60 * SECOND,
         },
       },
-      { test: { ...shared, name: "golden", include: ["test/**/*.golden.test.ts"] } },
     ],
   },
 });
