@@ -40,6 +40,7 @@ export default defineConfig({
           ...shared,
           name: "cli",
           include: ["test/cli/**/*.test.ts"],
+          globalSetup: ["test/cli/global-setup.ts"],
           testTimeout: 180 * SECOND,
           hookTimeout: 60 * SECOND,
         },
