@@ -1,6 +1,6 @@
 /** Reads a checkpoint's tensors into the roles of a block; block by block, never the whole model. */
 import { PlanishError } from "../common/errors.js";
-import type { Backend } from "../backend/backend.js";
+import type { Backend, RealArray } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { freeTensor, frozen, type Tensor } from "../tensor/tensor.js";
 import type { BlockWeights, LinearWeights, NormWeights } from "./block.js";
@@ -9,7 +9,7 @@ import type { Architecture, LinearRole, ModelConfig } from "./config.js";
 /** A weight before it is put on a device. */
 export interface HostTensor {
   readonly shape: readonly number[];
-  readonly data: Float32Array;
+  readonly data: RealArray;
 }
 
 export interface HostLinear {

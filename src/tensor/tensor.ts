@@ -171,7 +171,15 @@ export class Graph implements Disposable {
       return;
     }
     const sum = this.real(tensor.size);
-    this.kernels.binary({ op: "add", rows: 1, cols: tensor.size, a: tensor.grad, b: grad, broadcast: "full", out: sum });
+    this.kernels.binary({
+      op: "add",
+      rows: 1,
+      cols: tensor.size,
+      a: tensor.grad,
+      b: grad,
+      broadcast: "full",
+      out: sum,
+    });
     tensor.grad = sum;
   }
 

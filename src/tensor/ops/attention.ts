@@ -12,12 +12,26 @@ export interface AttentionOptions {
 }
 
 /** q: [batch·Tq, heads·headDim], k and v: [batch·Tk, kvHeads·headDim]; out like q. Queries are the last Tq positions. */
-export function attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
+export function attention(
+  g: Graph,
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: AttentionOptions,
+): Tensor {
   const { batch, heads, kvHeads, headDim } = options;
   const queryLength = q.size / (batch * heads * headDim);
   const keyLength = k.size / (batch * kvHeads * headDim);
-  const qLayout = { batchStride: queryLength * heads * headDim, timeStride: heads * headDim, headStride: headDim };
-  const kvLayout = { batchStride: keyLength * kvHeads * headDim, timeStride: kvHeads * headDim, headStride: headDim };
+  const qLayout = {
+    batchStride: queryLength * heads * headDim,
+    timeStride: heads * headDim,
+    headStride: headDim,
+  };
+  const kvLayout = {
+    batchStride: keyLength * kvHeads * headDim,
+    timeStride: kvHeads * headDim,
+    headStride: headDim,
+  };
   const out = g.real(q.size);
   const logSumExp = g.real(batch * heads * queryLength);
   const shared: AttentionArgs = {

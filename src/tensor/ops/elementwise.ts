@@ -16,7 +16,13 @@ export function unary(g: Graph, op: UnaryOp, x: Tensor): Tensor {
 /**
  * a ∘ b with b broadcast: "full" (same shape), "row" (one value per column of a), "column" (one per row), "scalar".
  */
-export function binary(g: Graph, op: BinaryOp, a: Tensor, b: Tensor, broadcast: BinaryArgs["broadcast"] = "full"): Tensor {
+export function binary(
+  g: Graph,
+  op: BinaryOp,
+  a: Tensor,
+  b: Tensor,
+  broadcast: BinaryArgs["broadcast"] = "full",
+): Tensor {
   const { rows, cols } = a;
   const A = g.values(a);
   const B = g.values(b);
@@ -31,14 +37,24 @@ export function binary(g: Graph, op: BinaryOp, a: Tensor, b: Tensor, broadcast: 
     if (g.needs(b)) {
       const gradB = g.real(b.size);
       if (broadcast === "full") {
-        if (op === "mul") g.kernels.binary({ op, rows, cols, a: grad, b: A, broadcast, out: gradB });
+        if (op === "mul")
+          g.kernels.binary({ op, rows, cols, a: grad, b: A, broadcast, out: gradB });
         else if (op === "add") {
           g.accumulate(b, grad);
           return;
-        } else g.kernels.scale({ x: grad, length: b.size, alpha: -1, accumulate: false, out: gradB });
+        } else
+          g.kernels.scale({ x: grad, length: b.size, alpha: -1, accumulate: false, out: gradB });
       } else {
         const alpha = op === "sub" ? -1 : 1;
-        g.kernels.reduce({ rows, cols, x: grad, y: op === "mul" ? A : undefined, keep: broadcast, alpha, out: gradB });
+        g.kernels.reduce({
+          rows,
+          cols,
+          x: grad,
+          y: op === "mul" ? A : undefined,
+          keep: broadcast,
+          alpha,
+          out: gradB,
+        });
       }
       g.accumulate(b, gradB);
     }

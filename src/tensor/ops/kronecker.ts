@@ -23,9 +23,13 @@ export function kronecker(g: Graph, x: Tensor, factors: KroneckerFactors): Tenso
   const nRight = right?.shape[0] ?? factors.nRight ?? 1;
   const rows = x.size / (nLeft * nRight);
   if (!Number.isInteger(rows))
-    throw new PlanishError(`[kronecker] ${x.size} values do not split into rows of ${nLeft}×${nRight}`);
+    throw new PlanishError(
+      `[kronecker] ${x.size} values do not split into rows of ${nLeft}×${nRight}`,
+    );
   if (diag && diag.size !== nLeft * nRight)
-    throw new PlanishError(`[kronecker] diag has ${diag.size} values, channels are ${nLeft * nRight}`);
+    throw new PlanishError(
+      `[kronecker] diag has ${diag.size} values, channels are ${nLeft * nRight}`,
+    );
   const out = g.real(x.size);
   const shared = {
     x: g.values(x),

@@ -12,8 +12,24 @@ export function meanSquaredError(g: Graph, a: Tensor, b: Tensor): Tensor {
   g.kernels.mse({ a: A, b: B, length: a.size, loss: out });
   return g.result([1], out, [a], (grad) => {
     const gradA = g.real(a.size);
-    g.kernels.binary({ op: "sub", rows: a.rows, cols: a.cols, a: A, b: B, broadcast: "full", out: gradA });
-    g.kernels.binary({ op: "mul", rows: a.rows, cols: a.cols, a: gradA, b: grad, broadcast: "scalar", out: gradA });
+    g.kernels.binary({
+      op: "sub",
+      rows: a.rows,
+      cols: a.cols,
+      a: A,
+      b: B,
+      broadcast: "full",
+      out: gradA,
+    });
+    g.kernels.binary({
+      op: "mul",
+      rows: a.rows,
+      cols: a.cols,
+      a: gradA,
+      b: grad,
+      broadcast: "scalar",
+      out: gradA,
+    });
     g.kernels.scale({ x: gradA, length: a.size, alpha: 2 / a.size, accumulate: false, out: gradA });
     g.accumulate(a, gradA);
   });
@@ -22,7 +38,13 @@ export function meanSquaredError(g: Graph, a: Tensor, b: Tensor): Tensor {
 /** Negative log-likelihood per row (not differentiable: "no gradient" by design, it only scores). targets: i32 [rows]. */
 export function negativeLogLikelihood(g: Graph, logits: Tensor, targets: Buffer): Tensor {
   const out = g.real(logits.rows);
-  g.kernels.nll({ logits: g.values(logits), rows: logits.rows, cols: logits.cols, targets, nll: out });
+  g.kernels.nll({
+    logits: g.values(logits),
+    rows: logits.rows,
+    cols: logits.cols,
+    targets,
+    nll: out,
+  });
   return g.result([logits.rows], out, [], () => {
     throw new PlanishError("[nll] has no gradient");
   });

@@ -12,7 +12,9 @@ import type { Graph, Tensor } from "../tensor.js";
 export function linear(g: Graph, x: Tensor, w: Tensor, bias?: Tensor): Tensor {
   const [n, k] = w.shape;
   if (x.cols !== k || w.shape.length !== 2)
-    throw new PlanishError(`[linear] x has ${x.cols} columns, weight is [${w.shape.join(", ")}]; they must agree`);
+    throw new PlanishError(
+      `[linear] x has ${x.cols} columns, weight is [${w.shape.join(", ")}]; they must agree`,
+    );
   const rows = x.rows;
   const out = g.real(rows * n);
   const biasBuffer = bias && g.values(bias);
@@ -69,7 +71,8 @@ export function linear(g: Graph, x: Tensor, w: Tensor, bias?: Tensor): Tensor {
       });
     g.accumulate(w, gradW);
     const gradBias = g.gradientFor(bias);
-    if (gradBias) g.kernels.reduce({ rows, cols: n, x: grad, keep: "row", alpha: 1, out: gradBias });
+    if (gradBias)
+      g.kernels.reduce({ rows, cols: n, x: grad, keep: "row", alpha: 1, out: gradBias });
     g.accumulate(bias, gradBias);
   });
 }
@@ -112,16 +115,48 @@ export function matmul(
     if (gradA)
       g.kernels.matmul(
         ta
-          ? { m: k, n: m, k: n, a: { buffer: B, transposed: tb }, b: { buffer: grad, transposed: true }, out: { buffer: gradA }, precision: "f32" }
-          : { m, n: k, k: n, a: { buffer: grad }, b: { buffer: B, transposed: !tb }, out: { buffer: gradA }, precision: "f32" },
+          ? {
+              m: k,
+              n: m,
+              k: n,
+              a: { buffer: B, transposed: tb },
+              b: { buffer: grad, transposed: true },
+              out: { buffer: gradA },
+              precision: "f32",
+            }
+          : {
+              m,
+              n: k,
+              k: n,
+              a: { buffer: grad },
+              b: { buffer: B, transposed: !tb },
+              out: { buffer: gradA },
+              precision: "f32",
+            },
       );
     g.accumulate(a, gradA);
     const gradB = g.gradientFor(b);
     if (gradB)
       g.kernels.matmul(
         tb
-          ? { m: n, n: k, k: m, a: { buffer: grad, transposed: true }, b: { buffer: A, transposed: ta }, out: { buffer: gradB }, precision: "f32" }
-          : { m: k, n, k: m, a: { buffer: A, transposed: !ta }, b: { buffer: grad }, out: { buffer: gradB }, precision: "f32" },
+          ? {
+              m: n,
+              n: k,
+              k: m,
+              a: { buffer: grad, transposed: true },
+              b: { buffer: A, transposed: ta },
+              out: { buffer: gradB },
+              precision: "f32",
+            }
+          : {
+              m: k,
+              n,
+              k: m,
+              a: { buffer: A, transposed: !ta },
+              b: { buffer: grad },
+              out: { buffer: gradB },
+              precision: "f32",
+            },
       );
     g.accumulate(b, gradB);
   });

@@ -23,8 +23,25 @@ export function inverse(g: Graph, x: Tensor): Tensor {
     const half = g.real(n * n);
     const gradX = g.real(n * n);
     const inverseT = { buffer: out, transposed: true };
-    g.kernels.matmul({ m: n, n, k: n, a: inverseT, b: { buffer: grad }, out: { buffer: half }, precision: "f32" });
-    g.kernels.matmul({ m: n, n, k: n, a: { buffer: half }, b: inverseT, out: { buffer: gradX }, alpha: -1, precision: "f32" });
+    g.kernels.matmul({
+      m: n,
+      n,
+      k: n,
+      a: inverseT,
+      b: { buffer: grad },
+      out: { buffer: half },
+      precision: "f32",
+    });
+    g.kernels.matmul({
+      m: n,
+      n,
+      k: n,
+      a: { buffer: half },
+      b: inverseT,
+      out: { buffer: gradX },
+      alpha: -1,
+      precision: "f32",
+    });
     g.accumulate(x, gradX);
   });
 }

@@ -24,7 +24,8 @@ export interface QuantizeRowsOptions {
  */
 export function quantizeRows(g: Graph, x: Tensor, options: QuantizeRowsOptions): Tensor {
   const { bits, clip, offset } = options;
-  if (bits > 8 || bits < 2) throw new PlanishError(`[quantizeRows] ${bits} bits; integer codes hold 2 to 8`);
+  if (bits > 8 || bits < 2)
+    throw new PlanishError(`[quantizeRows] ${bits} bits; integer codes hold 2 to 8`);
   const { rows, cols } = x;
   const scaleFloor = options.scaleFloor ?? 0;
   const input = g.values(x);
@@ -52,7 +53,14 @@ export function quantizeRows(g: Graph, x: Tensor, options: QuantizeRowsOptions):
       const gradClipMax = g.gradientFor(clip?.max);
       const gradClipMin = g.gradientFor(clip?.min);
       const gradOffset = g.gradientFor(offset);
-      g.kernels.quantizeRowsBackward({ ...shared, grad, gradX, gradClipMax, gradClipMin, gradOffset });
+      g.kernels.quantizeRowsBackward({
+        ...shared,
+        grad,
+        gradX,
+        gradClipMax,
+        gradClipMin,
+        gradOffset,
+      });
       g.accumulate(x, gradX);
       g.accumulate(clip?.max, gradClipMax);
       g.accumulate(clip?.min, gradClipMin);
@@ -96,9 +104,17 @@ export function fakeQuantizeAsym(
 export function clipRows(g: Graph, x: Tensor, clip: ClipPair): Tensor {
   const { rows, cols } = x;
   if (clip.max.size !== rows || clip.min.size !== rows)
-    throw new PlanishError(`[clipRows] ${rows} rows need as many logits, got ${clip.max.size} and ${clip.min.size}`);
+    throw new PlanishError(
+      `[clipRows] ${rows} rows need as many logits, got ${clip.max.size} and ${clip.min.size}`,
+    );
   const out = g.real(x.size);
-  const shared = { x: g.values(x), rows, cols, clipMax: g.values(clip.max), clipMin: g.values(clip.min) };
+  const shared = {
+    x: g.values(x),
+    rows,
+    cols,
+    clipMax: g.values(clip.max),
+    clipMin: g.values(clip.min),
+  };
   g.kernels.clipRows({ ...shared, out });
   return g.result(x.shape, out, [x, clip.max, clip.min], (grad) => {
     const gradX = g.gradientFor(x) ?? g.real(x.size);

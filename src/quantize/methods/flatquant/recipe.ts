@@ -1,0 +1,73 @@
+/** FlatQuant's settings as data. Source: spec/flatquant.md, Calibration and "Beyond the paper". */
+import { z } from "zod";
+
+const positive = z.number().positive();
+const count = z.number().int().positive();
+
+export const flatQuantRecipe = z.strictObject({
+  /** Windows of calibration text, and tokens in each. */
+  samples: count,
+  seqLen: count,
+  epochs: z.number().int().nonnegative(),
+  /** Windows per step. */
+  batch: count,
+  learningRate: positive,
+  clipLearningRate: positive,
+  /** Cosine schedule ends here. */
+  finalLearningRate: z.number().nonnegative(),
+  weightDecay: z.number().nonnegative(),
+  parametrisation: z.enum(["svd", "direct"]),
+  diag: z.boolean(),
+  /** Exponent of the diag's initialisation. */
+  diagAlpha: z.number().min(0).max(1),
+  weightClip: z.boolean(),
+  activationClip: z.boolean(),
+  /** Learned clipping of the K/V cache's grid. */
+  kvClip: z.boolean(),
+  /** Where clipping logits start; σ(4) ≈ 0.982. */
+  clipInit: z.number(),
+  /** Large products: bf16 with f32 accumulation, or f32 throughout. */
+  precision: z.enum(["bf16", "f32"]),
+  /** An offset in [−½, ½] per weight, trained with the block's other parameters. */
+  learnedRounding: z.strictObject({ enabled: z.boolean(), learningRate: positive }),
+  /** End-to-end distillation of all blocks after each was trained alone. */
+  distillation: z.strictObject({
+    steps: z.number().int().nonnegative(),
+    batch: count,
+    learningRate: positive,
+    roundingLearningRate: positive,
+  }),
+});
+
+export type FlatQuantRecipe = z.infer<typeof flatQuantRecipe>;
+
+const paper: FlatQuantRecipe = {
+  samples: 128,
+  seqLen: 2048,
+  epochs: 15,
+  batch: 4,
+  learningRate: 5e-3,
+  clipLearningRate: 5e-2,
+  finalLearningRate: 5e-6,
+  weightDecay: 0.01,
+  parametrisation: "svd",
+  diag: true,
+  diagAlpha: 0.3,
+  weightClip: true,
+  activationClip: true,
+  kvClip: true,
+  clipInit: 4,
+  precision: "bf16",
+  learnedRounding: { enabled: false, learningRate: 3e-3 },
+  distillation: { steps: 0, batch: 8, learningRate: 5e-4, roundingLearningRate: 1e-3 },
+};
+
+export const flatQuantPresets = {
+  paper,
+  fast: { ...paper, samples: 32, epochs: 8 },
+  best: {
+    ...paper,
+    learnedRounding: { enabled: true, learningRate: 3e-3 },
+    distillation: { ...paper.distillation, steps: 384 },
+  },
+} as const satisfies Record<string, FlatQuantRecipe>;

@@ -1,0 +1,110 @@
+/**
+ * Learnable invertible matrices and the Kronecker pairs made of them.
+ * Source: spec/flatquant.md, Kronecker transform and Parametrisation (paper section 3.2, appendix B.1).
+ */
+import { PlanishError } from "../../common/errors.js";
+import { randomOrthogonal, type Random } from "../../common/random.js";
+import { binary, cayley, inverse, matmul, unary } from "../../tensor/ops/index.js";
+import type { Graph, Tensor } from "../../tensor/tensor.js";
+
+export type Parametrisation = "svd" | "direct";
+
+/** Named trainable tensors of one block. */
+export type Parameters = ReadonlyMap<string, Tensor>;
+
+/** Initial values of named parameters, before they are put on a device. */
+export type InitialValues = Map<string, { shape: readonly number[]; data: Float64Array }>;
+
+/** Largest size served by one dense matrix when it has no factors. */
+const LARGEST_DENSE = 512;
+
+/**
+ * The factor pair n = n_l·n_r, n_l ≤ n_r, closest to √n. A prime gives [1, n] (one dense matrix on the right).
+ * @throws PlanishError for primes above 512; `where` names the layer.
+ */
+export function kroneckerFactors(n: number, where: string): readonly [number, number] {
+  for (let left = Math.floor(Math.sqrt(n)); left >= 2; left--)
+    if (n % left === 0) return [left, n / left];
+  if (n > LARGEST_DENSE)
+    throw new PlanishError(
+      `${where}: size ${n} is prime, so it has no Kronecker factors, and a dense ${n}×${n} transform is larger than the ${LARGEST_DENSE} allowed; quantize this model with --method rtn`,
+    );
+  return [1, n];
+}
+
+/** Suffixes of one matrix's parameters: "", "_left" or "_right". */
+export type Side = "" | "_left" | "_right";
+
+/** Starts P as an orthogonal matrix: U and V from random orthogonal seeds, singular values one. */
+export function initMatrix(
+  values: InitialValues,
+  site: string,
+  side: Side,
+  n: number,
+  kind: Parametrisation,
+  random: Random,
+): void {
+  if (kind === "direct") {
+    values.set(`${site}.p${side}`, { shape: [n, n], data: randomOrthogonal(n, random) });
+    return;
+  }
+  values.set(`${site}.u${side}`, { shape: [n, n], data: randomOrthogonal(n, random) });
+  values.set(`${site}.s${side}`, { shape: [n], data: new Float64Array(n).fill(1) });
+  values.set(`${site}.v${side}`, { shape: [n, n], data: randomOrthogonal(n, random) });
+}
+
+export interface MatrixPair {
+  /** P. */
+  readonly p: Tensor;
+  /** P⁻ᵀ. */
+  readonly inverseT: Tensor;
+}
+
+/** P and P⁻ᵀ of one matrix on a graph; undefined when the site has no such matrix. */
+export function bindMatrix(
+  g: Graph,
+  params: Parameters,
+  site: string,
+  side: Side,
+): MatrixPair | undefined {
+  const direct = params.get(`${site}.p${side}`);
+  if (direct) return { p: direct, inverseT: transpose(g, inverse(g, direct)) };
+  const seedU = params.get(`${site}.u${side}`);
+  const seedV = params.get(`${site}.v${side}`);
+  const s = params.get(`${site}.s${side}`);
+  if (!seedU || !seedV || !s) return undefined;
+  const u = cayley(g, seedU);
+  const v = cayley(g, seedV);
+  // U·diag(s)·Vᵀ: scaling U's columns is a broadcast over rows.
+  const scaledU = (factors: Tensor) =>
+    matmul(g, binary(g, "mul", u, factors, "row"), v, { transposeB: true });
+  return { p: scaledU(s), inverseT: scaledU(unary(g, "reciprocal", s)) };
+}
+
+function transpose(g: Graph, x: Tensor): Tensor {
+  const n = x.shape[0];
+  const identity = new Float64Array(n * n);
+  for (let i = 0; i < n; i++) identity[i * n + i] = 1;
+  return matmul(g, x, g.constant([n, n], identity), { transposeA: true });
+}
+
+/** A site's transform on a graph. */
+export interface BoundTransform {
+  readonly left?: MatrixPair;
+  readonly right?: MatrixPair;
+  readonly diag?: Tensor;
+  /** 1/diag, for the weights. */
+  readonly inverseDiag?: Tensor;
+}
+
+export function bindTransform(
+  g: Graph,
+  params: Parameters,
+  site: string,
+): BoundTransform | undefined {
+  const left = bindMatrix(g, params, site, "_left");
+  const right = bindMatrix(g, params, site, "_right") ?? bindMatrix(g, params, site, "");
+  const diag = params.get(`${site}.diag`);
+  if (!left && !right && !diag) return undefined;
+  return { left, right, diag, inverseDiag: diag && unary(g, "reciprocal", diag) };
+}

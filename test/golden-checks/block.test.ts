@@ -1,0 +1,227 @@
+/**
+ * FlatQuant's training of one block against float64 vectors: every block-*.safetensors in the golden directory,
+ * with its JSON of settings. Checked: the full-precision output, the quantized output before and after, every
+ * loss, the first gradient of every parameter, and every final parameter.
+ */
+import { describe, expect, it } from "vitest";
+import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { LLAMA_NAMES } from "../../src/models/architectures/common.js";
+import { blockForward, plainHooks } from "../../src/models/block.js";
+import type { LinearRole, ModelConfig } from "../../src/models/config.js";
+import { ropeTables } from "../../src/models/rope.js";
+import {
+  uploadBlock,
+  type HostBlock,
+  type HostLinear,
+  type HostTensor,
+} from "../../src/models/weights.js";
+import { bindFlatQuant, describeBlock } from "../../src/quantize/methods/flatquant/hooks.js";
+import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
+import { flatQuantPresets } from "../../src/quantize/methods/flatquant/recipe.js";
+import { BlockTrainer, parameterRule } from "../../src/quantize/methods/flatquant/train.js";
+import { Random } from "../../src/common/random.js";
+import type { Bits } from "../../src/quantize/scheme.js";
+import { meanSquaredError } from "../../src/tensor/ops/index.js";
+import { Graph, parameter, type Tensor } from "../../src/tensor/tensor.js";
+import {
+  expectClose,
+  goldenFiles,
+  goldenSettings,
+  readGolden,
+  type GoldenTensors,
+} from "./support.js";
+
+interface Settings {
+  hidden: number;
+  heads: number;
+  kv: number;
+  head_dim: number;
+  inter: number;
+  eps: number;
+  theta: number;
+  bits: { w: Bits; a: Bits; kv: Bits };
+  batch: number;
+  epochs: number;
+  lr: number;
+  lr_clip: number;
+  weight_decay: number;
+  eta_min: number;
+  alpha: number;
+  clip: boolean;
+  diag: boolean;
+}
+
+const backend = createReferenceBackend({ realType: "f64" });
+
+function load(golden: GoldenTensors, s: Settings) {
+  const tensor = (name: string): HostTensor => {
+    const found = golden.get(name);
+    if (!found) throw new Error(`golden lacks ${name}`);
+    return found;
+  };
+  const optional = (name: string) => (golden.has(name) ? tensor(name) : undefined);
+  const config: ModelConfig = {
+    architecture: "llama",
+    hiddenSize: s.hidden,
+    intermediateSize: s.inter,
+    numLayers: 1,
+    numHeads: s.heads,
+    numKvHeads: s.kv,
+    headDim: s.head_dim,
+    vocabSize: 1,
+    maxPositions: 4096,
+    norm: { kind: "rms", epsilon: s.eps },
+    positions: { kind: "rope", theta: s.theta, scaling: { type: "default" } },
+    mlp: { gated: true, activation: "silu" },
+    qkNorm: false,
+    tiedEmbeddings: true,
+  };
+  const linears: Partial<Record<LinearRole, HostLinear>> = {};
+  for (const [role, path] of Object.entries(LLAMA_NAMES.linears) as [LinearRole, string][])
+    linears[role] = {
+      path,
+      weight: tensor(`weights/${path}.weight`),
+      bias: optional(`weights/${path}.bias`),
+    };
+  const norm = (path: string) => ({ path, gain: tensor(`weights/${path}.weight`) });
+  const block: HostBlock = {
+    inputNorm: norm(LLAMA_NAMES.norms.input),
+    postNorm: norm(LLAMA_NAMES.norms.post),
+    linears,
+  };
+  return { config, block };
+}
+
+function recipeOf(s: Settings) {
+  return {
+    ...flatQuantPresets.paper,
+    precision: "f32" as const,
+    epochs: s.epochs,
+    batch: s.batch,
+    learningRate: s.lr,
+    clipLearningRate: s.lr_clip,
+    finalLearningRate: s.eta_min,
+    weightDecay: s.weight_decay,
+    diag: s.diag,
+    diagAlpha: s.alpha,
+    weightClip: s.clip,
+    activationClip: s.clip,
+    kvClip: s.clip,
+  };
+}
+
+describe.each(goldenFiles("block"))("$name", (file) => {
+  const golden = readGolden(file.path);
+  const settings = goldenSettings(file) as Settings;
+  const { config, block } = load(golden, settings);
+  const weights = uploadBlock(backend, block);
+  const scheme = {
+    weightBits: settings.bits.w,
+    activationBits: settings.bits.a,
+    kvBits: settings.bits.kv,
+  };
+  const recipe = recipeOf(settings);
+  const description = describeBlock(block, config, scheme);
+  const [samples, time] = golden.get("x")!.shape;
+  const width = time * settings.hidden;
+
+  const initial = () => {
+    const params = new Map<string, Tensor>();
+    for (const [name, { shape, data }] of golden)
+      if (name.startsWith("init/")) params.set(name.slice(5), parameter(backend, shape, data));
+    return params;
+  };
+  const rows = (name: string, first: number, count: number) =>
+    golden.get(name)!.data.slice(first * width, (first + count) * width);
+  const rope = (g: Graph) => ropeTables(g, config, 0, time);
+
+  it("full-precision output", () => {
+    using g = new Graph(backend);
+    const x = g.constant([samples * time, settings.hidden], golden.get("x")!.data);
+    const y = blockForward(g, config, weights, plainHooks(weights), x, {
+      layer: 0,
+      batch: samples,
+      rope: rope(g),
+    });
+    expectClose(g.read(y), golden.get("y_fp")!.data, "y_fp");
+  });
+
+  it("names and shapes of the parameters are the ones we would make", () => {
+    const maxima = Object.fromEntries(
+      [
+        ["attn_in", settings.hidden],
+        ["mlp_in", settings.hidden],
+        ["mlp_down", settings.inter],
+        ["attn_out", settings.heads * settings.head_dim],
+      ].map(([site, n]) => [site, new Float64Array(n as number).fill(1)]),
+    ) as never;
+    const ours = initialParameters(block, config, scheme, recipe, maxima, new Random(1));
+    const expected = [...initial()].map(([name, t]) => `${name} ${t.shape.join("×")}`);
+    expect([...ours].map(([name, t]) => `${name} ${t.shape.join("×")}`).sort()).toEqual(
+      expected.sort(),
+    );
+  });
+
+  it("first gradient of every parameter", () => {
+    const params = initial();
+    using g = new Graph(backend, { train: true });
+    const x = g.constant([settings.batch * time, settings.hidden], rows("x", 0, settings.batch));
+    const y = blockForward(g, config, weights, bindFlatQuant(g, description, weights, params), x, {
+      layer: 0,
+      batch: settings.batch,
+      rope: rope(g),
+    });
+    expectClose(g.read(y), golden.get("y_quant_init")!.data, "y_quant_init");
+    const loss = meanSquaredError(g, y, g.constant(y.shape, rows("y_fp", 0, settings.batch)));
+    const value = g.scalar(loss);
+    expectClose([value], [golden.get("losses")!.data[0]], "first loss");
+    g.backward(loss, Float64Array.of(1 / value));
+    for (const [name, p] of params) {
+      if (!p.grad) throw new Error(`${name} got no gradient`);
+      expectClose(backend.read(p.grad), golden.get(`grad1/${name}`)!.data, `grad1/${name}`);
+    }
+  });
+
+  it("all losses, final parameters and final output", () => {
+    const params = initial();
+    const perEpoch = samples / settings.batch;
+    const totalSteps = perEpoch * settings.epochs;
+    using trainer = new BlockTrainer({
+      backend,
+      block: description,
+      weights,
+      params,
+      recipe,
+      totalSteps,
+      layer: 0,
+    });
+    const losses: number[] = [];
+    for (let step = 0; step < totalSteps; step++) {
+      const first = (step % perEpoch) * settings.batch;
+      losses.push(
+        trainer.step({
+          input: rows("x", first, settings.batch),
+          target: rows("y_fp", first, settings.batch),
+          sequences: settings.batch,
+        }),
+      );
+    }
+    expectClose(losses, golden.get("losses")!.data, "losses");
+    for (const [name, p] of params)
+      expectClose(backend.read(p.buffer!), golden.get(`final/${name}`)!.data, `final/${name}`);
+    using g = new Graph(backend);
+    const x = g.constant([settings.batch * time, settings.hidden], rows("x", 0, settings.batch));
+    const y = blockForward(g, config, weights, bindFlatQuant(g, description, weights, params), x, {
+      layer: 0,
+      batch: settings.batch,
+      rope: rope(g),
+    });
+    expectClose(g.read(y), golden.get("y_quant_final")!.data, "y_quant_final");
+  });
+
+  it("clipping logits learn at their own rate", () => {
+    const rule = parameterRule(recipe);
+    expect(rule("clip.k.a_max").learningRate).toBe(settings.lr_clip);
+    expect(rule("attn_in.u_left").learningRate).toBe(settings.lr);
+  });
+});
