@@ -4,7 +4,9 @@ import { statSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { PlanishError } from "../common/errors.js";
 import type { Checkpoint } from "./checkpoint.js";
-import { describeFsError } from "./file-reader.js";
+import { FileReader, describeFsError } from "./file-reader.js";
+import { openGguf } from "./gguf.js";
+import { looksLikeGguf } from "./gguf-parser.js";
 import { openHfDirectory } from "./hf-directory.js";
 
 const ACCEPTED =
@@ -27,5 +29,12 @@ export function openCheckpoint(path: string): Checkpoint {
   if (path.endsWith(".safetensors") || path.endsWith(".safetensors.index.json")) {
     return openHfDirectory(dirname(path), basename(path));
   }
+  if (path.endsWith(".gguf") || startsLikeGguf(path)) return openGguf(path);
   throw new PlanishError(`cannot open ${path}: give ${ACCEPTED}`);
+}
+
+/** Files in a download cache go by their hash, without an ending. */
+function startsLikeGguf(path: string): boolean {
+  using reader = new FileReader(path);
+  return looksLikeGguf(reader);
 }

@@ -1,0 +1,216 @@
+/**
+ * What GGUF says of a model in Hugging Face's words: `config.json` rebuilt from metadata, tensor names
+ * translated, and the row order that llama.cpp gives to query and key weights.
+ */
+
+import type { GgufMetadata } from "./gguf-metadata.js";
+import { shortestFloat32 } from "./gguf-metadata.js";
+
+interface Architecture {
+  readonly className: string;
+  readonly modelType: string;
+  /** Whether the converter interleaved the two halves of each head of q and k for its own rotary layout. */
+  readonly permuted: boolean;
+}
+
+/** By `general.architecture`. Mistral models are stored as "llama". */
+const ARCHITECTURES: Readonly<Record<string, Architecture>> = {
+  llama: { className: "LlamaForCausalLM", modelType: "llama", permuted: true },
+  qwen2: { className: "Qwen2ForCausalLM", modelType: "qwen2", permuted: false },
+  qwen3: { className: "Qwen3ForCausalLM", modelType: "qwen3", permuted: false },
+};
+
+/** The architecture's entry. Throws PlanishError naming the accepted ones. */
+export function ggufArchitecture(metadata: GgufMetadata): Architecture & { readonly name: string } {
+  const name = metadata.required("general.architecture", metadata.string("general.architecture"));
+  if (!Object.hasOwn(ARCHITECTURES, name)) {
+    metadata.fail(
+      `architecture ${JSON.stringify(name.slice(0, 80))} is not supported in GGUF files (accepted: ${Object.keys(ARCHITECTURES).join(", ")})`,
+    );
+  }
+  return { name, ...ARCHITECTURES[name] };
+}
+
+const OUTER_NAMES: Readonly<Record<string, string>> = {
+  token_embd: "model.embed_tokens",
+  output_norm: "model.norm",
+  output: "lm_head",
+};
+
+const BLOCK_NAMES: Readonly<Record<string, string>> = {
+  attn_norm: "input_layernorm",
+  attn_q: "self_attn.q_proj",
+  attn_k: "self_attn.k_proj",
+  attn_v: "self_attn.v_proj",
+  attn_output: "self_attn.o_proj",
+  attn_q_norm: "self_attn.q_norm",
+  attn_k_norm: "self_attn.k_norm",
+  ffn_norm: "post_attention_layernorm",
+  ffn_gate: "mlp.gate_proj",
+  ffn_up: "mlp.up_proj",
+  ffn_down: "mlp.down_proj",
+};
+
+/** Hugging Face's name of a GGUF tensor, or undefined where there is none. */
+export function huggingFaceName(name: string): string | undefined {
+  const parts = /^(?:blk\.(\d{1,5})\.)?([a-z_]+)\.(weight|bias)$/.exec(name);
+  if (!parts) return undefined;
+  const [, block, stem, kind] = parts;
+  const names = block === undefined ? OUTER_NAMES : BLOCK_NAMES;
+  if (!Object.hasOwn(names, stem)) return undefined;
+  return block === undefined
+    ? `${names[stem]}.${kind}`
+    : `model.layers.${Number(block)}.${names[stem]}.${kind}`;
+}
+
+/**
+ * Undoes the converter's permutation: row `r` of Hugging Face's q or k weight is the returned row of the file.
+ * Within a head of `headDim` rows, the rotate-half layout (j·d/2 + i) is stored interleaved (2i + j).
+ */
+export function rotateHalfRow(row: number, headDim: number): number {
+  const within = row % headDim;
+  const halfDim = headDim / 2;
+  return row - within + 2 * (within % halfDim) + Math.floor(within / halfDim);
+}
+
+export interface GgufShapes {
+  /** Rows of the embedding. */
+  readonly vocabSize: number;
+  /** Whether there is an output matrix apart from the embedding. */
+  readonly hasOutput: boolean;
+  readonly hasAttentionBias: boolean;
+  /** Contents of `rope_freqs.weight`: a divisor for each rotary frequency. */
+  readonly ropeFactors: Float32Array | undefined;
+}
+
+/** Number of rows of a head of q and k. */
+export function ggufHeadDim(metadata: GgufMetadata, architecture: string): number {
+  const key = (name: string): string => `${architecture}.${name}`;
+  const hidden = positive(metadata, key("embedding_length"));
+  const heads = positive(metadata, key("attention.head_count"));
+  const headDim = metadata.count(key("attention.key_length")) ?? hidden / heads;
+  if (!Number.isInteger(headDim) || headDim < 2 || headDim % 2 !== 0) {
+    metadata.fail(
+      `heads of ${headDim} dimensions (${hidden} / ${heads}) are impossible: an even number is needed`,
+    );
+  }
+  return headDim;
+}
+
+/** `config.json` as Hugging Face would write it. Throws PlanishError on what cannot be expressed. */
+export function rebuildConfig(metadata: GgufMetadata, shapes: GgufShapes): Record<string, unknown> {
+  const { name, className, modelType } = ggufArchitecture(metadata);
+  const key = (suffix: string): string => `${name}.${suffix}`;
+  if ((metadata.count(key("expert_count")) ?? 0) > 0) {
+    metadata.fail("mixture-of-experts models are not supported in GGUF files");
+  }
+  const headDim = ggufHeadDim(metadata, name);
+  const valueLength = metadata.count(key("attention.value_length")) ?? headDim;
+  if (valueLength !== headDim) {
+    metadata.fail(`value heads of ${valueLength} beside key heads of ${headDim} are not supported`);
+  }
+  const rotary = metadata.count(key("rope.dimension_count")) ?? headDim;
+  if (rotary !== headDim) {
+    metadata.fail(`rotary embedding of ${rotary} of ${headDim} dimensions is not supported`);
+  }
+  const heads = positive(metadata, key("attention.head_count"));
+  const epsilonKey = key("attention.layer_norm_rms_epsilon");
+  const ropeTheta = shortestFloat32(metadata.number(key("rope.freq_base")) ?? 10000);
+  const config: Record<string, unknown> = {
+    architectures: [className],
+    model_type: modelType,
+    hidden_size: positive(metadata, key("embedding_length")),
+    intermediate_size: positive(metadata, key("feed_forward_length")),
+    num_hidden_layers: positive(metadata, key("block_count")),
+    num_attention_heads: heads,
+    num_key_value_heads: metadata.count(key("attention.head_count_kv")) ?? heads,
+    head_dim: headDim,
+    hidden_act: "silu",
+    max_position_embeddings: positive(metadata, key("context_length")),
+    rms_norm_eps: shortestFloat32(metadata.required(epsilonKey, metadata.number(epsilonKey))),
+    rope_theta: ropeTheta,
+    attention_bias: shapes.hasAttentionBias,
+    tie_word_embeddings: !shapes.hasOutput,
+    vocab_size: shapes.vocabSize,
+  };
+  const scaling = ropeScaling(metadata, name, ropeTheta, headDim, shapes.ropeFactors);
+  if (scaling) config["rope_scaling"] = scaling;
+  for (const id of ["bos", "eos"]) {
+    const value = metadata.count(`tokenizer.ggml.${id}_token_id`);
+    if (value !== undefined) config[`${id}_token_id`] = value;
+  }
+  return config;
+}
+
+function positive(metadata: GgufMetadata, key: string): number {
+  const value = metadata.required(key, metadata.count(key));
+  if (value < 1 || value > 2 ** 31)
+    metadata.fail(`metadata ${key} is ${value}, which is impossible`);
+  return value;
+}
+
+function ropeScaling(
+  metadata: GgufMetadata,
+  architecture: string,
+  theta: number,
+  headDim: number,
+  factors: Float32Array | undefined,
+): Record<string, unknown> | undefined {
+  if (factors) return llama3Scaling(metadata, theta, headDim, factors);
+  const type = metadata.string(`${architecture}.rope.scaling.type`);
+  if (type === undefined || type === "none") return undefined;
+  const factor = metadata.number(`${architecture}.rope.scaling.factor`) ?? 1;
+  if (factor === 1) return undefined;
+  if (type === "linear") return { rope_type: "linear", factor };
+  if (type === "yarn") {
+    const original = metadata.count(`${architecture}.rope.scaling.original_context_length`);
+    return { rope_type: "yarn", factor, original_max_position_embeddings: original };
+  }
+  return metadata.fail(
+    `rope scaling ${JSON.stringify(type.slice(0, 40))} is not supported (accepted: none, linear, yarn, and llama3 by its rope_freqs tensor)`,
+  );
+}
+
+/** Settings that every published Llama 3.x model uses; GGUF keeps only the factors that follow from them. */
+const LLAMA3 = { low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 8192 };
+
+/**
+ * Divisors of the rotary frequencies under llama3 scaling (Llama 3.1 release): wavelengths beyond
+ * original/low are divided by `factor`, those under original/high are kept, and between them the frequency is
+ * interpolated.
+ */
+export function llama3Factors(factor: number, theta: number, headDim: number): Float64Array {
+  const { low_freq_factor: low, high_freq_factor: high } = LLAMA3;
+  const original = LLAMA3.original_max_position_embeddings;
+  return Float64Array.from({ length: headDim / 2 }, (_, i) => {
+    const wavelength = 2 * Math.PI * theta ** ((2 * i) / headDim);
+    if (wavelength < original / high) return 1;
+    if (wavelength > original / low) return factor;
+    const smooth = (original / wavelength - low) / (high - low);
+    return 1 / ((1 - smooth) / factor + smooth);
+  });
+}
+
+/** The tensor is float32 and may have been computed in it. */
+const FACTOR_TOLERANCE = 1e-4;
+
+function llama3Scaling(
+  metadata: GgufMetadata,
+  theta: number,
+  headDim: number,
+  factors: Float32Array,
+): Record<string, unknown> | undefined {
+  if (factors.length !== headDim / 2) {
+    metadata.fail(`rope_freqs.weight has ${factors.length} elements, heads need ${headDim / 2}`);
+  }
+  const factor = shortestFloat32(factors[factors.length - 1]);
+  if (factors.every((value) => value === 1)) return undefined;
+  const expected = llama3Factors(factor, theta, headDim);
+  const fits = factors.every((value, i) => Math.abs(value / expected[i] - 1) < FACTOR_TOLERANCE);
+  if (!fits) {
+    metadata.fail(
+      "rope_freqs.weight does not follow llama3 scaling (low 1, high 4, original context 8192), the only kind that is read",
+    );
+  }
+  return { rope_type: "llama3", factor, ...LLAMA3 };
+}

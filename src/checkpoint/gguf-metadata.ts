@@ -1,0 +1,87 @@
+/** Typed access to GGUF metadata: a wrong type or a missing key is an error that names file and key. */
+
+import { PlanishError } from "../common/errors.js";
+import type { GgufFile, GgufNumbers, GgufValue } from "./gguf-parser.js";
+
+export class GgufMetadata {
+  readonly #values: GgufFile["metadata"];
+  readonly #file: string;
+
+  constructor(values: GgufFile["metadata"], file: string) {
+    this.#values = values;
+    this.#file = file;
+  }
+
+  fail(what: string): never {
+    throw new PlanishError(`${this.#file}: ${what}`);
+  }
+
+  has(key: string): boolean {
+    return this.#values.has(key);
+  }
+
+  string(key: string): string | undefined {
+    return this.#typed(key, "a string", (value) => typeof value === "string");
+  }
+
+  boolean(key: string): boolean | undefined {
+    return this.#typed(key, "a boolean", (value) => typeof value === "boolean");
+  }
+
+  number(key: string): number | undefined {
+    return this.#typed(key, "a finite number", (value) => Number.isFinite(value));
+  }
+
+  /** A non-negative integer. */
+  count(key: string): number | undefined {
+    return this.#typed(
+      key,
+      "one non-negative integer",
+      (value) => Number.isSafeInteger(value) && (value as number) >= 0,
+    );
+  }
+
+  strings(key: string): string[] | undefined {
+    return this.#typed(
+      key,
+      "a list of strings",
+      (value) => Array.isArray(value) && value.every((item) => typeof item === "string"),
+    );
+  }
+
+  numbers(key: string): Exclude<GgufNumbers, BigInt64Array | BigUint64Array> | undefined {
+    return this.#typed(
+      key,
+      "a list of numbers",
+      (value) =>
+        ArrayBuffer.isView(value) &&
+        !(value instanceof BigInt64Array) &&
+        !(value instanceof BigUint64Array),
+    );
+  }
+
+  /** The value of a getter, or an error when the key is not there. */
+  required<T>(key: string, value: T | undefined): T {
+    return value ?? this.fail(`metadata ${key} is missing; the file cannot be used as a model`);
+  }
+
+  #typed<T extends GgufValue>(
+    key: string,
+    kind: string,
+    test: (value: GgufValue) => boolean,
+  ): T | undefined {
+    const value = this.#values.get(key);
+    if (value === undefined) return undefined;
+    if (!test(value)) this.fail(`metadata ${key} must be ${kind}`);
+    return value as T;
+  }
+}
+
+/** A float32 setting as the decimal that was meant: 1e-5 rather than 9.999999747e-6. */
+export function shortestFloat32(value: number): number {
+  for (let digits = 1; digits < 9; digits++) {
+    const candidate = Number(value.toPrecision(digits));
+    if (Math.fround(candidate) === Math.fround(value)) return candidate;
+  }
+  return value;
+}

@@ -1,0 +1,107 @@
+/**
+ * GGUF files as checkpoints: container (`gguf-parser.ts`), block types (`gguf-blocks.ts`), configuration and
+ * names (`gguf-config.ts`) and tokenizer (`gguf-tokenizer.ts`) put together.
+ */
+
+import { PlanishError } from "../common/errors.js";
+import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
+import { FileReader } from "./file-reader.js";
+import { BLOCK_FORMATS } from "./gguf-blocks.js";
+import {
+  ggufArchitecture,
+  ggufHeadDim,
+  huggingFaceName,
+  rebuildConfig,
+  rotateHalfRow,
+} from "./gguf-config.js";
+import { GgufMetadata } from "./gguf-metadata.js";
+import { parseGguf, type GgufTensor } from "./gguf-parser.js";
+import { ggufEosTokenIds, rebuildTokenizer } from "./gguf-tokenizer.js";
+import { quoteName } from "./safetensors-header.js";
+import { TensorStore, type LocatedTensor } from "./tensor-store.js";
+
+const ROPE_FACTORS = "rope_freqs.weight";
+const PERMUTED = /\.self_attn\.[qk]_proj\.(weight|bias)$/;
+
+/**
+ * Opens a GGUF file of a supported architecture. Tensors go by Hugging Face's names, query and key rows are
+ * in Hugging Face's order (for stored bytes as well). Throws PlanishError on damaged files and on what the
+ * file has but Planish does not read.
+ */
+export function openGguf(path: string): Checkpoint {
+  const reader = new FileReader(path);
+  try {
+    return build(path, reader);
+  } catch (error) {
+    reader.close();
+    throw error;
+  }
+}
+
+function build(path: string, reader: FileReader): Checkpoint {
+  const file = parseGguf(reader);
+  const metadata = new GgufMetadata(file.metadata, path);
+  const architecture = ggufArchitecture(metadata);
+  const headDim = ggufHeadDim(metadata, architecture.name);
+  const located = new Map<string, LocatedTensor>();
+  let ropeFactors: Float32Array | undefined;
+  for (const stored of file.tensors) {
+    if (stored.name === ROPE_FACTORS) {
+      ropeFactors = readAlone(stored, reader);
+      continue;
+    }
+    const name = huggingFaceName(stored.name);
+    if (name === undefined) {
+      throw new PlanishError(
+        `${path}: tensor ${quoteName(stored.name)} has no place in architecture ${architecture.name}`,
+      );
+    }
+    const { position, ...tensor } = stored;
+    const permuted = architecture.permuted && PERMUTED.test(name);
+    if (permuted && (tensor.shape[0] ?? 0) % headDim !== 0) {
+      throw new PlanishError(
+        `${path}: tensor ${quoteName(stored.name)}: ${tensor.shape[0]} rows are no whole number of heads of ${headDim}`,
+      );
+    }
+    located.set(name, {
+      tensor: { ...tensor, name },
+      reader,
+      position,
+      rowOrder: permuted ? (row) => rotateHalfRow(row, headDim) : undefined,
+    });
+  }
+  const embedding = located.get("model.embed_tokens.weight")?.tensor;
+  if (embedding?.shape.length !== 2) {
+    throw new PlanishError(`${path}: token_embd.weight is missing or no matrix`);
+  }
+  const config = rebuildConfig(metadata, {
+    vocabSize: embedding.shape[0],
+    hasOutput: located.has("lm_head.weight"),
+    hasAttentionBias: located.has("model.layers.0.self_attn.q_proj.bias"),
+    ropeFactors,
+  });
+  const store = new TensorStore(path, located, [reader], BLOCK_FORMATS);
+  let tokenizer: TokenizerFiles | undefined;
+  return {
+    path,
+    format: "gguf",
+    config,
+    generationConfig: {
+      bos_token_id: config["bos_token_id"],
+      eos_token_id: ggufEosTokenIds(metadata),
+    },
+    tensors: store.tensors,
+    read: (name) => store.read(name),
+    readBytes: (name) => store.readBytes(name),
+    tokenizerFiles: () => (tokenizer ??= rebuildTokenizer(metadata)),
+    hash: () => store.hash(),
+    [Symbol.dispose]: () => store[Symbol.dispose](),
+  };
+}
+
+/** Reads a tensor of the file that is not one of the checkpoint's. */
+function readAlone(stored: GgufTensor, reader: FileReader): Float32Array {
+  const { position, ...tensor } = stored;
+  const located = new Map([[stored.name, { tensor, reader, position }]]);
+  return new TensorStore(reader.path, located, [], BLOCK_FORMATS).read(stored.name);
+}
