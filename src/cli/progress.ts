@@ -73,7 +73,9 @@ export class ProgressMeter {
       `${formatNumber(this.value)}/${formatNumber(this.total)} (${Math.floor(100 * this.fraction)}%)`,
     ];
     const left = this.secondsLeft;
-    if (left !== undefined && this.fraction < 1) parts.push(`${formatDuration(left)} left`);
+    if (left !== undefined && this.fraction < 1) {
+      parts.push(`${left < 1 ? "<1 s" : formatDuration(left)} left`);
+    }
     if (this.detail !== "") parts.push(this.detail);
     return parts.join(", ");
   }
