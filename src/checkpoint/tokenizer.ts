@@ -8,6 +8,7 @@ import { Tokenizer as HfTokenizer } from "@huggingface/tokenizers";
 import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { isJsonObject } from "./file-reader.js";
+import { adaptTokenizerJson } from "./tokenizer-json.js";
 
 export interface EncodeOptions {
   /** Adds what the tokenizer puts around a text, such as a beginning-of-sequence token (default true). */
@@ -120,22 +121,13 @@ export function loadTokenizer(checkpoint: Checkpoint): Tokenizer {
 }
 
 function build(files: TokenizerFiles): HfTokenizer {
-  // The library insists on these keys being there, though tokenizer.json may leave out what is null.
-  const tokenizer = {
-    added_tokens: [],
-    normalizer: null,
-    pre_tokenizer: null,
-    post_processor: null,
-    decoder: null,
-    ...files.tokenizer,
-  };
   if (!isJsonObject(files.tokenizer["model"])) {
     throw new PlanishError(
       "cannot build the tokenizer: tokenizer.json has no model; copy the tokenizer files of the model again",
     );
   }
   try {
-    return new HfTokenizer(tokenizer, files.config);
+    return new HfTokenizer(adaptTokenizerJson(files.tokenizer), files.config);
   } catch (error) {
     throw new PlanishError(
       `cannot build the tokenizer from tokenizer.json: ${(error as Error).message.replace(/\s+/g, " ")}`,
