@@ -110,3 +110,6 @@ function openShards(indexPath: string): Safetensors {
     throw error;
   }
 }
+
+export { writeSafetensors } from "./safetensors-writer.js";
+export type { TensorEntry, WriteFs, WriteOptions, WrittenFiles } from "./safetensors-writer.js";
