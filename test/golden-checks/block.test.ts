@@ -15,7 +15,7 @@ import {
   type HostLinear,
   type HostTensor,
 } from "../../src/models/weights.js";
-import { bindFlatQuant, describeBlock } from "../../src/quantize/methods/flatquant/hooks.js";
+import { bindSimulated, describeBlock } from "../../src/quantize/simulated-block.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../../src/quantize/methods/flatquant/recipe.js";
 import { BlockTrainer, parameterRule } from "../../src/quantize/methods/flatquant/train.js";
@@ -166,7 +166,7 @@ describe.each(goldenFiles("block"))("$name", (file) => {
     const params = initial();
     using g = new Graph(backend, { train: true });
     const x = g.constant([settings.batch * time, settings.hidden], rows("x", 0, settings.batch));
-    const y = blockForward(g, config, weights, bindFlatQuant(g, description, weights, params), x, {
+    const y = blockForward(g, config, weights, bindSimulated(g, description, weights, params), x, {
       layer: 0,
       batch: settings.batch,
       rope: rope(g),
@@ -211,7 +211,7 @@ describe.each(goldenFiles("block"))("$name", (file) => {
       expectClose(backend.read(p.buffer!), golden.get(`final/${name}`)!.data, `final/${name}`);
     using g = new Graph(backend);
     const x = g.constant([settings.batch * time, settings.hidden], rows("x", 0, settings.batch));
-    const y = blockForward(g, config, weights, bindFlatQuant(g, description, weights, params), x, {
+    const y = blockForward(g, config, weights, bindSimulated(g, description, weights, params), x, {
       layer: 0,
       batch: settings.batch,
       rope: rope(g),

@@ -39,7 +39,7 @@ export function initialParameters(
       const [left, right] = kroneckerFactors(size, site);
       if (left > 1) initMatrix(values, site, "_left", left, recipe.parametrisation, random);
       initMatrix(values, site, left > 1 ? "_right" : "", right, recipe.parametrisation, random);
-      if (recipe.diag && maxima)
+      if (recipe.diag && maxima && (site !== "mlp_down" || diagPassesActivation(config)))
         values.set(`${site}.diag`, {
           shape: [size],
           data: initialDiag(linearsAt(block, site), maxima[site], recipe.diagAlpha),
@@ -71,6 +71,11 @@ export function initialParameters(
     for (const part of ["k", "v"])
       for (const bound of ["a_max", "a_min"]) values.set(`clip.${part}.${bound}`, scalar());
   return values;
+}
+
+/** A positive diag on the MLP's inner activation folds upstream through the gate's linear half, or through ReLU. */
+function diagPassesActivation({ mlp }: ModelConfig): boolean {
+  return mlp.gated || mlp.activation === "relu";
 }
 
 /** Width of the activation at a linear site. */

@@ -6,7 +6,7 @@ import { meanSquaredError } from "../../../tensor/ops/index.js";
 import { Graph, type Tensor } from "../../../tensor/tensor.js";
 import { AdamW, trainStep, type ParameterRule } from "../../training.js";
 import type { Parameters } from "../../transforms/affine.js";
-import { bindFlatQuant, type BlockDescription } from "./hooks.js";
+import { bindSimulated, type BlockDescription } from "../../simulated-block.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 
 /** A step's share of the calibration set, on the host: [batch·time, hidden] each. */
@@ -86,7 +86,7 @@ export class BlockTrainer implements Disposable {
       g,
       config,
       weights,
-      bindFlatQuant(g, block, weights, params),
+      bindSimulated(g, block, weights, params),
       g.constant([rows, config.hiddenSize], input),
       {
         layer,

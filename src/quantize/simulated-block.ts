@@ -1,21 +1,24 @@
 /**
- * The block as it is trained: transforms and grids in the graph, weights quantized afresh in every forward pass.
+ * A quantized block as methods train and measure it: named parameters (transforms, clips, rounding offsets) and
+ * grids in the graph, weights quantized afresh in every forward pass. A block without parameters is plain rounding
+ * to nearest. Every method that works by transforms and grids shares this one statement of the arithmetic.
  * Source: spec/flatquant.md, Sites, Kronecker transform, Quantizers.
  */
-import { requireLinear, type BlockHooks, type BlockWeights } from "../../../models/block.js";
-import type { HostBlock } from "../../../models/weights.js";
-import type { LinearRole, LinearSite, ModelConfig } from "../../../models/config.js";
+import { requireLinear, type BlockHooks, type BlockWeights } from "../models/block.js";
+import type { HostBlock } from "../models/weights.js";
+import { LINEAR_SITES, type LinearRole, type LinearSite, type ModelConfig, type SiteName } from "../models/config.js";
 import {
   clipRows,
   fakeQuantizeAsym,
   kronecker,
   linear,
   quantizeRows,
+  reshape,
   type ClipPair,
-} from "../../../tensor/ops/index.js";
-import type { Graph, Tensor } from "../../../tensor/tensor.js";
-import type { Scheme } from "../../scheme.js";
-import { bindTransform, type BoundTransform, type Parameters } from "../../transforms/affine.js";
+} from "../tensor/ops/index.js";
+import type { Graph, Tensor } from "../tensor/tensor.js";
+import type { Scheme } from "./scheme.js";
+import { bindTransform, type BoundTransform, type MatrixPair, type Parameters } from "./transforms/affine.js";
 
 /** Smallest weight scale (spec/flatquant.md, Quantizers). */
 export const WEIGHT_SCALE_FLOOR = 1e-5;
@@ -38,13 +41,22 @@ export function describeBlock(
   return { config, scheme, paths };
 }
 
+/** Hooks, and what folding needs besides: the same arithmetic, asked for piece by piece. */
+export interface SimulatedBlock extends BlockHooks {
+  /** Bound transforms by site; k_head and v_head carry their matrix in `right`. */
+  readonly transforms: Readonly<Record<SiteName, BoundTransform | undefined>>;
+  /** The transformed, clipped and (below 16 bits) quantized weight; the upstream share of mlp_down's diag is not in it. */
+  weight(role: LinearRole): Tensor;
+  bias(role: LinearRole): Tensor | undefined;
+}
+
 /** Hooks for one graph: the small matrices are formed once, here, and shared by all uses in the step. */
-export function bindFlatQuant(
+export function bindSimulated(
   g: Graph,
   { config, scheme, paths }: BlockDescription,
   weights: BlockWeights,
   params: Parameters,
-): BlockHooks {
+): SimulatedBlock {
   const { headDim } = config;
   const site = {
     attn_in: bindTransform(g, params, "attn_in"),
@@ -112,35 +124,65 @@ export function bindFlatQuant(
     return b && role === "v" && valueTransform ? kronecker(g, b, { right: valueTransform.p }) : b;
   };
 
+  const siteOf = (role: LinearRole): LinearSite =>
+    (Object.keys(LINEAR_SITES) as LinearSite[]).find((name) => LINEAR_SITES[name].includes(role)) ??
+    "attn_in";
+
+  const quantizedActivations = (x: Tensor, roles: readonly LinearRole[]): Tensor[] => {
+    if (scheme.activationBits >= 16) return roles.map(() => x);
+    const bits = scheme.activationBits;
+    const bounds = roles.map((role) => clip(paths[role] ?? role, "a"));
+    // Without clips of their own, the linears of a site share one quantization.
+    if (bounds.every((b) => b === undefined)) {
+      const shared = quantizeRows(g, x, { bits });
+      return roles.map(() => shared);
+    }
+    return bounds.map((bound) => quantizeRows(g, x, { bits, clip: bound }));
+  };
+
   return {
+    transforms: {
+      ...site,
+      k_head: bindOnly(keyTransform),
+      v_head: bindOnly(valueTransform),
+    },
+    weight: (role) => quantizedWeight(siteOf(role), role),
+    bias,
     linears(_g, name, x, roles) {
-      const transformed = activationTransform(name, x);
-      return roles.map((role) => {
-        const activation =
-          scheme.activationBits < 16
-            ? quantizeRows(g, transformed, {
-                bits: scheme.activationBits,
-                clip: clip(paths[role] ?? role, "a"),
-              })
-            : transformed;
-        return linear(g, activation, quantizedWeight(name, role), bias(role));
-      });
+      const activations = quantizedActivations(activationTransform(name, x), roles);
+      return roles.map((role, i) => linear(g, activations[i], quantizedWeight(name, role), bias(role)));
     },
     queries(_g, q) {
       const rotated = keyTransform ? kronecker(g, q, { right: keyTransform.inverseT }) : q;
-      const bits = scheme.queryBits ?? 16;
-      return bits < 16 ? fakeQuantizeAsym(g, rotated, { bits, cols: headDim }) : rotated;
+      return quantizeQueries(g, rotated, scheme, headDim);
     },
     keys(_g, k) {
       const rotated = keyTransform ? kronecker(g, k, { right: keyTransform.p }) : k;
-      return scheme.kvBits < 16
-        ? fakeQuantizeAsym(g, rotated, { bits: scheme.kvBits, cols: headDim, clip: clip("k", "a") })
-        : rotated;
+      return quantizeCache(g, rotated, scheme, headDim, clip("k", "a"));
     },
-    values(_g, v) {
-      return scheme.kvBits < 16
-        ? fakeQuantizeAsym(g, v, { bits: scheme.kvBits, cols: headDim, clip: clip("v", "a") })
-        : v;
-    },
+    values: (_g, v) => quantizeCache(g, v, scheme, headDim, clip("v", "a")),
   };
+}
+
+function bindOnly(right: MatrixPair | undefined): BoundTransform | undefined {
+  return right && { right };
+}
+
+/** Keys or values on their way into the cache: asymmetric grid per token and head. */
+export function quantizeCache(
+  g: Graph,
+  x: Tensor,
+  scheme: Scheme,
+  headDim: number,
+  clip: ClipPair | undefined,
+): Tensor {
+  return scheme.kvBits < 16 ? fakeQuantizeAsym(g, x, { bits: scheme.kvBits, cols: headDim, clip }) : x;
+}
+
+/** Queries are left alone unless the scheme asks; then symmetric per token and head. */
+export function quantizeQueries(g: Graph, q: Tensor, scheme: Scheme, headDim: number): Tensor {
+  const bits = scheme.queryBits ?? 16;
+  if (bits >= 16) return q;
+  const perHead = reshape(g, q, [q.size / headDim, headDim]);
+  return reshape(g, quantizeRows(g, perHead, { bits }), q.shape);
 }

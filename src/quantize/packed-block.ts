@@ -1,0 +1,146 @@
+/**
+ * A quantized block as it is kept and run: integer weights, the small run-time transforms, clipping logits.
+ * `packedLayer` runs it with simulated arithmetic on any backend; the integer engine reads the same record.
+ */
+import type { Backend } from "../backend/backend.js";
+import { plainHooks, requireLinear, type BlockHooks, type BlockWeights, type LinearWeights, type NormWeights } from "../models/block.js";
+import type { LinearRole, LinearSite, ModelConfig } from "../models/config.js";
+import type { Layer } from "../models/language-model.js";
+import type { HostNorm, HostTensor } from "../models/weights.js";
+import { kronecker, linear, quantizeRows, type ClipPair } from "../tensor/ops/index.js";
+import { frozen, Tensor, type Graph } from "../tensor/tensor.js";
+import type { Scheme } from "./scheme.js";
+import { quantizeCache, quantizeQueries } from "./simulated-block.js";
+
+/** Clipping logits of one grid. */
+export interface ClipLogits {
+  readonly max: number;
+  readonly min: number;
+}
+
+export interface PackedLinear {
+  /** Path inside the block, e.g. "self_attn.q_proj". */
+  readonly path: string;
+  readonly shape: readonly [number, number];
+  /** Integer codes [out, in] with one scale per output row; absent when weights stay at 16 bits. */
+  readonly quantized?: { readonly codes: Int8Array; readonly scale: Float32Array };
+  /** 16-bit weights, when not quantized. */
+  readonly weight?: Float32Array;
+  readonly bias?: Float32Array;
+  readonly activationClip?: ClipLogits;
+}
+
+/** Run-time transform of a site: Kronecker factors (either may be absent) or one matrix. Row-major squares. */
+export interface PackedTransform {
+  readonly left?: Float32Array;
+  readonly right?: Float32Array;
+}
+
+export interface PackedBlock {
+  readonly inputNorm: HostNorm;
+  readonly postNorm: HostNorm;
+  readonly qNorm?: HostNorm;
+  readonly kNorm?: HostNorm;
+  readonly linears: Readonly<Partial<Record<LinearRole, PackedLinear>>>;
+  /** attn_out's matrix acts over heads and is its `left`. */
+  readonly transforms: Readonly<Partial<Record<LinearSite, PackedTransform>>>;
+  /** P_k [headDim, headDim] on keys, and P_k⁻ᵀ on queries. */
+  readonly keyTransform?: { readonly matrix: Float32Array; readonly inverseT: Float32Array };
+  readonly keyClip?: ClipLogits;
+  readonly valueClip?: ClipLogits;
+}
+
+/** Puts a packed block on a backend, ready to run with the simulated arithmetic of that backend. */
+export function packedLayer(backend: Backend, config: ModelConfig, scheme: Scheme, block: PackedBlock): Layer {
+  const put = (shape: readonly number[], data: Float32Array | HostTensor["data"]): Tensor => frozen(backend, shape, data);
+  const square = (data: Float32Array): Tensor => put([Math.sqrt(data.length), Math.sqrt(data.length)], data);
+  const putNorm = (n: HostNorm): NormWeights => ({
+    gain: put(n.gain.shape, n.gain.data),
+    bias: n.bias && put(n.bias.shape, n.bias.data),
+  });
+  const putClip = (clip: ClipLogits | undefined): ClipPair | undefined =>
+    clip && { max: put([1], Float32Array.of(clip.max)), min: put([1], Float32Array.of(clip.min)) };
+
+  const linears: Partial<Record<LinearRole, LinearWeights>> = {};
+  const clips: Partial<Record<LinearRole, ClipPair>> = {};
+  for (const [role, l] of Object.entries(block.linears) as [LinearRole, PackedLinear][]) {
+    linears[role] = { weight: putWeight(backend, l, scheme), bias: l.bias && put([l.shape[0]], l.bias) };
+    const clip = putClip(l.activationClip);
+    if (clip) clips[role] = clip;
+  }
+  const weights: BlockWeights = {
+    inputNorm: putNorm(block.inputNorm),
+    postNorm: putNorm(block.postNorm),
+    qNorm: block.qNorm && putNorm(block.qNorm),
+    kNorm: block.kNorm && putNorm(block.kNorm),
+    linears,
+  };
+  const transforms: Partial<Record<LinearSite, { left?: Tensor; right?: Tensor }>> = {};
+  for (const [site, t] of Object.entries(block.transforms) as [LinearSite, PackedTransform][])
+    transforms[site] = { left: t.left && square(t.left), right: t.right && square(t.right) };
+  const keys = block.keyTransform && {
+    matrix: square(block.keyTransform.matrix),
+    inverseT: square(block.keyTransform.inverseT),
+  };
+  return {
+    weights,
+    hooks: packedHooks(config, scheme, weights, clips, transforms, keys, {
+      k: putClip(block.keyClip),
+      v: putClip(block.valueClip),
+    }),
+  };
+}
+
+function putWeight(backend: Backend, l: PackedLinear, scheme: Scheme): Tensor {
+  if (!l.quantized) return frozen(backend, l.shape, l.weight ?? new Float32Array(l.shape[0] * l.shape[1]));
+  const codes = backend.alloc("i8", l.quantized.codes.length);
+  backend.write(codes, l.quantized.codes);
+  const scale = backend.alloc(backend.realType, l.quantized.scale.length);
+  backend.write(scale, l.quantized.scale);
+  return new Tensor(l.shape, undefined, false, { codes, scale, bits: scheme.weightBits });
+}
+
+function packedHooks(
+  config: ModelConfig,
+  scheme: Scheme,
+  weights: BlockWeights,
+  clips: Partial<Record<LinearRole, ClipPair>>,
+  transforms: Partial<Record<LinearSite, { left?: Tensor; right?: Tensor }>>,
+  keys: { matrix: Tensor; inverseT: Tensor } | undefined,
+  cacheClips: { k?: ClipPair; v?: ClipPair },
+): BlockHooks {
+  const { headDim } = config;
+  const transformed = (g: Graph, site: LinearSite, x: Tensor): Tensor => {
+    const t = transforms[site];
+    if (!t) return x;
+    return kronecker(g, x, { ...t, nRight: site === "attn_out" ? headDim : undefined });
+  };
+  if (scheme.activationBits >= 16) {
+    const plain = plainHooks(weights);
+    return { ...cacheHooks(), linears: (g, site, x, roles) => plain.linears(g, site, transformed(g, site, x), roles) };
+  }
+  return {
+    ...cacheHooks(),
+    linears(g, site, x, roles) {
+      const input = transformed(g, site, x);
+      let shared: Tensor | undefined;
+      return roles.map((role) => {
+        const clip = clips[role];
+        const quantize = () => quantizeRows(g, input, { bits: scheme.activationBits, clip });
+        const activation = clip ? quantize() : (shared ??= quantize());
+        const { weight, bias } = requireLinear(weights, role);
+        return linear(g, activation, weight, bias);
+      });
+    },
+  };
+
+  function cacheHooks(): Pick<BlockHooks, "queries" | "keys" | "values"> {
+    return {
+      queries: (g, q) =>
+        quantizeQueries(g, keys ? kronecker(g, q, { right: keys.inverseT }) : q, scheme, headDim),
+      keys: (g, k) =>
+        quantizeCache(g, keys ? kronecker(g, k, { right: keys.matrix }) : k, scheme, headDim, cacheClips.k),
+      values: (g, v) => quantizeCache(g, v, scheme, headDim, cacheClips.v),
+    };
+  }
+}
