@@ -33,7 +33,7 @@ export interface CommandContext {
  */
 // eslint-disable-next-line @typescript-eslint/no-unnecessary-type-parameters -- they type the work's parameters
 export function perform<Flags, Args extends unknown[]>(
-  work: (context: CommandContext, flags: Flags, ...args: Args) => Promise<void>,
+  work: (context: CommandContext, flags: Flags, ...args: Args) => Promise<void> | void,
 ): (...raw: unknown[]) => Promise<void> {
   return async (...raw) => {
     // Commander appends the options and the command itself to the declared arguments.

@@ -54,7 +54,12 @@ describe("planish", () => {
   });
 
   it("refuses --quiet together with --verbose", async () => {
-    const { code, stderr } = await planish(["help", "--quiet", "--verbose"]);
+    const { code, stderr } = await planish([
+      "inspect",
+      "models/tiny-llama",
+      "--quiet",
+      "--verbose",
+    ]);
     expect(code).toBe(2);
     expect(stderr).toMatch(/^planish: .*--verbose.* cannot be used with .*--quiet.*\n$/);
   });

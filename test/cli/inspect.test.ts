@@ -1,0 +1,66 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { planish } from "./run-program.js";
+
+let directory: string;
+beforeAll(() => {
+  directory = mkdtempSync(join(tmpdir(), "planish-inspect-"));
+});
+afterAll(() => {
+  rmSync(directory, { recursive: true });
+});
+
+describe("planish inspect", () => {
+  it("prints tables that read without a manual", async () => {
+    const { code, stdout, stderr } = await planish(["inspect", "models/tiny-llama"]);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    expect(stdout).toMatch(/^architecture +llama$/m);
+    expect(stdout).toMatch(/^parameters +6\.95M \(5\.90M in linears\)$/m);
+    expect(stdout).toMatch(/^mlp_down +704 +mlp\.down_proj 256×704$/m);
+    expect(stdout).toMatch(/^BF16 +74 +13\.9 MB$/m);
+    expect(stdout).not.toContain("layers.3");
+  });
+
+  it("lists every tensor with --tensors", async () => {
+    const { stdout } = await planish(["inspect", "models/tiny-llama", "--tensors"]);
+    expect(stdout.match(/^model\.\S+ +BF16 +[\d×]+ +[\d.]+ K?B$/gm)).toHaveLength(73);
+    expect(stdout).toMatch(/^model\.embed_tokens\.weight +BF16 +4096×256 +2\.10 MB$/m);
+  });
+
+  it("prints one JSON document and nothing else with --json", async () => {
+    const { code, stdout, stderr } = await planish(["inspect", "models/tiny-opt", "--json"]);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    const document = JSON.parse(stdout) as { config: { architecture: string }; tensors: unknown[] };
+    expect(document.config.architecture).toBe("opt");
+    expect(document.tensors).toHaveLength(100);
+  });
+
+  it("exits 2 without a model, and 1 with one that is not there", async () => {
+    expect(await planish(["inspect"])).toEqual({
+      code: 2,
+      stdout: "",
+      stderr: "planish: missing required argument 'model'; see `planish inspect --help`\n",
+    });
+    const missing = await planish(["inspect", "no/such/model"]);
+    expect(missing.code).toBe(1);
+    expect(missing.stderr).toMatch(/^planish: cannot open no\/such\/model: [^\n]+\n$/);
+  });
+
+  it("refuses a model type that it does not know, listing those it does", async () => {
+    writeFileSync(join(directory, "config.json"), JSON.stringify({ model_type: "mamba" }));
+    writeFileSync(join(directory, "model.safetensors"), emptySafetensors());
+    const { code, stderr } = await planish(["inspect", directory]);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/^planish: [^\n]*"mamba"[^\n]*llama[^\n]*\n$/);
+  });
+});
+
+/** A safetensors file of no tensors: the header's length in 8 bytes, then the header. */
+function emptySafetensors(): Buffer {
+  const header = Buffer.from("{}      ");
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(header.length));
+  return Buffer.concat([length, header]);
+}
