@@ -1,0 +1,229 @@
+/**
+ * Snapshots of models from the Hugging Face hub, in the hub's own cache layout, so that other programs'
+ * downloads are found and ours are found by them:
+ * `models--org--name/{blobs/<etag>, snapshots/<commit>/<file> → blob, refs/<revision>}`.
+ *
+ * `snapshotDownload` of `@huggingface/hub` fetches every file of a repository, checks no hashes and prints to
+ * standard output, so the walk over files is here; listing and transfer are the library's.
+ */
+
+import { createHash, type Hash } from "node:crypto";
+import { createReadStream, createWriteStream, existsSync, readFileSync } from "node:fs";
+import { copyFile, mkdir, rename, rm, symlink, writeFile } from "node:fs/promises";
+import { homedir } from "node:os";
+import { dirname, join, relative } from "node:path";
+import { Readable, Transform } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import type { ReadableStream } from "node:stream/web";
+import { downloadFile, listFiles, modelInfo, type ListFileEntry } from "@huggingface/hub";
+import { PlanishError } from "../common/errors.js";
+import { silentProgress, type ProgressSink, type ProgressTask } from "../common/progress.js";
+import { isJsonObject, readJsonObject } from "./file-reader.js";
+import { INDEX_FILE, SINGLE_FILE } from "./safetensors.js";
+
+export interface HubModel {
+  /** `org/name`. */
+  readonly repo: string;
+  /** Branch, tag or commit. */
+  readonly revision: string;
+}
+
+export interface HubOptions {
+  /** Root of the hub's cache (default: HF_HUB_CACHE, HF_HOME/hub, or ~/.cache/huggingface/hub). */
+  readonly cacheDir?: string;
+  readonly progress?: ProgressSink;
+  readonly signal?: AbortSignal;
+  /** Replaces the network, for tests and proxies. */
+  readonly fetch?: typeof fetch;
+}
+
+const COMMIT = /^[0-9a-f]{40}$/;
+
+/** Default root of the hub's cache; empty variables count as unset. */
+export function hubCacheDir(env: NodeJS.ProcessEnv = process.env): string {
+  if (env["HF_HUB_CACHE"]) return env["HF_HUB_CACHE"];
+  return join(hubHome(env), "hub");
+}
+
+function hubHome(env: NodeJS.ProcessEnv): string {
+  return env["HF_HOME"] || join(env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "huggingface");
+}
+
+function repoDirectory(model: HubModel, cacheDir: string): string {
+  return join(cacheDir, `models--${model.repo.split("/").join("--")}`);
+}
+
+/** The directory of a complete snapshot that is already in the cache, or undefined. Uses no network. */
+export function cachedSnapshot(model: HubModel, cacheDir: string): string | undefined {
+  const directory = repoDirectory(model, cacheDir);
+  let commit = model.revision;
+  if (!COMMIT.test(commit)) {
+    const ref = join(directory, "refs", ...commit.split("/"));
+    if (!existsSync(ref)) return undefined;
+    commit = readFileSync(ref, "utf8").trim();
+    if (!COMMIT.test(commit)) return undefined;
+  }
+  const snapshot = join(directory, "snapshots", commit);
+  return isComplete(snapshot) ? snapshot : undefined;
+}
+
+/** Weights are fetched last, so a snapshot with all its weights has everything. */
+function isComplete(snapshot: string): boolean {
+  if (!existsSync(join(snapshot, "config.json"))) return false;
+  if (existsSync(join(snapshot, SINGLE_FILE))) return true;
+  if (!existsSync(join(snapshot, INDEX_FILE))) return false;
+  const { weight_map: shards } = readJsonObject(join(snapshot, INDEX_FILE));
+  if (!isJsonObject(shards)) return false;
+  return Object.values(shards).every((shard) => existsSync(join(snapshot, String(shard))));
+}
+
+const WEIGHTS = /^model(-\d+-of-\d+)?\.safetensors$/;
+const SMALL_FILES = /^([\w.-]+\.json|[\w.-]+\.jinja|tokenizer\.model|merges\.txt|vocab\.txt)$/;
+
+/** Fetches what a model needs to run: JSON, tokenizer files and safetensors of the repository's root. */
+export async function downloadSnapshot(model: HubModel, options: HubOptions): Promise<string> {
+  const { cacheDir = hubCacheDir(), progress = silentProgress, signal } = options;
+  const access = {
+    accessToken: accessToken(),
+    hubUrl: process.env["HF_ENDPOINT"]?.replace(/\/+$/, "") || undefined,
+    fetch: abortable(options.fetch ?? fetch, signal),
+  };
+  const { sha: commit } = await modelInfo({
+    name: model.repo,
+    revision: model.revision,
+    additionalFields: ["sha"],
+    ...access,
+  });
+  if (!COMMIT.test(commit)) throw new PlanishError(`the hub names no commit for ${model.repo}`);
+  const wanted: ListFileEntry[] = [];
+  for await (const entry of listFiles({ repo: model.repo, revision: commit, ...access })) {
+    if (entry.type === "file" && (WEIGHTS.test(entry.path) || SMALL_FILES.test(entry.path))) {
+      wanted.push(entry);
+    }
+  }
+  if (!wanted.some(({ path }) => WEIGHTS.test(path))) {
+    throw new PlanishError(
+      `${model.repo} has no safetensors weights (${SINGLE_FILE} or shards of it) at ${model.revision}; choose a repository that has`,
+    );
+  }
+  wanted.sort((a, b) => Number(WEIGHTS.test(a.path)) - Number(WEIGHTS.test(b.path)));
+  const directory = repoDirectory(model, cacheDir);
+  const task = progress.task(
+    model.repo,
+    wanted.reduce((sum, { size }) => sum + size, 0),
+  );
+  try {
+    for (const entry of wanted) {
+      await fetchFile(model, commit, entry, directory, access, task, signal);
+    }
+  } finally {
+    task.done();
+  }
+  if (model.revision !== commit) {
+    const ref = join(directory, "refs", ...model.revision.split("/"));
+    await mkdir(dirname(ref), { recursive: true });
+    await writeFile(ref, commit);
+  }
+  return join(directory, "snapshots", commit);
+}
+
+interface Access {
+  readonly accessToken: string | undefined;
+  readonly hubUrl: string | undefined;
+  readonly fetch: typeof fetch;
+}
+
+async function fetchFile(
+  model: HubModel,
+  commit: string,
+  entry: ListFileEntry,
+  directory: string,
+  access: Access,
+  task: ProgressTask,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const pointer = join(directory, "snapshots", commit, entry.path);
+  const etag = entry.lfs?.oid ?? entry.xetHash ?? entry.oid ?? "";
+  if (!/^[0-9a-f]{40,64}$/.test(etag)) {
+    throw new PlanishError(`the hub gives no hash for ${model.repo}/${entry.path}`);
+  }
+  const blob = join(directory, "blobs", etag);
+  if (!existsSync(blob)) {
+    await mkdir(dirname(blob), { recursive: true });
+    const incomplete = `${blob}.incomplete`;
+    const source = await downloadFile({
+      repo: model.repo,
+      path: entry.path,
+      revision: commit,
+      // Plain HTTP: the content is checked against the listed hash below, whatever the transport.
+      xet: false,
+      ...access,
+    });
+    if (!source) throw new PlanishError(`the hub has no ${entry.path} in ${model.repo}`);
+    const hash = contentHash(entry);
+    let received = 0;
+    const count = new Transform({
+      transform(chunk: Uint8Array, _encoding, done) {
+        received += chunk.byteLength;
+        hash?.update(chunk);
+        task.advance(chunk.byteLength, entry.path);
+        done(null, chunk);
+      },
+    });
+    try {
+      const body = Readable.fromWeb(source.stream() as ReadableStream<Uint8Array>);
+      await pipeline(body, count, createWriteStream(incomplete), { signal });
+      const expected = entry.lfs?.oid ?? entry.oid;
+      const actual = hash?.digest("hex");
+      if (received !== entry.size || (actual !== undefined && actual !== expected)) {
+        throw new PlanishError(
+          `${entry.path} of ${model.repo} came damaged (${received} of ${entry.size} bytes, or another hash than the hub lists); try again`,
+        );
+      }
+      await rename(incomplete, blob);
+    } catch (error) {
+      await rm(incomplete, { force: true });
+      throw error;
+    }
+  } else {
+    task.advance(entry.size, entry.path);
+  }
+  if (!existsSync(pointer)) await link(blob, pointer);
+}
+
+/** The hash that the listing names: SHA-256 for large files, git's SHA-1 of a blob for the others. */
+function contentHash(entry: ListFileEntry): Hash | undefined {
+  if (entry.lfs) return createHash("sha256");
+  if (!entry.oid) return undefined;
+  return createHash("sha1").update(`blob ${entry.size}\0`);
+}
+
+async function link(blob: string, pointer: string): Promise<void> {
+  await mkdir(dirname(pointer), { recursive: true });
+  await rm(pointer, { force: true });
+  try {
+    await symlink(relative(dirname(pointer), blob), pointer);
+  } catch {
+    // Windows grants symbolic links to few; the cache then holds copies, as the hub's own clients do.
+    await copyFile(blob, `${pointer}.incomplete`);
+    await rename(`${pointer}.incomplete`, pointer);
+  }
+}
+
+function accessToken(): string | undefined {
+  const env = process.env;
+  if (env["HF_TOKEN"]) return env["HF_TOKEN"];
+  const file = env["HF_TOKEN_PATH"] || join(hubHome(env), "token");
+  return existsSync(file) ? readFileSync(file, "utf8").trim() || undefined : undefined;
+}
+
+function abortable(inner: typeof fetch, signal: AbortSignal | undefined): typeof fetch {
+  return (input, init) => inner(input, { ...init, ...(signal ? { signal } : {}) });
+}
+
+/** SHA-256 of a file in hexadecimal. */
+export async function fileSha256(path: string, signal?: AbortSignal): Promise<string> {
+  const hash = createHash("sha256");
+  await pipeline(createReadStream(path), hash, { signal });
+  return hash.digest("hex");
+}
