@@ -39,6 +39,7 @@ struct VecOf {
 
 using vf = VecOf<float>::type;
 using vi = VecOf<int32_t>::type;
+using vd = VecOf<double>::type;
 
 template <class T>
 static PL_INLINE typename VecOf<T>::type loadT(const T* p) {
@@ -50,6 +51,19 @@ static PL_INLINE void storeT(T* p, typename VecOf<T>::type v) {
 }
 static PL_INLINE vf load(const float* p) { return loadT<float>(p); }
 static PL_INLINE void store(float* p, vf v) { storeT<float>(p, v); }
+
+/** a·b + c, fused where the level has it (the build keeps the compiler from fusing on its own). */
+#if defined(__AVX512F__)
+static PL_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+static PL_INLINE vd fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+#elif defined(__AVX2__)
+static PL_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+static PL_INLINE vd fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#else
+static PL_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
+static PL_INLINE vd fma(vd a, vd b, vd c) { return a * b + c; }
+#endif
+
 static PL_INLINE vf splat(float x) { return vf{} + x; }
 
 /** First n (0…VL) lanes from memory, `fill` elsewhere; touches no byte past p+n. */
@@ -109,22 +123,24 @@ static inline float roundEven1(float x) {
 }
 
 /**
- * e^x, relative error below 2e-7: x = n·ln2 + r with |r| ≤ ln2/2, a degree-6 polynomial for e^r, and 2^n built
+ * e^x, relative error below 2e-7: x = n·ln2 + r with |r| ≤ ln2/2, a degree-7 polynomial for e^r, and 2^n built
  * from its exponent bits. Below −87.3 the result is 0 (no denormals), above 88.3 it stays at e^88.3; NaN stays NaN.
  */
 static PL_INLINE vf expv(vf x) {
   const vf lowest = splat(-87.33f);
   const vf clamped = vmin(vmax(x, lowest), splat(88.3f));
-  const vf shifted = clamped * 1.44269504088896341f + kRoundMagic;
+  const vf shifted = fma(clamped, splat(1.44269504088896341f), splat(kRoundMagic));
   const vf n = shifted - kRoundMagic;
-  vf r = clamped - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  vf p = splat(1.3981999507e-3f);
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  // ln2 in two parts; n times the first is exact.
+  vf r = fma(n, splat(-0.693359375f), clamped);
+  r = fma(n, splat(2.12194440e-4f), r);
+  vf p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
   // The low bits of `shifted` hold n (the magic constant's own low bits are zero).
   const vf power = (vf)(((vi)shifted + 127) << 23);
   const vf result = p * power;

@@ -29,7 +29,7 @@ static void tileProduct(int64_t depth, const T* __restrict a, int64_t lda, const
     for (int r = 0; r < MR; ++r) {
       const V av = V{} + (TransposedA ? a[r] : a[r * lda]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] += av * bv[v];
+      for (int v = 0; v < NV; ++v) acc[r][v] = fma(av, bv[v], acc[r][v]);
     }
     a += TransposedA ? lda : 1;
     b += ldb;
@@ -56,50 +56,35 @@ template <class T>
 using TileFunction = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t, bool,
                               int64_t);
 
-// Registers allow MR·NV accumulators beside NV vectors of B and one broadcast.
+// Registers allow MR·NV accumulators beside NV vectors of B and one broadcast. The float64 products are too rare to be
+// worth compiling more than the two narrow shapes.
 #if defined(__AVX512F__)
-constexpr int kTileVectors = 4;
-constexpr int kTileRows[kTileVectors + 1] = {0, 14, 12, 8, 6};
+constexpr int kTileRows[5] = {0, 14, 12, 8, 6};
+template <class T>
+constexpr int kTileVectors = sizeof(T) == 4 ? 4 : 2;
 #else
+constexpr int kTileRows[5] = {0, 8, 6, 0, 0};
+template <class T>
 constexpr int kTileVectors = 2;
-constexpr int kTileRows[kTileVectors + 1] = {0, 8, 6};
 #endif
 
-template <class T, int NV, bool TransposedA>
+/** The function for a number of rows, found by counting down from the most that NV allows. */
+template <class T, int NV, bool TransposedA, int MR>
 static TileFunction<T> tileOfRows(int64_t rows) {
-  constexpr int max = kTileRows[NV];
-  // Sizes beyond the limit of this NV fall back to the limit's function and are never asked for.
-#define PL_ROWS(n) \
-  case n:          \
-    return tileProduct<T, (n <= max ? n : max), NV, TransposedA>;
-  switch (rows) {
-    PL_ROWS(1)
-    PL_ROWS(2)
-    PL_ROWS(3)
-    PL_ROWS(4)
-    PL_ROWS(5)
-    PL_ROWS(6)
-    PL_ROWS(7)
-    PL_ROWS(8)
-    PL_ROWS(9)
-    PL_ROWS(10)
-    PL_ROWS(11)
-    PL_ROWS(12)
-    PL_ROWS(13)
-    default:
-      return tileProduct<T, (14 <= max ? 14 : max), NV, TransposedA>;
+  if constexpr (MR > 1) {
+    if (rows < MR) return tileOfRows<T, NV, TransposedA, MR - 1>(rows);
   }
-#undef PL_ROWS
+  return tileProduct<T, MR, NV, TransposedA>;
 }
 
 template <class T, bool TransposedA>
 static TileFunction<T> tileFor(int64_t rows, int vectors) {
-#if defined(__AVX512F__)
-  if (vectors == 4) return tileOfRows<T, 4, TransposedA>(rows);
-  if (vectors == 3) return tileOfRows<T, 3, TransposedA>(rows);
-#endif
-  if (vectors == 2) return tileOfRows<T, 2, TransposedA>(rows);
-  return tileOfRows<T, 1, TransposedA>(rows);
+  if constexpr (kTileVectors<T> == 4) {
+    if (vectors == 4) return tileOfRows<T, 4, TransposedA, kTileRows[4]>(rows);
+    if (vectors == 3) return tileOfRows<T, 3, TransposedA, kTileRows[3]>(rows);
+  }
+  if (vectors == 2) return tileOfRows<T, 2, TransposedA, kTileRows[2]>(rows);
+  return tileOfRows<T, 1, TransposedA, kTileRows[1]>(rows);
 }
 
 /** C[m×n] (+)= A·B; A is m×depth (row-major), or depth×m when TransposedA. */
@@ -108,7 +93,7 @@ static void smallProduct(int64_t m, int64_t n, int64_t depth, const T* a, int64_
                          int64_t ldb, T* c, int64_t ldc, bool accumulate) {
   constexpr int L = VecOf<T>::lanes;
   const int64_t vectors = (n + L - 1) / L;
-  const int64_t columnGroups = (vectors + kTileVectors - 1) / kTileVectors;
+  const int64_t columnGroups = (vectors + kTileVectors<T> - 1) / kTileVectors<T>;
   int64_t v0 = 0;
   for (int64_t g = 0; g < columnGroups; ++g) {
     const int64_t v1 = vectors * (g + 1) / columnGroups;

@@ -1,0 +1,377 @@
+// Elementwise maps, broadcasts, sums, the gated MLP product, losses over rows, and the AdamW step.
+// Definitions: src/backend/backend.ts. All are bound by memory: one pass over the data, rows or chunks over threads.
+//
+// Sums over more than a row run in fixed chunks added in order, so that they do not depend on the thread count.
+#pragma once
+
+#include "quantize.h"
+
+namespace planish::PL_LEVEL {
+
+// Elements per chunk of a flat array: fixed, because partial sums follow it.
+constexpr int64_t kChunk = 16384;
+
+/** f(begin, end) over chunks of [0, length), split over threads at chunk boundaries. */
+template <class F>
+static PL_INLINE void overChunks(int64_t length, const F& f) {
+  const int64_t chunks = (length + kChunk - 1) / kChunk;
+  parallel_ranges(chunks, 1, [&](int64_t begin, int64_t end) {
+    f(begin * kChunk, end * kChunk < length ? end * kChunk : length);
+  });
+}
+
+/** Order of UnaryOp in src/backend/cpu/kernels/elementwise.ts. */
+enum UnaryCode : int32_t { kSigmoid, kSilu, kRelu, kGelu, kGeluTanh, kReciprocal, kNegate, kUnaryCodes };
+
+constexpr float kSqrt2OverPi = 0.79788456080286536f;
+constexpr float kGeluCubic = 0.044715f;
+
+static PL_INLINE vf tanhv(vf x) {
+  // 1 − 2/(e^{2x}+1); where |x| is small the odd series keeps the relative error down.
+  const vf wide = 1.0f - 2.0f / (expv(2.0f * x) + 1.0f);
+  const vf square = x * x;
+  vf p = splat(-17.0f / 315.0f);
+  p = fma(p, square, splat(2.0f / 15.0f));
+  p = fma(p, square, splat(-1.0f / 3.0f));
+  const vf narrow = fma(x * square, p, x);
+  return vabs(x) < splat(0.1f) ? narrow : wide;
+}
+
+/** erf by the C library, lane by lane: used by gelu only, which no hot path needs. */
+static inline vf erfv(vf x) {
+  float a[VL];
+  std::memcpy(a, &x, sizeof x);
+  for (int i = 0; i < VL; ++i) a[i] = std::erf(a[i]);
+  return load(a);
+}
+
+static PL_INLINE vf siluSlope(vf x) {
+  const vf s = sigmoidv(x);
+  return s * (1.0f + x * (1.0f - s));
+}
+
+inline int unary(int32_t op, const float* x, int64_t length, float* out) {
+  if (op < 0 || op >= kUnaryCodes) return fail(PL_BAD_ARGUMENT, "unary: unknown operation %d", op);
+  overChunks(length, [&](int64_t begin, int64_t end) {
+    const auto map = [&](auto f) { mapLanes(x + begin, out + begin, end - begin, f); };
+    switch (op) {
+      case kSigmoid:
+        return map([](vf v) { return sigmoidv(v); });
+      case kSilu:
+        return map([](vf v) { return v * sigmoidv(v); });
+      case kRelu:
+        return map([](vf v) { return v > vf{} ? v : vf{}; });
+      case kGelu:
+        return map([](vf v) { return 0.5f * v * (1.0f + erfv(v * 0.70710678118654752f)); });
+      case kGeluTanh:
+        return map([](vf v) { return 0.5f * v * (1.0f + tanhv(kSqrt2OverPi * (v + kGeluCubic * v * v * v))); });
+      case kReciprocal:
+        return map([](vf v) { return 1.0f / v; });
+      default:
+        return map([](vf v) { return -v; });
+    }
+  });
+  return 0;
+}
+
+inline int unary_backward(int32_t op, const float* x, int64_t length, const float* grad, float* gradX) {
+  if (op < 0 || op >= kUnaryCodes) return fail(PL_BAD_ARGUMENT, "unaryBackward: unknown operation %d", op);
+  overChunks(length, [&](int64_t begin, int64_t end) {
+    const auto map = [&](auto slope) {
+      mapLanes2(x + begin, grad + begin, gradX + begin, end - begin, [&](vf v, vf g) { return slope(v) * g; });
+    };
+    switch (op) {
+      case kSigmoid:
+        return map([](vf v) {
+          const vf s = sigmoidv(v);
+          return s * (1.0f - s);
+        });
+      case kSilu:
+        return map([](vf v) { return siluSlope(v); });
+      case kRelu:
+        return map([](vf v) { return v > vf{} ? splat(1.0f) : vf{}; });
+      case kGelu:
+        return map([](vf v) {
+          return 0.5f * (1.0f + erfv(v * 0.70710678118654752f)) + v * expv(-0.5f * v * v) * 0.39894228040143268f;
+        });
+      case kGeluTanh:
+        return map([](vf v) {
+          const vf t = tanhv(kSqrt2OverPi * (v + kGeluCubic * v * v * v));
+          return 0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * v * v);
+        });
+      case kReciprocal:
+        return map([](vf v) { return -1.0f / (v * v); });
+      default:
+        return map([](vf) { return splat(-1.0f); });
+    }
+  });
+  return 0;
+}
+
+/** Orders of BinaryOp, of broadcast and of keep in src/backend/cpu/kernels/elementwise.ts. */
+enum BinaryCode : int32_t { kAdd, kSub, kMul };
+enum BroadcastCode : int32_t { kFull, kRow, kColumn, kScalar };
+
+template <class F>
+static PL_INLINE void binaryRows(int64_t rows, int64_t cols, const float* a, const float* b, int32_t broadcast,
+                                 float* out, F f) {
+  if (broadcast == kFull || broadcast == kScalar) {
+    overChunks(rows * cols, [&](int64_t begin, int64_t end) {
+      if (broadcast == kFull) {
+        mapLanes2(a + begin, b + begin, out + begin, end - begin, f);
+      } else {
+        const vf other = splat(b[0]);
+        mapLanes(a + begin, out + begin, end - begin, [&](vf v) { return f(v, other); });
+      }
+    });
+    return;
+  }
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (broadcast == kRow) {
+        mapLanes2(a + r * cols, b, out + r * cols, cols, f);
+      } else {
+        const vf other = splat(b[r]);
+        mapLanes(a + r * cols, out + r * cols, cols, [&](vf v) { return f(v, other); });
+      }
+    }
+  });
+}
+
+inline int binary(int32_t op, int64_t rows, int64_t cols, const float* a, const float* b, int32_t broadcast, float* out) {
+  if (broadcast < kFull || broadcast > kScalar) return fail(PL_BAD_ARGUMENT, "binary: unknown broadcast %d", broadcast);
+  switch (op) {
+    case kAdd:
+      binaryRows(rows, cols, a, b, broadcast, out, [](vf x, vf y) { return x + y; });
+      return 0;
+    case kSub:
+      binaryRows(rows, cols, a, b, broadcast, out, [](vf x, vf y) { return x - y; });
+      return 0;
+    case kMul:
+      binaryRows(rows, cols, a, b, broadcast, out, [](vf x, vf y) { return x * y; });
+      return 0;
+    default:
+      return fail(PL_BAD_ARGUMENT, "binary: unknown operation %d", op);
+  }
+}
+
+/** keep: 1 a row of column sums, 2 a column of row sums, 3 one number (BroadcastCode). */
+inline int reduce(int64_t rows, int64_t cols, const float* x, const float* y, int32_t keep, double alpha, float* out) {
+  if (keep == kColumn) {
+    parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const float* const xr = x + r * cols;
+        const float* const yr = y ? y + r * cols : nullptr;
+        const double sum = sumRow(cols, [&](int64_t i, int64_t count) {
+          const vf v = loadUpTo(xr + i, count);
+          return yr ? v * loadUpTo(yr + i, count) : v;
+        });
+        out[r] = static_cast<float>(alpha * sum);
+      }
+    });
+    return 0;
+  }
+  if (keep == kScalar) {
+    const int64_t length = rows * cols, chunks = (length + kChunk - 1) / kChunk;
+    double* const partial = scratchOf<double>(0, chunks + 1);
+    if (!partial) return fail(PL_OUT_OF_MEMORY, "reduce: no memory for %lld partial sums", (long long)chunks);
+    parallel_ranges(chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const float* const xc = x + c * kChunk;
+        const float* const yc = y ? y + c * kChunk : nullptr;
+        const int64_t count = length - c * kChunk < kChunk ? length - c * kChunk : kChunk;
+        partial[c] = sumRow(count, [&](int64_t i, int64_t n) {
+          const vf v = loadUpTo(xc + i, n);
+          return yc ? v * loadUpTo(yc + i, n) : v;
+        });
+      }
+    });
+    double total = 0;
+    for (int64_t c = 0; c < chunks; ++c) total += partial[c];
+    out[0] = static_cast<float>(alpha * total);
+    return 0;
+  }
+  if (keep != kRow) return fail(PL_BAD_ARGUMENT, "reduce: unknown index to keep %d", keep);
+  // f32 sums over kFlushRows rows join double totals, per range of rows; ranges are added in order.
+  constexpr int64_t flushRows = 32;
+  const int64_t wide = padded(cols);
+  int64_t parts = rows / rowGrain(cols);
+  if (parts > thread_count()) parts = thread_count();
+  if (parts < 1) parts = 1;
+  double* const totals = scratchOf<double>(0, parts * wide);
+  float* const blocks = scratchOf<float>(1, parts * wide);
+  if (!totals || !blocks) return fail(PL_OUT_OF_MEMORY, "reduce: no memory for %lld columns", (long long)cols);
+  std::memset(totals, 0, static_cast<size_t>(parts * wide) * 8);
+  parallel_for(parts, [&](int64_t part) {
+    const int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
+    double* const total = totals + part * wide;
+    float* const sum = blocks + part * wide;
+    for (int64_t r0 = begin; r0 < end; r0 += flushRows) {
+      std::memset(sum, 0, static_cast<size_t>(wide) * 4);
+      const int64_t r1 = r0 + flushRows < end ? r0 + flushRows : end;
+      for (int64_t r = r0; r < r1; ++r) {
+        for (int64_t i = 0; i < cols; i += VL) {
+          vf v = loadUpTo(x + r * cols + i, cols - i);
+          if (y) v *= loadUpTo(y + r * cols + i, cols - i);
+          store(sum + i, load(sum + i) + v);
+        }
+      }
+      for (int64_t i = 0; i < cols; ++i) total[i] += static_cast<double>(sum[i]);
+    }
+  });
+  for (int64_t i = 0; i < cols; ++i) {
+    double total = 0;
+    for (int64_t part = 0; part < parts; ++part) total += totals[part * wide + i];
+    out[i] = static_cast<float>(alpha * total);
+  }
+  return 0;
+}
+
+inline int scale(const float* x, int64_t length, float alpha, int32_t accumulate, float* out) {
+  overChunks(length, [&](int64_t begin, int64_t end) {
+    if (accumulate)
+      mapLanes2(x + begin, out + begin, out + begin, end - begin, [&](vf v, vf o) { return v * alpha + o; });
+    else
+      mapLanes(x + begin, out + begin, end - begin, [&](vf v) { return v * alpha; });
+  });
+  return 0;
+}
+
+inline int silu_mul(const float* gate, const float* up, int64_t length, float* out) {
+  overChunks(length, [&](int64_t begin, int64_t end) {
+    mapLanes2(gate + begin, up + begin, out + begin, end - begin, [](vf g, vf u) { return g * sigmoidv(g) * u; });
+  });
+  return 0;
+}
+
+inline int silu_mul_backward(const float* gate, const float* up, int64_t length, const float* grad, float* gradGate,
+                             float* gradUp) {
+  overChunks(length, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += VL) {
+      const int64_t count = end - i;
+      const vf g = loadUpTo(gate + i, count), u = loadUpTo(up + i, count), d = loadUpTo(grad + i, count);
+      const vf s = sigmoidv(g);
+      const vf dGate = s * (1.0f + g * (1.0f - s)) * u * d, dUp = g * s * d;
+      if (count >= VL) {
+        store(gradGate + i, dGate);
+        store(gradUp + i, dUp);
+      } else {
+        storePart(gradGate + i, dGate, count);
+        storePart(gradUp + i, dUp, count);
+      }
+    }
+  });
+  return 0;
+}
+
+inline int mse(const float* a, const float* b, int64_t length, float* loss) {
+  const int64_t chunks = (length + kChunk - 1) / kChunk;
+  double* const partial = scratchOf<double>(0, chunks + 1);
+  if (!partial) return fail(PL_OUT_OF_MEMORY, "mse: no memory for %lld partial sums", (long long)chunks);
+  parallel_ranges(chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t at = c * kChunk, count = length - at < kChunk ? length - at : kChunk;
+      partial[c] = sumRow(count, [&](int64_t i, int64_t n) {
+        const vf d = loadUpTo(a + at + i, n) - loadUpTo(b + at + i, n);
+        return d * d;
+      });
+    }
+  });
+  double total = 0;
+  for (int64_t c = 0; c < chunks; ++c) total += partial[c];
+  *loss = static_cast<float>(total / static_cast<double>(length));
+  return 0;
+}
+
+/** log Σ exp of a row. */
+static inline double logSumExpRow(const float* x, int64_t cols) {
+  const float top = rowExtremes(x, cols).hi;
+  const double sum = sumRow(cols, [&](int64_t i, int64_t count) {
+    return expv((count >= VL ? load(x + i) : loadPart(x + i, count, -INFINITY)) - top);
+  });
+  return static_cast<double>(top) + std::log(sum);
+}
+
+/** Targets must lie in [−1, cols). */
+inline int nll(const float* logits, int64_t rows, int64_t cols, const int32_t* targets, float* out) {
+  for (int64_t r = 0; r < rows; ++r)
+    if (targets[r] < -1 || targets[r] >= cols)
+      return fail(PL_BAD_ARGUMENT, "nll: target %d of row %lld is not a token id; give 0 … %lld, or -1 to leave the row out",
+                  targets[r], (long long)r, (long long)(cols - 1));
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const row = logits + r * cols;
+      out[r] = targets[r] < 0 ? 0.0f : static_cast<float>(logSumExpRow(row, cols) - static_cast<double>(row[targets[r]]));
+    }
+  });
+  return 0;
+}
+
+inline int softmax_kl(const float* teacher, const float* student, int64_t rows, int64_t cols, float* kl,
+                      float* gradStudent, float gradScale) {
+  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const t = teacher + r * cols;
+      const float* const s = student + r * cols;
+      float* const g = gradStudent ? gradStudent + r * cols : nullptr;
+      const double lseT = logSumExpRow(t, cols), lseS = logSumExpRow(s, cols);
+      const float baseT = static_cast<float>(lseT), baseS = static_cast<float>(lseS);
+      // log p − log q, whose large parts cancel before they are rounded.
+      const float shift = static_cast<float>(lseT - lseS);
+      kl[r] = static_cast<float>(sumRow(cols, [&](int64_t i, int64_t count) {
+        const bool whole = count >= VL;
+        const vf tv = whole ? load(t + i) : loadPart(t + i, count, -INFINITY);
+        const vf sv = whole ? load(s + i) : loadPart(s + i, count, -INFINITY);
+        const vf p = expv(tv - baseT);
+        if (g) {
+          const vf d = (expv(sv - baseS) - p) * gradScale;
+          if (whole) store(g + i, d);
+          else storePart(g + i, d, count);
+        }
+        // Where p is 0 the term is 0, even if the difference is not finite.
+        return p > vf{} ? p * ((tv - sv) - shift) : vf{};
+      }));
+    }
+  });
+  return 0;
+}
+
+inline int adamw(float* param, const float* grad, float* moment1, float* moment2, int64_t length, int64_t step,
+                 double learningRate, double beta1, double beta2, double epsilon, double weightDecay, double gradScale,
+                 double bound) {
+  const float inverse1 = static_cast<float>(1.0 / (1.0 - std::pow(beta1, static_cast<double>(step))));
+  const float inverse2 = static_cast<float>(1.0 / (1.0 - std::pow(beta2, static_cast<double>(step))));
+  const float b1 = static_cast<float>(beta1), c1 = static_cast<float>(1.0 - beta1);
+  const float b2 = static_cast<float>(beta2), c2 = static_cast<float>(1.0 - beta2);
+  const float rate = static_cast<float>(learningRate), keep = static_cast<float>(1.0 - learningRate * weightDecay);
+  const float eps = static_cast<float>(epsilon), factor = static_cast<float>(gradScale), limit = static_cast<float>(bound);
+  overChunks(length, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += VL) {
+      const int64_t count = end - i;
+      const vf g = loadUpTo(grad + i, count) * factor;
+      const vf m = b1 * loadUpTo(moment1 + i, count) + c1 * g;
+      const vf v = b2 * loadUpTo(moment2 + i, count) + c2 * (g * g);
+      vf root = v * inverse2;
+#if defined(__AVX512F__)
+      root = (vf)_mm512_maskz_sqrt_ps((__mmask16)0xffff, (__m512)root);
+#else
+      for (int l = 0; l < VL; ++l) root[l] = std::sqrt(root[l]);
+#endif
+      vf next = loadUpTo(param + i, count) * keep - rate * (m * inverse1 / (root + eps));
+      // A bound below zero means none.
+      if (limit >= 0.0f) next = vmin(vmax(next, splat(-limit)), splat(limit));
+      if (count >= VL) {
+        store(moment1 + i, m);
+        store(moment2 + i, v);
+        store(param + i, next);
+      } else {
+        storePart(moment1 + i, m, count);
+        storePart(moment2 + i, v, count);
+        storePart(param + i, next, count);
+      }
+    }
+  });
+  return 0;
+}
+
+}  // namespace planish::PL_LEVEL

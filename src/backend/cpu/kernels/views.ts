@@ -1,0 +1,46 @@
+/**
+ * Checked access to the CPU backend's buffers: native kernels trust their pointers and sizes, so types and lengths are
+ * checked once per call, here.
+ */
+import type { Buffer, DType, HostArray } from "../../backend.js";
+import { PlanishError } from "../../../common/errors.js";
+import { HostBuffer } from "../memory.js";
+
+function elements(buffer: Buffer, dtype: DType, length: number, what: string): HostArray {
+  if (!(buffer instanceof HostBuffer)) {
+    throw new PlanishError(
+      `${what}: this buffer belongs to another backend; copy it with read and write`,
+    );
+  }
+  if (buffer.dtype !== dtype) {
+    throw new PlanishError(`${what}: got a ${buffer.dtype} buffer, the cpu backend takes ${dtype}`);
+  }
+  if (!(length >= 0 && length <= buffer.length)) {
+    throw new PlanishError(`${what}: needs ${length} elements, the buffer has ${buffer.length}`);
+  }
+  return buffer.data;
+}
+
+/** A real buffer of at least `length` elements. Throws PlanishError naming `what`. */
+export function real(buffer: Buffer, length: number, what: string): HostArray {
+  return elements(buffer, "f32", length, what);
+}
+
+/** As `real`; null when absent. */
+export function optionalReal(
+  buffer: Buffer | undefined,
+  length: number,
+  what: string,
+): HostArray | null {
+  return buffer === undefined ? null : elements(buffer, "f32", length, what);
+}
+
+/** A buffer of 8-bit codes. */
+export function codes(buffer: Buffer, length: number, what: string): HostArray {
+  return elements(buffer, "i8", length, what);
+}
+
+/** A buffer of indices. */
+export function indices(buffer: Buffer, length: number, what: string): HostArray {
+  return elements(buffer, "i32", length, what);
+}
