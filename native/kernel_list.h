@@ -14,3 +14,21 @@ PL_KERNEL(peak_f32, (int64_t iterations, double* operations), (iterations, opera
 PL_KERNEL(peak_bf16, (int64_t iterations, double* operations), (iterations, operations))
 PL_KERNEL(peak_i8, (int64_t iterations, double* operations), (iterations, operations))
 PL_KERNEL(read_memory, (const float* x, int64_t length, float* sink), (x, length, sink))
+
+// Matrix products (matmul.h). Operand flags: 1 transposed, 2 int8 codes (else f32). Product flags: 1 accumulate, 2 bf16.
+// Offsets, strides and batch strides count elements; k_scale, n_scale and bias may be null.
+PL_KERNEL(matmul,
+          (int64_t m, int64_t n, int64_t k, int64_t batch, const void* a, int64_t a_offset, int64_t a_stride,
+           int64_t a_batch, int32_t a_flags, const void* b, int64_t b_offset, int64_t b_stride, int64_t b_batch,
+           int32_t b_flags, float* out, int64_t out_offset, int64_t out_stride, int64_t out_batch, const float* k_scale,
+           const float* n_scale, const float* bias, double alpha, int32_t flags),
+          (m, n, k, batch, a, a_offset, a_stride, a_batch, a_flags, b, b_offset, b_stride, b_batch, b_flags, out,
+           out_offset, out_stride, out_batch, k_scale, n_scale, bias, alpha, flags))
+// a [m,k], b [n,k] int8; out[m,n] = a_scale[m]·b_scale[n]·Σ a·b (+ bias[n]).
+PL_KERNEL(int_matmul,
+          (int64_t m, int64_t n, int64_t k, const int8_t* a, const float* a_scale, const int8_t* b, const float* b_scale,
+           const float* bias, float* out),
+          (m, n, k, a, a_scale, b, b_scale, bias, out))
+
+// Attention, norms, transforms, grids, elementwise maps, small matrices.
+#include "kernels/list.h"

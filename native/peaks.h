@@ -26,9 +26,12 @@ inline void peak_loop(int64_t iterations, const Vector& zero, const Step& step) 
   for (int j = 0; j < PEAK_CHAINS; j++) acc[j] = zero;
   for (int64_t i = 0; i < iterations; i++) {
 #pragma GCC unroll 12
-    for (int j = 0; j < PEAK_CHAINS; j++) acc[j] = step(acc[j]);
-#pragma GCC unroll 12
-    for (int j = 0; j < PEAK_CHAINS; j++) PL_OPAQUE(acc[j]);
+    for (int j = 0; j < PEAK_CHAINS; j++) {
+      // A local, since an array element named in asm would be given an address.
+      Vector next = step(acc[j]);
+      PL_OPAQUE(next);
+      acc[j] = next;
+    }
   }
 }
 

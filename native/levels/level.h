@@ -8,12 +8,19 @@
 #endif
 
 #if PL_ISA >= 1
+// g++ 12 reports its own "undefined" intrinsics as uninitialized (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../kernel_table.h"
 #include "../planish.h"
@@ -21,6 +28,17 @@
 
 // Kernels, one line per file.
 #include "../peaks.h"
+#include "../kernels/attention.h"
+#include "../kernels/elementwise.h"
+#include "../kernels/kronecker.h"
+#include "../kernels/linalg.h"
+#include "../kernels/norm.h"
+#include "../kernels/quantize.h"
+#include "../matmul_vector.h"
+#include "../matmul_micro.h"
+#include "../matmul_pack.h"
+#include "../matmul_thin.h"
+#include "../matmul.h"
 
 namespace planish {
 namespace PL_LEVEL {

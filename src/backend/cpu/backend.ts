@@ -7,11 +7,25 @@
 import type { Backend, Buffer, DType, HostArray, Kernels } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
 import { loadNativeLibrary, type NativeLibrary } from "./library.js";
+import { attentionKernels } from "./kernels/attention.js";
+import { elementwiseKernels } from "./kernels/elementwise.js";
+import { kroneckerKernels } from "./kernels/kronecker.js";
+import { linalgKernels } from "./kernels/linalg.js";
+import { normKernels } from "./kernels/norm.js";
+import { quantizeKernels } from "./kernels/quantize.js";
 import { matmulKernels } from "./matmul.js";
 import { HostBuffer, NativeArena, NativeMemory } from "./memory.js";
 
 /** Each part binds some of the kernels; together they must bind all. */
-const PARTS: readonly ((library: NativeLibrary) => Partial<Kernels>)[] = [matmulKernels];
+const PARTS: readonly ((library: NativeLibrary) => Partial<Kernels>)[] = [
+  matmulKernels,
+  quantizeKernels,
+  kroneckerKernels,
+  normKernels,
+  attentionKernels,
+  elementwiseKernels,
+  linalgKernels,
+];
 
 const KERNEL_NAMES = [
   "matmul",

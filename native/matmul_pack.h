@@ -1,0 +1,268 @@
+// Packing: one side of a product, f32 or int8, either orientation, into panels of lanes; conversion, rounding to bf16
+// and kScale happen on the way, so the micro-kernels see nothing but lanes.
+//
+// A side is seen as elements x(i, κ), i along rows of A or columns of B, κ along k; one of the two strides is 1.
+namespace planish {
+namespace PL_LEVEL {
+
+struct Side {
+  const void* data;
+  bool codes;  // int8, else f32
+  int64_t stride_i;
+  int64_t stride_k;
+  const float* k_scale;  // null: none
+
+  template <class Source>
+  const Source* at(int64_t i, int64_t k) const {
+    return static_cast<const Source*>(data) + i * stride_i + k * stride_k;
+  }
+  // The same side, `elements` further.
+  Side advanced(int64_t elements) const {
+    Side next = *this;
+    next.data = static_cast<const char*>(data) + elements * (codes ? 1 : 4);
+    return next;
+  }
+};
+
+// LANES·GROUP consecutive κ of one row: a vector of groups.
+template <class Unit, class Source>
+inline VI load_groups(const Source* p, const float* scale) {
+#if PL_ISA >= 2
+  if constexpr (Unit::GROUP == 2) {
+    VF low = load_f(p), high = load_f(p + LANES);
+    if (scale) {
+      low = mul_f(low, load_f(scale));
+      high = mul_f(high, load_f(scale + LANES));
+    }
+    return (VI)_mm512_cvtne2ps_pbh(high, low);
+  } else
+#endif
+  {
+    VF x = load_f(p);
+    if (scale) x = mul_f(x, load_f(scale));
+    if (Unit::ROUND) x = round_bf16(x);
+    return as_i(x);
+  }
+}
+
+// The same κ-group of LANES neighbouring i; `rows` ≤ GROUP of its κ exist.
+template <class Unit, class Source>
+inline VI load_columns(const Source* p, int64_t stride_k, const float* scale, int rows) {
+  VF x = load_f(p);
+  if (scale) x = mul_f(x, set_f(scale[0]));
+#if PL_ISA >= 2
+  if constexpr (Unit::GROUP == 2) {
+    VF y = zero_f();
+    if (rows > 1) {
+      y = load_f(p + stride_k);
+      if (scale) y = mul_f(y, set_f(scale[1]));
+    }
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(y));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  }
+#endif
+  (void)rows;
+  (void)stride_k;
+  if (Unit::ROUND) x = round_bf16(x);
+  return as_i(x);
+}
+
+// A vector of groups for κ from k on, of which `valid` exist; the rest are zeros.
+template <class Unit, class Source>
+inline VI load_row(const Side& side, int64_t i, int64_t k, int64_t valid) {
+  constexpr int SPAN = LANES * Unit::GROUP;
+  const Source* p = side.at<Source>(i, k);
+  const float* scale = side.k_scale ? side.k_scale + k : nullptr;
+  if (valid >= SPAN) return load_groups<Unit>(p, scale);
+  Source values[SPAN] = {};
+  float scales[SPAN] = {};
+  for (int64_t j = 0; j < valid; j++) {
+    values[j] = p[j];
+    if (scale) scales[j] = scale[j];
+  }
+  return load_groups<Unit>(values, scale ? scales : nullptr);
+}
+
+// LANES neighbouring i from i on, of which `valid_i` exist, of the group starting at k.
+template <class Unit, class Source>
+inline VI load_column_group(const Side& side, int64_t i, int64_t valid_i, int64_t k, int64_t valid_k) {
+  const Source* p = side.at<Source>(i, k);
+  const float* scale = side.k_scale ? side.k_scale + k : nullptr;
+  const int rows = valid_k < Unit::GROUP ? static_cast<int>(valid_k) : Unit::GROUP;
+  if (valid_i >= LANES) return load_columns<Unit>(p, side.stride_k, scale, rows);
+  Source values[Unit::GROUP * LANES] = {};
+  for (int r = 0; r < rows; r++)
+    for (int64_t j = 0; j < valid_i; j++) values[r * LANES + j] = p[r * side.stride_k + j];
+  return load_columns<Unit>(values, LANES, scale, rows);
+}
+
+// Packs i in [i0, i0 + count) and κ in [k0, k0 + length) as one panel of WIDTH lanes per group.
+template <class Unit, int WIDTH, class Source>
+void pack_panel(uint32_t* panel, const Side& side, int64_t i0, int64_t count, int64_t k0, int64_t length) {
+  constexpr int GROUP = Unit::GROUP;
+  const int64_t groups = (length + GROUP - 1) / GROUP;
+  const int64_t padded = (groups + GROUP_STEP<Unit> - 1) / GROUP_STEP<Unit> * GROUP_STEP<Unit>;
+  for (int lane = 0; lane < WIDTH; lane += LANES) {
+    const int lanes = WIDTH - lane < LANES ? WIDTH - lane : LANES;
+    const int64_t valid_i = count - lane < lanes ? count - lane : lanes;
+    if (valid_i <= 0) {
+      for (int64_t g = 0; g < padded; g++) store_lanes(panel + g * WIDTH + lane, zero_i(), lanes);
+      continue;
+    }
+    if (side.stride_k == 1) {
+      for (int64_t g = 0; g < groups; g += LANES) {
+        VI block[LANES];
+        for (int r = 0; r < LANES; r++)
+          block[r] = r < valid_i ? load_row<Unit, Source>(side, i0 + lane + r, k0 + g * GROUP, length - g * GROUP) : zero_i();
+        transpose(block);
+        const int64_t steps = padded - g < LANES ? padded - g : LANES;
+        uint32_t* out = panel + g * WIDTH + lane;
+        if (lanes == LANES) {
+          for (int64_t s = 0; s < steps; s++) store_i(out + s * WIDTH, block[s]);
+        } else {
+          for (int64_t s = 0; s < steps; s++) store_lanes(out + s * WIDTH, block[s], lanes);
+        }
+      }
+    } else {
+      for (int64_t g = 0; g < groups; g++) {
+        const VI x = load_column_group<Unit, Source>(side, i0 + lane, valid_i, k0 + g * GROUP, length - g * GROUP);
+        store_lanes(panel + g * WIDTH + lane, x, lanes);
+      }
+      for (int64_t g = groups; g < padded; g++) store_lanes(panel + g * WIDTH + lane, zero_i(), lanes);
+    }
+  }
+}
+
+#if PL_ISA >= 3
+// The tile unit wants each row's 16 groups side by side: [group / 16][MR][16].
+template <class Unit, class Source>
+void pack_tile_panel(uint32_t* panel, const Side& side, int64_t i0, int64_t count, int64_t k0, int64_t length) {
+  constexpr int GROUP = Unit::GROUP, ROWS = MR<Unit>;
+  const int64_t groups = (length + GROUP - 1) / GROUP;
+  for (int64_t g = 0; g < groups; g += 16, panel += ROWS * 16) {
+    const int64_t k = k0 + g * GROUP, valid_k = length - g * GROUP;
+    if (side.stride_k == 1) {
+      for (int64_t r = 0; r < ROWS; r++)
+        store_i(panel + r * 16, r < count ? load_row<Unit, Source>(side, i0 + r, k, valid_k) : zero_i());
+      continue;
+    }
+    for (int64_t r = 0; r < ROWS; r += 16) {
+      const int64_t valid_i = count - r < 16 ? count - r : 16;
+      VI block[16];
+      for (int s = 0; s < 16; s++)
+        block[s] = valid_i > 0 && g + s < groups
+                       ? load_column_group<Unit, Source>(side, i0 + r, valid_i, k + s * GROUP, valid_k - s * GROUP)
+                       : zero_i();
+      transpose(block);
+      for (int s = 0; s < 16; s++) store_i(panel + (r + s) * 16, block[s]);
+    }
+  }
+}
+#endif
+
+template <class Unit, class Source>
+inline void pack_a_from(uint32_t* panel, const Side& side, int64_t i0, int64_t count, int64_t k0, int64_t length) {
+#if PL_ISA >= 3
+  if constexpr (Unit::TILES) {
+    pack_tile_panel<Unit, Source>(panel, side, i0, count, k0, length);
+    return;
+  }
+#endif
+  pack_panel<Unit, MR_VECTOR, Source>(panel, side, i0, count, k0, length);
+}
+
+template <class Unit>
+inline void pack_a(uint32_t* panel, const Side& side, int64_t i0, int64_t count, int64_t k0, int64_t length) {
+  if (side.codes) {
+    pack_a_from<Unit, int8_t>(panel, side, i0, count, k0, length);
+  } else {
+    pack_a_from<Unit, float>(panel, side, i0, count, k0, length);
+  }
+}
+
+template <class Unit>
+inline void pack_b(uint32_t* panel, const Side& side, int64_t i0, int64_t count, int64_t k0, int64_t length) {
+  if (side.codes) {
+    pack_panel<Unit, NR, int8_t>(panel, side, i0, count, k0, length);
+  } else {
+    pack_panel<Unit, NR, float>(panel, side, i0, count, k0, length);
+  }
+}
+
+// Integer codes for the int8 unit: `flip` is XORed into each byte (0x80 adds 128).
+struct ByteSide {
+  const int8_t* data;
+  int64_t stride;
+  uint8_t flip;
+};
+
+inline VI load_byte_groups(const int8_t* p, uint8_t flip) {
+#if PL_ISA >= 2
+  return _mm512_xor_si512(load_i(p), _mm512_set1_epi8(static_cast<char>(flip)));
+#elif PL_ISA == 1
+  (void)flip;
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  (void)flip;
+  return VI{p[0], p[1], p[2], p[3]};
+#endif
+}
+
+// Bytes past `valid` count as code zero: `flip` after shifting, so that the correction 128·Σa stays right (their
+// partner in A is zero either way).
+inline VI load_byte_row(const ByteSide& side, int64_t i, int64_t k, int64_t valid) {
+  constexpr int SPAN = LANES * UnitI8::GROUP;
+  const int8_t* p = side.data + i * side.stride + k;
+  if (valid >= SPAN) return load_byte_groups(p, side.flip);
+  int8_t values[SPAN] = {};
+  memcpy(values, p, static_cast<size_t>(valid));
+  return load_byte_groups(values, side.flip);
+}
+
+template <int WIDTH>
+void pack_byte_panel(uint32_t* panel, const ByteSide& side, int64_t i0, int64_t count, int64_t length) {
+  constexpr int GROUP = UnitI8::GROUP;
+  const int64_t groups = (length + GROUP - 1) / GROUP;
+  const int64_t padded = (groups + GROUP_STEP<UnitI8> - 1) / GROUP_STEP<UnitI8> * GROUP_STEP<UnitI8>;
+  for (int lane = 0; lane < WIDTH; lane += LANES) {
+    const int lanes = WIDTH - lane < LANES ? WIDTH - lane : LANES;
+    for (int64_t g = 0; g < groups; g += LANES) {
+      VI block[LANES];
+      for (int r = 0; r < LANES; r++)
+        block[r] = lane + r < count ? load_byte_row(side, i0 + lane + r, g * GROUP, length - g * GROUP) : zero_i();
+      transpose(block);
+      const int64_t steps = padded - g < LANES ? padded - g : LANES;
+      uint32_t* out = panel + g * WIDTH + lane;
+      for (int64_t s = 0; s < steps; s++) store_lanes(out + s * WIDTH, block[s], lanes);
+    }
+  }
+}
+
+inline void pack_byte_a(uint32_t* panel, const ByteSide& side, int64_t i0, int64_t count, int64_t length) {
+#if PL_ISA >= 3
+  if constexpr (UnitI8::TILES) {
+    const int64_t groups = (length + 3) / 4;
+    for (int64_t g = 0; g < groups; g += 16, panel += MR<UnitI8> * 16)
+      for (int64_t r = 0; r < MR<UnitI8>; r++)
+        store_i(panel + r * 16, r < count ? load_byte_row(side, i0 + r, g * 4, length - g * 4) : zero_i());
+    return;
+  }
+#endif
+  pack_byte_panel<MR_VECTOR>(panel, side, i0, count, length);
+}
+
+inline int32_t sum_bytes(const int8_t* p, int64_t length) {
+  int64_t k = 0;
+  int32_t sum = 0;
+#if PL_ISA >= 2
+  VI total = zero_i();
+  for (; k + 64 <= length; k += 64) total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), load_i(p + k));
+  sum = _mm512_reduce_add_epi32(total);
+#endif
+  for (; k < length; k++) sum += p[k];
+  return sum;
+}
+
+}  // namespace PL_LEVEL
+}  // namespace planish
