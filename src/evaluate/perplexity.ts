@@ -49,7 +49,9 @@ export async function evaluatePerplexity(
   const seqLen = options.seqLen ?? defaultSequenceLength(model.config);
   const available = Math.floor(tokens.length / seqLen);
   if (available === 0)
-    throw new PlanishError(`text has ${tokens.length} tokens; perplexity needs at least one window of ${seqLen}`);
+    throw new PlanishError(
+      `text has ${tokens.length} tokens; perplexity needs at least one window of ${seqLen}`,
+    );
   const windows = Math.min(available, options.limit ?? available);
   const perStep = Math.max(1, Math.floor(TOKENS_PER_STEP / seqLen));
   const task = (options.progress ?? silentProgress).task(options.label ?? "perplexity", windows);
@@ -57,7 +59,8 @@ export async function evaluatePerplexity(
   const windowNll: number[] = [];
   using arena = model.backend.arena();
   for (let first = 0; first < windows; first += perStep) {
-    if (options.signal?.aborted) throw new InterruptedError(`stopped after ${first} of ${windows} windows`);
+    if (options.signal?.aborted)
+      throw new InterruptedError(`stopped after ${first} of ${windows} windows`);
     const count = Math.min(perStep, windows - first);
     const ids = tokens.slice(first * seqLen, (first + count) * seqLen);
     using g = new Graph(model.backend, { arena });

@@ -40,7 +40,13 @@ export interface ModelConfig {
   readonly norm: { readonly kind: "rms" | "layer"; readonly epsilon: number };
   /** Positions: rotary, or a learned table whose row for position p is p + offset. */
   readonly positions:
-    | { readonly kind: "rope"; readonly theta: number; readonly scaling: RopeScaling }
+    | {
+        readonly kind: "rope";
+        readonly theta: number;
+        readonly scaling: RopeScaling;
+        /** Checkpoints trained with frequencies rounded to bfloat16 say so (docs/decisions.md); others are exact. */
+        readonly frequencyType?: "bfloat16";
+      }
     | { readonly kind: "learned"; readonly offset: number };
   /** Gated MLPs compute act(gate)·up; the others act(up). */
   readonly mlp: { readonly gated: boolean; readonly activation: "silu" | "relu" | "gelu" | "geluTanh" };

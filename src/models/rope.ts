@@ -9,13 +9,25 @@ import type { ModelConfig, RopeScaling } from "./config.js";
  * The llama3 scaling keeps short wavelengths, divides long ones by `factor`, and blends between
  * (Llama 3.1 model card: low/high frequency factors over the original context length).
  */
-export function ropeFrequencies(headDim: number, theta: number, scaling: RopeScaling): Float64Array {
+export function ropeFrequencies(
+  headDim: number,
+  theta: number,
+  scaling: RopeScaling,
+  frequencyType?: "bfloat16",
+): Float64Array {
   const frequencies = new Float64Array(headDim / 2);
   for (let i = 0; i < frequencies.length; i++) {
     const base = theta ** ((-2 * i) / headDim);
     frequencies[i] = scaled(base, scaling);
   }
-  return frequencies;
+  return frequencyType === "bfloat16" ? frequencies.map(toBfloat16) : frequencies;
+}
+
+/** Nearest bfloat16, ties to even. */
+function toBfloat16(value: number): number {
+  const bits = new Uint32Array(Float32Array.of(value).buffer);
+  bits[0] = (bits[0] + 0x7fff + ((bits[0] >>> 16) & 1)) & 0xffff0000;
+  return new Float32Array(bits.buffer)[0];
 }
 
 function scaled(frequency: number, scaling: RopeScaling): number {
@@ -38,7 +50,12 @@ function scaled(frequency: number, scaling: RopeScaling): number {
 /** cos/sin tables for positions start … start+length−1, as the rope op takes them. */
 export function ropeTables(g: Graph, config: ModelConfig, start: number, length: number): RopeTables {
   if (config.positions.kind !== "rope") throw new PlanishError(`[rope] ${config.architecture} has no rotary positions`);
-  const frequencies = ropeFrequencies(config.headDim, config.positions.theta, config.positions.scaling);
+  const frequencies = ropeFrequencies(
+    config.headDim,
+    config.positions.theta,
+    config.positions.scaling,
+    config.positions.frequencyType,
+  );
   const half = frequencies.length;
   const cos = new Float64Array(length * half);
   const sin = new Float64Array(length * half);

@@ -7,20 +7,32 @@ import type { RealArray } from "../backend/backend.js";
 import type { LinearRole, LinearSite } from "../models/config.js";
 import { uploadBlock, type HostBlock, type HostLinear, type HostNorm } from "../models/weights.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
+import { floatToHalfBits } from "../checkpoint/half.js";
+import { halfFloats } from "../checkpoint/element-types.js";
+import { bindMatrix, type Side } from "./transforms/affine.js";
 import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import type { ClipLogits, PackedBlock, PackedLinear, PackedTransform } from "./packed-block.js";
 
 /** Parameter values on the host, by name. */
-export type ParameterValues = ReadonlyMap<string, { readonly shape: readonly number[]; readonly data: RealArray }>;
+export type ParameterValues = ReadonlyMap<
+  string,
+  { readonly shape: readonly number[]; readonly data: RealArray }
+>;
 
 /** Deterministic: the same values give the same packed block on every machine. */
-export function foldBlock(block: HostBlock, description: BlockDescription, values: ParameterValues): PackedBlock {
+export function foldBlock(
+  block: HostBlock,
+  description: BlockDescription,
+  values: ParameterValues,
+): PackedBlock {
   const backend = createReferenceBackend({ realType: "f64" });
   const params = new Map<string, Tensor>();
-  for (const [name, { shape, data }] of values) params.set(name, frozen(backend, shape, data));
+  for (const [name, { shape, data }] of settleMatrices(values))
+    params.set(name, frozen(backend, shape, data));
   using g = new Graph(backend);
   const simulated = bindSimulated(g, description, uploadBlock(backend, block), params);
-  const host = (t: Tensor | undefined): Float32Array | undefined => t && Float32Array.from(g.read(t));
+  const host = (t: Tensor | undefined): Float32Array | undefined =>
+    t && Float32Array.from(g.read(t));
   const diagOf = (site: LinearSite): RealArray | undefined => values.get(`${site}.diag`)?.data;
   const clipOf = (name: string): ClipLogits | undefined => {
     const max = values.get(`clip.${name}.a_max`);
@@ -66,14 +78,19 @@ export function foldBlock(block: HostBlock, description: BlockDescription, value
     kNorm: block.kNorm,
     linears,
     transforms,
-    keyTransform: key && { matrix: Float32Array.from(g.read(key.p)), inverseT: Float32Array.from(g.read(key.inverseT)) },
+    keyTransform: key && {
+      matrix: Float32Array.from(g.read(key.p)),
+      inverseT: Float32Array.from(g.read(key.inverseT)),
+    },
     keyClip: clipOf("k"),
     valueClip: clipOf("v"),
   };
 }
 
 function scaleRows(data: RealArray, factors: RealArray | undefined, cols: number): Float32Array {
-  return factors ? Float32Array.from(data, (x, i) => x * factors[Math.floor(i / cols)]) : Float32Array.from(data);
+  return factors
+    ? Float32Array.from(data, (x, i) => x * factors[Math.floor(i / cols)])
+    : Float32Array.from(data);
 }
 
 function scaleNorm(norm: HostNorm, diag: RealArray | undefined): HostNorm {
@@ -84,4 +101,28 @@ function scaleNorm(norm: HostNorm, diag: RealArray | undefined): HostNorm {
     gain: { shape: norm.gain.shape, data: scaled(norm.gain.data) },
     bias: norm.bias && { shape: norm.bias.shape, data: scaled(norm.bias.data) },
   };
+}
+
+/**
+ * Replaces every run-time matrix by what the artifact will hold: P itself, rounded to 16 bits. Its inverse is then
+ * taken of the rounded one, so that folding into weights and the transform at run time cancel exactly.
+ */
+function settleMatrices(values: ParameterValues): ParameterValues {
+  const backend = createReferenceBackend({ realType: "f64" });
+  using g = new Graph(backend);
+  const params = new Map<string, Tensor>();
+  for (const [name, { shape, data }] of values) params.set(name, frozen(backend, shape, data));
+  const settled = new Map(values);
+  for (const name of values.keys()) {
+    const match = /^(.+)\.[up](|_left|_right)$/.exec(name);
+    if (!match) continue;
+    const [, site, side] = match as unknown as [string, string, Side];
+    const pair = bindMatrix(g, params, site, side);
+    if (!pair) continue;
+    for (const part of ["u", "s", "v"]) settled.delete(`${site}.${part}${side}`);
+    const halves = halfFloats();
+    const rounded = Float64Array.from(g.read(pair.p), (x) => halves[floatToHalfBits(x)]);
+    settled.set(`${site}.p${side}`, { shape: pair.p.shape, data: rounded });
+  }
+  return settled;
 }

@@ -3,7 +3,14 @@
  * `packedLayer` runs it with simulated arithmetic on any backend; the integer engine reads the same record.
  */
 import type { Backend } from "../backend/backend.js";
-import { plainHooks, requireLinear, type BlockHooks, type BlockWeights, type LinearWeights, type NormWeights } from "../models/block.js";
+import {
+  plainHooks,
+  requireLinear,
+  type BlockHooks,
+  type BlockWeights,
+  type LinearWeights,
+  type NormWeights,
+} from "../models/block.js";
 import type { LinearRole, LinearSite, ModelConfig } from "../models/config.js";
 import type { Layer } from "../models/language-model.js";
 import type { HostNorm, HostTensor } from "../models/weights.js";
@@ -51,9 +58,16 @@ export interface PackedBlock {
 }
 
 /** Puts a packed block on a backend, ready to run with the simulated arithmetic of that backend. */
-export function packedLayer(backend: Backend, config: ModelConfig, scheme: Scheme, block: PackedBlock): Layer {
-  const put = (shape: readonly number[], data: Float32Array | HostTensor["data"]): Tensor => frozen(backend, shape, data);
-  const square = (data: Float32Array): Tensor => put([Math.sqrt(data.length), Math.sqrt(data.length)], data);
+export function packedLayer(
+  backend: Backend,
+  config: ModelConfig,
+  scheme: Scheme,
+  block: PackedBlock,
+): Layer {
+  const put = (shape: readonly number[], data: Float32Array | HostTensor["data"]): Tensor =>
+    frozen(backend, shape, data);
+  const square = (data: Float32Array): Tensor =>
+    put([Math.sqrt(data.length), Math.sqrt(data.length)], data);
   const putNorm = (n: HostNorm): NormWeights => ({
     gain: put(n.gain.shape, n.gain.data),
     bias: n.bias && put(n.bias.shape, n.bias.data),
@@ -64,7 +78,10 @@ export function packedLayer(backend: Backend, config: ModelConfig, scheme: Schem
   const linears: Partial<Record<LinearRole, LinearWeights>> = {};
   const clips: Partial<Record<LinearRole, ClipPair>> = {};
   for (const [role, l] of Object.entries(block.linears) as [LinearRole, PackedLinear][]) {
-    linears[role] = { weight: putWeight(backend, l, scheme), bias: l.bias && put([l.shape[0]], l.bias) };
+    linears[role] = {
+      weight: putWeight(backend, l, scheme),
+      bias: l.bias && put([l.shape[0]], l.bias),
+    };
     const clip = putClip(l.activationClip);
     if (clip) clips[role] = clip;
   }
@@ -92,7 +109,8 @@ export function packedLayer(backend: Backend, config: ModelConfig, scheme: Schem
 }
 
 function putWeight(backend: Backend, l: PackedLinear, scheme: Scheme): Tensor {
-  if (!l.quantized) return frozen(backend, l.shape, l.weight ?? new Float32Array(l.shape[0] * l.shape[1]));
+  if (!l.quantized)
+    return frozen(backend, l.shape, l.weight ?? new Float32Array(l.shape[0] * l.shape[1]));
   const codes = backend.alloc("i8", l.quantized.codes.length);
   backend.write(codes, l.quantized.codes);
   const scale = backend.alloc(backend.realType, l.quantized.scale.length);
@@ -117,7 +135,10 @@ function packedHooks(
   };
   if (scheme.activationBits >= 16) {
     const plain = plainHooks(weights);
-    return { ...cacheHooks(), linears: (g, site, x, roles) => plain.linears(g, site, transformed(g, site, x), roles) };
+    return {
+      ...cacheHooks(),
+      linears: (g, site, x, roles) => plain.linears(g, site, transformed(g, site, x), roles),
+    };
   }
   return {
     ...cacheHooks(),
@@ -139,7 +160,13 @@ function packedHooks(
       queries: (g, q) =>
         quantizeQueries(g, keys ? kronecker(g, q, { right: keys.inverseT }) : q, scheme, headDim),
       keys: (g, k) =>
-        quantizeCache(g, keys ? kronecker(g, k, { right: keys.matrix }) : k, scheme, headDim, cacheClips.k),
+        quantizeCache(
+          g,
+          keys ? kronecker(g, k, { right: keys.matrix }) : k,
+          scheme,
+          headDim,
+          cacheClips.k,
+        ),
       values: (g, v) => quantizeCache(g, v, scheme, headDim, cacheClips.v),
     };
   }

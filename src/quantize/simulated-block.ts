@@ -6,7 +6,13 @@
  */
 import { requireLinear, type BlockHooks, type BlockWeights } from "../models/block.js";
 import type { HostBlock } from "../models/weights.js";
-import { LINEAR_SITES, type LinearRole, type LinearSite, type ModelConfig, type SiteName } from "../models/config.js";
+import {
+  LINEAR_SITES,
+  type LinearRole,
+  type LinearSite,
+  type ModelConfig,
+  type SiteName,
+} from "../models/config.js";
 import {
   clipRows,
   fakeQuantizeAsym,
@@ -18,7 +24,12 @@ import {
 } from "../tensor/ops/index.js";
 import type { Graph, Tensor } from "../tensor/tensor.js";
 import type { Scheme } from "./scheme.js";
-import { bindTransform, type BoundTransform, type MatrixPair, type Parameters } from "./transforms/affine.js";
+import {
+  bindTransform,
+  type BoundTransform,
+  type MatrixPair,
+  type Parameters,
+} from "./transforms/affine.js";
 
 /** Smallest weight scale (spec/flatquant.md, Quantizers). */
 export const WEIGHT_SCALE_FLOOR = 1e-5;
@@ -150,7 +161,9 @@ export function bindSimulated(
     bias,
     linears(_g, name, x, roles) {
       const activations = quantizedActivations(activationTransform(name, x), roles);
-      return roles.map((role, i) => linear(g, activations[i], quantizedWeight(name, role), bias(role)));
+      return roles.map((role, i) =>
+        linear(g, activations[i], quantizedWeight(name, role), bias(role)),
+      );
     },
     queries(_g, q) {
       const rotated = keyTransform ? kronecker(g, q, { right: keyTransform.inverseT }) : q;
@@ -176,7 +189,9 @@ export function quantizeCache(
   headDim: number,
   clip: ClipPair | undefined,
 ): Tensor {
-  return scheme.kvBits < 16 ? fakeQuantizeAsym(g, x, { bits: scheme.kvBits, cols: headDim, clip }) : x;
+  return scheme.kvBits < 16
+    ? fakeQuantizeAsym(g, x, { bits: scheme.kvBits, cols: headDim, clip })
+    : x;
 }
 
 /** Queries are left alone unless the scheme asks; then symmetric per token and head. */

@@ -29,7 +29,16 @@ export function ropePositions(c: ConfigReader): ModelConfig["positions"] {
   const older = asRecord(c.optional("rope_scaling"));
   const source = newer ?? older ?? {};
   const theta = numberOr(newer?.rope_theta, c.number("rope_theta", 10000));
-  return { kind: "rope", theta, scaling: ropeScaling(source, c) };
+  const frequencyType = frequencyTypeOf(source.frequency_dtype);
+  return { kind: "rope", theta, scaling: ropeScaling(source, c), frequencyType };
+}
+
+function frequencyTypeOf(value: unknown): "bfloat16" | undefined {
+  if (value === undefined || value === "float32") return undefined;
+  if (value === "bfloat16") return value;
+  throw new PlanishError(
+    `config.json: rope frequency_dtype ${JSON.stringify(value)} is not supported; accepted: float32, bfloat16`,
+  );
 }
 
 function ropeScaling(source: Record<string, unknown>, c: ConfigReader): RopeScaling {

@@ -1,0 +1,185 @@
+/**
+ * The artifact: a directory with the packed model, its config and tokenizer as they came, and `quantization.json`.
+ * Written under a temporary name and renamed, so a directory with the final name is complete (DESIGN, The artifact).
+ */
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { z } from "zod";
+import type { Backend } from "../backend/backend.js";
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { floatsToHalfBytes } from "../checkpoint/half.js";
+import { openCheckpoint } from "../checkpoint/open.js";
+import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
+import { PlanishError } from "../common/errors.js";
+import { parseModelConfig } from "../models/architectures/index.js";
+import type { Architecture, ModelConfig } from "../models/config.js";
+import { LanguageModel, loadOuter } from "../models/language-model.js";
+import { writeAtomically } from "./journal.js";
+import { packedLayer } from "./packed-block.js";
+import { readPackedBlock } from "./packed-tensors.js";
+import { parseScheme, type Scheme } from "./scheme.js";
+
+export const QUANTIZATION_FILE = "quantization.json";
+export const FORMAT_VERSION = 1;
+
+/** `quantization.json`, validated. Nothing in it depends on when or how fast the run went. */
+export const quantizationSchema = z.object({
+  formatVersion: z.literal(FORMAT_VERSION),
+  planishVersion: z.string(),
+  method: z.string(),
+  preset: z.string().optional(),
+  scheme: z.string(),
+  recipe: z.record(z.string(), z.unknown()),
+  seed: z.number(),
+  source: z.object({ name: z.string(), format: z.string(), hash: z.string() }),
+  calibration: z.object({ text: z.string(), samples: z.number(), seqLen: z.number() }).optional(),
+  layers: z.array(
+    z.object({
+      layer: z.number(),
+      errorRounded: z.number().optional(),
+      errorInitial: z.number().optional(),
+      errorFinal: z.number().optional(),
+      epochLoss: z.array(z.number()).optional(),
+      moved: z.record(z.string(), z.number()).optional(),
+      parameters: z.record(z.string(), z.array(z.number())),
+    }),
+  ),
+  refineLoss: z.array(z.number()).optional(),
+  /** Everything that was done otherwise than asked, in words. */
+  fallbacks: z.array(z.string()),
+});
+
+export type QuantizationInfo = z.infer<typeof quantizationSchema>;
+
+export function isArtifact(path: string): boolean {
+  return existsSync(join(path, QUANTIZATION_FILE));
+}
+
+/** Reads and validates `quantization.json`. @throws PlanishError saying which field is wrong. */
+export function readQuantizationInfo(path: string): QuantizationInfo {
+  const file = join(path, QUANTIZATION_FILE);
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(readFileSync(file, "utf8"));
+  } catch (cause) {
+    throw new PlanishError(`${file} cannot be read as JSON`, { cause });
+  }
+  const result = quantizationSchema.safeParse(parsed);
+  if (!result.success) {
+    const issue = result.error.issues[0];
+    throw new PlanishError(`${file}: ${issue.path.join(".") || "document"}: ${issue.message}`);
+  }
+  return result.data;
+}
+
+/** Loads an artifact to run with the simulated arithmetic of a backend. */
+export function loadArtifact(
+  backend: Backend,
+  path: string,
+): { model: LanguageModel; info: QuantizationInfo; checkpoint: Checkpoint } {
+  const info = readQuantizationInfo(path);
+  const scheme = parseScheme(info.scheme);
+  const checkpoint = openCheckpoint(path);
+  const { architecture, config } = parseModelConfig(checkpoint.config);
+  const layers = Array.from({ length: config.numLayers }, (_, layer) =>
+    packedLayer(
+      backend,
+      config,
+      scheme,
+      readPackedBlock(checkpoint, architecture, config, scheme, layer),
+    ),
+  );
+  const outer = loadOuter(backend, checkpoint, architecture, config);
+  return {
+    model: new LanguageModel(backend, architecture, config, outer, layers),
+    info,
+    checkpoint,
+  };
+}
+
+export interface WriteArtifactOptions {
+  readonly out: string;
+  readonly source: Checkpoint;
+  readonly architecture: Architecture;
+  readonly config: ModelConfig;
+  readonly scheme: Scheme;
+  readonly info: QuantizationInfo;
+  /** One safetensors file of packed tensors per block. */
+  readonly blockFiles: readonly string[];
+  readonly signal?: AbortSignal;
+}
+
+/** Assembles the directory; tensors stream from the block files and the source, one at a time. Returns its bytes. */
+export async function writeArtifact(options: WriteArtifactOptions): Promise<{ bytes: number }> {
+  const { out, source, info } = options;
+  refuseExisting(out);
+  const partial = `${resolve(out)}.partial`;
+  rmSync(partial, { recursive: true, force: true });
+  mkdirSync(partial, { recursive: true });
+  const stores = options.blockFiles.map((file) => openSafetensors(file).store);
+  try {
+    const entries: TensorEntry[] = stores.flatMap((store) =>
+      [...store.tensors.values()].map((t) => ({
+        name: t.name,
+        type: t.type as TensorEntry["type"],
+        shape: t.shape,
+        data: () => store.readBytes(t.name),
+      })),
+    );
+    entries.push(...outerEntries(options));
+    const written = await writeSafetensors(
+      join(partial, "model.safetensors"),
+      entries,
+      { format: "pt", quantization: JSON.stringify({ method: info.method, scheme: info.scheme }) },
+      { signal: options.signal },
+    );
+    writeAtomically(join(partial, "config.json"), json(source.config));
+    if (source.generationConfig)
+      writeAtomically(join(partial, "generation_config.json"), json(source.generationConfig));
+    const tokenizer = source.tokenizerFiles();
+    writeAtomically(join(partial, "tokenizer.json"), JSON.stringify(tokenizer.tokenizer));
+    writeAtomically(join(partial, "tokenizer_config.json"), json(tokenizer.config));
+    writeAtomically(join(partial, QUANTIZATION_FILE), json(info));
+    renameSync(partial, resolve(out));
+    return { bytes: written.dataBytes };
+  } catch (error) {
+    rmSync(partial, { recursive: true, force: true });
+    throw error;
+  } finally {
+    for (const store of stores) store[Symbol.dispose]();
+  }
+}
+
+export function refuseExisting(out: string): void {
+  if (existsSync(out))
+    throw new PlanishError(
+      `output directory ${out} exists already; choose another --out, or remove it first`,
+    );
+}
+
+/** Embeddings, final norm and head: 16-bit, as stored when the source stores 16 bits. */
+function outerEntries({ source, architecture, config }: WriteArtifactOptions): TensorEntry[] {
+  const { names } = architecture;
+  const wanted = [names.embedding, names.finalNorm, names.finalNorm.replace(/\.weight$/, ".bias")];
+  if (names.positions !== undefined && config.positions.kind === "learned")
+    wanted.push(names.positions);
+  if (!config.tiedEmbeddings) wanted.push(names.lmHead);
+  return wanted.flatMap((name): TensorEntry[] => {
+    const stored = source.tensors.get(name);
+    if (!stored) return [];
+    if (stored.type === "F16" || stored.type === "BF16")
+      return [{ name, type: stored.type, shape: stored.shape, data: () => source.readBytes(name) }];
+    return [
+      {
+        name,
+        type: "F16",
+        shape: stored.shape,
+        data: () => floatsToHalfBytes(source.read(name), name),
+      },
+    ];
+  });
+}
+
+function json(value: unknown): string {
+  return `${JSON.stringify(value, undefined, 2)}\n`;
+}

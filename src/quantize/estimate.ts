@@ -1,0 +1,112 @@
+/** What a run will need, worked out before it starts: multiply-adds, memory, disk, and time at a measured rate. */
+import { statfsSync } from "node:fs";
+import { freemem } from "node:os";
+import { dirname, resolve } from "node:path";
+import type { Backend } from "../backend/backend.js";
+import { PlanishError } from "../common/errors.js";
+import { formatBytes } from "../common/format.js";
+import type { LinearRole, ModelConfig } from "../models/config.js";
+import { linearShape } from "../models/weights.js";
+import type { CalibrationNeed } from "./method.js";
+import type { Scheme } from "./scheme.js";
+
+export interface RunEstimate {
+  /** Floating-point and integer operations of the large products, two per multiply-add. */
+  readonly operations: number;
+  readonly memoryBytes: number;
+  readonly diskBytes: number;
+  /** At the rate measured just now, with an allowance for everything that is not a large product. */
+  readonly seconds: number;
+}
+
+const ROLES: readonly LinearRole[] = ["q", "k", "v", "o", "gate", "up", "down"];
+
+/** Weights in one block's linears. */
+export function blockParameters(config: ModelConfig): number {
+  return ROLES.filter((role) => role !== "gate" || config.mlp.gated).reduce((sum, role) => {
+    const [out, input] = linearShape(config, role);
+    return sum + out * input;
+  }, 0);
+}
+
+/** Share of a step's time that large products take on the machines this was measured on. */
+const PRODUCT_SHARE = 0.5;
+/** Live float32 values per token and channel in a training step (activations and gradients), measured. */
+const LIVE_PER_TOKEN = { hidden: 26, intermediate: 14 };
+
+export function estimateRun(
+  backend: Backend,
+  config: ModelConfig,
+  scheme: Scheme,
+  need: CalibrationNeed | undefined,
+): RunEstimate {
+  const perBlock = blockParameters(config);
+  const embedding = config.vocabSize * config.hiddenSize * (config.tiedEmbeddings ? 1 : 2);
+  const packed =
+    config.numLayers * perBlock * (scheme.weightBits <= 4 ? 0.5 : scheme.weightBits / 8) +
+    embedding * 2;
+  if (!need)
+    return {
+      operations: 0,
+      memoryBytes: perBlock * 24 + 2e8,
+      diskBytes: 2 * packed,
+      seconds: (config.numLayers * perBlock) / 2e7,
+    };
+  const tokens = need.stepsPerBlock * need.batch * need.seqLen;
+  const attention = 2 * config.numHeads * config.headDim * need.seqLen;
+  const forward = 2 * perBlock + attention;
+  const training = tokens * forward * 3 * config.numLayers;
+  const reference = need.samples * need.seqLen * forward * 2 * config.numLayers;
+  const refineTokens = need.refineSteps * need.refineBatch * need.seqLen;
+  const refine =
+    refineTokens * (forward * 4 * config.numLayers + 8 * config.vocabSize * config.hiddenSize);
+  const operations = training + reference + refine;
+  const activations = 2 * need.samples * need.seqLen * config.hiddenSize * 4;
+  const step =
+    need.batch *
+    need.seqLen *
+    4 *
+    (LIVE_PER_TOKEN.hidden * config.hiddenSize +
+      LIVE_PER_TOKEN.intermediate * config.intermediateSize);
+  const refineBytes = need.refineSteps > 0 ? config.numLayers * perBlock * 16 + 2 * embedding : 0;
+  return {
+    operations,
+    memoryBytes: activations + step + perBlock * 16 + embedding * 4 + refineBytes + 3e8,
+    diskBytes:
+      2 * packed +
+      (need.refineSteps > 0 ? config.numLayers * perBlock * 12 : config.numLayers * 2e6),
+    seconds: operations / (measuredRate(backend) * PRODUCT_SHARE),
+  };
+}
+
+/** Rate of a 512³ bf16 product on this backend, operations per second. */
+function measuredRate(backend: Backend): number {
+  if (backend.name === "reference") return 5e8;
+  const n = 512;
+  using arena = backend.arena();
+  const buffers = [0, 1, 2].map(() => arena.alloc(backend.realType, n * n));
+  for (const buffer of buffers) backend.fill(buffer, 0.5);
+  const [a, b, out] = buffers.map((buffer) => ({ buffer }));
+  const once = () => {
+    const start = performance.now();
+    backend.kernels.matmul({ m: n, n, k: n, a, b, out, precision: "bf16" });
+    return performance.now() - start;
+  };
+  once();
+  const best = Math.min(once(), once(), once());
+  return (2 * n ** 3) / (best / 1000);
+}
+
+/** @throws PlanishError when memory or disk will not do, with both numbers. */
+export function refuseImpossible(estimate: RunEstimate, out: string): void {
+  const memory = freemem();
+  if (estimate.memoryBytes > memory)
+    throw new PlanishError(
+      `this run needs about ${formatBytes(estimate.memoryBytes)} of memory and ${formatBytes(memory)} are free; use fewer samples, a shorter --seq-len or a smaller --batch`,
+    );
+  const { bavail, bsize } = statfsSync(dirname(resolve(out)));
+  if (estimate.diskBytes > bavail * bsize)
+    throw new PlanishError(
+      `this run needs about ${formatBytes(estimate.diskBytes)} of disk at ${dirname(resolve(out))} and ${formatBytes(bavail * bsize)} are free`,
+    );
+}

@@ -1,0 +1,449 @@
+/**
+ * The pipeline: recipe → calibration windows → per-block work in a journal → end-to-end stage → packed artifact.
+ * Blocks are read one at a time; each is trained on full-precision inputs, so that it can be done again alone
+ * after a crash (spec/flatquant.md, Calibration).
+ */
+import { existsSync, readFileSync, rmSync } from "node:fs";
+import { basename, join } from "node:path";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { Backend } from "../backend/backend.js";
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { writeSafetensors } from "../checkpoint/safetensors.js";
+import { loadTokenizer } from "../checkpoint/tokenizer.js";
+import { InterruptedError, PlanishError, UsageError } from "../common/errors.js";
+import { formatBytes, formatDuration } from "../common/format.js";
+import { packageVersion } from "../common/package.js";
+import { silentProgress, type ProgressSink } from "../common/progress.js";
+import { defaultSequenceLength } from "../evaluate/perplexity.js";
+import { parseModelConfig } from "../models/architectures/index.js";
+import { blockForward, plainHooks, type BlockWeights } from "../models/block.js";
+import type { Architecture, ModelConfig } from "../models/config.js";
+import { embed, loadOuter, type OuterWeights } from "../models/language-model.js";
+import { ropeTables } from "../models/rope.js";
+import { freeBlock, readBlock, uploadBlock } from "../models/weights.js";
+import { Graph } from "../tensor/tensor.js";
+import { refuseExisting, writeArtifact, type QuantizationInfo } from "./artifact.js";
+import { readDocuments, tokenizeCorpus } from "./calibration/text.js";
+import {
+  randomWindows,
+  sampleRange,
+  type Activations,
+  type TokenWindows,
+} from "./calibration/windows.js";
+import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
+import { foldBlock, type ParameterValues } from "./fold.js";
+import { Journal } from "./journal.js";
+import type { BlockReport, CalibrationNeed } from "./method.js";
+import { findMethod, type AnyMethod } from "./methods/index.js";
+import { packedEntries } from "./packed-tensors.js";
+import { formatScheme, parseScheme, type Scheme } from "./scheme.js";
+import { describeBlock } from "./simulated-block.js";
+
+export interface QuantizeOptions {
+  readonly backend: Backend;
+  /** An open full-precision checkpoint. */
+  readonly source: Checkpoint;
+  /** Name shown in the artifact, e.g. "tiny-llama" (default: the source's file name). */
+  readonly sourceName?: string;
+  readonly out: string;
+  readonly method?: string;
+  readonly scheme?: string | Scheme;
+  readonly preset?: string;
+  /** Overrides of the preset's fields; unknown keys are refused. */
+  readonly recipe?: Readonly<Record<string, unknown>>;
+  /** "wikipedia" (embedded) or a path to a text file. */
+  readonly calibration?: string;
+  readonly seed?: number;
+  readonly resume?: boolean;
+  readonly progress?: ProgressSink;
+  readonly signal?: AbortSignal;
+}
+
+export interface QuantizeResult {
+  readonly out: string;
+  readonly info: QuantizationInfo;
+  readonly estimate: RunEstimate;
+  readonly layers: readonly BlockReport[];
+  /** Bytes of tensors in the artifact, and in the source. */
+  readonly bytes: number;
+  readonly sourceBytes: number;
+  /** Seconds spent learning (blocks and end to end), in this process. */
+  readonly trainingSeconds: number;
+  readonly seconds: number;
+}
+
+/** A recipe made of a preset and overrides. @throws UsageError for unknown presets, keys and illegal values. */
+export function resolveRecipe(
+  method: AnyMethod,
+  preset: string | undefined,
+  overrides: Readonly<Record<string, unknown>> = {},
+): { preset: string; recipe: Record<string, unknown> } {
+  const name = preset ?? method.defaultPreset;
+  if (!Object.hasOwn(method.presets, name))
+    throw new UsageError(
+      `method "${method.name}" has no preset "${name}"; accepted: ${Object.keys(method.presets).join(", ")}`,
+    );
+  const base = method.presets[name] as Record<string, unknown>;
+  const result = method.recipe.safeParse(merge(base, overrides));
+  if (!result.success) {
+    const issue = result.error.issues[0];
+    const where = issue.path.join(".");
+    if (issue.code === "unrecognized_keys")
+      throw new UsageError(
+        `recipe key ${issue.keys.map((k) => `"${[...issue.path, k].join(".")}"`).join(", ")} is unknown to method "${method.name}"; accepted: ${Object.keys(base).join(", ") || "none"}`,
+      );
+    throw new UsageError(`recipe field "${where}" of method "${method.name}": ${issue.message}`);
+  }
+  return { preset: name, recipe: result.data as Record<string, unknown> };
+}
+
+/** Nested records merge key by key; everything else is replaced. */
+function merge(
+  base: Record<string, unknown>,
+  over: Readonly<Record<string, unknown>>,
+): Record<string, unknown> {
+  const out = { ...base };
+  for (const [key, value] of Object.entries(over)) {
+    const current = base[key];
+    out[key] = isRecord(current) && isRecord(value) ? merge(current, value) : value;
+  }
+  return out;
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/**
+ * Quantizes a checkpoint into an artifact directory.
+ * @throws PlanishError when anything unfit is found (before long work), InterruptedError on the signal.
+ */
+export async function quantize(options: QuantizeOptions): Promise<QuantizeResult> {
+  const started = performance.now();
+  const { backend, source, out } = options;
+  const progress = options.progress ?? silentProgress;
+  const method = findMethod(options.method ?? "flatquant");
+  const scheme =
+    typeof options.scheme === "object" ? options.scheme : parseScheme(options.scheme ?? "w4a4kv4");
+  const { architecture, config } = parseModelConfig(source.config);
+  const { preset, recipe } = resolveRecipe(method, options.preset, options.recipe);
+  const seed = options.seed ?? 0;
+  if (!existsSync(Journal.pathFor(out)) || !options.resume) refuseExisting(out);
+  else if (existsSync(out)) refuseExisting(out);
+  source.tokenizerFiles();
+  method.check?.(config, scheme, recipe);
+  const need = limitedNeed(method.calibration(recipe), config, recipe);
+  const windows = need && calibrationWindows(options, need, seed, config);
+  const estimate = estimateRun(backend, config, scheme, need);
+  progress.note(
+    `estimate: ${formatDuration(estimate.seconds)}, ${formatBytes(estimate.memoryBytes)} of memory, ${formatBytes(estimate.diskBytes)} of disk`,
+  );
+  refuseImpossible(estimate, out);
+
+  const sourceName = options.sourceName ?? basename(source.path);
+  const hash = await source.hash();
+  const calibrationText = options.calibration ?? "wikipedia";
+  const settings = {
+    planishVersion: packageVersion(),
+    method: method.name,
+    preset,
+    scheme: formatScheme(scheme),
+    queryBits: scheme.queryBits ?? 16,
+    recipe,
+    seed,
+    source: { name: sourceName, format: source.format, hash },
+    calibration: windows && {
+      text: basename(calibrationText),
+      samples: windows.samples,
+      seqLen: windows.time,
+      hash: hashIds(windows.ids),
+    },
+  };
+  const journal = Journal.open(out, settings, options.resume ?? false);
+  const run: Run = {
+    ...options,
+    progress,
+    method,
+    scheme,
+    recipe,
+    seed,
+    architecture,
+    config,
+    journal,
+    windows,
+    need,
+  };
+
+  const trainingStart = performance.now();
+  const trained = windows ? await trainBlocks(run, windows) : undefined;
+  const refined = trained && windows ? await refineBlocks(run, windows, trained) : undefined;
+  const trainingSeconds = windows ? (performance.now() - trainingStart) / 1000 : 0;
+
+  const parameters = refined?.parameters ?? trained?.parameters;
+  const { files, shapes } = await foldAll(run, parameters);
+  const { hash: _windowsHash, ...calibration } = settings.calibration ?? { hash: undefined };
+  const info: QuantizationInfo = {
+    formatVersion: 1,
+    planishVersion: settings.planishVersion,
+    method: method.name,
+    preset,
+    scheme: settings.scheme,
+    recipe,
+    seed,
+    source: settings.source,
+    calibration: "text" in calibration ? calibration : undefined,
+    layers: shapes.map((layerShapes, layer) => {
+      const report = trained?.reports[layer];
+      const { notes: _notes, ...errors } = report ?? { notes: [] };
+      return { layer, ...errors, parameters: layerShapes };
+    }),
+    refineLoss: refined && refined.losses.length > 0 ? [...refined.losses] : undefined,
+    fallbacks: trained?.reports.flatMap((r) => [...r.notes]) ?? [],
+  };
+  const { bytes } = await writeArtifact({
+    out,
+    source,
+    architecture,
+    config,
+    scheme,
+    info,
+    blockFiles: files,
+    signal: options.signal,
+  });
+  journal.remove();
+  return {
+    out,
+    info,
+    estimate,
+    layers: trained?.reports ?? [],
+    bytes,
+    sourceBytes: [...source.tensors.values()].reduce((sum, t) => sum + t.bytes, 0),
+    trainingSeconds,
+    seconds: (performance.now() - started) / 1000,
+  };
+}
+
+interface Run extends QuantizeOptions {
+  readonly progress: ProgressSink;
+  readonly method: AnyMethod;
+  readonly scheme: Scheme;
+  readonly recipe: Record<string, unknown>;
+  readonly seed: number;
+  readonly architecture: Architecture;
+  readonly config: ModelConfig;
+  readonly journal: Journal;
+  readonly windows: TokenWindows | undefined;
+  readonly need: CalibrationNeed | undefined;
+}
+
+/** A recipe made for 2048-token models asks too much of shorter ones: windows shrink to what the model was made for. */
+function limitedNeed(
+  need: CalibrationNeed | undefined,
+  config: ModelConfig,
+  recipe: Record<string, unknown>,
+): CalibrationNeed | undefined {
+  if (!need) return undefined;
+  const seqLen = Math.min(need.seqLen, defaultSequenceLength(config));
+  if ("seqLen" in recipe) recipe.seqLen = seqLen;
+  return { ...need, seqLen };
+}
+
+function calibrationWindows(
+  options: QuantizeOptions,
+  need: CalibrationNeed,
+  seed: number,
+  config: ModelConfig,
+): TokenWindows {
+  const tokens = tokenizeCorpus(
+    loadTokenizer(options.source),
+    readDocuments(options.calibration ?? "wikipedia"),
+  );
+  const windows = randomWindows(tokens, need.samples, need.seqLen, seed);
+  if (windows.ids.some((id) => id >= config.vocabSize))
+    throw new PlanishError(
+      "the tokenizer gives ids beyond the model's vocabulary; the two don't belong together",
+    );
+  return windows;
+}
+
+function hashIds(ids: Int32Array): number {
+  let hash = 0;
+  for (const id of ids) hash = (Math.imul(hash, 31) + id) >>> 0;
+  return hash;
+}
+
+interface Trained {
+  readonly parameters: readonly ParameterValues[];
+  readonly reports: readonly BlockReport[];
+  /** Full-precision output of the last block. */
+  readonly last: Activations;
+}
+
+/** Full-precision activations travel through the blocks; each block that the journal lacks is calibrated on the way. */
+async function trainBlocks(run: Run, windows: TokenWindows): Promise<Trained> {
+  const { backend, source, architecture, config, journal, method } = run;
+  const outer = loadOuter(backend, source, architecture, config);
+  let inputs = embedAll(backend, config, outer, windows);
+  freeOuter(backend, outer);
+  let outputs: Activations = { ...inputs, data: new Float32Array(inputs.data.length) };
+  const done = Array.from({ length: config.numLayers }, (_, l) => journal.hasBlock(l));
+  const kept = done.filter(Boolean).length;
+  if (kept > 0) run.progress.note(`resuming: ${kept} of ${config.numLayers} blocks are finished`);
+  const steps = run.need?.stepsPerBlock ?? 0;
+  const task = run.progress.task("calibrating", config.numLayers * steps);
+  task.advance(kept * steps);
+  const parameters: ParameterValues[] = [];
+  const reports: BlockReport[] = [];
+  for (let layer = 0; layer < config.numLayers; layer++) {
+    const host = readBlock(source, architecture, config, layer);
+    const weights = uploadBlock(backend, host);
+    await forwardAll(backend, config, weights, inputs, outputs, layer, run.signal);
+    if (!done[layer] && method.calibrateBlock) {
+      const outcome = await method.calibrateBlock({
+        backend,
+        config,
+        scheme: run.scheme,
+        recipe: run.recipe,
+        layer,
+        seed: run.seed,
+        block: host,
+        weights,
+        inputs,
+        targets: outputs,
+        progress: task,
+        signal: run.signal,
+      });
+      await journal.keepBlock(layer, outcome.parameters, outcome.report);
+      const { errorRounded, errorFinal } = outcome.report;
+      run.progress.note(
+        `block ${layer}: error ${errorRounded.toPrecision(3)} rounded to nearest, ${errorFinal.toPrecision(3)} calibrated`,
+      );
+    }
+    // Read back what the journal holds, so that resumed and uninterrupted runs see the same float32 values.
+    const { parameters: values, report } = journal.readBlock(layer);
+    parameters.push(values);
+    reports.push(report);
+    freeBlock(backend, weights);
+    [inputs, outputs] = [outputs, inputs];
+  }
+  task.done();
+  return { parameters, reports, last: inputs };
+}
+
+async function refineBlocks(run: Run, windows: TokenWindows, trained: Trained) {
+  const { backend, source, architecture, config, journal, method, need } = run;
+  if (!method.refine || !need || need.refineSteps === 0) return undefined;
+  const outer = loadOuter(backend, source, architecture, config);
+  const task = run.progress.task("distilling", need.refineSteps);
+  const outcome = await method.refine({
+    backend,
+    config,
+    scheme: run.scheme,
+    recipe: run.recipe,
+    seed: run.seed,
+    outer,
+    readBlock: (layer) => readBlock(source, architecture, config, layer),
+    parameters: trained.parameters,
+    windows,
+    teacher: trained.last,
+    progress: task,
+    signal: run.signal,
+    resume: journal.readRefine(),
+    keep: (state) => journal.keepRefine(state),
+  });
+  task.done();
+  freeOuter(backend, outer);
+  return outcome;
+}
+
+/** Folds and packs every block into a file of its own in the journal's directory. */
+async function foldAll(run: Run, parameters: readonly ParameterValues[] | undefined) {
+  const { source, architecture, config, scheme, journal } = run;
+  const task = run.progress.task("packing", config.numLayers);
+  const files: string[] = [];
+  const shapes: Record<string, number[]>[] = [];
+  for (let layer = 0; layer < config.numLayers; layer++) {
+    if (run.signal?.aborted)
+      throw new InterruptedError("stopped while packing; calibrated blocks are kept");
+    const host = readBlock(source, architecture, config, layer);
+    const values: ParameterValues = parameters?.[layer] ?? new Map();
+    const packed = foldBlock(host, describeBlock(host, config, scheme), values);
+    const file = join(journal.directory, `packed-${String(layer).padStart(3, "0")}.safetensors`);
+    rmSync(file, { force: true });
+    await writeSafetensors(
+      file,
+      packedEntries(architecture.names.blockPrefix(layer), packed, scheme),
+    );
+    files.push(file);
+    shapes.push(Object.fromEntries([...values].map(([name, v]) => [name, [...v.shape]])));
+    task.advance();
+    await nextTurn();
+  }
+  task.done();
+  return { files, shapes };
+}
+
+function embedAll(
+  backend: Backend,
+  config: ModelConfig,
+  outer: OuterWeights,
+  windows: TokenWindows,
+): Activations {
+  const { samples, time } = windows;
+  const hidden = config.hiddenSize;
+  const data = new Float32Array(samples * time * hidden);
+  for (let s = 0; s < samples; s++) {
+    using g = new Graph(backend);
+    const ids = windows.ids.slice(s * time, (s + 1) * time);
+    data.set(g.read(embed(g, config, outer, ids, 1)), s * time * hidden);
+  }
+  return { data, samples, time, hidden };
+}
+
+/** One block's full-precision outputs over the calibration set, in float32. */
+async function forwardAll(
+  backend: Backend,
+  config: ModelConfig,
+  weights: BlockWeights,
+  inputs: Activations,
+  outputs: Activations,
+  layer: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  using arena = backend.arena();
+  const hooks = plainHooks(weights);
+  for (let s = 0; s < inputs.samples; s++) {
+    if (signal?.aborted)
+      throw new InterruptedError(`stopped before block ${layer}; finished blocks are kept`);
+    using g = new Graph(backend, { arena });
+    const rope =
+      config.positions.kind === "rope" ? ropeTables(g, config, 0, inputs.time) : undefined;
+    const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
+    const y = blockForward(g, config, weights, hooks, x, { layer, batch: 1, rope });
+    sampleRange(outputs, s, 1).set(g.read(y));
+    await nextTurn();
+  }
+}
+
+function freeOuter(
+  backend: Backend,
+  { embedding, positions, finalNorm, lmHead }: OuterWeights,
+): void {
+  for (const t of new Set([embedding, positions, finalNorm.gain, finalNorm.bias, lmHead]))
+    if (t?.buffer) {
+      backend.free(t.buffer);
+      t.buffer = undefined;
+    }
+}
+
+/** Reads a recipe file: JSON with any of the recipe's fields. */
+export function readRecipeFile(path: string): Record<string, unknown> {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(readFileSync(path, "utf8"));
+  } catch (cause) {
+    throw new UsageError(`recipe file ${path} cannot be read as JSON`, { cause });
+  }
+  if (!isRecord(parsed)) throw new UsageError(`recipe file ${path} must hold a JSON object`);
+  return parsed;
+}

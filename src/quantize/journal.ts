@@ -1,0 +1,175 @@
+/**
+ * The journal of a run: a directory beside the artifact-to-be that holds the settings, each finished block and the
+ * state of the end-to-end stage. A file under its final name is complete, so a run killed at any moment goes on at
+ * the first unfinished block. Removed when the artifact is in place.
+ */
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+  openSync,
+  fsyncSync,
+  closeSync,
+} from "node:fs";
+import { join } from "node:path";
+import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
+import { PlanishError } from "../common/errors.js";
+import type { ParameterValues } from "./fold.js";
+import type { BlockReport, RefineState } from "./method.js";
+
+/** What makes two runs the same run. */
+export type JournalSettings = Readonly<Record<string, unknown>>;
+
+export class Journal {
+  private constructor(readonly directory: string) {}
+
+  static pathFor(out: string): string {
+    return `${out}.run`;
+  }
+
+  /**
+   * Opens or starts the journal of a run.
+   * @throws PlanishError when one is there and `resume` was not asked for, or when its settings differ.
+   */
+  static open(out: string, settings: JournalSettings, resume: boolean): Journal {
+    const directory = Journal.pathFor(out);
+    const file = join(directory, "settings.json");
+    const wanted = `${JSON.stringify(settings, undefined, 2)}\n`;
+    if (existsSync(file)) {
+      if (!resume)
+        throw new PlanishError(
+          `${directory} holds an unfinished run; add --resume to continue it, or remove that directory`,
+        );
+      const found = readFileSync(file, "utf8");
+      if (found !== wanted)
+        throw new PlanishError(
+          `${directory} was begun with other settings (${firstDifference(found, settings)}); run with those, or remove that directory`,
+        );
+    } else {
+      mkdirSync(directory, { recursive: true });
+      writeAtomically(file, wanted);
+    }
+    return new Journal(directory);
+  }
+
+  private blockFile(layer: number, extension: string): string {
+    return join(this.directory, `block-${String(layer).padStart(3, "0")}.${extension}`);
+  }
+
+  hasBlock(layer: number): boolean {
+    return existsSync(this.blockFile(layer, "json"));
+  }
+
+  async keepBlock(layer: number, parameters: ParameterValues, report: BlockReport): Promise<void> {
+    await writeSafetensors(this.blockFile(layer, "safetensors"), parameterEntries(parameters));
+    // The report is written last: its presence means that the block is finished.
+    writeAtomically(this.blockFile(layer, "json"), JSON.stringify(report));
+  }
+
+  readBlock(layer: number): { parameters: ParameterValues; report: BlockReport } {
+    return {
+      parameters: readParameters(this.blockFile(layer, "safetensors")),
+      report: JSON.parse(readFileSync(this.blockFile(layer, "json"), "utf8")) as BlockReport,
+    };
+  }
+
+  /** Saves the end-to-end stage; the previous saving stays until this one is complete. */
+  async keepRefine(state: RefineState): Promise<void> {
+    const entries = state.tensors.flatMap((values, layer) => parameterEntries(values, `${layer}/`));
+    const name = `refine-${String(state.step).padStart(6, "0")}`;
+    await writeSafetensors(join(this.directory, `${name}.safetensors`), entries);
+    const previous = this.refineName();
+    writeAtomically(
+      join(this.directory, "refine.json"),
+      JSON.stringify({
+        name,
+        step: state.step,
+        blocks: state.tensors.length,
+        losses: state.losses,
+      }),
+    );
+    if (previous !== undefined && previous !== name)
+      rmSync(join(this.directory, `${previous}.safetensors`), { force: true });
+  }
+
+  private refineName(): string | undefined {
+    const file = join(this.directory, "refine.json");
+    return existsSync(file)
+      ? (JSON.parse(readFileSync(file, "utf8")) as { name: string }).name
+      : undefined;
+  }
+
+  readRefine(): RefineState | undefined {
+    const name = this.refineName();
+    if (name === undefined) return undefined;
+    const { step, blocks, losses } = JSON.parse(
+      readFileSync(join(this.directory, "refine.json"), "utf8"),
+    ) as {
+      step: number;
+      blocks: number;
+      losses: number[];
+    };
+    const all = readParameters(join(this.directory, `${name}.safetensors`));
+    const tensors = Array.from(
+      { length: blocks },
+      () => new Map<string, { shape: readonly number[]; data: Float32Array }>(),
+    );
+    for (const [key, value] of all) {
+      const slash = key.indexOf("/");
+      tensors[Number(key.slice(0, slash))].set(key.slice(slash + 1), {
+        shape: value.shape,
+        data: Float32Array.from(value.data),
+      });
+    }
+    return { step, tensors, losses };
+  }
+
+  remove(): void {
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+function parameterEntries(values: ParameterValues, prefix = ""): TensorEntry[] {
+  return [...values].map(([name, { shape, data }]) => {
+    const floats = Float32Array.from(data);
+    return {
+      name: prefix + name,
+      type: "F32" as const,
+      shape,
+      data: () => new Uint8Array(floats.buffer),
+    };
+  });
+}
+
+function readParameters(path: string): ParameterValues {
+  using store = openSafetensors(path).store;
+  const values = new Map<string, { shape: readonly number[]; data: Float32Array }>();
+  for (const [name, { shape }] of store.tensors)
+    values.set(name, { shape, data: store.read(name) });
+  return values;
+}
+
+/** Writes a small file so that it appears complete or not at all. */
+export function writeAtomically(path: string, text: string): void {
+  const partial = `${path}.partial`;
+  writeFileSync(partial, text);
+  const fd = openSync(partial, "r");
+  fsyncSync(fd);
+  closeSync(fd);
+  renameSync(partial, path);
+}
+
+function firstDifference(found: string, settings: JournalSettings): string {
+  try {
+    const before = JSON.parse(found) as Record<string, unknown>;
+    for (const key of Object.keys({ ...before, ...settings }))
+      if (JSON.stringify(before[key]) !== JSON.stringify(settings[key]))
+        return `${key} was ${JSON.stringify(before[key])}, is ${JSON.stringify(settings[key])}`;
+  } catch {
+    return "its settings file is damaged";
+  }
+  return "unknown difference";
+}

@@ -1,0 +1,114 @@
+/**
+ * What a quantization method is to the pipeline. A method says what its recipe looks like, and how the parameters
+ * of a block are found; the pipeline feeds it blocks and activations, keeps the journal, folds and packs.
+ * Methods never name an architecture and never import one another (docs/contributing/methods.md).
+ */
+import type { z } from "zod";
+import type { Backend } from "../backend/backend.js";
+import type { ProgressTask } from "../common/progress.js";
+import type { BlockWeights } from "../models/block.js";
+import type { ModelConfig } from "../models/config.js";
+import type { OuterWeights } from "../models/language-model.js";
+import type { HostBlock } from "../models/weights.js";
+import type { Activations, TokenWindows } from "./calibration/windows.js";
+import type { ParameterValues } from "./fold.js";
+import type { Scheme } from "./scheme.js";
+
+/** What calibration a recipe asks for; none for methods that look at weights only. */
+export interface CalibrationNeed {
+  readonly samples: number;
+  readonly seqLen: number;
+  /** Optimisation steps per block, for estimates and progress. */
+  readonly stepsPerBlock: number;
+  /** Sequences per step, for memory estimates. */
+  readonly batch: number;
+  /** End-to-end steps after the blocks. */
+  readonly refineSteps: number;
+  readonly refineBatch: number;
+}
+
+/** How one block fared. Errors are mean squared errors of its output on the first calibration windows. */
+export interface BlockReport {
+  /** Plain rounding to nearest. */
+  readonly errorRounded: number;
+  /** With the method's starting parameters. */
+  readonly errorInitial: number;
+  readonly errorFinal: number;
+  /** Mean loss of each epoch, in order. */
+  readonly epochLoss: readonly number[];
+  /** Relative change of each parameter, ‖final − initial‖ / ‖initial‖ (or ‖final‖ when it starts at zero). */
+  readonly moved: Readonly<Record<string, number>>;
+  /** Fallbacks and remarks. */
+  readonly notes: readonly string[];
+}
+
+export interface BlockJob<Recipe> {
+  readonly backend: Backend;
+  readonly config: ModelConfig;
+  readonly scheme: Scheme;
+  readonly recipe: Recipe;
+  readonly layer: number;
+  readonly seed: number;
+  readonly block: HostBlock;
+  /** The same block on the backend. */
+  readonly weights: BlockWeights;
+  /** Full-precision inputs and outputs of the block over the calibration set. */
+  readonly inputs: Activations;
+  readonly targets: Activations;
+  readonly progress: ProgressTask;
+  readonly signal?: AbortSignal;
+}
+
+export interface BlockOutcome {
+  readonly parameters: ParameterValues;
+  readonly report: BlockReport;
+}
+
+/** Everything an end-to-end stage needs; blocks are read again one by one. */
+export interface RefineJob<Recipe> {
+  readonly backend: Backend;
+  readonly config: ModelConfig;
+  readonly scheme: Scheme;
+  readonly recipe: Recipe;
+  readonly seed: number;
+  readonly outer: OuterWeights;
+  readonly readBlock: (layer: number) => HostBlock;
+  /** Parameters of every block as the block stage left them. */
+  readonly parameters: readonly ParameterValues[];
+  readonly windows: TokenWindows;
+  /** Full-precision hidden states after the last block, before the final norm. */
+  readonly teacher: Activations;
+  readonly progress: ProgressTask;
+  readonly signal?: AbortSignal;
+  /** State of an earlier, interrupted stage, and where to keep it now and then. */
+  readonly resume?: RefineState;
+  readonly keep: (state: RefineState) => Promise<void>;
+}
+
+/** A refine stage between two steps: enough to go on exactly. */
+export interface RefineState {
+  readonly step: number;
+  /** By block: parameter values, and optimiser moments under `<name>#1`, `<name>#2`. */
+  readonly tensors: readonly ParameterValues[];
+  readonly losses: readonly number[];
+}
+
+export interface RefineOutcome {
+  readonly parameters: readonly ParameterValues[];
+  readonly losses: readonly number[];
+}
+
+export interface Method<Recipe = unknown> {
+  readonly name: string;
+  /** One line for `--help`. */
+  readonly summary: string;
+  /** Strict: unknown keys are refused. */
+  readonly recipe: z.ZodType<Recipe>;
+  readonly presets: Readonly<Record<string, Recipe>>;
+  readonly defaultPreset: string;
+  calibration(recipe: Recipe): CalibrationNeed | undefined;
+  /** Refuses what cannot work, before any calibration. @throws PlanishError listing every unfit layer. */
+  check?(config: ModelConfig, scheme: Scheme, recipe: Recipe): void;
+  calibrateBlock?(job: BlockJob<Recipe>): Promise<BlockOutcome>;
+  refine?(job: RefineJob<Recipe>): Promise<RefineOutcome>;
+}

@@ -1,0 +1,20 @@
+/** The list of methods. */
+import { UsageError } from "../../common/errors.js";
+import type { Method } from "../method.js";
+import { flatquant } from "./flatquant/index.js";
+import { rtn } from "./rtn/index.js";
+
+/** A method with its recipe type forgotten: recipes are validated by the method's own schema before use. */
+export type AnyMethod = Method;
+
+export const METHODS: readonly AnyMethod[] = [flatquant as AnyMethod, rtn as AnyMethod];
+
+/** @throws UsageError naming the accepted methods. */
+export function findMethod(name: string): AnyMethod {
+  const method = METHODS.find((m) => m.name === name);
+  if (!method)
+    throw new UsageError(
+      `method "${name}" is unknown; accepted: ${METHODS.map((m) => m.name).join(", ")}`,
+    );
+  return method;
+}

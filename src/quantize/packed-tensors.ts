@@ -1,0 +1,201 @@
+/**
+ * A packed block as named tensors and back: the artifact's names. They follow the packed layout that FlatQuant
+ * publishes where it has a name (docs/formats.md), so that those checkpoints can be read and ours elsewhere.
+ */
+import type { TensorEntry } from "../checkpoint/safetensors.js";
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { floatsToHalfBytes } from "../checkpoint/half.js";
+import { PlanishError } from "../common/errors.js";
+import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../models/config.js";
+import { linearShape, readTensor, type HostNorm } from "../models/weights.js";
+import { packNibbles, packedRowBytes, unpackNibbles } from "./pack.js";
+import type { ClipLogits, PackedBlock, PackedLinear, PackedTransform } from "./packed-block.js";
+import type { Scheme } from "./scheme.js";
+import { invertMatrix } from "./transforms/matrix.js";
+
+/** Module of each site's run-time transform. */
+const TRANSFORM_MODULES: Readonly<Record<LinearSite, string>> = {
+  attn_in: "self_attn.ln_trans",
+  attn_out: "self_attn.o_trans",
+  mlp_in: "mlp.up_gate_trans",
+  mlp_down: "mlp.down_trans",
+};
+const KEY_MODULE = "self_attn.kcache_trans";
+const CACHE_QUANTIZERS = { k: "self_attn.k_cache_quantizer", v: "self_attn.v_cache_quantizer" };
+
+/** Tensors of one block, named with the block's prefix. Transforms, norms, biases and clips are 16-bit, scales 32-bit. */
+export function packedEntries(prefix: string, block: PackedBlock, scheme: Scheme): TensorEntry[] {
+  const entries: TensorEntry[] = [];
+  const half = (name: string, shape: readonly number[], data: ArrayLike<number>) =>
+    entries.push({
+      name: prefix + name,
+      type: "F16",
+      shape,
+      data: () => floatsToHalfBytes(data, prefix + name),
+    });
+  const norm = (n: HostNorm | undefined) => {
+    if (!n) return;
+    half(`${n.path}.weight`, n.gain.shape, n.gain.data);
+    if (n.bias) half(`${n.path}.bias`, n.bias.shape, n.bias.data);
+  };
+  const clip = (module: string, logits: ClipLogits | undefined) => {
+    if (!logits) return;
+    half(`${module}.clip_factor_a_max`, [1], [logits.max]);
+    half(`${module}.clip_factor_a_min`, [1], [logits.min]);
+  };
+  const square = (name: string, data: Float32Array | undefined) => {
+    if (data) half(name, [Math.sqrt(data.length), Math.sqrt(data.length)], data);
+  };
+  norm(block.inputNorm);
+  norm(block.postNorm);
+  norm(block.qNorm);
+  norm(block.kNorm);
+  for (const l of Object.values(block.linears)) {
+    linearEntries(entries, prefix, l, scheme);
+    if (l.bias) half(`${l.path}.bias`, [l.shape[0]], l.bias);
+    clip(`${l.path}.act_quantizer`, l.activationClip);
+  }
+  for (const [site, t] of Object.entries(block.transforms) as [LinearSite, PackedTransform][]) {
+    const module = TRANSFORM_MODULES[site];
+    if (t.left && t.right) {
+      square(`${module}.matrix_left`, t.left);
+      square(`${module}.matrix_right`, t.right);
+    } else square(`${module}.matrix`, t.left ?? t.right);
+  }
+  square(`${KEY_MODULE}.matrix`, block.keyTransform?.matrix);
+  clip(CACHE_QUANTIZERS.k, block.keyClip);
+  clip(CACHE_QUANTIZERS.v, block.valueClip);
+  return entries;
+}
+
+function linearEntries(
+  entries: TensorEntry[],
+  prefix: string,
+  l: PackedLinear,
+  scheme: Scheme,
+): void {
+  const [rows, cols] = l.shape;
+  const name = `${prefix}${l.path}`;
+  if (!l.quantized) {
+    const weight = l.weight ?? new Float32Array();
+    entries.push({
+      name: `${name}.weight`,
+      type: "F16",
+      shape: l.shape,
+      data: () => floatsToHalfBytes(weight, name),
+    });
+    return;
+  }
+  const { codes, scale } = l.quantized;
+  if (scheme.weightBits <= 4)
+    entries.push({
+      name: `${name}.linear.weight`,
+      type: "U8",
+      shape: [rows, packedRowBytes(cols)],
+      data: () => packNibbles(codes, rows, cols),
+    });
+  else
+    entries.push({
+      name: `${name}.linear.weight`,
+      type: "I8",
+      shape: l.shape,
+      data: () => new Uint8Array(codes.buffer, codes.byteOffset, codes.byteLength),
+    });
+  entries.push({
+    name: `quantizer.${name}.linear.scale`,
+    type: "F32",
+    shape: [rows, 1],
+    data: () => new Uint8Array(scale.buffer, scale.byteOffset, scale.byteLength),
+  });
+}
+
+/** Reads one block of an artifact. @throws PlanishError naming a tensor that is missing or has the wrong shape. */
+export function readPackedBlock(
+  checkpoint: Checkpoint,
+  architecture: Architecture,
+  config: ModelConfig,
+  scheme: Scheme,
+  layer: number,
+): PackedBlock {
+  const { names } = architecture;
+  const prefix = names.blockPrefix(layer);
+  const optional = (name: string): Float32Array | undefined =>
+    checkpoint.tensors.has(prefix + name) ? checkpoint.read(prefix + name) : undefined;
+  const norm = (path: string, size: number): HostNorm => {
+    const bias = optional(`${path}.bias`);
+    return {
+      path,
+      gain: readTensor(checkpoint, `${prefix}${path}.weight`, [size]),
+      bias: bias && { shape: [size], data: bias },
+    };
+  };
+  const clip = (module: string): ClipLogits | undefined => {
+    const max = optional(`${module}.clip_factor_a_max`);
+    const min = optional(`${module}.clip_factor_a_min`);
+    return max && min ? { max: max[0], min: min[0] } : undefined;
+  };
+  const linears: Partial<Record<LinearRole, PackedLinear>> = {};
+  for (const [role, path] of Object.entries(names.linears) as [LinearRole, string][]) {
+    const shape = linearShape(config, role);
+    linears[role] = {
+      path,
+      shape,
+      ...readWeight(checkpoint, `${prefix}${path}`, shape, scheme),
+      bias: optional(`${path}.bias`),
+      activationClip: clip(`${path}.act_quantizer`),
+    };
+  }
+  const transforms: Partial<Record<LinearSite, PackedTransform>> = {};
+  for (const [site, module] of Object.entries(TRANSFORM_MODULES) as [LinearSite, string][]) {
+    const single = optional(`${module}.matrix`);
+    const left = optional(`${module}.matrix_left`) ?? (site === "attn_out" ? single : undefined);
+    const right = optional(`${module}.matrix_right`) ?? (site === "attn_out" ? undefined : single);
+    if (left || right) transforms[site] = { left, right };
+  }
+  const key = optional(`${KEY_MODULE}.matrix`);
+  return {
+    inputNorm: norm(names.norms.input, config.hiddenSize),
+    postNorm: norm(names.norms.post, config.hiddenSize),
+    qNorm: names.norms.q === undefined ? undefined : norm(names.norms.q, config.headDim),
+    kNorm: names.norms.k === undefined ? undefined : norm(names.norms.k, config.headDim),
+    linears,
+    transforms,
+    keyTransform: key && {
+      matrix: key,
+      inverseT: Float32Array.from(invertMatrix(key, { transpose: true })),
+    },
+    keyClip: clip(CACHE_QUANTIZERS.k),
+    valueClip: clip(CACHE_QUANTIZERS.v),
+  };
+}
+
+function readWeight(
+  checkpoint: Checkpoint,
+  name: string,
+  [rows, cols]: readonly [number, number],
+  scheme: Scheme,
+): Pick<PackedLinear, "quantized" | "weight"> {
+  if (scheme.weightBits >= 16)
+    return {
+      weight: Float32Array.from(readTensor(checkpoint, `${name}.weight`, [rows, cols]).data),
+    };
+  const stored = checkpoint.tensors.get(`${name}.linear.weight`);
+  if (!stored)
+    throw new PlanishError(`${checkpoint.path}: tensor ${name}.linear.weight is missing`);
+  const nibbles = scheme.weightBits <= 4;
+  const width = nibbles ? packedRowBytes(cols) : cols;
+  if (
+    stored.type !== (nibbles ? "U8" : "I8") ||
+    stored.shape[0] !== rows ||
+    stored.shape[1] !== width
+  )
+    throw new PlanishError(
+      `${checkpoint.path}: ${stored.name} is ${stored.type} [${stored.shape.join(", ")}]; ${scheme.weightBits}-bit weights are ${nibbles ? "U8" : "I8"} [${rows}, ${width}]`,
+    );
+  const bytes = checkpoint.readBytes(stored.name);
+  const codes = nibbles ? unpackNibbles(bytes, rows, cols) : new Int8Array(bytes.slice().buffer);
+  const scale = Float32Array.from(
+    readTensor(checkpoint, `quantizer.${name}.linear.scale`, [rows, 1]).data,
+  );
+  return { quantized: { codes, scale } };
+}
