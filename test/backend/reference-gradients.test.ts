@@ -1,0 +1,420 @@
+/**
+ * The reference's backward kernels against central differences of its forward kernels, in float64.
+ *
+ * With L = Σ out·cotangent, (L(x+h) − L(x−h))/2h has a truncation error of h²·L'''/6 and a rounding error of about
+ * 2⁻⁵³·|L|/h; h = 1e-5 balances them near 1e-10 for values of size 1, and the bound of 1e-7 of the largest element
+ * leaves room for third derivatives of up to 1e3. Grids are no smooth functions: for them the straight-through rule is
+ * written as a smooth surrogate first, whose rounding residuals are frozen.
+ */
+
+import { describe, expect, test } from "vitest";
+import type { Buffer, Kernels, UnaryOp } from "../../src/backend/backend.js";
+import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { roundHalfEven } from "../../src/backend/reference/quantize.js";
+import { evaluate, output, Random, real, type Buffers, type BufferSpec } from "./harness.js";
+
+const STEP = 1e-5;
+const BOUND = 1e-7;
+
+const backend = createReferenceBackend({ realType: "f64" });
+
+type Inputs = Readonly<Record<string, Float64Array>>;
+
+/** dL/dx by central differences for every element of every input. */
+function numericGradients(
+  inputs: Inputs,
+  loss: (inputs: Inputs) => number,
+): Record<string, Float64Array> {
+  const gradients: Record<string, Float64Array> = {};
+  for (const [name, values] of Object.entries(inputs)) {
+    gradients[name] = values.map((value, i) => {
+      const at = (x: number) => loss({ ...inputs, [name]: values.with(i, x) });
+      return (at(value + STEP) - at(value - STEP)) / (2 * STEP);
+    });
+  }
+  return gradients;
+}
+
+function expectGradients(actual: Inputs, expected: Inputs): void {
+  expect(Object.keys(actual).sort()).toEqual(Object.keys(expected).sort());
+  for (const [name, values] of Object.entries(expected)) {
+    const largest = values.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+    expect(largest, `gradient of ${name} is not all zero`).toBeGreaterThan(0);
+    values.forEach((value, i) => {
+      const error = Math.abs(actual[name][i] - value);
+      if (!(error <= BOUND * Math.max(1, largest))) {
+        expect.fail(`gradient of ${name}[${i}]: kernel ${actual[name][i]}, differences ${value}`);
+      }
+    });
+  }
+}
+
+interface Smooth {
+  readonly inputs: Inputs;
+  readonly outLength: number;
+  forward(kernels: Kernels, b: Buffers, out: Buffer): void;
+  /** Reads `b.out` and `b.cotangent`, writes `b["grad " + input]`. */
+  backward(kernels: Kernels, b: Buffers): void;
+}
+
+const specs = (inputs: Inputs): Record<string, BufferSpec> =>
+  Object.fromEntries(
+    Object.entries(inputs).map(([name, data]) => [name, { type: "real" as const, data }]),
+  );
+
+function checkSmooth({ inputs, outLength, forward, backward }: Smooth): void {
+  const cotangent = new Random(`cotangent ${outLength}`).normals(outLength);
+  const run = (given: Inputs) =>
+    evaluate(backend, { ...specs(given), out: output(outLength) }, (kernels, b) =>
+      forward(kernels, b, b.out),
+    ).out;
+  const loss = (given: Inputs) => run(given).reduce((sum, v, i) => sum + v * cotangent[i], 0);
+  const gradients = Object.fromEntries(
+    Object.entries(inputs).map(([name, { length }]) => [`grad ${name}`, output(length)]),
+  );
+  const result = evaluate(
+    backend,
+    {
+      ...specs(inputs),
+      ...gradients,
+      out: real(new Float64Array(outLength)),
+      cotangent: real(cotangent),
+    },
+    (kernels, b) => {
+      forward(kernels, b, b.out);
+      backward(kernels, b);
+    },
+  );
+  const actual = Object.fromEntries(
+    Object.keys(inputs).map((name) => [name, result[`grad ${name}`]]),
+  );
+  expectGradients(actual, numericGradients(inputs, loss));
+}
+
+const random = new Random("gradients");
+
+describe("backward kernels of reference-f64: within 1e-7 of central differences", () => {
+  test.each(["rms", "layer"] as const)("norm %s", (kind) => {
+    const [rows, cols, epsilon] = [3, 7, 1e-5];
+    const inputs: Record<string, Float64Array> = {
+      x: random.normals(rows * cols),
+      gain: random.normals(cols),
+    };
+    if (kind === "layer") inputs.bias = random.normals(cols);
+    checkSmooth({
+      inputs,
+      outLength: rows * cols,
+      forward: (kernels, b, out) =>
+        kernels.norm({ kind, rows, cols, epsilon, x: b.x, gain: b.gain, bias: b.bias, out }),
+      backward: (kernels, b) =>
+        kernels.normBackward({
+          ...{ kind, rows, cols, epsilon, x: b.x, gain: b.gain, grad: b.cotangent },
+          ...{ gradX: b["grad x"], gradGain: b["grad gain"], gradBias: b["grad bias"] },
+        }),
+    });
+  });
+
+  test("rope: the inverse rotation", () => {
+    const [rows, heads, headDim, period] = [6, 2, 4, 3];
+    const angles = random.normals(period * (headDim / 2));
+    const tables = (kernels: Kernels, x: Buffer, inverse: boolean, out: Buffer) => {
+      const [cos, sin] = [Math.cos, Math.sin].map((f) => {
+        const buffer = backend.alloc("f64", angles.length);
+        backend.write(buffer, angles.map(f));
+        return buffer;
+      });
+      kernels.rope({ x, rows, heads, headDim, period, cos, sin, inverse, out });
+    };
+    checkSmooth({
+      inputs: { x: random.normals(rows * heads * headDim) },
+      outLength: rows * heads * headDim,
+      forward: (kernels, b, out) => tables(kernels, b.x, false, out),
+      backward: (kernels, b) => tables(kernels, b.cotangent, true, b["grad x"]),
+    });
+  });
+
+  test.each([
+    { causal: true, window: 0, queryLength: 5, keyLength: 5 },
+    { causal: true, window: 3, queryLength: 6, keyLength: 6 },
+    { causal: false, window: 0, queryLength: 3, keyLength: 5 },
+    { causal: true, window: 0, queryLength: 2, keyLength: 6 },
+  ])("attention %o", (options) => {
+    const [batch, heads, kvHeads, headDim] = [2, 4, 2, 3];
+    const { queryLength, keyLength } = options;
+    const layout = (time: number, count: number) => ({
+      batchStride: time * count * headDim,
+      timeStride: count * headDim,
+      headStride: headDim,
+    });
+    const logSumExp = backend.alloc("f64", batch * heads * queryLength);
+    const common = {
+      ...{
+        ...options,
+        batch,
+        heads,
+        kvHeads,
+        headDim,
+        scale: 1 / Math.sqrt(headDim),
+        precision: "f32" as const,
+      },
+      ...{ qLayout: layout(queryLength, heads), kvLayout: layout(keyLength, kvHeads) },
+      ...{ outLayout: layout(queryLength, heads), logSumExp },
+    };
+    const outLength = batch * queryLength * heads * headDim;
+    const kvLength = batch * keyLength * kvHeads * headDim;
+    checkSmooth({
+      inputs: {
+        q: random.normals(outLength),
+        k: random.normals(kvLength),
+        v: random.normals(kvLength),
+      },
+      outLength,
+      forward: (kernels, b, out) => kernels.attention({ ...common, q: b.q, k: b.k, v: b.v, out }),
+      backward: (kernels, b) =>
+        kernels.attentionBackward({
+          ...{ ...common, q: b.q, k: b.k, v: b.v, out: b.out, grad: b.cotangent },
+          ...{ gradQ: b["grad q"], gradK: b["grad k"], gradV: b["grad v"] },
+        }),
+    });
+  });
+
+  test.each([["left", "right", "diag"], ["left"], ["right", "diag"], ["diag"]])(
+    "kronecker with %s %s %s",
+    (...names) => {
+      const [rows, nLeft, nRight] = [3, 2, 4];
+      const sizes: Record<string, number> = {
+        left: nLeft * nLeft,
+        right: nRight * nRight,
+        diag: nLeft * nRight,
+      };
+      const inputs: Record<string, Float64Array> = { x: random.normals(rows * nLeft * nRight) };
+      for (const name of names) if (name) inputs[name] = random.normals(sizes[name]);
+      const common = (b: Buffers) => ({
+        ...{ rows, nLeft, nRight, precision: "f32" as const },
+        ...{ x: b.x, left: b.left, right: b.right, diag: b.diag },
+      });
+      checkSmooth({
+        inputs,
+        outLength: rows * nLeft * nRight,
+        forward: (kernels, b, out) => kernels.kronecker({ ...common(b), out }),
+        backward: (kernels, b) =>
+          kernels.kroneckerBackward({
+            ...{ ...common(b), grad: b.cotangent, gradX: b["grad x"], gradLeft: b["grad left"] },
+            ...{ gradRight: b["grad right"], gradDiag: b["grad diag"] },
+          }),
+      });
+    },
+  );
+
+  test.each([2, 5])("cayley n %i", (n) => {
+    checkSmooth({
+      inputs: { seed: random.normals(n * n) },
+      outLength: n * n,
+      forward: (kernels, { seed }, out) => kernels.cayley({ seed, n, out }),
+      backward: (kernels, b) =>
+        kernels.cayleyBackward({
+          seed: b.seed,
+          n,
+          out: b.out,
+          grad: b.cotangent,
+          gradSeed: b["grad seed"],
+        }),
+    });
+  });
+
+  test.each(["sigmoid", "silu", "relu", "gelu", "geluTanh", "reciprocal", "negate"] as UnaryOp[])(
+    "unary %s",
+    (op) => {
+      // Away from 0, where relu has no derivative and the reciprocal no bounded third one.
+      const x = random.normals(30, 2).map((v) => v + 0.3 * Math.sign(v));
+      checkSmooth({
+        inputs: { x },
+        outLength: x.length,
+        forward: (kernels, b, out) => kernels.unary({ op, x: b.x, length: x.length, out }),
+        backward: (kernels, b) =>
+          kernels.unaryBackward({
+            op,
+            x: b.x,
+            length: x.length,
+            grad: b.cotangent,
+            gradX: b["grad x"],
+          }),
+      });
+    },
+  );
+
+  test("siluMul", () => {
+    const length = 20;
+    checkSmooth({
+      inputs: { gate: random.normals(length), up: random.normals(length) },
+      outLength: length,
+      forward: (kernels, { gate, up }, out) => kernels.siluMul({ gate, up, length, out }),
+      backward: (kernels, b) =>
+        kernels.siluMulBackward({
+          ...{ gate: b.gate, up: b.up, length, grad: b.cotangent },
+          ...{ gradGate: b["grad gate"], gradUp: b["grad up"] },
+        }),
+    });
+  });
+
+  test("softmaxKl with respect to the student", () => {
+    const [rows, cols] = [3, 6];
+    const teacher = random.normals(rows * cols, 2);
+    const student = random.normals(rows * cols, 2);
+    const run = (given: Inputs, gradScale: number) =>
+      evaluate(
+        backend,
+        { ...specs({ teacher, ...given }), kl: output(rows), gradStudent: output(rows * cols) },
+        (kernels, b) => kernels.softmaxKl({ rows, cols, gradScale, ...b } as never),
+      );
+    const loss = (given: Inputs) => 0.7 * run(given, 0).kl.reduce((a, b) => a + b, 0);
+    expectGradients(
+      { student: run({ student }, 0.7).gradStudent },
+      numericGradients({ student }, loss),
+    );
+  });
+});
+
+describe("grids of reference-f64: within 1e-7 of central differences of the straight-through surrogate", () => {
+  const [rows, cols] = [4, 9];
+  const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
+  const row = (x: Float64Array, r: number) => x.subarray(r * cols, (r + 1) * cols);
+  const range = (x: Float64Array, r: number, clips?: readonly number[]) => ({
+    hi: Math.max(0, ...row(x, r)) * (clips ? sigmoid(clips[0]) : 1),
+    lo: Math.min(0, ...row(x, r)) * (clips ? sigmoid(clips[1]) : 1),
+  });
+
+  test.each([
+    { bits: 4, clip: [0.6, 0.9], withOffset: true },
+    { bits: 3, clip: [-0.5, 1.5], withOffset: false },
+    { bits: 8, clip: undefined, withOffset: true },
+  ])("quantizeRows %o", ({ bits, clip, withOffset }) => {
+    const top = 2 ** (bits - 1) - 1;
+    const x = random.normals(rows * cols, 2);
+    const cotangent = random.normals(rows * cols);
+    const scaleOf = (given: Inputs, r: number) => {
+      const clips = given.clipMax && [given.clipMax[0], given.clipMin[0]];
+      const { hi, lo } = range(given.x, r, clips);
+      return Math.max(hi, -lo) / top;
+    };
+    const inputs: Record<string, Float64Array> = { x };
+    if (clip)
+      Object.assign(inputs, {
+        clipMax: Float64Array.of(clip[0]),
+        clipMin: Float64Array.of(clip[1]),
+      });
+    if (withOffset) inputs.offset = random.uniforms(rows * cols, -0.5, 0.5);
+    // code = clamp(argument − residual): the residual of rounding at the starting point, and whether it clamps.
+    const argument = (given: Inputs, i: number) =>
+      given.x[i] / scaleOf(given, Math.floor(i / cols)) + (given.offset ? given.offset[i] : 0);
+    const frozen = Array.from(x, (_, i) => {
+      const level = roundHalfEven(argument(inputs, i));
+      const code = Math.min(top, Math.max(-top - 1, level));
+      return { residual: argument(inputs, i) - level, clamped: code === level ? undefined : code };
+    });
+    expect(frozen.some(({ clamped }) => clamped !== undefined)).toBe(clip !== undefined);
+    const loss = (given: Inputs) =>
+      frozen.reduce((sum, { residual, clamped }, i) => {
+        const scale = scaleOf(given, Math.floor(i / cols));
+        return sum + cotangent[i] * scale * (clamped ?? argument(given, i) - residual);
+      }, 0);
+    const gradients: Record<string, BufferSpec> = { gradX: output(rows * cols) };
+    if (clip) Object.assign(gradients, { gradClipMax: output(1), gradClipMin: output(1) });
+    if (withOffset) gradients.gradOffset = output(rows * cols);
+    const result = evaluate(
+      backend,
+      {
+        ...{ ...specs(inputs), ...gradients, grad: real(cotangent) },
+        ...{ codes: output(rows * cols, "i8"), scale: output(rows) },
+      },
+      (kernels, b) => {
+        kernels.quantizeRows({ rows, cols, bits, scaleFloor: 0, ...b } as never);
+        kernels.quantizeRowsBackward({ rows, cols, bits, scaleFloor: 0, ...b } as never);
+      },
+    );
+    const named = {
+      x: "gradX",
+      clipMax: "gradClipMax",
+      clipMin: "gradClipMin",
+      offset: "gradOffset",
+    };
+    const actual = Object.entries(named)
+      .filter(([name]) => name in inputs)
+      .map(([name, out]) => [name, result[out]]);
+    expectGradients(Object.fromEntries(actual), numericGradients(inputs, loss));
+  });
+
+  test.each([4, 2])("fakeQuantizeAsym %i bits", (bits) => {
+    const levels = 2 ** bits - 1;
+    const inputs = {
+      x: random.normals(rows * cols, 1, 0.5),
+      clipMax: Float64Array.of(0.8),
+      clipMin: Float64Array.of(0.4),
+    };
+    const cotangent = random.normals(rows * cols);
+    const gridOf = (given: Inputs, i: number) => {
+      const { hi, lo } = range(given.x, Math.floor(i / cols), [given.clipMax[0], given.clipMin[0]]);
+      const scale = (hi - lo) / levels;
+      return { scale, zero: roundHalfEven(-lo / scale) };
+    };
+    const frozen = Array.from(inputs.x, (value, i) => {
+      const { scale, zero } = gridOf(inputs, i);
+      const level = roundHalfEven(value / scale) + zero;
+      const code = Math.min(levels, Math.max(0, level));
+      return {
+        residual: value / scale - roundHalfEven(value / scale),
+        level: code === level ? undefined : code - zero,
+      };
+    });
+    expect(frozen.some(({ level }) => level !== undefined)).toBe(true);
+    const loss = (given: Inputs) =>
+      frozen.reduce((sum, { residual, level }, i) => {
+        const { scale } = gridOf(given, i);
+        return sum + cotangent[i] * scale * (level ?? given.x[i] / scale - residual);
+      }, 0);
+    const result = evaluate(
+      backend,
+      {
+        ...{ ...specs(inputs), grad: real(cotangent), gradX: output(rows * cols) },
+        ...{ gradClipMax: output(1), gradClipMin: output(1) },
+      },
+      (kernels, b) => kernels.fakeQuantizeAsymBackward({ rows, cols, bits, ...b } as never),
+    );
+    expectGradients(
+      { x: result.gradX, clipMax: result.gradClipMax, clipMin: result.gradClipMin },
+      numericGradients(inputs, loss),
+    );
+  });
+
+  test("clipRows", () => {
+    const inputs = {
+      x: random.normals(rows * cols),
+      clipMax: random.normals(rows),
+      clipMin: random.normals(rows),
+    };
+    const cotangent = random.normals(rows * cols);
+    const loss = (given: Inputs) =>
+      evaluate(backend, { ...specs(given), out: output(rows * cols) }, (kernels, b) =>
+        kernels.clipRows({
+          rows,
+          cols,
+          x: b.x,
+          clipMax: b.clipMax,
+          clipMin: b.clipMin,
+          out: b.out,
+        }),
+      ).out.reduce((sum, v, i) => sum + v * cotangent[i], 0);
+    const result = evaluate(
+      backend,
+      {
+        ...{ ...specs(inputs), grad: real(cotangent), gradX: output(rows * cols) },
+        ...{ gradClipMax: output(rows), gradClipMin: output(rows) },
+      },
+      (kernels, b) => kernels.clipRowsBackward({ rows, cols, ...b } as never),
+    );
+    expectGradients(
+      { x: result.gradX, clipMax: result.gradClipMax, clipMin: result.gradClipMin },
+      numericGradients(inputs, loss),
+    );
+  });
+});
