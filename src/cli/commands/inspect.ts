@@ -1,10 +1,16 @@
 /** `planish inspect`: architecture, sites, tensors and sizes, from headers alone. */
 
 import type { Command } from "commander";
+import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { formatBytes, formatCount, formatNumber, formatTable } from "../../common/format.js";
 import type { ModelConfig } from "../../models/config.js";
 import { inspectModel, type ModelDescription } from "../../models/inspect.js";
+import {
+  isArtifact,
+  readQuantizationInfo,
+  type QuantizationInfo,
+} from "../../quantize/artifact.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
 import { MODEL_ARGUMENT } from "./shared.js";
@@ -21,8 +27,14 @@ export function register(program: Command): void {
     .argument("<model>", MODEL_ARGUMENT)
     .option("--tensors", "list every tensor")
     .action(
-      perform<InspectFlags, [string]>(({ reporter }, flags, model) => {
-        using checkpoint = openCheckpoint(model);
+      perform<InspectFlags, [string]>(async ({ reporter, signal }, flags, model) => {
+        const path = await resolveModel(model, { progress: reporter, signal });
+        if (isArtifact(path)) {
+          const artifact = describeArtifact(path);
+          reporter.result(artifact, () => renderArtifact(artifact));
+          return;
+        }
+        using checkpoint = openCheckpoint(path);
         const description = inspectModel(checkpoint);
         if (description.missing.length > 0) {
           reporter.warn(`tensors are missing: ${abridge(description.missing)}`);
@@ -84,6 +96,48 @@ function positions({ positions }: ModelConfig): string {
   const { theta, scaling } = positions;
   const scaled = scaling.type === "default" ? "" : `, ${scaling.type} scaling by ${scaling.factor}`;
   return `rotary with base ${formatNumber(theta)}${scaled}`;
+}
+
+interface ArtifactDescription {
+  readonly path: string;
+  readonly bytes: number;
+  readonly tensors: number;
+  readonly quantization: QuantizationInfo;
+}
+
+function describeArtifact(path: string): ArtifactDescription {
+  const quantization = readQuantizationInfo(path);
+  using checkpoint = openCheckpoint(path);
+  const tensors = [...checkpoint.tensors.values()];
+  const bytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
+  return { path, bytes, tensors: tensors.length, quantization };
+}
+
+function renderArtifact({ path, bytes, tensors, quantization: q }: ArtifactDescription): string {
+  const rows: [string, string][] = [
+    ["source", `${q.source.name} (${q.source.format}, ${q.source.hash.slice(0, 16)})`],
+    ["scheme", q.scheme],
+    ["method", q.preset === undefined ? q.method : `${q.method}, preset ${q.preset}`],
+    ["seed", String(q.seed)],
+    ["size", `${formatBytes(bytes)} in ${formatNumber(tensors)} tensors`],
+    ["made by", `planish ${q.planishVersion}`],
+  ];
+  if (q.calibration) {
+    const { text, samples, seqLen } = q.calibration;
+    rows.push(["calibration", `${samples} × ${seqLen} tokens of ${text}`]);
+  }
+  for (const fallback of q.fallbacks) rows.push(["fallback", fallback]);
+  const layers = q.layers.filter((layer) => layer.errorFinal !== undefined);
+  const sections = [formatTable(["artifact", path], rows)];
+  if (layers.length > 0) {
+    sections.push(
+      formatTable(
+        ["block", "error rounded", "error calibrated"],
+        layers.map((l) => [l.layer, l.errorRounded?.toPrecision(3), l.errorFinal?.toPrecision(3)]),
+      ),
+    );
+  }
+  return sections.join("\n\n");
 }
 
 const SHOWN = 5;

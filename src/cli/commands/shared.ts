@@ -1,17 +1,19 @@
 /** Flags that several commands take, declared once so that they read and behave alike. */
 
 import { Option } from "commander";
+import { DEVICES, type Device } from "../../backend/open.js";
 import { integer } from "../flags.js";
 
 export interface DeviceFlags {
-  readonly device: "cpu" | "reference";
+  readonly device?: Device;
   readonly threads?: number;
 }
 
 export const deviceOption = (): Option =>
-  new Option("--device <name>", "what computes: native kernels, or plain TypeScript (very slow)")
-    .choices(["cpu", "reference"])
-    .default("cpu");
+  new Option(
+    "--device <name>",
+    "what computes: native kernels, or plain TypeScript (very slow); default: cpu where it is built",
+  ).choices(DEVICES);
 
 export const threadsOption = (): Option =>
   new Option("--threads <n>", "threads of the native kernels (default: one per core)").argParser(

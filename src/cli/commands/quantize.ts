@@ -1,0 +1,155 @@
+/** `planish quantize`: a checkpoint in, a packed artifact out. */
+
+import { readFileSync } from "node:fs";
+import { Option, type Command } from "commander";
+import { openBackend } from "../../backend/open.js";
+import { resolveModel } from "../../checkpoint/hub.js";
+import { openCheckpoint } from "../../checkpoint/open.js";
+import { UsageError } from "../../common/errors.js";
+import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
+import { quantize, type QuantizeResult } from "../../quantize/index.js";
+import { METHODS } from "../../quantize/methods/index.js";
+import { LEGAL_BITS, parseScheme } from "../../quantize/scheme.js";
+import { perform } from "../action.js";
+import { integer } from "../flags.js";
+import { addExamples } from "../program.js";
+import {
+  deviceOption,
+  MODEL_ARGUMENT,
+  seedOption,
+  threadsOption,
+  type DeviceFlags,
+} from "./shared.js";
+
+interface QuantizeFlags extends DeviceFlags {
+  readonly out: string;
+  readonly method: string;
+  readonly scheme: string;
+  readonly preset?: string;
+  readonly recipe?: string;
+  readonly calibration: string;
+  readonly samples?: number;
+  readonly seqLen?: number;
+  readonly epochs?: number;
+  readonly batch?: number;
+  readonly seed: number;
+  readonly resume?: boolean;
+}
+
+const count = integer({ min: 1 });
+
+export function register(program: Command): void {
+  const command = program
+    .command("quantize")
+    .summary("quantize a model into a packed artifact")
+    .description(
+      "Quantizes a model into a packed artifact. The run is kept in a journal beside it: after Ctrl-C or a crash, " +
+        "--resume goes on at the first unfinished block.",
+    )
+    .argument("<model>", MODEL_ARGUMENT)
+    .requiredOption("--out <dir>", "the artifact's directory; must not exist")
+    .addOption(
+      new Option("--method <name>", METHODS.map((m) => `${m.name}: ${m.summary}`).join("; "))
+        .choices(METHODS.map(({ name }) => name))
+        .default("flatquant"),
+    )
+    .option(
+      "--scheme <scheme>",
+      `w<bits>a<bits>kv<bits>, bits in ${LEGAL_BITS.join(", ")} (16: not quantized)`,
+      "w4a4kv4",
+    )
+    .option("--preset <name>", `the method's settings: ${presetHelp()}`)
+    .option("--recipe <file>", "JSON of settings that replace the preset's")
+    .option("--calibration <text>", "wikipedia (embedded) or a text file", "wikipedia")
+    .option("--samples <n>", "windows of calibration text", count)
+    .option("--seq-len <n>", "tokens per window", integer({ min: 2 }))
+    .option("--epochs <n>", "passes over the windows", integer({ min: 0 }))
+    .option("--batch <n>", "windows per training step", count)
+    .addOption(seedOption())
+    .addOption(deviceOption())
+    .addOption(threadsOption())
+    .option("--resume", "go on with an interrupted run of the same settings")
+    .action(
+      perform<QuantizeFlags, [string]>(async ({ reporter, signal }, flags, model) => {
+        const scheme = parseScheme(flags.scheme);
+        const recipe = { ...readRecipe(flags.recipe), ...recipeFlags(flags) };
+        const path = await resolveModel(model, { progress: reporter, signal });
+        using source = openCheckpoint(path);
+        using backend = openBackend({ ...flags, progress: reporter });
+        reporter.debug(backend.description);
+        const result = await quantize({
+          ...flags,
+          backend,
+          source,
+          scheme,
+          recipe,
+          progress: reporter,
+          signal,
+        });
+        reporter.result(result, () => render(result));
+      }),
+    );
+  addExamples(command, [
+    "planish quantize models/tiny-llama --out tiny-w4a4kv4",
+    "planish quantize smollm2-135m-instruct --out smollm2-w4a4kv4 --preset paper --seed 1",
+    "planish quantize models/tiny-llama --out tiny-rtn --method rtn --scheme w4a16kv16",
+    "planish quantize models/tiny-llama --out tiny-w4a4kv4 --resume",
+  ]);
+}
+
+function presetHelp(): string {
+  return METHODS.map(
+    ({ name, presets, defaultPreset }) =>
+      `${Object.keys(presets).join(", ")} for ${name} (default ${defaultPreset})`,
+  ).join("; ");
+}
+
+/** Flags that stand for a field of the recipe; what was not given is not replaced. */
+function recipeFlags({ samples, seqLen, epochs, batch }: QuantizeFlags): Record<string, number> {
+  return Object.fromEntries(
+    Object.entries({ samples, seqLen, epochs, batch }).flatMap(([key, value]) =>
+      value === undefined ? [] : [[key, value]],
+    ),
+  );
+}
+
+/** A recipe file's object. @throws UsageError when it cannot be read or is no JSON object. */
+function readRecipe(file: string | undefined): Record<string, unknown> {
+  if (file === undefined) return {};
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(readFileSync(file, "utf8"));
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new UsageError(`recipe ${file} cannot be read as JSON: ${reason}`, { cause });
+  }
+  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {
+    throw new UsageError(`recipe ${file} holds no JSON object; give one such as {"epochs": 5}`);
+  }
+  return parsed as Record<string, unknown>;
+}
+
+function render(result: QuantizeResult): string {
+  const { info, layers } = result;
+  const sections: string[] = [];
+  if (layers.length > 0) {
+    sections.push(
+      formatTable(
+        ["block", "error rounded", "error at start", "error calibrated"],
+        layers.map((layer, index) => [
+          index,
+          layer.errorRounded.toPrecision(3),
+          layer.errorInitial.toPrecision(3),
+          layer.errorFinal.toPrecision(3),
+        ]),
+      ),
+    );
+  }
+  for (const fallback of info.fallbacks) sections.push(`fallback: ${fallback}`);
+  const share = (100 * result.bytes) / result.sourceBytes;
+  sections.push(
+    `${result.out}: ${info.scheme} by ${info.method}, ${formatBytes(result.bytes)} ` +
+      `(${share.toFixed(0)}% of ${formatBytes(result.sourceBytes)}), in ${formatDuration(result.seconds)}`,
+  );
+  return sections.join("\n\n");
+}
