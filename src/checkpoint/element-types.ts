@@ -4,8 +4,6 @@
  * s390x, which is not supported.
  */
 
-import type { StoredType } from "./checkpoint.js";
-
 export type ElementType = "F64" | "F32" | "F16" | "BF16" | "I64" | "I32" | "I8" | "U8" | "BOOL";
 
 export const ELEMENT_BYTES: Readonly<Record<ElementType, number>> = {
@@ -21,7 +19,7 @@ export const ELEMENT_BYTES: Readonly<Record<ElementType, number>> = {
 };
 
 /** Whether `type` is stored one element at a time. */
-export function isElementType(type: StoredType | string): type is ElementType {
+export function isElementType(type: string): type is ElementType {
   return Object.hasOwn(ELEMENT_BYTES, type);
 }
 

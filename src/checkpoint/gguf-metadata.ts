@@ -3,6 +3,8 @@
 import { PlanishError } from "../common/errors.js";
 import type { GgufFile, GgufNumbers, GgufValue } from "./gguf-parser.js";
 
+type NumberArray = Exclude<GgufNumbers, BigInt64Array | BigUint64Array>;
+
 export class GgufMetadata {
   readonly #values: GgufFile["metadata"];
   readonly #file: string;
@@ -21,15 +23,15 @@ export class GgufMetadata {
   }
 
   string(key: string): string | undefined {
-    return this.#typed(key, "a string", (value) => typeof value === "string");
+    return this.#typed(key, "a string", (value): value is string => typeof value === "string");
   }
 
   boolean(key: string): boolean | undefined {
-    return this.#typed(key, "a boolean", (value) => typeof value === "boolean");
+    return this.#typed(key, "a boolean", (value): value is boolean => typeof value === "boolean");
   }
 
   number(key: string): number | undefined {
-    return this.#typed(key, "a finite number", (value) => Number.isFinite(value));
+    return this.#typed(key, "a finite number", (value): value is number => Number.isFinite(value));
   }
 
   /** A non-negative integer. */
@@ -37,7 +39,7 @@ export class GgufMetadata {
     return this.#typed(
       key,
       "one non-negative integer",
-      (value) => Number.isSafeInteger(value) && (value as number) >= 0,
+      (value): value is number => Number.isSafeInteger(value) && (value as number) >= 0,
     );
   }
 
@@ -45,15 +47,16 @@ export class GgufMetadata {
     return this.#typed(
       key,
       "a list of strings",
-      (value) => Array.isArray(value) && value.every((item) => typeof item === "string"),
+      (value): value is string[] =>
+        Array.isArray(value) && value.every((item) => typeof item === "string"),
     );
   }
 
-  numbers(key: string): Exclude<GgufNumbers, BigInt64Array | BigUint64Array> | undefined {
+  numbers(key: string): NumberArray | undefined {
     return this.#typed(
       key,
       "a list of numbers",
-      (value) =>
+      (value): value is NumberArray =>
         ArrayBuffer.isView(value) &&
         !(value instanceof BigInt64Array) &&
         !(value instanceof BigUint64Array),
@@ -68,12 +71,12 @@ export class GgufMetadata {
   #typed<T extends GgufValue>(
     key: string,
     kind: string,
-    test: (value: GgufValue) => boolean,
+    test: (value: GgufValue) => value is T,
   ): T | undefined {
     const value = this.#values.get(key);
     if (value === undefined) return undefined;
     if (!test(value)) this.fail(`metadata ${key} must be ${kind}`);
-    return value as T;
+    return value;
   }
 }
 

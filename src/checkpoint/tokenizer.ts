@@ -4,11 +4,29 @@
  * changes text (code above all) and cannot be done while streaming.
  */
 
-import { Tokenizer as HfTokenizer } from "@huggingface/tokenizers";
+import * as library from "@huggingface/tokenizers";
 import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { isJsonObject } from "./file-reader.js";
 import { adaptTokenizerJson } from "./tokenizer-json.js";
+
+/**
+ * The part of the library that is used. Its own declarations import one another without file endings, which
+ * TypeScript does not resolve for ES modules.
+ */
+interface LibraryTokenizer {
+  encode(text: string, options: { add_special_tokens: boolean }): { ids: number[] };
+  decode(
+    ids: number[],
+    options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean },
+  ): string;
+  token_to_id(token: string): number | undefined;
+  id_to_token(id: number): string | undefined;
+}
+
+const { Tokenizer: LibraryTokenizer } = library as unknown as {
+  Tokenizer: new (tokenizer: object, config: object) => LibraryTokenizer;
+};
 
 export interface EncodeOptions {
   /** Adds what the tokenizer puts around a text, such as a beginning-of-sequence token (default true). */
@@ -120,14 +138,14 @@ export function loadTokenizer(checkpoint: Checkpoint): Tokenizer {
   );
 }
 
-function build(files: TokenizerFiles): HfTokenizer {
+function build(files: TokenizerFiles): LibraryTokenizer {
   if (!isJsonObject(files.tokenizer["model"])) {
     throw new PlanishError(
       "cannot build the tokenizer: tokenizer.json has no model; copy the tokenizer files of the model again",
     );
   }
   try {
-    return new HfTokenizer(adaptTokenizerJson(files.tokenizer), files.config);
+    return new LibraryTokenizer(adaptTokenizerJson(files.tokenizer), files.config);
   } catch (error) {
     throw new PlanishError(
       `cannot build the tokenizer from tokenizer.json: ${(error as Error).message.replace(/\s+/g, " ")}`,

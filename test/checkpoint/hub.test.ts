@@ -274,7 +274,7 @@ describe("the hub", () => {
   ])("names what else works after %s", async (_, broken, reason) => {
     const attempt = resolveModel("qwen3-0.6b", {
       cacheDir: freshDirectory(),
-      fetch: broken as typeof fetch,
+      fetch: broken,
     });
     await expect(attempt).rejects.toThrow(PlanishError);
     await expect(attempt).rejects.toThrow(reason);
