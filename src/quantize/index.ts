@@ -192,11 +192,11 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     seed,
     source: settings.source,
     calibration: "text" in calibration ? calibration : undefined,
-    layers: shapes.map((layerShapes, layer) => {
-      const report = trained?.reports[layer];
-      const { notes: _notes, ...errors } = report ?? { notes: [] };
-      return { layer, ...errors, parameters: layerShapes };
-    }),
+    layers: shapes.map((parameterShapes, layer) => ({
+      layer,
+      ...reportFields(trained?.reports[layer]),
+      parameters: parameterShapes,
+    })),
     refineLoss: refined && refined.losses.length > 0 ? [...refined.losses] : undefined,
     fallbacks: trained?.reports.flatMap((r) => [...r.notes]) ?? [],
   };
@@ -223,7 +223,13 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
   };
 }
 
-interface Run extends QuantizeOptions {
+function reportFields(report: BlockReport | undefined) {
+  if (!report) return {};
+  const { errorRounded, errorInitial, errorFinal, epochLoss, moved } = report;
+  return { errorRounded, errorInitial, errorFinal, epochLoss: [...epochLoss], moved: { ...moved } };
+}
+
+interface Run extends Omit<QuantizeOptions, "method" | "scheme" | "recipe" | "progress" | "seed"> {
   readonly progress: ProgressSink;
   readonly method: AnyMethod;
   readonly scheme: Scheme;
