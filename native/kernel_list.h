@@ -31,4 +31,6 @@ PL_KERNEL(int_matmul,
           (m, n, k, a, a_scale, b, b_scale, bias, out))
 
 // Attention, norms, transforms, grids, elementwise maps, small matrices.
+#if !defined(PL_MATMUL_ONLY)
 #include "kernels/list.h"
+#endif

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -89,23 +90,33 @@ static PL_INLINE vf vmax(vf a, vf b) { return b > a ? b : a; }
 static PL_INLINE vf vmin(vf a, vf b) { return b < a ? b : a; }
 static PL_INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
-/** Lanes combined in a fixed pairwise order. */
+// Lanes are combined in a fixed order, halves first. (The intrinsics for it draw false warnings from GCC 12.)
+typedef float v4f __attribute__((vector_size(16)));
+template <class F>
+static PL_INLINE float combineLanes(vf v, F f) {
+#if defined(__AVX512F__)
+  typedef float v8f __attribute__((vector_size(32)));
+  const v8f eight = f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+#elif defined(__AVX2__)
+  const vf eight = v;
+#endif
+#if defined(__AVX2__)
+  const v4f four = f(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+#else
+  const v4f four = v;
+#endif
+  const v4f two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+  return f(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
+}
 static PL_INLINE float sumLanes(vf v) {
-  float a[VL];
-  std::memcpy(a, &v, sizeof v);
-  for (int w = VL / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; ++i) a[i] += a[i + w];
-  return a[0];
+  return combineLanes(v, [](auto a, auto b) { return a + b; });
 }
 static PL_INLINE float maxLanes(vf v) {
-  float m = v[0];
-  for (int i = 1; i < VL; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  return combineLanes(v, [](auto a, auto b) { return b > a ? b : a; });
 }
 static PL_INLINE float minLanes(vf v) {
-  float m = v[0];
-  for (int i = 1; i < VL; ++i) m = v[i] < m ? v[i] : m;
-  return m;
+  return combineLanes(v, [](auto a, auto b) { return b < a ? b : a; });
 }
 
 /**
@@ -123,8 +134,9 @@ static inline float roundEven1(float x) {
 }
 
 /**
- * e^x, relative error below 2e-7: x = n·ln2 + r with |r| ≤ ln2/2, a degree-7 polynomial for e^r, and 2^n built
- * from its exponent bits. Below −87.3 the result is 0 (no denormals), above 88.3 it stays at e^88.3; NaN stays NaN.
+ * e^x, relative error below 1.5e-7: x = n·ln2 + r with |r| ≤ ln2/2; e^r = 1 + r + r²·q(r), q of degree 4 by Chebyshev
+ * interpolation (error 1e-8); 2^n built from its exponent bits. Below −87.3 the result is 0 (no denormals), above 88.3
+ * it stays at e^88.3; NaN stays NaN.
  */
 static PL_INLINE vf expv(vf x) {
   const vf lowest = splat(-87.33f);
@@ -134,13 +146,12 @@ static PL_INLINE vf expv(vf x) {
   // ln2 in two parts; n times the first is exact.
   vf r = fma(n, splat(-0.693359375f), clamped);
   r = fma(n, splat(2.12194440e-4f), r);
-  vf p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + 1.0f;
+  vf q = splat(1.3926203361634337e-3f);
+  q = fma(q, r, splat(8.3631948824190414e-3f));
+  q = fma(q, r, splat(4.1666554498413700e-2f));
+  q = fma(q, r, splat(1.6666576894606600e-1f));
+  q = fma(q, r, splat(0.5f));
+  const vf p = fma(q, r * r, r) + 1.0f;
   // The low bits of `shifted` hold n (the magic constant's own low bits are zero).
   const vf power = (vf)(((vi)shifted + 127) << 23);
   const vf result = p * power;

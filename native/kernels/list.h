@@ -55,16 +55,19 @@ PL_KERNEL(gather_rows, (const float* table, int64_t tableRows, int64_t cols, con
 PL_KERNEL(attention, (int64_t batch, int64_t heads, int64_t kvHeads, int64_t headDim, int64_t queryLength,
           int64_t keyLength, int32_t causal, int64_t window, float scale, const float* q, int64_t qBatch,
           int64_t qTime, int64_t qHead, const float* k, const float* v, int64_t kvBatch, int64_t kvTime,
-          int64_t kvHead, float* out, int64_t outBatch, int64_t outTime, int64_t outHead, float* logSumExp),
+          int64_t kvHead, float* out, int64_t outBatch, int64_t outTime, int64_t outHead, float* logSumExp,
+          int32_t half),
           (batch, heads, kvHeads, headDim, queryLength, keyLength, causal, window, scale, q, qBatch, qTime, qHead, k,
-          v, kvBatch, kvTime, kvHead, out, outBatch, outTime, outHead, logSumExp))
+          v, kvBatch, kvTime, kvHead, out, outBatch, outTime, outHead, logSumExp, half))
+
+// attention_backward.h
 PL_KERNEL(attention_backward, (int64_t batch, int64_t heads, int64_t kvHeads, int64_t headDim,
           int64_t queryLength, int64_t keyLength, int32_t causal, int64_t window, float scale, const float* q,
           int64_t qBatch, int64_t qTime, int64_t qHead, const float* k, const float* v, int64_t kvBatch,
           int64_t kvTime, int64_t kvHead, const float* out, const float* grad, int64_t outBatch, int64_t outTime,
-          int64_t outHead, const float* logSumExp, float* gradQ, float* gradK, float* gradV),
+          int64_t outHead, const float* logSumExp, float* gradQ, float* gradK, float* gradV, int32_t half),
           (batch, heads, kvHeads, headDim, queryLength, keyLength, causal, window, scale, q, qBatch, qTime, qHead, k,
-          v, kvBatch, kvTime, kvHead, out, grad, outBatch, outTime, outHead, logSumExp, gradQ, gradK, gradV))
+          v, kvBatch, kvTime, kvHead, out, grad, outBatch, outTime, outHead, logSumExp, gradQ, gradK, gradV, half))
 
 // elementwise.h
 PL_KERNEL(unary, (int32_t op, const float* x, int64_t length, float* out), (op, x, length, out))

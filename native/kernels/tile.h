@@ -10,26 +10,59 @@
 
 namespace planish::PL_LEVEL {
 
+/**
+ * Two neighbours along the depth of a product, rounded to bfloat16: the lower half is the even one. Products of pairs
+ * take half the steps of f32 products and accumulate in f32; only levels with a bf16 dot product have them.
+ */
+struct Pair {
+  uint32_t bits;
+};
+
+/** What a product of elements T reads, accumulates in and does. */
+template <class T>
+struct Arithmetic {
+  using Sum = T;
+  using Vector = typename VecOf<T>::type;
+  static PL_INLINE Vector read(const T* p) { return loadT<T>(p); }
+  static PL_INLINE Vector broadcast(const T* p) { return Vector{} + *p; }
+  static PL_INLINE Vector multiplyAdd(Vector a, Vector b, Vector sum) { return fma(a, b, sum); }
+};
+#if defined(__AVX512BF16__)
+#define PL_PAIRS 1
+template <>
+struct Arithmetic<Pair> {
+  using Sum = float;
+  using Vector = __m512i;
+  static PL_INLINE Vector read(const Pair* p) { return _mm512_loadu_si512(p); }
+  static PL_INLINE Vector broadcast(const Pair* p) { return _mm512_set1_epi32(static_cast<int>(p->bits)); }
+  static PL_INLINE vf multiplyAdd(Vector a, Vector b, vf sum) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+  }
+};
+#endif
+
 /** Rows of A (compile-time) × vectors of B (compile-time), over the whole depth k. */
 template <class T, int MR, int NV, bool TransposedA>
-static void tileProduct(int64_t depth, const T* __restrict a, int64_t lda, const T* __restrict b,
-                        int64_t ldb, T* __restrict c, int64_t ldc, bool accumulate, int64_t tail) {
-  using V = typename VecOf<T>::type;
-  constexpr int L = VecOf<T>::lanes;
+static void tileProduct(int64_t depth, const T* __restrict a, int64_t lda, const T* __restrict b, int64_t ldb,
+                        typename Arithmetic<T>::Sum* __restrict c, int64_t ldc, bool accumulate, int64_t tail) {
+  using Math = Arithmetic<T>;
+  using Sum = typename Math::Sum;
+  using V = typename VecOf<Sum>::type;
+  constexpr int L = VecOf<Sum>::lanes;
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[r][v] = V{};
   for (int64_t k = 0; k < depth; ++k) {
-    V bv[NV];
+    typename Math::Vector bv[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) bv[v] = loadT<T>(b + v * L);
+    for (int v = 0; v < NV; ++v) bv[v] = Math::read(b + v * L);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
-      const V av = V{} + (TransposedA ? a[r] : a[r * lda]);
+      const typename Math::Vector av = Math::broadcast(TransposedA ? a + r : a + r * lda);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] = fma(av, bv[v], acc[r][v]);
+      for (int v = 0; v < NV; ++v) acc[r][v] = Math::multiplyAdd(av, bv[v], acc[r][v]);
     }
     a += TransposedA ? lda : 1;
     b += ldb;
@@ -37,13 +70,13 @@ static void tileProduct(int64_t depth, const T* __restrict a, int64_t lda, const
   // `tail` valid lanes in the last vector; the others are whole.
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
-    T* row = c + r * ldc;
+    Sum* row = c + r * ldc;
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       if (v < NV - 1 || tail == L) {
-        storeT<T>(row + v * L, accumulate ? loadT<T>(row + v * L) + acc[r][v] : acc[r][v]);
+        storeT<Sum>(row + v * L, accumulate ? loadT<Sum>(row + v * L) + acc[r][v] : acc[r][v]);
       } else {
-        T lanes[L];
+        Sum lanes[L];
         std::memcpy(lanes, &acc[r][v], sizeof lanes);
         for (int64_t i = 0; i < tail; ++i)
           row[v * L + i] = accumulate ? row[v * L + i] + lanes[i] : lanes[i];
@@ -53,8 +86,8 @@ static void tileProduct(int64_t depth, const T* __restrict a, int64_t lda, const
 }
 
 template <class T>
-using TileFunction = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t, bool,
-                              int64_t);
+using TileFunction = void (*)(int64_t, const T*, int64_t, const T*, int64_t, typename Arithmetic<T>::Sum*, int64_t,
+                              bool, int64_t);
 
 // Registers allow MR·NV accumulators beside NV vectors of B and one broadcast. The float64 products are too rare to be
 // worth compiling more than the two narrow shapes.
@@ -87,11 +120,11 @@ static TileFunction<T> tileFor(int64_t rows, int vectors) {
   return tileOfRows<T, 1, TransposedA, kTileRows[1]>(rows);
 }
 
-/** C[m×n] (+)= A·B; A is m×depth (row-major), or depth×m when TransposedA. */
+/** C[m×n] (+)= A·B; A is m×depth (row-major), or depth×m when TransposedA. Depth counts elements T. */
 template <class T, bool TransposedA>
-static void smallProduct(int64_t m, int64_t n, int64_t depth, const T* a, int64_t lda, const T* b,
-                         int64_t ldb, T* c, int64_t ldc, bool accumulate) {
-  constexpr int L = VecOf<T>::lanes;
+static void smallProduct(int64_t m, int64_t n, int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
+                         typename Arithmetic<T>::Sum* c, int64_t ldc, bool accumulate) {
+  constexpr int L = VecOf<typename Arithmetic<T>::Sum>::lanes;
   const int64_t vectors = (n + L - 1) / L;
   const int64_t columnGroups = (vectors + kTileVectors<T> - 1) / kTileVectors<T>;
   int64_t v0 = 0;
@@ -129,12 +162,12 @@ static inline void copyPadded(const float* x, int64_t rows, int64_t cols, int64_
 }
 
 /** out[c][r] = x[r][c]; rows of `out` are zero-filled past `rows` up to ldOut. */
-static inline void copyTransposed(const float* x, int64_t rows, int64_t cols, int64_t ldx,
-                                  float* out, int64_t ldOut) {
+template <class T>
+static void copyTransposed(const T* x, int64_t rows, int64_t cols, int64_t ldx, T* out, int64_t ldOut) {
   for (int64_t c = 0; c < cols; ++c) {
-    float* row = out + c * ldOut;
+    T* row = out + c * ldOut;
     for (int64_t r = 0; r < rows; ++r) row[r] = x[r * ldx + c];
-    for (int64_t r = rows; r < ldOut; ++r) row[r] = 0.0f;
+    for (int64_t r = rows; r < ldOut; ++r) row[r] = T{};
   }
 }
 

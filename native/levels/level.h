@@ -15,6 +15,9 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
+#if PL_ISA >= 3 && defined(PL_EMULATE_AMX)
+#include "../test/amx_emulation.h"
+#endif
 
 #include <atomic>
 #include <cmath>
@@ -28,12 +31,18 @@
 
 // Kernels, one line per file.
 #include "../peaks.h"
+#if PL_ISA < 3
 #include "../kernels/attention.h"
+#include "../kernels/attention_backward.h"
 #include "../kernels/elementwise.h"
 #include "../kernels/kronecker.h"
 #include "../kernels/linalg.h"
 #include "../kernels/norm.h"
 #include "../kernels/quantize.h"
+#else
+// kernels/ has nothing of its own for tiles: this level takes those kernels from avx512.
+#define PL_MATMUL_ONLY
+#endif
 #include "../matmul_vector.h"
 #include "../matmul_micro.h"
 #include "../matmul_pack.h"
@@ -44,6 +53,9 @@ namespace planish {
 namespace PL_LEVEL {
 
 void fill_table(KernelTable& table) {
+#if PL_ISA >= 3
+  avx512::fill_table(table);
+#endif
 #define PL_KERNEL(name, parameters, arguments) table.name = &planish::PL_LEVEL::name;
 #include "../kernel_list.h"
 #undef PL_KERNEL

@@ -62,11 +62,11 @@ export function attentionKernels(
   library: NativeLibrary,
 ): Pick<Kernels, "attention" | "attentionBackward"> {
   const forward = library.kernel(
-    `int pl_attention(${SHAPE}, void* out, int64_t outBatch, int64_t outTime, int64_t outHead, void* logSumExp)`,
+    `int pl_attention(${SHAPE}, void* out, int64_t outBatch, int64_t outTime, int64_t outHead, void* logSumExp, int32_t half)`,
   );
   const backward = library.kernel(
     `int pl_attention_backward(${SHAPE}, const void* out, const void* grad, int64_t outBatch, int64_t outTime, ` +
-      "int64_t outHead, const void* logSumExp, void* gradQ, void* gradK, void* gradV)",
+      "int64_t outHead, const void* logSumExp, void* gradQ, void* gradK, void* gradV, int32_t half)",
   );
   return {
     attention(args) {
@@ -80,6 +80,7 @@ export function attentionKernels(
           args.batch * args.heads * args.queryLength,
           "attention logSumExp",
         ),
+        args.precision === "bf16" ? 1 : 0,
       );
     },
     attentionBackward(args) {
@@ -97,6 +98,7 @@ export function attentionKernels(
         real(args.gradQ, extents.q, "attentionBackward gradQ"),
         real(args.gradK, extents.kv, "attentionBackward gradK"),
         real(args.gradV, extents.kv, "attentionBackward gradV"),
+        args.precision === "bf16" ? 1 : 0,
       );
     },
   };
