@@ -46,11 +46,13 @@ export function register(program: Command): void {
     .addOption(threadsOption())
     .action(
       perform<EvalFlags, [string]>(async (context, flags, model) => {
+        // Read first: a misspelled file name should not cost the loading of a model.
+        const documents = readDocuments(flags.ppl);
         using backend = openBackend({ ...flags, progress: context.reporter });
         context.reporter.debug(backend.description);
-        const score = await scoreModel(context, backend, flags, model);
+        const score = await scoreModel(context, backend, flags, documents, model);
         const against = flags.against
-          ? await scoreModel(context, backend, flags, flags.against)
+          ? await scoreModel(context, backend, flags, documents, flags.against)
           : undefined;
         const document = { text: flags.ppl, ...score, against };
         context.reporter.result(document, () => render(against ? [against, score] : [score]));
@@ -67,11 +69,12 @@ async function scoreModel(
   { reporter, signal }: CommandContext,
   backend: Backend,
   flags: EvalFlags,
+  documents: readonly string[],
   name: string,
 ): Promise<Score> {
   const path = await resolveModel(name, { progress: reporter, signal });
   using loaded = loadModel(backend, path);
-  const tokens = tokenizeCorpus(loadTokenizer(loaded.checkpoint), readDocuments(flags.ppl));
+  const tokens = tokenizeCorpus(loadTokenizer(loaded.checkpoint), documents);
   const result = await evaluatePerplexity(loaded.model, tokens, {
     seqLen: flags.seqLen,
     limit: flags.limit,

@@ -1,0 +1,159 @@
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { afterAll, describe, expect, it } from "vitest";
+import { fileHashes, SMALL_RUN, temporaryDirectory } from "./artifacts.js";
+import { planish } from "./run-program.js";
+
+const directory = temporaryDirectory();
+afterAll(() => directory[Symbol.dispose]());
+
+const MODEL = "models/tiny-llama";
+
+describe("planish quantize", () => {
+  it("leaves a complete artifact and says what it is", async () => {
+    const out = directory.file("rtn");
+    const { code, stdout } = await planish(["quantize", MODEL, "--out", out, "--method", "rtn"]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/rtn: w4a4kv4 by rtn, 5\.\d+ MB \(37% of 13\.9 MB\), in .+\n$/);
+    expect(readdirSync(directory.path)).toEqual(["rtn"]);
+    expect(readdirSync(out).sort()).toEqual([
+      "config.json",
+      "generation_config.json",
+      "model.safetensors",
+      "quantization.json",
+      "tokenizer.json",
+      "tokenizer_config.json",
+    ]);
+  });
+
+  it("prints one JSON document with --json, and its progress on stderr", async () => {
+    const out = directory.file("json");
+    const { code, stdout, stderr } = await planish([
+      "quantize",
+      MODEL,
+      ...["--out", out, "--scheme", "w3a8", "--seed", "7", "--json"],
+      ...SMALL_RUN,
+    ]);
+    expect(code).toBe(0);
+    const document = JSON.parse(stdout) as {
+      info: { scheme: string; seed: number; recipe: Record<string, unknown> };
+      layers: { errorRounded: number; errorFinal: number }[];
+    };
+    expect(document.info).toMatchObject({ scheme: "w3a8kv16", seed: 7 });
+    expect(document.info.recipe).toMatchObject({ samples: 4, seqLen: 64, epochs: 1, batch: 2 });
+    expect(document.layers).toHaveLength(8);
+    expect(stderr).toMatch(/^estimate: .* of memory, .* of disk$/m);
+    expect(stderr).toMatch(/^block 7: error .* rounded to nearest, .* calibrated$/m);
+  });
+
+  it("stops on Ctrl-C, resumes, and ends in the bytes of a run that was not stopped", async () => {
+    const whole = directory.file("whole");
+    const stopped = directory.file("stopped");
+    const run = (out: string, ...more: string[]): string[] => [
+      "quantize",
+      MODEL,
+      ...["--out", out, ...SMALL_RUN, ...more],
+    ];
+    expect((await planish(run(whole))).code).toBe(0);
+
+    let sent = false;
+    const interrupted = await planish(run(stopped), {
+      onStderr: (child, text) => {
+        if (!sent && text.includes("block 2:")) sent = child.kill("SIGINT");
+      },
+    });
+    expect(interrupted.code).toBe(130);
+    expect(interrupted.stdout).toBe("");
+    expect(interrupted.stderr).toContain("stopping after the current step");
+    expect(existsSync(stopped)).toBe(false);
+
+    const again = await planish(run(stopped, "--resume"));
+    expect(again.code).toBe(0);
+    expect(again.stderr).toMatch(/^resuming: [3-7] of 8 blocks are finished$/m);
+    expect(again.stderr).not.toContain("block 0:");
+    expect(fileHashes(stopped)).toEqual(fileHashes(whole));
+  });
+
+  it("survives kill -9", async () => {
+    const whole = directory.file("unkilled");
+    const killed = directory.file("killed");
+    const args = ["quantize", MODEL, ...SMALL_RUN, "--seed", "3", "--out"];
+    let sent = false;
+    const first = await planish([...args, killed], {
+      onStderr: (child, text) => {
+        if (!sent && text.includes("block 3:")) sent = child.kill("SIGKILL");
+      },
+    });
+    expect({ sent, code: first.code }).toEqual({ sent: true, code: null });
+    expect(existsSync(killed)).toBe(false);
+    expect((await planish([...args, killed, "--resume"])).code).toBe(0);
+    expect((await planish([...args, whole])).code).toBe(0);
+    expect(fileHashes(killed)).toEqual(fileHashes(whole));
+  });
+});
+
+describe("planish quantize refuses", () => {
+  const refused = async (
+    args: readonly string[],
+  ): Promise<{ code: number | null; line: string }> => {
+    const out = directory.file("refused");
+    const { code, stdout, stderr } = await planish(["quantize", MODEL, "--out", out, ...args]);
+    expect(stdout).toBe("");
+    expect(existsSync(out)).toBe(false);
+    const lines = stderr.trimEnd().split("\n");
+    return { code, line: lines[lines.length - 1] };
+  };
+
+  it("a missing --out", async () => {
+    const { code, stderr } = await planish(["quantize", MODEL]);
+    expect(code).toBe(2);
+    expect(stderr).toBe(
+      "planish: required option '--out <dir>' not specified; see `planish quantize --help`\n",
+    );
+  });
+
+  it("an output directory that exists", async () => {
+    const out = directory.file("taken");
+    mkdirSync(out);
+    const { code, stderr } = await planish(["quantize", MODEL, "--out", out, "--method", "rtn"]);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/^planish: output directory .*taken exists already; [^\n]+\n$/);
+  });
+
+  it.each([
+    [["--scheme", "w5a4kv4"], /5-bit weights; legal widths are 2, 3, 4, 6, 8, 16/],
+    [["--method", "magic"], /'magic' is invalid\. Allowed choices are .*flatquant.*rtn/],
+    [["--preset", "slow"], /"slow"; accepted: .*paper.*fast.*best/],
+    [["--samples", "0"], /'0' is invalid\. Give a whole number, at least 1/],
+    [["--method", "rtn", "--epochs", "3"], /recipe key "epochs" is unknown to method "rtn"/],
+  ])("%j as bad usage", async (args, message) => {
+    const { code, line } = await refused(args);
+    expect(line).toMatch(message);
+    expect(line).toMatch(/^planish: .*; see `planish quantize --help`$/);
+    expect(code).toBe(2);
+  });
+
+  it("recipes with unknown keys, and files that are none", async () => {
+    const recipe = directory.file("recipe.json");
+    writeFileSync(recipe, JSON.stringify({ epocs: 3 }));
+    const unknown = await refused(["--recipe", recipe]);
+    expect(unknown.code).toBe(2);
+    expect(unknown.line).toMatch(/"epocs" is unknown to method "flatquant"; accepted: .*epochs/);
+    writeFileSync(recipe, "[1]");
+    expect((await refused(["--recipe", recipe])).line).toContain("holds no JSON object");
+    writeFileSync(recipe, "{");
+    expect((await refused(["--recipe", recipe])).line).toContain("cannot be read as JSON");
+  });
+
+  it("calibration text that is too short, empty or missing", async () => {
+    const text = directory.file("short.txt");
+    writeFileSync(text, "Too short to learn from.\n");
+    const short = await refused(["--calibration", text]);
+    expect(short).toMatchObject({ code: 1 });
+    expect(short.line).toMatch(/calibration text is too short: \d+ tokens/);
+    writeFileSync(text, "");
+    expect((await refused(["--calibration", text])).code).toBe(1);
+    expect((await refused(["--calibration", directory.file("none.txt")])).line).toContain(
+      "none.txt",
+    );
+  });
+});
