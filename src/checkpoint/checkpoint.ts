@@ -5,8 +5,23 @@
 
 /** Element types found in checkpoint files. GGUF block types keep their GGUF names. */
 export type StoredType =
-  | "F64" | "F32" | "F16" | "BF16" | "I64" | "I32" | "I8" | "U8" | "BOOL"
-  | "Q8_0" | "Q4_0" | "Q4_1" | "Q5_0" | "Q5_1" | "Q4_K" | "Q5_K" | "Q6_K";
+  | "F64"
+  | "F32"
+  | "F16"
+  | "BF16"
+  | "I64"
+  | "I32"
+  | "I8"
+  | "U8"
+  | "BOOL"
+  | "Q8_0"
+  | "Q4_0"
+  | "Q4_1"
+  | "Q5_0"
+  | "Q5_1"
+  | "Q4_K"
+  | "Q5_K"
+  | "Q6_K";
 
 export interface StoredTensor {
   readonly name: string;
