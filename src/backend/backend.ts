@@ -129,8 +129,8 @@ export interface QuantizeRowsArgs {
 /**
  * Gradient of `scale·code` with respect to x, clips and offset, straight-through rounding.
  * In-range elements (round(x/s + offset) within the grid) pass the gradient to x and s·gradient to the offset;
- * the scale receives Σ g·(code − x/s·[in range]); it flows to the extreme element's x (equally among ties) and clip;
- * a floored scale receives none.
+ * the scale receives Σ g·(code − x/s·[in range]); it flows to the larger of |lo| and hi (half to each when equal), there
+ * to σ(clip) and to the row's extreme element (equally among ties); a floored scale and a zero row's receive none.
  */
 export interface QuantizeRowsBackwardArgs {
   readonly x: Buffer;
@@ -181,7 +181,10 @@ export interface FakeQuantizeAsymBackwardArgs {
   readonly gradClipMin?: Buffer;
 }
 
-/** Per row r: out = clamp(x, min_r·σ(clipMin_r), max_r·σ(clipMax_r)), min/max over the row (not including 0). */
+/**
+ * Per row r: out = min(max(x, min_r·σ(clipMin_r)), max_r·σ(clipMax_r)), min/max over the row (not including 0), so the
+ * upper bound wins where the two cross (a one-sided row).
+ */
 export interface ClipRowsArgs {
   readonly x: Buffer;
   readonly rows: number;
@@ -398,7 +401,7 @@ export interface SiluMulBackwardArgs {
   readonly gradUp: Buffer;
 }
 
-/** loss[0] = mean (a−b)²; with gradA: gradA = gradScale·2(a−b)/length. */
+/** loss[0] = mean (a−b)². Its gradient is composed of `binary` and `scale`. */
 export interface MseArgs {
   readonly a: Buffer;
   readonly b: Buffer;
@@ -406,7 +409,7 @@ export interface MseArgs {
   readonly loss: Buffer;
 }
 
-/** nll[r] = logsumexp(logits[r,:]) − logits[r, target_r]; rows with target −1 get 0. */
+/** nll[r] = logsumexp(logits[r,:]) − logits[r, target_r]; rows with target −1 get 0; any other target outside the row throws. */
 export interface NllArgs {
   readonly logits: Buffer;
   readonly rows: number;
@@ -427,7 +430,7 @@ export interface SoftmaxKlArgs {
   readonly gradScale: number;
 }
 
-/** Rows of a table: out[r,:] = table[ids[r],:]. */
+/** Rows of a table: out[r,:] = table[ids[r],:]; an id outside the table throws. */
 export interface GatherRowsArgs {
   readonly table: Buffer;
   readonly cols: number;

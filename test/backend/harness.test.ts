@@ -33,7 +33,7 @@ function bindBackend(backend: Backend): Backend {
 
 /** Adds `delta` to one element after a kernel ran. */
 function nudge(buffer: Buffer, index: number, delta: (value: number) => number): void {
-  const value = Number(device.read(buffer, index, 1)[0]);
+  const [value] = device.read(buffer, index, 1);
   device.write(buffer, Float64Array.of(value + delta(value)), index);
 }
 
@@ -64,8 +64,7 @@ const mutants: Record<
     replace: (k) => ({
       intMatmul: (args) => {
         k.intMatmul(args);
-        const cell =
-          Number(device.read(args.aScale, 0, 1)[0]) * Number(device.read(args.bScale, 0, 1)[0]);
+        const cell = device.read(args.aScale, 0, 1)[0] * device.read(args.bScale, 0, 1)[0];
         nudge(args.out, 0, (v) => (Math.abs(v) > 32767 * cell ? -v / 2 : 0));
       },
     }),
@@ -123,15 +122,14 @@ const mutants: Record<
     kernel: "kronecker",
     replace: (k) => ({
       kronecker: (args) => {
-        if (!args.left) return k.kronecker(args);
         const n = args.nLeft;
-        const values = device.read(args.left, 0, n * n);
+        const values = device.read(args.left ?? args.x, 0, n * n);
         const transposed = device.alloc("f32", n * n);
         device.write(
           transposed,
-          values.map((_, i) => values[(i % n) * n + Math.floor(i / n)]) as Float32Array,
+          Float64Array.from(values, (_, i) => values[(i % n) * n + Math.floor(i / n)]),
         );
-        k.kronecker({ ...args, left: transposed });
+        k.kronecker({ ...args, left: args.left && transposed });
       },
     }),
   },
@@ -162,7 +160,7 @@ describe("mutants of reference-f32 fail a case of their kernel", () => {
     const cases = caseGroups
       .flatMap((group) => group.cases)
       .filter((item) => item.kernel === kernel);
-    const failed = cases.filter((item) => {
+    const noticed = cases.some((item) => {
       try {
         checkCase(backend, truth, item);
         return false;
@@ -172,6 +170,6 @@ describe("mutants of reference-f32 fail a case of their kernel", () => {
         return true;
       }
     });
-    expect(failed.length, `of ${cases.length} cases`).toBeGreaterThan(0);
+    expect(noticed, `noticed by one of ${cases.length} cases`).toBe(true);
   });
 });

@@ -175,7 +175,8 @@ export function checkCase(backend: Backend, truthBackend: Backend, test: Conform
       );
       continue;
     }
-    expect(result[name], `${name}: two runs`).toEqual(again[name]);
+    const differs = result[name].findIndex((value, i) => !Object.is(value, again[name][i]));
+    if (differs >= 0) expect.fail(`${name}[${differs}] differs between two runs`);
     if (bounds[name]) expectWithin(result[name], truth[name], bounds[name], name);
     else if (!test.verify) expect.fail(`${test.kernel} ${test.title}: the case bounds no ${name}`);
   }

@@ -52,9 +52,9 @@ function expectGradients(actual: Inputs, expected: Inputs): void {
 interface Smooth {
   readonly inputs: Inputs;
   readonly outLength: number;
-  forward(kernels: Kernels, b: Buffers, out: Buffer): void;
+  readonly forward: (kernels: Kernels, b: Buffers, out: Buffer) => void;
   /** Reads `b.out` and `b.cotangent`, writes `b["grad " + input]`. */
-  backward(kernels: Kernels, b: Buffers): void;
+  readonly backward: (kernels: Kernels, b: Buffers) => void;
 }
 
 const specs = (inputs: Inputs): Record<string, BufferSpec> =>
@@ -340,7 +340,7 @@ describe("grids of reference-f64: within 1e-7 of central differences of the stra
     };
     const actual = Object.entries(named)
       .filter(([name]) => name in inputs)
-      .map(([name, out]) => [name, result[out]]);
+      .map(([name, out]) => [name, result[out]] as const);
     expectGradients(Object.fromEntries(actual), numericGradients(inputs, loss));
   });
 

@@ -102,7 +102,7 @@ export function goldenCases(tensors: GoldenTensors): GoldenCase[] {
       throw new Error(`golden tensor ${name} belongs to no case: names are <case>/<tensor>`);
     const caseName = name.slice(0, slash);
     let members = cases.get(caseName);
-    if (!members) cases.set(caseName, (members = new Map()));
+    if (!members) cases.set(caseName, (members = new Map<string, GoldenTensor>()));
     members.set(name.slice(slash + 1), tensor);
   }
   return [...cases].map(([name, members]) => ({ name, tensors: members }));

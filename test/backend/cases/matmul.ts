@@ -45,9 +45,9 @@ const truthBackend = createReferenceBackend({ realType: "f64" });
 
 function describeOptions(options: MatmulOptions): string {
   const { m, n, k, ...rest } = options;
-  const flags = Object.entries(rest).map(([name, value]) =>
-    value === true ? name : `${name} ${value}`,
-  );
+  const flags = Object.entries(rest)
+    .filter(([, value]) => value !== false && value !== undefined)
+    .map(([name, value]) => (value === true ? name : `${name} ${value}`));
   return [`${m}×${n}×${k}`, ...flags].join(", ");
 }
 
@@ -142,7 +142,26 @@ const SHAPES = [
   { m: 2, n: 300, k: 5 },
   { m: 70, n: 6, k: 260 },
   { m: 130, n: 97, k: 64 },
+  // Past the blocks that kernels cut their operands into, in every direction.
+  { m: 70, n: 150, k: 1100 },
 ] as const;
+
+/** Random sizes and options: what tiles, tails and packings meet beside the chosen shapes. */
+function randomOptions(precision: Precision, count: number): MatmulOptions[] {
+  const random = new Random(`matmul options ${precision}`);
+  const maybe = () => random.uniform() < 0.3;
+  return Array.from({ length: count }, () => ({
+    ...{ m: random.integer(1, 40), n: random.integer(1, 80), k: random.integer(1, 150), precision },
+    ...{
+      aTransposed: maybe(),
+      bTransposed: random.uniform() < 0.6,
+      aCodes: maybe(),
+      bCodes: maybe(),
+    },
+    ...{ kScale: maybe(), nScale: maybe(), bias: maybe(), accumulate: maybe(), sharedB: maybe() },
+    ...{ batch: maybe() ? random.integer(2, 4) : 1, padding: maybe() ? random.integer(1, 9) : 0 },
+  }));
+}
 
 const VARIANTS: readonly Omit<MatmulOptions, "m" | "n" | "k" | "precision">[] = [
   {},
@@ -166,6 +185,7 @@ function matmulCases(precision: Precision): ConformanceCase[] {
       if ((v + s) % 4 === 0) cases.push(matmulCase({ ...shape, ...variant, precision }));
     });
   });
+  cases.push(...randomOptions(precision, 40).map(matmulCase));
   if (precision === "bf16") {
     for (const shape of SHAPES)
       cases.push(matmulCase({ ...shape, precision, bf16Inputs: true, bTransposed: true }));

@@ -129,6 +129,7 @@ const KRONECKER_SHAPES = [
   [33, 12, 20],
   [4, 32, 48],
   [65, 8, 8],
+  [300, 12, 16],
 ] as const;
 
 const kroneckerOptions = (precision: Precision): KroneckerOptions[] =>
@@ -255,6 +256,7 @@ const normOptions: NormOptions[] = [
   { kind: "rms", rows: 3, cols: 577 },
   { kind: "rms", rows: 7, cols: 96, size: 1e-3 },
   { kind: "rms", rows: 4, cols: 31, size: 100, bias: true },
+  { kind: "rms", rows: 400, cols: 160 },
   { kind: "layer", rows: 5, cols: 10, bias: true },
   { kind: "layer", rows: 19, cols: 64 },
   { kind: "layer", rows: 3, cols: 577, mean: 5, bias: true },
@@ -351,6 +353,7 @@ export const rowGroups: CaseGroup[] = [
       ropeCase(40, 5, 20, 13, true),
       ropeCase(33, 9, 128, 33, false),
       ropeCase(5, 2, 6, 9, true),
+      ropeCase(600, 4, 32, 150, false),
     ],
   },
   {
