@@ -77,6 +77,11 @@ void detect_x86(Machine& machine) {
   machine.runs[AVX512] = machine.runs[AVX2] && wide && vnni && bf16;
   if (wide && !machine.runs[AVX512])
     snprintf(machine.note, sizeof machine.note, "AVX-512 without %s, not used", vnni ? "bf16" : "vnni");
+#if defined(PL_EMULATE_AMX)
+  machine.runs[AMX] = machine.runs[AVX512];
+  snprintf(machine.note, sizeof machine.note, "AMX emulated, for tests only");
+  return;
+#endif
   const bool tiles = ((d7 >> 22) & 1) && ((d7 >> 24) & 1) && ((d7 >> 25) & 1);
   if (tiles && machine.runs[AVX512]) {
     machine.runs[AMX] = (state & 0x60000) == 0x60000 && request_tiles();

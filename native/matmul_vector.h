@@ -2,10 +2,6 @@
 //
 // Everything is written in lanes of 32 bits because that is what every multiply-add unit consumes: one f32, a pair of
 // bf16, a quad of int8 (avx512, amx) or a pair of int16 (avx2). A pack of such elements is called a *group* below.
-#if PL_ISA >= 3 && defined(PL_EMULATE_AMX)
-#include "test/amx_emulation.h"
-#endif
-
 namespace planish {
 namespace PL_LEVEL {
 

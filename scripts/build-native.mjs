@@ -2,7 +2,7 @@
 /**
  * Compiles native/ into native/build/planish_native.so with the system's C++ compiler; no CMake, no dependencies.
  *
- *   node scripts/build-native.mjs [--optional] [--sanitize] [--verbose]
+ *   node scripts/build-native.mjs [--optional] [--sanitize] [--emulate-amx] [--verbose]
  *
  * One translation unit per instruction-set level, each with its own flags; a level whose flags the compiler does not
  * know is left out, with a line that says so. Only what changed is compiled again: each object stands beside a key,
@@ -10,6 +10,9 @@
  *
  * --optional  (npm's postinstall) a missing compiler or a failed compile is a warning, exit status 0.
  * --sanitize  builds planish_native_asan.so and the test driver under AddressSanitizer and UndefinedBehaviorSanitizer.
+ *             The amx level runs on emulated tile instructions there.
+ * --emulate-amx  builds planish_native_emulated.so, whose amx level runs on any AVX-512 machine, very slowly;
+ *             PLANISH_NATIVE_LIBRARY=native/build/planish_native_emulated.so makes the loader take it.
  * $CXX names the compiler; otherwise c++, g++, clang++ are tried in this order.
  */
 import { spawn, spawnSync } from "node:child_process";
@@ -33,15 +36,16 @@ const buildDir = join(nativeDir, "build");
 
 const flags = new Set(process.argv.slice(2));
 for (const flag of flags) {
-  if (!["--optional", "--sanitize", "--verbose"].includes(flag)) {
+  if (!["--optional", "--sanitize", "--emulate-amx", "--verbose"].includes(flag)) {
     console.error(
-      `build-native: unknown flag ${flag}; accepted: --optional, --sanitize, --verbose`,
+      `build-native: unknown flag ${flag}; accepted: --optional, --sanitize, --emulate-amx, --verbose`,
     );
     process.exit(2);
   }
 }
 const optional = flags.has("--optional");
 const sanitize = flags.has("--sanitize");
+const emulate = sanitize || flags.has("--emulate-amx");
 const verbose = flags.has("--verbose");
 
 class BuildError extends Error {}
@@ -179,8 +183,12 @@ async function compile(unit, compiler) {
 }
 
 function units(compiler) {
-  const base = [...COMMON_FLAGS, ...(sanitize ? SANITIZE_FLAGS : [])];
-  const objectDir = join(buildDir, sanitize ? "asan" : "obj");
+  const base = [
+    ...COMMON_FLAGS,
+    ...(sanitize ? [...SANITIZE_FLAGS, "-O1"] : []),
+    ...(emulate ? ["-DPL_EMULATE_AMX"] : []),
+  ];
+  const objectDir = join(buildDir, sanitize ? "asan" : emulate ? "emulated" : "obj");
   mkdirSync(objectDir, { recursive: true });
   const levels = [];
   for (const [level, levelFlags] of Object.entries(LEVEL_FLAGS)) {
@@ -240,7 +248,12 @@ async function build() {
   const compiler = findCompiler();
   const { library, driver } = units(compiler);
   const stale = [...library, ...driver].filter((unit) => !isFresh(unit, compiler));
-  const target = join(buildDir, sanitize ? "planish_native_asan.so" : "planish_native.so");
+  const name = sanitize
+    ? "planish_native_asan"
+    : emulate
+      ? "planish_native_emulated"
+      : "planish_native";
+  const target = join(buildDir, `${name}.so`);
   const driverTarget = join(buildDir, "driver_asan");
   const linkKey = sha256(...[...library, ...driver].map((unit) => unit.object), compiler.version);
   const linkKeyPath = `${target}.key`;

@@ -38,8 +38,12 @@ export interface NativeLibrary {
 
 const require = createRequire(import.meta.url);
 
-/** The compiled library's path, whether this file runs from src/ or dist/. */
+/**
+ * The compiled library's path, whether this file runs from src/ or dist/. The environment variable
+ * PLANISH_NATIVE_LIBRARY names another build of it (tests use one with emulated tile instructions).
+ */
 export function nativeLibraryPath(): string {
+  if (process.env.PLANISH_NATIVE_LIBRARY) return process.env.PLANISH_NATIVE_LIBRARY;
   let directory = dirname(fileURLToPath(import.meta.url));
   while (!existsSync(join(directory, "package.json")) && dirname(directory) !== directory) {
     directory = dirname(directory);
