@@ -133,6 +133,14 @@ export class LanguageModel implements Disposable {
     return linear(g, hidden, this.outer.lmHead);
   }
 
+  /** The last of several hidden states, [1, hidden]: all that generation needs logits of. */
+  lastRow(g: Graph, hidden: Tensor): Tensor {
+    const { hiddenSize } = this.config;
+    const out = g.real(hiddenSize);
+    this.backend.copy(g.values(hidden), out, hiddenSize, hidden.size - hiddenSize);
+    return new Tensor([1, hiddenSize], out, false);
+  }
+
   /** A cache for one sequence of at most `capacity` tokens. */
   cache(capacity: number): GrowingCache {
     return new GrowingCache(this.backend, this.config, capacity);

@@ -38,6 +38,7 @@ import { findMethod, type AnyMethod } from "./methods/index.js";
 import { packedEntries } from "./packed-tensors.js";
 import { formatScheme, parseScheme, type Scheme } from "./scheme.js";
 import { describeBlock } from "./simulated-block.js";
+import { writeParameters } from "./simulated-model.js";
 
 export interface QuantizeOptions {
   readonly backend: Backend;
@@ -55,6 +56,8 @@ export interface QuantizeOptions {
   readonly calibration?: string;
   readonly seed?: number;
   readonly resume?: boolean;
+  /** Also keep the learned parameters beside the artifact, so that the simulated model can be run again. */
+  readonly keepParameters?: boolean;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
 }
@@ -210,6 +213,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     blockFiles: files,
     signal: options.signal,
   });
+  if (options.keepParameters && parameters) await writeParameters(out, parameters);
   journal.remove();
   return {
     out,
