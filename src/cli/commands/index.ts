@@ -2,8 +2,9 @@
 
 import type { Register } from "../program.js";
 import { register as evaluate } from "./eval.js";
+import { register as generate } from "./generate.js";
 import { register as inspect } from "./inspect.js";
 import { register as pull } from "./pull.js";
 import { register as quantize } from "./quantize.js";
 
-export const commands: readonly Register[] = [pull, quantize, evaluate, inspect];
+export const commands: readonly Register[] = [pull, quantize, evaluate, generate, inspect];

@@ -1,0 +1,40 @@
+import { describe, expect, it } from "vitest";
+import { planish } from "./run-program.js";
+
+const PROMPT = ["generate", "models/tiny-llama", "--prompt", "The ship was", "--max-tokens", "6"];
+
+describe("planish generate", () => {
+  it("prints the prompt and its continuation on stdout, the speed on stderr", async () => {
+    const { code, stdout, stderr } = await planish(PROMPT);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^The ship was \w[^\n]*\n$/);
+    expect(stderr).toMatch(
+      /^3 prompt tokens in .*, 6 new tokens \(length\), [\d.]+ tokens\/s after\n$/,
+    );
+  });
+
+  it("prints the same text as one JSON document with --json", async () => {
+    const plain = await planish(PROMPT);
+    const { stdout } = await planish([...PROMPT, "--json"]);
+    const document = JSON.parse(stdout) as { prompt: string; text: string; tokens: number[] };
+    expect(`${document.prompt}${document.text}\n`).toBe(plain.stdout);
+    expect(document.tokens).toHaveLength(6);
+  });
+
+  it.each([
+    ["--temperature", "-1", "Give a number from 0 to 100"],
+    ["--top-p", "0", "Give a number from"],
+    ["--max-tokens", "0", "Give a whole number, at least 1"],
+    ["--device", "tpu", "Allowed choices are cpu, reference"],
+  ])("refuses %s %s", async (flag, value, accepted) => {
+    const { code, stdout, stderr } = await planish([...PROMPT, flag, value]);
+    expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+    expect(stderr).toContain(accepted);
+  });
+
+  it("needs a prompt", async () => {
+    const { code, stderr } = await planish(["generate", "models/tiny-llama"]);
+    expect(code).toBe(2);
+    expect(stderr).toContain("required option '--prompt <text>' not specified");
+  });
+});
