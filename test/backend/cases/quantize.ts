@@ -190,14 +190,15 @@ function quantizeRowsBackwardCase(options: SymmetricOptions): ConformanceCase {
   const scale = Float64Array.from(grids, (grid) =>
     Math.fround(symmetricScale(grid, bits, scaleFloor)),
   );
+  const argument = (i: number) => x[i] / scale[Math.floor(i / cols)] + (offset ? offset[i] : 0);
+  const nearEdge = (i: number) =>
+    Math.min(Math.abs(argument(i) - top - 0.5), Math.abs(argument(i) + top + 1.5)) < MARGIN;
   const level = Float64Array.from(x, (v, i) => {
-    const argument = v / scale[Math.floor(i / cols)] + (offset ? offset[i] : 0);
-    const edge = Math.min(Math.abs(argument - top - 0.5), Math.abs(argument + top + 1.5));
-    if (offset && edge < MARGIN) {
-      offset[i] = specs.offset!.data[i] = 0;
-    } else if (edge < MARGIN)
-      throw new Error(`${title}: input ${i} lies on a flipping point; change the seed's name`);
-    return Math.max(-top - 1, Math.min(top, Math.round(argument)));
+    if (offset && nearEdge(i)) offset[i] = specs.offset!.data[i] = 0;
+    const { max, min } = grids[Math.floor(i / cols)];
+    if (nearEdge(i) && v !== max && v !== min) x[i] = specs.x.data[i] = 0;
+    if (nearEdge(i)) throw new Error(`${title}: extreme ${i} lies on a flipping point`);
+    return Math.max(-top - 1, Math.min(top, Math.round(argument(i))));
   });
   const grad = random.normals(rows * cols);
   return {
