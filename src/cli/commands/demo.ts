@@ -1,0 +1,180 @@
+/** `planish demo`: the whole job on the embedded model: quantize twice, score, continue one prompt with each. */
+
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Command } from "commander";
+import type { Backend } from "../../backend/backend.js";
+import { openBackend } from "../../backend/open.js";
+import { openCheckpoint } from "../../checkpoint/open.js";
+import { loadTokenizer } from "../../checkpoint/tokenizer.js";
+import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
+import { packageRoot } from "../../common/package.js";
+import { generate } from "../../engine/generate.js";
+import { evaluatePerplexity } from "../../evaluate/perplexity.js";
+import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
+import { quantize } from "../../quantize/index.js";
+import { loadModel } from "../../quantize/load.js";
+import { perform, type CommandContext } from "../action.js";
+import { integer } from "../flags.js";
+import { addExamples } from "../program.js";
+import { deviceOption, seedOption, threadsOption, type DeviceFlags } from "./shared.js";
+
+interface DemoFlags extends DeviceFlags {
+  readonly out?: string;
+  readonly limit?: number;
+  readonly quick?: boolean;
+  readonly seed: number;
+}
+
+interface Candidate {
+  readonly label: string;
+  readonly path: string;
+  readonly scheme: string;
+  readonly bytes: number;
+  /** Seconds of quantizing; absent for the original. */
+  readonly quantizeSeconds?: number;
+}
+
+interface Outcome extends Candidate {
+  readonly perplexity: number;
+  readonly continuation: string;
+}
+
+const MODEL = join(packageRoot, "models", "tiny-llama");
+const SCHEME = "w4a4kv4";
+const PROMPT = "The ship was";
+
+interface Way {
+  readonly label: string;
+  readonly method: string;
+  readonly preset?: string;
+  readonly recipe?: Readonly<Record<string, number>>;
+}
+
+const ROUNDING: Way = { label: "rounding to nearest", method: "rtn" };
+const FLATQUANT: Way = { label: "FlatQuant, preset fast", method: "flatquant", preset: "fast" };
+/** Sixteen steps a block on short windows: enough to beat rounding, not to show what the method can do. */
+const QUICK: Way = {
+  ...FLATQUANT,
+  label: "FlatQuant, 16 steps a block",
+  recipe: { samples: 16, seqLen: 128, epochs: 2, batch: 2 },
+};
+const QUICK_WINDOWS = 20;
+
+export function register(program: Command): void {
+  const command = program
+    .command("demo")
+    .summary("quantize the embedded model two ways and compare")
+    .description(
+      "Quantizes the embedded tiny-llama by rounding and with FlatQuant, prints perplexities (WikiText-2 test, " +
+        "windows of 512 tokens) and sizes, and continues one prompt with each.",
+    )
+    .option("--out <dir>", "keep the artifacts in this directory (default: they are removed)")
+    .option("--limit <n>", "score only the first n windows", integer({ min: 1 }))
+    .option("--quick", `train for seconds and score ${QUICK_WINDOWS} windows: worse numbers, soon`)
+    .addOption(seedOption())
+    .addOption(deviceOption())
+    .addOption(threadsOption())
+    .action(
+      perform<DemoFlags, []>(async (context, flags) => {
+        const kept = flags.out !== undefined;
+        const directory = flags.out ?? mkdtempSync(join(tmpdir(), "planish-demo-"));
+        try {
+          using backend = openBackend({ ...flags, progress: context.reporter });
+          context.reporter.info(`running on ${backend.name}: ${backend.description}`);
+          const candidates = await makeCandidates(context, backend, flags, directory);
+          const outcomes: Outcome[] = [];
+          for (const candidate of candidates) {
+            outcomes.push(await tryOut(context, backend, flags, candidate));
+          }
+          const document = { model: MODEL, prompt: PROMPT, seed: flags.seed, outcomes };
+          context.reporter.result(document, () => render(outcomes));
+        } finally {
+          if (!kept) rmSync(directory, { recursive: true, force: true });
+        }
+      }),
+    );
+  addExamples(command, [
+    "planish demo",
+    "planish demo --quick",
+    "planish demo --out demo-artifacts",
+  ]);
+}
+
+async function makeCandidates(
+  { reporter, signal }: CommandContext,
+  backend: Backend,
+  flags: DemoFlags,
+  directory: string,
+): Promise<Candidate[]> {
+  using source = openCheckpoint(MODEL);
+  const bytes = [...source.tensors.values()].reduce((sum, tensor) => sum + tensor.bytes, 0);
+  const candidates: Candidate[] = [{ label: "as trained", path: MODEL, scheme: "bf16", bytes }];
+  for (const { method, preset, recipe, label } of [ROUNDING, flags.quick ? QUICK : FLATQUANT]) {
+    reporter.info(`quantizing to ${SCHEME}: ${label}`);
+    const result = await quantize({
+      backend,
+      source,
+      out: join(directory, method),
+      method,
+      preset,
+      recipe,
+      scheme: SCHEME,
+      seed: flags.seed,
+      progress: reporter,
+      signal,
+    });
+    candidates.push({
+      label,
+      path: result.out,
+      scheme: result.info.scheme,
+      bytes: result.bytes,
+      quantizeSeconds: result.seconds,
+    });
+  }
+  return candidates;
+}
+
+async function tryOut(
+  { reporter, signal }: CommandContext,
+  backend: Backend,
+  flags: DemoFlags,
+  candidate: Candidate,
+): Promise<Outcome> {
+  using loaded = loadModel(backend, candidate.path);
+  const tokenizer = loadTokenizer(loaded.checkpoint);
+  const { perplexity } = await evaluatePerplexity(
+    loaded.model,
+    tokenizeCorpus(tokenizer, readDocuments("wikitext2")),
+    {
+      limit: flags.limit ?? (flags.quick ? QUICK_WINDOWS : undefined),
+      progress: reporter,
+      signal,
+      label: `scoring ${candidate.label}`,
+    },
+  );
+  const { text } = await generate(loaded.model, tokenizer, {
+    prompt: PROMPT,
+    maxTokens: 32,
+    signal,
+  });
+  return { ...candidate, perplexity, continuation: text };
+}
+
+function render(outcomes: readonly Outcome[]): string {
+  const table = formatTable(
+    ["model", "scheme", "size", { title: "perplexity", decimals: 2 }, "quantized in"],
+    outcomes.map((o) => [
+      o.label,
+      o.scheme,
+      formatBytes(o.bytes),
+      o.perplexity,
+      o.quantizeSeconds === undefined ? undefined : formatDuration(o.quantizeSeconds),
+    ]),
+  );
+  const texts = outcomes.map(
+    ({ label, continuation }) => `${label}:\n  ${PROMPT}${continuation.replace(/\n/g, "\n  ")}`,
+  );
+  return [table, ...texts].join("\n\n");
+}
