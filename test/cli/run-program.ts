@@ -30,6 +30,11 @@ export function runProbe(args: readonly string[], options: RunOptions = {}): Pro
   return start([probe, ...args], options);
 }
 
+/** Any script, under this Node. */
+export function runScript(script: string, args: readonly string[]): Promise<Outcome> {
+  return start([script, ...args], {});
+}
+
 function start(args: readonly string[], options: RunOptions): Promise<Outcome> {
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, args, {

@@ -1,0 +1,24 @@
+/** The library: what the commands are made of. Arguments, results and errors are described where they are defined. */
+
+export { openBackend, DEVICES, type Device, type OpenBackendOptions } from "./backend/open.js";
+export type { Backend } from "./backend/backend.js";
+export type { Checkpoint, StoredTensor, TokenizerFiles } from "./checkpoint/checkpoint.js";
+export { resolveModel, SHORT_NAMES, type ResolveOptions } from "./checkpoint/hub.js";
+export { openCheckpoint } from "./checkpoint/open.js";
+export { createTokenizer, loadTokenizer, type Tokenizer } from "./checkpoint/tokenizer.js";
+export { InterruptedError, PlanishError, UsageError } from "./common/errors.js";
+export { silentProgress, type ProgressSink, type ProgressTask } from "./common/progress.js";
+export { generate, type GenerateOptions, type GenerateResult } from "./engine/generate.js";
+export {
+  evaluatePerplexity,
+  type PerplexityOptions,
+  type PerplexityResult,
+} from "./evaluate/perplexity.js";
+export type { ModelConfig } from "./models/config.js";
+export { inspectModel, type ModelDescription } from "./models/inspect.js";
+export type { LanguageModel } from "./models/language-model.js";
+export { isArtifact, readQuantizationInfo, type QuantizationInfo } from "./quantize/artifact.js";
+export { readDocuments, tokenizeCorpus } from "./quantize/calibration/text.js";
+export { quantize, type QuantizeOptions, type QuantizeResult } from "./quantize/index.js";
+export { loadModel, type LoadedModel } from "./quantize/load.js";
+export { formatScheme, parseScheme, type Bits, type Scheme } from "./quantize/scheme.js";
