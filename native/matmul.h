@@ -9,8 +9,8 @@ namespace PL_LEVEL {
 
 // Multiply-adds below which a product stays on the calling thread.
 constexpr int64_t PARALLEL_WORK = 1 << 18;
-// Lanes of k per block: a panel of B of this depth stays in the first-level cache beside one of A.
-constexpr int64_t BLOCK_GROUPS = PL_ISA >= 3 ? 512 : 256;
+// Lanes of k per block: a panel of B of this depth (32 KiB at 32 columns) stays in the first-level cache beside one of A.
+constexpr int64_t BLOCK_GROUPS = 256;
 // Bytes of packed A that one thread works on: half of a second-level cache of 512 KiB.
 constexpr int64_t BLOCK_A_BYTES = 256 << 10;
 constexpr int64_t CHUNK_B_BYTES = 12 << 20;

@@ -21,7 +21,6 @@ constexpr int MAX_THREADS = 256;
 constexpr int SPINS = 1500;
 
 thread_local char last_error[512] = "";
-thread_local int current_thread = 0;
 thread_local bool inside_pool = false;
 
 inline void pause_cpu() {
@@ -36,8 +35,12 @@ struct Job {
   TaskFunction function = nullptr;
   const void* context = nullptr;
   int64_t tasks = 0;
-  bool dynamic = false;
+  int64_t pieces = 0;
 };
+
+// `entry` lets workers into the current job: the top bit says that it is open, the rest counts workers inside. A worker
+// touches `job` only while counted, and the caller returns only when the door is shut and the count is zero.
+constexpr uint32_t OPEN = 1u << 31;
 
 struct Pool {
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -47,7 +50,7 @@ struct Pool {
   int count = 0;  // threads, the caller included; 0: not started
   Job job;
   alignas(64) std::atomic<uint64_t> generation{0};
-  alignas(64) std::atomic<int> remaining{0};
+  alignas(64) std::atomic<uint32_t> entry{0};
   alignas(64) std::atomic<int64_t> next{0};
   alignas(64) std::atomic<bool> stopping{false};
   std::atomic<bool> busy{false};
@@ -69,30 +72,35 @@ int hardware_threads() {
   return online > 0 ? static_cast<int>(online) : 1;
 }
 
-void work(Pool& p, const Job& job, int index, int count) {
-  if (job.dynamic) {
-    for (;;) {
-      const int64_t task = p.next.fetch_add(1, std::memory_order_relaxed);
-      if (task >= job.tasks) return;
-      job.function(job.context, task);
-    }
+void work(Pool& p) {
+  const Job& job = p.job;
+  for (;;) {
+    const int64_t piece = p.next.fetch_add(1, std::memory_order_relaxed);
+    if (piece >= job.pieces) return;
+    const int64_t begin = job.tasks * piece / job.pieces, end = job.tasks * (piece + 1) / job.pieces;
+    for (int64_t task = begin; task < end; task++) job.function(job.context, task);
   }
-  const int64_t begin = job.tasks * index / count, end = job.tasks * (index + 1) / count;
-  for (int64_t task = begin; task < end; task++) job.function(job.context, task);
 }
 
-struct WorkerStart {
-  int index;
-  uint64_t generation;
-};
+bool enter(Pool& p) {
+  uint32_t entry = p.entry.load(std::memory_order_acquire);
+  while (entry & OPEN)
+    if (p.entry.compare_exchange_weak(entry, entry + 1, std::memory_order_acq_rel)) return true;
+  return false;
+}
+
+void leave(Pool& p) {
+  // The last one out of a shut job may have to wake the caller.
+  if (p.entry.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  pthread_mutex_lock(&p.mutex);
+  pthread_cond_signal(&p.done);
+  pthread_mutex_unlock(&p.mutex);
+}
 
 void* worker(void* argument) {
-  const WorkerStart start = *static_cast<WorkerStart*>(argument);
-  delete static_cast<WorkerStart*>(argument);
   Pool& p = pool();
-  current_thread = start.index;
   inside_pool = true;
-  uint64_t seen = start.generation;
+  uint64_t seen = reinterpret_cast<uintptr_t>(argument);
   for (;;) {
     for (int i = 0; i < SPINS && p.generation.load(std::memory_order_acquire) == seen; i++) pause_cpu();
     if (p.generation.load(std::memory_order_acquire) == seen) {
@@ -100,14 +108,11 @@ void* worker(void* argument) {
       while (p.generation.load(std::memory_order_acquire) == seen) pthread_cond_wait(&p.wake, &p.mutex);
       pthread_mutex_unlock(&p.mutex);
     }
-    seen++;
+    seen = p.generation.load(std::memory_order_acquire);
     if (p.stopping.load(std::memory_order_acquire)) return nullptr;
-    work(p, p.job, start.index, p.count);
-    if (p.remaining.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      pthread_mutex_lock(&p.mutex);
-      pthread_cond_signal(&p.done);
-      pthread_mutex_unlock(&p.mutex);
-    }
+    if (!enter(p)) continue;
+    work(p);
+    leave(p);
   }
 }
 
@@ -135,13 +140,9 @@ int start_workers(Pool& p, int count) {
   if (count == p.count) return count;
   stop_workers(p);
   p.count = 1;
-  const uint64_t generation = p.generation.load(std::memory_order_acquire);
+  void* const generation = reinterpret_cast<void*>(static_cast<uintptr_t>(p.generation.load(std::memory_order_acquire)));
   for (int i = 1; i < count; i++) {
-    WorkerStart* start = new WorkerStart{i, generation};
-    if (pthread_create(&p.threads[i], nullptr, worker, start) != 0) {
-      delete start;
-      break;
-    }
+    if (pthread_create(&p.threads[i], nullptr, worker, generation) != 0) break;
     p.count = i + 1;
   }
   return p.count;
@@ -171,27 +172,28 @@ int thread_count() {
   return count > 0 ? count : start_workers(pool(), 0);
 }
 
-int thread_index() { return current_thread; }
-
-void pool_run(int64_t tasks, TaskFunction function, const void* context, bool dynamic) {
+void pool_run(int64_t tasks, int64_t pieces, TaskFunction function, const void* context) {
   if (tasks <= 0) return;
   Pool& p = pool();
   bool idle = false;
   if (tasks == 1 || inside_pool || thread_count() == 1 || !p.busy.compare_exchange_strong(idle, true)) {
-    // Kernels index per-thread results by thread_index() < thread_count(); inline work keeps the index it has.
     for (int64_t task = 0; task < tasks; task++) function(context, task);
     return;
   }
   inside_pool = true;
-  p.job = Job{function, context, tasks, dynamic};
+  p.job = Job{function, context, tasks, pieces < tasks ? pieces : tasks};
   p.next.store(0, std::memory_order_relaxed);
-  p.remaining.store(p.count - 1, std::memory_order_release);
+  p.entry.store(OPEN, std::memory_order_release);
   announce(p);
-  work(p, p.job, 0, p.count);
-  for (int i = 0; i < SPINS && p.remaining.load(std::memory_order_acquire) != 0; i++) pause_cpu();
-  if (p.remaining.load(std::memory_order_acquire) != 0) {
+  work(p);
+  uint32_t inside = p.entry.fetch_and(~OPEN, std::memory_order_acq_rel) & ~OPEN;
+  for (int i = 0; i < SPINS && inside != 0; i++) {
+    pause_cpu();
+    inside = p.entry.load(std::memory_order_acquire);
+  }
+  if (inside != 0) {
     pthread_mutex_lock(&p.mutex);
-    while (p.remaining.load(std::memory_order_acquire) != 0) pthread_cond_wait(&p.done, &p.mutex);
+    while (p.entry.load(std::memory_order_acquire) != 0) pthread_cond_wait(&p.done, &p.mutex);
     pthread_mutex_unlock(&p.mutex);
   }
   inside_pool = false;

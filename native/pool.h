@@ -1,9 +1,8 @@
 // A persistent thread pool, and what every kernel shares: error text and per-thread scratch memory.
 //
-// parallel_for splits tasks into one contiguous range per thread, so which thread does what depends on nothing but the
-// counts. parallel_for_dynamic hands tasks out as threads come free: only for tasks that each write their own output,
-// so that the result does not depend on who ran them. Nested calls, and calls from a second thread while the pool is
-// busy, run inline.
+// Threads claim tasks as they come free, and the caller never waits for a thread that has not begun: on a busy machine
+// it does the work itself. So tasks must not depend on who runs them: each writes its own output, and sums are kept per
+// task and added up in task order. Nested calls, and calls from a second thread while the pool is busy, run inline.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -18,20 +17,23 @@ int fail(int code, const char* format, ...);
 
 // Threads of the pool, the calling one included.
 int thread_count();
-// 0 for the thread that called parallel_for, up to thread_count() − 1; 0 outside of it.
-int thread_index();
 
 using TaskFunction = void (*)(const void* context, int64_t task);
-void pool_run(int64_t tasks, TaskFunction function, const void* context, bool dynamic);
+// Hands tasks out in `pieces` contiguous pieces.
+void pool_run(int64_t tasks, int64_t pieces, TaskFunction function, const void* context);
 
+// One piece per thread: for tasks alike in cost, so that neighbours stay on one thread.
 template <class F>
 inline void parallel_for(int64_t tasks, const F& f) {
-  pool_run(tasks, [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); }, &f, false);
+  pool_run(
+      tasks, thread_count(), [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); }, &f);
 }
 
+// Task by task: for few large tasks, or tasks of uneven cost.
 template <class F>
 inline void parallel_for_dynamic(int64_t tasks, const F& f) {
-  pool_run(tasks, [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); }, &f, true);
+  pool_run(
+      tasks, tasks, [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); }, &f);
 }
 
 // Splits [0, count) into ranges of at least `grain` items, at most one per thread, and calls f(begin, end) for each.

@@ -14,7 +14,7 @@ import { linalgKernels } from "./kernels/linalg.js";
 import { normKernels } from "./kernels/norm.js";
 import { quantizeKernels } from "./kernels/quantize.js";
 import { matmulKernels } from "./matmul.js";
-import { HostBuffer, NativeArena, NativeMemory } from "./memory.js";
+import { NativeArena, NativeMemory, nativeBuffer } from "./memory.js";
 
 /** Each part binds some of the kernels; together they must bind all. */
 const PARTS: readonly ((library: NativeLibrary) => Partial<Kernels>)[] = [
@@ -61,18 +61,16 @@ const KERNEL_NAMES = [
   "inverse",
 ] as const satisfies readonly (keyof Kernels)[];
 
-/** A kernel missing from KERNEL_NAMES makes this line fail to compile. */
-const everyKernelIsNamed: Exclude<keyof Kernels, (typeof KERNEL_NAMES)[number]> extends never
-  ? true
-  : never = true;
-void everyKernelIsNamed;
+/** A kernel missing from KERNEL_NAMES makes this type, and so assembleKernels, fail to compile. */
+type EveryKernelIsNamed =
+  Exclude<keyof Kernels, (typeof KERNEL_NAMES)[number]> extends never ? Kernels : never;
 
 export interface CpuBackendOptions {
   /** Threads of the process-wide pool; default one per hardware core. */
   readonly threads?: number;
 }
 
-function assembleKernels(library: NativeLibrary): Kernels {
+function assembleKernels(library: NativeLibrary): EveryKernelIsNamed {
   const bound: Partial<Record<keyof Kernels, unknown>> = {};
   for (const part of PARTS) Object.assign(bound, part(library));
   for (const name of KERNEL_NAMES) {
@@ -80,17 +78,7 @@ function assembleKernels(library: NativeLibrary): Kernels {
       throw new PlanishError(`cpu backend: kernel ${name} is not built yet`);
     };
   }
-  return bound as Kernels;
-}
-
-/** The host array behind a buffer of this backend. Throws on another backend's buffer. */
-export function hostData(buffer: Buffer): HostArray {
-  if (!(buffer instanceof HostBuffer)) {
-    throw new PlanishError(
-      "cpu backend: this buffer belongs to another backend; copy it with read and write",
-    );
-  }
-  return buffer.data;
+  return bound as EveryKernelIsNamed;
 }
 
 function checkRange(buffer: Buffer, offset: number, length: number): void {
@@ -121,27 +109,26 @@ export function createCpuBackend(options: CpuBackendOptions = {}): Backend {
     arena: () => new NativeArena(memory),
     alloc: (dtype: DType, length: number) => memory.alloc(dtype, length),
     free(buffer: Buffer) {
-      hostData(buffer);
-      memory.free(buffer as HostBuffer);
+      memory.free(nativeBuffer(buffer));
     },
     write(buffer: Buffer, data: HostArray, offset = 0) {
       checkRange(buffer, offset, data.length);
-      hostData(buffer).set(data, offset);
+      nativeBuffer(buffer).data.set(data, offset);
     },
     read(buffer: Buffer, offset = 0, length = buffer.length - offset) {
       checkRange(buffer, offset, length);
-      return hostData(buffer).slice(offset, offset + length);
+      return nativeBuffer(buffer).data.slice(offset, offset + length);
     },
     copy(source: Buffer, target: Buffer, length: number, sourceOffset = 0, targetOffset = 0) {
       checkRange(source, sourceOffset, length);
       checkRange(target, targetOffset, length);
-      hostData(target).set(
-        hostData(source).subarray(sourceOffset, sourceOffset + length),
+      nativeBuffer(target).data.set(
+        nativeBuffer(source).data.subarray(sourceOffset, sourceOffset + length),
         targetOffset,
       );
     },
     fill(buffer: Buffer, value: number) {
-      hostData(buffer).fill(value);
+      nativeBuffer(buffer).data.fill(value);
     },
     [Symbol.dispose]() {
       memory.dispose();

@@ -7,7 +7,7 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import type { LibraryHandle } from "koffi";
+import type * as Koffi from "koffi";
 import { PlanishError } from "../../common/errors.js";
 
 /** A bound foreign function. Pointers are typed arrays or null; integers and reals are numbers. */
@@ -70,13 +70,13 @@ export function loadNativeLibrary(): NativeLibrary {
       "the CPU kernels are not built; run `npm run build:native` (needs a C++17 compiler), or use --device reference",
     );
   }
-  const koffi = require("koffi") as typeof import("koffi");
-  let handle: LibraryHandle;
+  const koffi = require("koffi") as typeof Koffi;
+  let handle: Koffi.LibraryHandle;
   try {
     handle = koffi.load(path);
   } catch (cause) {
     throw new PlanishError(
-      `the CPU kernels do not load (${String((cause as Error).message)}); run \`npm run build:native\` to build them anew`,
+      `the CPU kernels do not load (${(cause as Error).message}); run \`npm run build:native\` to build them anew`,
       { cause },
     );
   }

@@ -12,7 +12,7 @@ import type {
 } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
 import type { NativeLibrary } from "./library.js";
-import { HostBuffer } from "./memory.js";
+import { NativeBuffer } from "./memory.js";
 
 const OPERAND_TRANSPOSED = 1;
 const OPERAND_CODES = 2;
@@ -41,7 +41,7 @@ function checkCount(name: string, value: number): void {
 
 /** A buffer's host array, of one of the accepted types and at least `length` elements. */
 function typed(name: string, buffer: Buffer, accepted: readonly DType[], length: number): unknown {
-  if (!(buffer instanceof HostBuffer)) fail(name, "is a buffer of another backend");
+  if (!(buffer instanceof NativeBuffer)) fail(name, "is a buffer of another backend");
   if (!accepted.includes(buffer.dtype)) {
     fail(name, `has type ${buffer.dtype}; accepted: ${accepted.join(", ")}`);
   }

@@ -15,16 +15,24 @@ import { PlanishError } from "../../common/errors.js";
 import type { NativeLibrary } from "./library.js";
 
 /** A buffer in host memory. Kernels receive `data` (its address) and element counts. */
-export class HostBuffer<A extends HostArray = HostArray> implements Buffer {
+export class NativeBuffer implements Buffer {
   readonly length: number;
   constructor(
     readonly dtype: DType,
-    readonly data: A,
+    readonly data: HostArray,
     /** Set where the buffer is long-lived: what `free` gives back. */
     readonly block?: Block,
   ) {
     this.length = data.length;
   }
+}
+
+/** The buffer as this backend's own. Throws PlanishError on another backend's. */
+export function nativeBuffer(buffer: Buffer): NativeBuffer {
+  if (buffer instanceof NativeBuffer) return buffer;
+  throw new PlanishError(
+    "cpu backend: this buffer belongs to another backend; copy it with read and write",
+  );
 }
 
 /** A piece of native memory, 64-byte aligned. */
@@ -88,7 +96,7 @@ export class NativeMemory {
   private chunkCache: ArrayBuffer[] = [];
 
   constructor(private readonly library: NativeLibrary) {
-    this.allocate = library.bind("void* pl_alloc(int64_t bytes)") as (bytes: number) => unknown;
+    this.allocate = library.bind("void* pl_alloc(int64_t bytes)");
     this.discard = library.bind("void pl_discard(void* pointer, int64_t bytes)");
     const unmap = library.bind("void pl_free(void* pointer, int64_t bytes)");
     this.registry = new FinalizationRegistry(({ pointer, bytes }) => unmap(pointer, bytes));
@@ -113,11 +121,11 @@ export class NativeMemory {
   }
 
   /** Zero-filled long-lived memory. */
-  alloc(dtype: DType, length: number): HostBuffer {
+  alloc(dtype: DType, length: number): NativeBuffer {
     checkLength(length);
     const bytes = Math.max(roundUp(length * BYTES_PER_ELEMENT[dtype], ALIGNMENT), ALIGNMENT);
     const block = bytes > LARGEST_SMALL_BLOCK ? this.largeBlock(bytes) : this.smallBlock(bytes);
-    return new HostBuffer(dtype, typedView(dtype, block.bytes, block.offset, length), block);
+    return new NativeBuffer(dtype, typedView(dtype, block.bytes, block.offset, length), block);
   }
 
   private largeBlock(bytes: number): Block {
@@ -142,7 +150,7 @@ export class NativeMemory {
     return { bytes: this.slab, offset, length, sizeClass };
   }
 
-  free(buffer: HostBuffer): void {
+  free(buffer: NativeBuffer): void {
     const block = buffer.block;
     if (!block)
       throw new PlanishError(
@@ -200,7 +208,7 @@ export class NativeArena implements Arena {
     return this.peak;
   }
 
-  alloc(dtype: DType, length: number): HostBuffer {
+  alloc(dtype: DType, length: number): NativeBuffer {
     if (this.disposed) throw new PlanishError("this arena was disposed; allocate from a live one");
     checkLength(length);
     const bytes = roundUp(length * BYTES_PER_ELEMENT[dtype], ALIGNMENT);
@@ -221,7 +229,7 @@ export class NativeArena implements Arena {
     this.offset += bytes;
     this.used += bytes;
     if (this.used > this.peak) this.peak = this.used;
-    return new HostBuffer(dtype, view);
+    return new NativeBuffer(dtype, view);
   }
 
   mark(): number {

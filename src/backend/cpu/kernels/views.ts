@@ -4,10 +4,10 @@
  */
 import type { Buffer, DType, HostArray } from "../../backend.js";
 import { PlanishError } from "../../../common/errors.js";
-import { HostBuffer } from "../memory.js";
+import { NativeBuffer } from "../memory.js";
 
 function elements(buffer: Buffer, dtype: DType, length: number, what: string): HostArray {
-  if (!(buffer instanceof HostBuffer)) {
+  if (!(buffer instanceof NativeBuffer)) {
     throw new PlanishError(
       `${what}: this buffer belongs to another backend; copy it with read and write`,
     );
