@@ -12,13 +12,17 @@ namespace planish::PL_LEVEL {
 
 constexpr int64_t kQueryBlock = 48;
 
-/** Weights exp(score − level) of one row in place, for products in T; returns their sum by lanes. */
-template <class T>
+/**
+ * Weights exp(score − level) of one row in place, for products in T; returns their sum by lanes. `Masked` rows may hold
+ * −∞, whose weight is exactly 0.
+ */
+template <class T, bool Masked>
 static PL_INLINE vf softmaxRow(float* row, int64_t wide, float level) {
+  const auto weigh = [level](vf score) { return Masked ? expv(score - level) : expNegative(score - level); };
   vf sum = vf{};
   if constexpr (std::is_same<T, float>::value) {
     for (int64_t i = 0; i < wide; i += VL) {
-      const vf weight = expv(load(row + i) - level);
+      const vf weight = weigh(load(row + i));
       store(row + i, weight);
       sum += weight;
     }
@@ -26,8 +30,8 @@ static PL_INLINE vf softmaxRow(float* row, int64_t wide, float level) {
 #if defined(PL_PAIRS)
     // The pairs take the first half of the row, behind where it is being read.
     for (int64_t i = 0; i < wide; i += 2 * VL) {
-      const vf low = expv(load(row + i) - level);
-      const vf high = i + VL < wide ? expv(load(row + i + VL) - level) : vf{};
+      const vf low = weigh(load(row + i));
+      const vf high = i + VL < wide ? weigh(load(row + i + VL)) : vf{};
       _mm512_storeu_si512(row + i / 2, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
       sum += low + high;
     }
@@ -116,7 +120,7 @@ static int attentionForward(const AttentionShape& shape, const float* q, int64_t
           }
           // Where nothing is visible yet, the maximum is −∞ and the weights must come out as 0, not NaN.
           const float level = top[r0 + r] == -INFINITY ? 0.0f : top[r0 + r];
-          store(total, load(total) + softmaxRow<T>(row, wide, level));
+          store(total, load(total) + (cut ? softmaxRow<T, true>(row, wide, level) : softmaxRow<T, false>(row, wide, level)));
         }
         smallProduct<T, false>(m, dim, steps<T>(width), reinterpret_cast<const T*>(tile), kKeyBlock, values, dim,
                                mixed + r0 * dim, dim, true);

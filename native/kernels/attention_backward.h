@@ -66,7 +66,7 @@ struct BackwardTiles {
 /** From scores and dP of one query: weights p = exp(scale·s − lse) and score gradients p·(dP − delta)·scale, in place. */
 static PL_INLINE void gradientRow(float* w, float* ds, int64_t wide, float scale, float lse, float delta) {
   for (int64_t i = 0; i < wide; i += VL) {
-    const vf p = expv(fma(load(w + i), splat(scale), splat(-lse)));
+    const vf p = expNegative(fma(load(w + i), splat(scale), splat(-lse)));
     store(w + i, p);
     store(ds + i, p * (load(ds + i) - delta) * scale);
   }

@@ -41,6 +41,8 @@ inline int kronecker(const float* x, int64_t rows, int64_t nLeft, int64_t nRight
       return;
     }
     float* const scaled = work + block * nLeft * ld;
+    // Padding of the lines is read along with them, so it must hold numbers; nothing writes it later.
+    if (ld != nRight) std::memset(work, 0, static_cast<size_t>(block * nLeft * ld) * 4);
     for (int64_t r0 = begin; r0 < end; r0 += block) {
       const int64_t count = end - r0 < block ? end - r0 : block;
       const float* source = x + r0 * width;
@@ -61,7 +63,7 @@ inline int kronecker(const float* x, int64_t rows, int64_t nLeft, int64_t nRight
       const float* lines = source;
       int64_t lineStride = nRight;
       if (right) {
-        smallProduct<float, false>(count * nLeft, ld, nRight, source, nRight, rightRows, ld, work, ld, false);
+        smallProduct<float, false>(count * nLeft, nRight, nRight, source, nRight, rightRows, ld, work, ld, false);
         lines = work;
         lineStride = ld;
       } else if (ld != nRight) {
@@ -69,23 +71,27 @@ inline int kronecker(const float* x, int64_t rows, int64_t nLeft, int64_t nRight
         lines = work;
         lineStride = ld;
       }
-      for (int64_t r = 0; r < count; ++r)
-        smallProduct<float, true>(nLeft, nRight, nLeft, left, nLeft, lines + r * nLeft * lineStride, lineStride,
-                                  target + r * width, nRight, false);
+      productsAcross(count, nLeft, nRight, nLeft, left, lines, lineStride, nLeft * lineStride, target, nRight, width);
     }
   });
   if (starved.load()) return fail(PL_OUT_OF_MEMORY, "kronecker: no memory for a block of rows");
   return 0;
 }
 
+/** Lines of a block of rows: `row` floats from one row to the next, `line` from one line to the next. */
+struct Lines {
+  const float* data;
+  int64_t row, line;
+  const float* at(int64_t i) const { return data + i * line; }
+};
+
 /**
- * MR×NR inner products along lanes: sums[a][i] (a vector each, at stride `ldSums` vectors) += Σ over `count` blocks of
- * lines p (from x, MR lines) and h (NR lines), `vectors` long. Nothing is transposed and nothing summed across lanes,
- * which the caller does once at the end.
+ * MR×NR inner products along lanes: sums[a][i] (a vector each, at stride `ldSums` vectors) += Σ over `count` rows of
+ * MR lines of x times NR lines of h, `vectors` long. Nothing is transposed and nothing summed across lanes, which the
+ * caller does once at the end.
  */
 template <int MR, int NR>
-static void laneProducts(const float* x, const float* h, int64_t line, int64_t blockStride, int64_t count,
-                         int64_t vectors, float* sums, int64_t ldSums) {
+static void laneProducts(Lines x, Lines h, int64_t count, int64_t vectors, float* sums, int64_t ldSums) {
   vf acc[MR][NR];
 #pragma GCC unroll 8
   for (int a = 0; a < MR; ++a)
@@ -95,10 +101,10 @@ static void laneProducts(const float* x, const float* h, int64_t line, int64_t b
     for (int64_t v = 0; v < vectors; ++v) {
       vf hv[NR];
 #pragma GCC unroll 8
-      for (int i = 0; i < NR; ++i) hv[i] = load(h + r * blockStride + i * line + v * VL);
+      for (int i = 0; i < NR; ++i) hv[i] = load(h.data + r * h.row + i * h.line + v * VL);
 #pragma GCC unroll 8
       for (int a = 0; a < MR; ++a) {
-        const vf xv = load(x + r * blockStride + a * line + v * VL);
+        const vf xv = load(x.data + r * x.row + a * x.line + v * VL);
 #pragma GCC unroll 8
         for (int i = 0; i < NR; ++i) acc[a][i] = fma(xv, hv[i], acc[a][i]);
       }
@@ -110,7 +116,7 @@ static void laneProducts(const float* x, const float* h, int64_t line, int64_t b
     for (int i = 0; i < NR; ++i) store(sums + (a * ldSums + i) * VL, acc[a][i]);
 }
 
-using LaneFunction = void (*)(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+using LaneFunction = void (*)(Lines, Lines, int64_t, int64_t, float*, int64_t);
 #if defined(__AVX512F__)
 constexpr int kLaneRows = 4, kLaneColumns = 6;
 #else
@@ -156,15 +162,15 @@ static inline LaneFunction laneFunction(int64_t rows, int64_t columns) {
   }
 }
 
-/** sums[a][i] += lane products of line a of x and line i of h over a block of rows; nLeft lines of `ld` floats each. */
-static inline void addLaneProducts(const float* x, const float* h, int64_t nLeft, int64_t ld, int64_t count, float* sums) {
+/** sums[a][i] += lane products of line a of x and line i of h, nLeft of each, over `count` rows. */
+static inline void addLaneProducts(Lines x, Lines h, int64_t nLeft, int64_t vectors, int64_t count, float* sums) {
   const int64_t rowGroups = (nLeft + kLaneRows - 1) / kLaneRows;
   const int64_t columnGroups = (nLeft + kLaneColumns - 1) / kLaneColumns;
   for (int64_t ra = 0; ra < rowGroups; ++ra) {
     const int64_t a0 = nLeft * ra / rowGroups, a1 = nLeft * (ra + 1) / rowGroups;
     for (int64_t ci = 0; ci < columnGroups; ++ci) {
       const int64_t i0 = nLeft * ci / columnGroups, i1 = nLeft * (ci + 1) / columnGroups;
-      laneFunction(a1 - a0, i1 - i0)(x + a0 * ld, h + i0 * ld, ld, nLeft * ld, count, ld / VL,
+      laneFunction(a1 - a0, i1 - i0)({x.at(a0), x.row, x.line}, {h.at(i0), h.row, h.line}, count, vectors,
                                      sums + (a0 * nLeft + i0) * VL, nLeft);
     }
   }
@@ -183,93 +189,93 @@ inline int kronecker_backward(const float* x, int64_t rows, int64_t nLeft, int64
   const int64_t rightSums = gradRight ? nRight * ld : 0;
   const int64_t diagSums = gradDiag ? padded(width) : 0;
   const int64_t partFloats = leftSums + rightSums + diagSums;
-  float* const rightSpace = scratchOf<float>(0, nRight * ld);
+  float* const rightSpace = scratchOf<float>(0, nRight * ld + nLeft * nLeft);
   float* const sums = scratchOf<float>(1, parts * partFloats + VL);
   if (!rightSpace || !sums)
     return fail(PL_OUT_OF_MEMORY, "kronecker_backward: no memory for gradients of %lld×%lld", (long long)nLeft, (long long)nRight);
   std::memset(sums, 0, static_cast<size_t>(parts * partFloats) * 4);
   const float* const rightT = right ? paddedFactor(right, nRight, true, rightSpace) : nullptr;
+  float* const leftT = rightSpace + nRight * ld;
+  if (left) copyTransposed(left, nLeft, nLeft, nLeft, leftT, nLeft);
   std::atomic<bool> starved{false};
   parallel_for(parts, [&](int64_t part) {
     const int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
     float* const partLeft = sums + part * partFloats;
     float* const partRight = partLeft + leftSums;
     float* const partDiag = partRight + rightSums;
-    float* const work = scratchOf<float>(2, 5 * block * line);
+    const int64_t dense = block * width + VL;
+    float* const work = scratchOf<float>(2, 3 * dense + 2 * block * line);
     if (!work) {
       starved.store(true, std::memory_order_relaxed);
       return;
     }
-    float* const spaceX = work;                     // x ⊙ diag, padded
-    float* const spaceG = spaceX + block * line;    // grad, padded
-    float* const spaceH = spaceG + block * line;    // grad·rightᵀ
-    float* const spaceZ = spaceH + block * line;    // leftᵀ·(x ⊙ diag)
-    float* const spaceD = spaceZ + block * line;    // left·grad·rightᵀ
+    float* const spaceX = work;                   // x ⊙ diag
+    float* const spaceZ = spaceX + dense;         // leftᵀ·(x ⊙ diag)
+    float* const spaceD = spaceZ + dense;         // left·grad·rightᵀ
+    float* const spaceG = spaceD + dense;         // grad, lines padded
+    float* const spaceH = spaceG + block * line;  // grad·rightᵀ, lines padded
+    // Vectors that reach past a line of x meet zeros of h in the lane sums, so h's padding must stay zero.
+    if (ld != nRight) std::memset(spaceG, 0, static_cast<size_t>(2 * block * line) * 4);
     for (int64_t r0 = begin; r0 < end; r0 += block) {
       const int64_t count = end - r0 < block ? end - r0 : block;
       const float* const xr = x + r0 * width;
-      const float* const gr = grad + r0 * width;
+      // Lines whose vectors reach past them are read from a copy where nothing may follow.
       const float* scaled = xr;
       if (diag || ld != nRight) {
         scaled = spaceX;
-        for (int64_t r = 0; r < count; ++r) {
-          for (int64_t a = 0; a < nLeft; ++a) {
-            const float* const source = xr + r * width + a * nRight;
-            float* const target = spaceX + r * line + a * ld;
-            for (int64_t i = 0; i < nRight; i += VL) {
-              vf v = loadUpTo(source + i, nRight - i);
-              if (diag) v *= loadUpTo(diag + a * nRight + i, nRight - i);
-              store(target + i, v);
-            }
-          }
+        if (diag) {
+          for (int64_t r = 0; r < count; ++r)
+            mapLanes2(xr + r * width, diag, spaceX + r * width, width, [](vf a, vf d) { return a * d; });
+        } else {
+          std::memcpy(spaceX, xr, static_cast<size_t>(count * width) * 4);
         }
+        store(spaceX + count * width, vf{});
       }
-      const float* g = gr;
-      if (ld != nRight) {
-        copyPadded(gr, count * nLeft, nRight, nRight, spaceG, ld);
+      const float* g = grad + r0 * width;
+      int64_t ldG = nRight;
+      if (ld != nRight && (!right || r0 + count == rows)) {
+        copyPadded(g, count * nLeft, nRight, nRight, spaceG, ld);
         g = spaceG;
+        ldG = ld;
       }
       if (gradRight) {
         const float* z = scaled;
         if (left) {
-          for (int64_t r = 0; r < count; ++r)
-            smallProduct<float, true>(nLeft, ld, nLeft, left, nLeft, scaled + r * line, ld, spaceZ + r * line, ld, false);
+          productsAcross(count, nLeft, nRight, nLeft, left, scaled, nRight, width, spaceZ, nRight, width);
           z = spaceZ;
         }
-        smallProduct<float, true>(nRight, ld, count * nLeft, z, ld, g, ld, partRight, ld, true);
+        smallProduct<float, true>(nRight, nRight, count * nLeft, z, nRight, g, ldG, partRight, ld, true);
       }
       if (!gradX && !gradLeft && !gradDiag) continue;
       const float* h = g;
       if (right) {
-        smallProduct<float, false>(count * nLeft, ld, nRight, g, ld, rightT, ld, spaceH, ld, false);
+        smallProduct<float, false>(count * nLeft, nRight, nRight, g, ldG, rightT, ld, spaceH, ld, false);
         h = spaceH;
       }
-      if (gradLeft) addLaneProducts(scaled, h, nLeft, ld, count, partLeft);
+      if (gradLeft) addLaneProducts({scaled, width, nRight}, {h, line, ld}, nLeft, ld / VL, count, partLeft);
       if (!gradX && !gradDiag) continue;
+      float* const target = gradX ? gradX + r0 * width : spaceD;
+      if (left) {
+        // Straight to gradX where nothing is left to do to it.
+        float* const d = diag || gradDiag ? spaceD : target;
+        productsAcross(count, nLeft, nRight, nLeft, leftT, h, ld, line, d, nRight, width);
+        h = d;
+      } else if (ld != nRight) {
+        for (int64_t i = 0; i < count * nLeft; ++i)
+          std::memcpy(spaceD + i * nRight, h + i * ld, static_cast<size_t>(nRight) * 4);
+        h = spaceD;
+      }
+      if (!gradDiag && h == target) continue;
       for (int64_t r = 0; r < count; ++r) {
-        const float* d = h + r * line;
-        if (left) {
-          smallProduct<float, false>(nLeft, ld, nLeft, left, nLeft, h + r * line, ld, spaceD, ld, false);
-          d = spaceD;
-        }
-        for (int64_t a = 0; a < nLeft; ++a) {
-          const int64_t at = a * nRight;
-          for (int64_t i = 0; i < nRight; i += VL) {
-            const int64_t rest = nRight - i;
-            vf v = load(d + a * ld + i);
-            if (gradDiag) {
-              float* const sum = partDiag + at + i;
-              const vf term = v * loadUpTo(xr + r * width + at + i, rest);
-              if (rest >= VL) store(sum, load(sum) + term);
-              else storePart(sum, loadPart(sum, rest) + term, rest);
-            }
-            if (!gradX) continue;
-            if (diag) v *= loadUpTo(diag + at + i, rest);
-            float* const o = gradX + (r0 + r) * width + at + i;
-            if (rest >= VL) store(o, v);
-            else storePart(o, v, rest);
+        const float* const d = h + r * width;
+        if (gradDiag)
+          for (int64_t i = 0; i < width; i += VL) {
+            const vf term = loadUpTo(d + i, width - i) * loadUpTo(xr + r * width + i, width - i);
+            store(partDiag + i, load(partDiag + i) + term);
           }
-        }
+        if (!gradX) continue;
+        if (diag) mapLanes2(d, diag, target + r * width, width, [](vf a, vf b) { return a * b; });
+        else std::memcpy(target + r * width, d, static_cast<size_t>(width) * 4);
       }
     }
   });

@@ -158,6 +158,25 @@ static PL_INLINE vf expv(vf x) {
   return x < lowest ? vf{} : result;
 }
 
+/**
+ * e^x for x ≤ 0 (up to rounding), as softmax needs it: relative error below 2e-7 + |x|·2e-8, never below e^−87.3, so
+ * that what must be zero has to be cleared by the caller. A third fewer instructions than expv. NaN stays NaN.
+ */
+static PL_INLINE vf expNegative(vf x) {
+  const vf clamped = vmax(x, splat(-87.33f));
+  const vf shifted = fma(clamped, splat(1.44269504088896341f), splat(kRoundMagic));
+  const vf r = fma(shifted - kRoundMagic, splat(-0.69314718055994531f), clamped);
+  vf p = splat(1.3926203361634337e-3f);
+  p = fma(p, r, splat(8.3631948824190414e-3f));
+  p = fma(p, r, splat(4.1666554498413700e-2f));
+  p = fma(p, r, splat(1.6666576894606600e-1f));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  // 2^n is added to the exponent; p lies in [0.7, 1.42], so it cannot overflow into the sign.
+  return (vf)((vi)p + ((vi)shifted << 23));
+}
+
 static PL_INLINE vf sigmoidv(vf x) { return 1.0f / (1.0f + expv(-x)); }
 
 static inline float sigmoid1(float x) {

@@ -101,6 +101,55 @@ template <class T>
 constexpr int kTileVectors = 2;
 #endif
 
+#if defined(__AVX512F__)
+/**
+ * A whole and a half vector of columns (17 to 24 of them), the half one in 256 bits: on processors that run 512-bit
+ * operations in two halves it costs half, elsewhere no more than a whole one. 24 columns are SmolLM's 576 = 24·24.
+ */
+template <int MR, bool TransposedA>
+static void tileProductHalf(int64_t depth, const float* __restrict a, int64_t lda, const float* __restrict b,
+                            int64_t ldb, float* __restrict c, int64_t ldc, bool accumulate, int64_t tail) {
+  typedef float v8f __attribute__((vector_size(32)));
+  typedef float loose8 __attribute__((vector_size(32), aligned(4), may_alias));
+  vf whole[MR];
+  v8f half[MR];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+    whole[r] = vf{};
+    half[r] = v8f{};
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    const vf b0 = load(b);
+    const v8f b1 = *reinterpret_cast<const loose8*>(b + VL);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+      const vf av = splat(TransposedA ? a[r] : a[r * lda]);
+      whole[r] = fma(av, b0, whole[r]);
+      half[r] = (v8f)_mm256_fmadd_ps(_mm512_castps512_ps256((__m512)av), (__m256)b1, (__m256)half[r]);
+    }
+    a += TransposedA ? lda : 1;
+    b += ldb;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+    float* row = c + r * ldc;
+    store(row, accumulate ? load(row) + whole[r] : whole[r]);
+    const __mmask8 mask = (__mmask8)((1u << tail) - 1u);
+    __m256 part = (__m256)half[r];
+    if (accumulate) part = _mm256_add_ps(part, _mm256_maskz_loadu_ps(mask, row + VL));
+    _mm256_mask_storeu_ps(row + VL, mask, part);
+  }
+}
+
+template <bool TransposedA, int MR>
+static TileFunction<float> tileHalfOfRows(int64_t rows) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return tileHalfOfRows<TransposedA, MR - 1>(rows);
+  }
+  return tileProductHalf<MR, TransposedA>;
+}
+#endif
+
 /** The function for a number of rows, found by counting down from the most that NV allows. */
 template <class T, int NV, bool TransposedA, int MR>
 static TileFunction<T> tileOfRows(int64_t rows) {
@@ -136,8 +185,16 @@ static void smallProduct(int64_t m, int64_t n, int64_t depth, const T* a, int64_
     const int64_t rowGroups = (m + kTileRows[width] - 1) / kTileRows[width];
     const int64_t size = m / (rowGroups > 0 ? rowGroups : 1);
     const int64_t larger = m - size * rowGroups;
-    const TileFunction<T> tile = tileFor<T, TransposedA>(size, width);
-    const TileFunction<T> tilePlus = larger > 0 ? tileFor<T, TransposedA>(size + 1, width) : tile;
+    TileFunction<T> tile = tileFor<T, TransposedA>(size, width);
+    TileFunction<T> tilePlus = larger > 0 ? tileFor<T, TransposedA>(size + 1, width) : tile;
+#if defined(__AVX512F__)
+    if constexpr (std::is_same<T, float>::value) {
+      if (width == 2 && tail <= 8) {
+        tile = tileHalfOfRows<TransposedA, kTileRows[2]>(size);
+        if (larger > 0) tilePlus = tileHalfOfRows<TransposedA, kTileRows[2]>(size + 1);
+      }
+    }
+#endif
     int64_t r = 0;
     for (int64_t group = 0; group < rowGroups; ++group) {
       const bool plus = group < larger;
@@ -147,6 +204,63 @@ static void smallProduct(int64_t m, int64_t n, int64_t depth, const T* a, int64_
     }
     v0 = v1;
   }
+}
+
+/** MR rows of Aᵀ times one vector of columns of kTileVectors matrices B, `bStep` apart, into C's, `cStep` apart. */
+template <int MR>
+static void tileAcross(int64_t depth, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
+                       int64_t bStep, float* __restrict c, int64_t ldc, int64_t cStep, int64_t tail) {
+  constexpr int NV = kTileVectors<float>;
+  vf acc[MR][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[r][v] = vf{};
+  for (int64_t k = 0; k < depth; ++k) {
+    vf bv[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) bv[v] = load(b + v * bStep);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+      const vf av = splat(a[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[r][v] = fma(av, bv[v], acc[r][v]);
+    }
+    a += lda;
+    b += ldb;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      if (tail == VL) store(c + r * ldc + v * cStep, acc[r][v]);
+      else storePart(c + r * ldc + v * cStep, acc[r][v], tail);
+    }
+}
+
+template <int MR>
+static void tilesAcross(int64_t m, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb,
+                        int64_t bStep, float* c, int64_t ldc, int64_t cStep, int64_t tail) {
+  int64_t r = 0;
+  for (; r + MR <= m; r += MR) tileAcross<MR>(depth, a + r, lda, b, ldb, bStep, c + r * ldc, ldc, cStep, tail);
+  if constexpr (MR > 1) {
+    if (r < m) tilesAcross<MR - 1>(m - r, depth, a + r, lda, b, ldb, bStep, c + r * ldc, ldc, cStep, tail);
+  }
+}
+
+/**
+ * C = Aᵀ·B for `count` pairs (B, C), `bStep` and `cStep` apart, and one A (depth×m, rows `m` long). When B is a single
+ * vector wide, several pairs share a tile: alone they would be too narrow to keep the multipliers busy.
+ */
+static inline void productsAcross(int64_t count, int64_t m, int64_t n, int64_t depth, const float* a, const float* b,
+                                  int64_t ldb, int64_t bStep, float* c, int64_t ldc, int64_t cStep) {
+  constexpr int NV = kTileVectors<float>;
+  int64_t i = 0;
+  if (n <= VL)
+    for (; i + NV <= count; i += NV)
+      tilesAcross<kTileRows[NV]>(m, depth, a, m, b + i * bStep, ldb, bStep, c + i * cStep, ldc, cStep, n);
+  for (; i < count; ++i)
+    smallProduct<float, true>(m, n, depth, a, m, b + i * bStep, ldb, c + i * cStep, ldc, false);
 }
 
 /** Elements of a row padded to whole vectors. */
