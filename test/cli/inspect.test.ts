@@ -37,15 +37,28 @@ describe("planish inspect", () => {
     expect(document.tensors).toHaveLength(100);
   });
 
-  it("exits 2 without a model, and 1 with one that is not there", async () => {
+  it("exits 2 without a model, and with one that is neither here nor known", async () => {
     expect(await planish(["inspect"])).toEqual({
       code: 2,
       stdout: "",
       stderr: "planish: missing required argument 'model'; see `planish inspect --help`\n",
     });
     const missing = await planish(["inspect", "no/such/model"]);
-    expect(missing.code).toBe(1);
-    expect(missing.stderr).toMatch(/^planish: cannot open no\/such\/model: [^\n]+\n$/);
+    expect(missing.code).toBe(2);
+    expect(missing.stderr).toMatch(
+      /^planish: no model "no\/such\/model": give a path that exists, [^\n]+\n$/,
+    );
+  });
+
+  it("exits 1 with a file and a directory that hold no model", async () => {
+    const text = await planish(["inspect", "README.md"]);
+    expect(text.code).toBe(1);
+    expect(text.stderr).toMatch(
+      /^planish: cannot open .*README\.md: give a model directory [^\n]+\n$/,
+    );
+    const empty = await planish(["inspect", "docs"]);
+    expect(empty.code).toBe(1);
+    expect(empty.stderr).toMatch(/^planish: .*docs has no config\.json; [^\n]+\n$/);
   });
 
   it("refuses a model type that it does not know, listing those it does", async () => {

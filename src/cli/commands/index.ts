@@ -1,6 +1,7 @@
 /** Every command, in the order of the help page. Adding one: a file beside this one, and a line here. */
 
 import type { Register } from "../program.js";
+import { register as bench } from "./bench.js";
 import { register as demo } from "./demo.js";
 import { register as evaluate } from "./eval.js";
 import { register as generate } from "./generate.js";
@@ -8,4 +9,12 @@ import { register as inspect } from "./inspect.js";
 import { register as pull } from "./pull.js";
 import { register as quantize } from "./quantize.js";
 
-export const commands: readonly Register[] = [pull, quantize, evaluate, generate, inspect, demo];
+export const commands: readonly Register[] = [
+  pull,
+  quantize,
+  evaluate,
+  generate,
+  inspect,
+  bench,
+  demo,
+];
