@@ -307,25 +307,45 @@ inline int nll(const float* logits, int64_t rows, int64_t cols, const int32_t* t
   return 0;
 }
 
+/** Rows up to this length keep their exponentials between the passes of softmax_kl. */
+constexpr int64_t kKeptRow = 1 << 16;
+
 inline int softmax_kl(const float* teacher, const float* student, int64_t rows, int64_t cols, float* kl,
                       float* gradStudent, float gradScale) {
+  std::atomic<bool> starved{false};
   parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+    const bool keep = cols <= kKeptRow;
+    const int64_t wide = padded(cols);
+    float* const kept = scratchOf<float>(0, keep ? 2 * wide : 1);
+    if (!kept) return starved.store(true, std::memory_order_relaxed);
     for (int64_t r = begin; r < end; ++r) {
       const float* const t = teacher + r * cols;
       const float* const s = student + r * cols;
       float* const g = gradStudent ? gradStudent + r * cols : nullptr;
-      const double lseT = logSumExpRow(t, cols), lseS = logSumExpRow(s, cols);
-      const float baseT = static_cast<float>(lseT), baseS = static_cast<float>(lseS);
+      const float topT = rowExtremes(t, cols).hi, topS = rowExtremes(s, cols).hi;
+      const auto logits = [](const float* x, int64_t count) {
+        return count >= VL ? load(x) : loadPart(x, count, -INFINITY);
+      };
+      const double sumT = sumRow(cols, [&](int64_t i, int64_t count) {
+        const vf e = expv(logits(t + i, count) - topT);
+        if (keep) store(kept + i, e);
+        return e;
+      });
+      const double sumS = sumRow(cols, [&](int64_t i, int64_t count) {
+        const vf e = expv(logits(s + i, count) - topS);
+        if (keep) store(kept + wide + i, e);
+        return e;
+      });
+      const float inverseT = static_cast<float>(1.0 / sumT), inverseS = static_cast<float>(1.0 / sumS);
       // log p − log q, whose large parts cancel before they are rounded.
-      const float shift = static_cast<float>(lseT - lseS);
+      const float shift = static_cast<float>(static_cast<double>(topT) - static_cast<double>(topS) + std::log(sumT / sumS));
       kl[r] = static_cast<float>(sumRow(cols, [&](int64_t i, int64_t count) {
-        const bool whole = count >= VL;
-        const vf tv = whole ? load(t + i) : loadPart(t + i, count, -INFINITY);
-        const vf sv = whole ? load(s + i) : loadPart(s + i, count, -INFINITY);
-        const vf p = expv(tv - baseT);
+        const vf tv = logits(t + i, count), sv = logits(s + i, count);
+        const vf p = (keep ? load(kept + i) : expv(tv - topT)) * inverseT;
         if (g) {
-          const vf d = (expv(sv - baseS) - p) * gradScale;
-          if (whole) store(g + i, d);
+          const vf q = (keep ? load(kept + wide + i) : expv(sv - topS)) * inverseS;
+          const vf d = (q - p) * gradScale;
+          if (count >= VL) store(g + i, d);
           else storePart(g + i, d, count);
         }
         // Where p is 0 the term is 0, even if the difference is not finite.
@@ -333,6 +353,7 @@ inline int softmax_kl(const float* teacher, const float* student, int64_t rows, 
       }));
     }
   });
+  if (starved.load()) return fail(PL_OUT_OF_MEMORY, "softmax_kl: no memory for a row of %lld logits", (long long)cols);
   return 0;
 }
 

@@ -26,20 +26,35 @@ static PL_INLINE Extremes rowExtremes(const float* x, int64_t n) {
   return {minLanes(lo), maxLanes(hi)};
 }
 
-/** How many elements equal `value`. */
-static PL_INLINE int64_t countEqual(const float* x, int64_t n, float value) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) count += x[i] == value;
-  return count;
-}
-
-/** Adds `grad` to the elements that equal `value`, shared equally. */
+/** Adds `grad` to the elements that equal `value`, shared equally; nearly always there is one. */
 static inline void spreadOverTies(const float* x, int64_t n, float value, float grad, float* gradX) {
   if (grad == 0.0f) return;
-  const int64_t ties = countEqual(x, n, value);
+  vi indices;
+  for (int l = 0; l < VL; ++l) indices[l] = l;
+  vi count = {}, sum = {};
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL, indices += VL) {
+    const vi equal = load(x + i) == value;
+    count -= equal;
+    sum += equal & indices;
+  }
+  int64_t ties = 0, place = 0;
+  for (int l = 0; l < VL; ++l) {
+    ties += count[l];
+    place += sum[l];
+  }
+  for (; i < n; ++i) {
+    ties += x[i] == value;
+    place += x[i] == value ? i : 0;
+  }
   if (ties == 0) return;
+  // The sum of the places of a single tie is its place.
+  if (ties == 1) {
+    gradX[place] += grad;
+    return;
+  }
   const float share = grad / static_cast<float>(ties);
-  for (int64_t i = 0; i < n; ++i) gradX[i] += x[i] == value ? share : 0.0f;
+  for (i = 0; i < n; ++i) gradX[i] += x[i] == value ? share : 0.0f;
 }
 
 /**
