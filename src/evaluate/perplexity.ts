@@ -36,6 +36,43 @@ export function defaultSequenceLength(config: ModelConfig): number {
   return config.maxPositions >= 2048 ? 2048 : Math.floor(config.maxPositions / 2);
 }
 
+/** How a text is cut: the first `windows` runs of `seqLen` tokens, `perStep` of them at once. */
+export interface TextWindows {
+  readonly seqLen: number;
+  readonly windows: number;
+  readonly perStep: number;
+}
+
+/** @throws PlanishError when the text has fewer tokens than one window. */
+export function textWindows(
+  config: ModelConfig,
+  tokens: Int32Array,
+  options: Pick<PerplexityOptions, "seqLen" | "limit"> = {},
+): TextWindows {
+  const seqLen = options.seqLen ?? defaultSequenceLength(config);
+  const available = Math.floor(tokens.length / seqLen);
+  if (available === 0)
+    throw new PlanishError(
+      `text has ${tokens.length} tokens; perplexity needs at least one window of ${seqLen}`,
+    );
+  return {
+    seqLen,
+    windows: Math.min(available, options.limit ?? available),
+    perStep: Math.max(1, Math.floor(TOKENS_PER_STEP / seqLen)),
+  };
+}
+
+/** The result of windows whose mean NLLs are known. */
+export function summarizeWindows(
+  windowNll: readonly number[],
+  seqLen: number,
+  seconds: number,
+): PerplexityResult {
+  const meanNll = windowNll.reduce((a, b) => a + b, 0) / windowNll.length;
+  const windows = windowNll.length;
+  return { perplexity: Math.exp(meanNll), meanNll, windows, seqLen, windowNll, seconds };
+}
+
 /**
  * exp(mean over windows of the mean token NLL); each window's first token is not predicted and a last partial
  * window is dropped.
@@ -46,14 +83,7 @@ export async function evaluatePerplexity(
   tokens: Int32Array,
   options: PerplexityOptions = {},
 ): Promise<PerplexityResult> {
-  const seqLen = options.seqLen ?? defaultSequenceLength(model.config);
-  const available = Math.floor(tokens.length / seqLen);
-  if (available === 0)
-    throw new PlanishError(
-      `text has ${tokens.length} tokens; perplexity needs at least one window of ${seqLen}`,
-    );
-  const windows = Math.min(available, options.limit ?? available);
-  const perStep = Math.max(1, Math.floor(TOKENS_PER_STEP / seqLen));
+  const { seqLen, windows, perStep } = textWindows(model.config, tokens, options);
   const task = (options.progress ?? silentProgress).task(options.label ?? "perplexity", windows);
   const started = performance.now();
   const windowNll: number[] = [];
@@ -76,15 +106,7 @@ export async function evaluatePerplexity(
     await nextTurn();
   }
   task.done();
-  const meanNll = windowNll.reduce((a, b) => a + b, 0) / windowNll.length;
-  return {
-    perplexity: Math.exp(meanNll),
-    meanNll,
-    windows,
-    seqLen,
-    windowNll,
-    seconds: (performance.now() - started) / 1000,
-  };
+  return summarizeWindows(windowNll, seqLen, (performance.now() - started) / 1000);
 }
 
 /** Target of each position: the next token of its own window; −1 for the window's last. */

@@ -9,6 +9,7 @@ import { PlanishError } from "../common/errors.js";
 import {
   add,
   attention,
+  gatherRows,
   linear,
   norm,
   rope,
@@ -17,6 +18,7 @@ import {
   binary,
   type RopeTables,
 } from "../tensor/ops/index.js";
+import type { Buffer } from "../backend/backend.js";
 import type { Graph, Tensor } from "../tensor/tensor.js";
 import { LINEAR_SITES, type LinearRole, type LinearSite, type ModelConfig } from "./config.js";
 
@@ -60,11 +62,26 @@ export interface KeyValueCache {
   extend(g: Graph, layer: number, k: Tensor, v: Tensor): { k: Tensor; v: Tensor };
 }
 
+/**
+ * How rows stand to sequences where sequences share rows (a common beginning, computed once): everything but
+ * attention works on rows, and attention sees `sequences` of equal length, padded at the right, where causality
+ * hides the padding.
+ */
+export interface SharedRows {
+  readonly sequences: number;
+  /** i32 [sequences·time]: the row at each position; any row at padding. */
+  readonly spread: Buffer;
+  /** i32 [rows]: for each row one place of `spread` that holds it. */
+  readonly collect: Buffer;
+}
+
 export interface BlockContext {
   readonly layer: number;
   readonly batch: number;
   readonly rope?: RopeTables;
   readonly cache?: KeyValueCache;
+  /** Replaces `batch`. */
+  readonly shared?: SharedRows;
 }
 
 /** The unquantized block. */
@@ -106,7 +123,7 @@ function attentionPart(
   weights: BlockWeights,
   hooks: BlockHooks,
   x: Tensor,
-  { layer, batch, rope: tables, cache }: BlockContext,
+  { layer, batch, rope: tables, cache, shared }: BlockContext,
 ): Tensor {
   const normed = norm(g, x, { ...config.norm, ...weights.inputNorm });
   const outputs = hooks.linears(g, "attn_in", normed, rolesAt(weights, "attn_in"));
@@ -121,13 +138,15 @@ function attentionPart(
   if (hooks.keys) k = hooks.keys(g, k);
   if (hooks.values) v = hooks.values(g, v);
   if (cache) ({ k, v } = cache.extend(g, layer, k, v));
-  const mixed = attention(g, q, k, v, {
-    batch,
+  if (shared) [q, k, v] = [q, k, v].map((rows) => gatherRows(g, rows, shared.spread));
+  let mixed = attention(g, q, k, v, {
+    batch: shared?.sequences ?? batch,
     heads: config.numHeads,
     kvHeads: config.numKvHeads,
     headDim: config.headDim,
     window: config.slidingWindow,
   });
+  if (shared) mixed = gatherRows(g, mixed, shared.collect);
   return hooks.linears(g, "attn_out", mixed, rolesAt(weights, "attn_out"))[0];
 }
 

@@ -11,13 +11,15 @@ import { parseModelConfig } from "./architectures/index.js";
 import {
   blockForward,
   plainHooks,
+  type BlockContext,
   type BlockHooks,
   type BlockWeights,
   type KeyValueCache,
   type NormWeights,
 } from "./block.js";
 import type { Architecture, ModelConfig } from "./config.js";
-import { ropeTables } from "./rope.js";
+import { ropeTables, ropeTablesAt } from "./rope.js";
+import { attentionRows, type SequenceTree } from "./sequence-tree.js";
 import { freeBlock, readBlock, readTensor, uploadBlock } from "./weights.js";
 
 /** What surrounds the blocks. */
@@ -69,14 +71,26 @@ export function embed(
   batch: number,
   start = 0,
 ): Tensor {
+  const time = ids.length / batch;
+  return embedAt(
+    g,
+    config,
+    outer,
+    ids,
+    Int32Array.from(ids, (_, i) => start + (i % time)),
+  );
+}
+
+/** Token embeddings plus learned positions, [rows, hidden], for tokens at given positions. */
+function embedAt(g: Graph, config: ModelConfig, outer: OuterWeights, ids: Int32Array, positions: Int32Array): Tensor {
   checkIds(config, ids);
   const tokens = gatherRows(g, outer.embedding, g.indices(ids));
   if (config.positions.kind !== "learned" || !outer.positions) return tokens;
-  const time = ids.length / batch;
-  if (start + time > config.maxPositions)
-    throw new PlanishError(`position ${start + time} is past the model's ${config.maxPositions} learned positions`);
-  const offset = config.positions.offset + start;
-  const rows = Int32Array.from(ids, (_, i) => offset + (i % time));
+  const { offset } = config.positions;
+  const last = positions.reduce((a, b) => Math.max(a, b), 0);
+  if (last >= config.maxPositions)
+    throw new PlanishError(`position ${last + 1} is past the model's ${config.maxPositions} learned positions`);
+  const rows = positions.map((position) => offset + position);
   return add(g, tokens, gatherRows(g, outer.positions, g.indices(rows)));
 }
 
@@ -89,6 +103,12 @@ function checkIds(config: ModelConfig, ids: Int32Array): void {
 /** Final norm of hidden states, [rows, hidden]. */
 export function finalNorm(g: Graph, config: ModelConfig, outer: OuterWeights, hidden: Tensor): Tensor {
   return norm(g, hidden, { ...config.norm, ...outer.finalNorm });
+}
+
+export interface SequenceOptions {
+  /** Sequences of equal length that the ids hold one after the other (default 1). */
+  readonly batch?: number;
+  readonly cache?: KeyValueCache;
 }
 
 export class LanguageModel implements Disposable {
@@ -114,7 +134,22 @@ export class LanguageModel implements Disposable {
   /**
    * Hidden states after the final norm, [batch·time, hidden]. With a cache (batch 1) the tokens continue it.
    */
-  hidden(g: Graph, ids: Int32Array, options: { batch?: number; cache?: KeyValueCache } = {}): Tensor {
+  hidden(g: Graph, ids: Int32Array, options: SequenceOptions = {}): Tensor {
+    return this.normed(g, this.blockStates(g, ids, options));
+  }
+
+  /** Hidden states after the final norm of every row of a tree of sequences, [rows, hidden]. */
+  hiddenOfTree(g: Graph, tree: SequenceTree): Tensor {
+    const x = embedAt(g, this.config, this.outer, tree.ids, tree.positions);
+    const rope = this.config.positions.kind === "rope" ? ropeTablesAt(g, this.config, tree.positions) : undefined;
+    return this.normed(g, this.through(g, x, { batch: 1, rope, shared: attentionRows(g, tree) }));
+  }
+
+  /**
+   * Hidden states as they leave each block in turn, [batch·time, hidden]; one is valid until the second after it
+   * is asked for. Every block runs in memory of its own that the next one reuses.
+   */
+  blockStates(g: Graph, ids: Int32Array, options: SequenceOptions = {}): Generator<Tensor, void> {
     const batch = options.batch ?? 1;
     const { cache } = options;
     const start = cache?.length ?? 0;
@@ -122,10 +157,34 @@ export class LanguageModel implements Disposable {
     if (!Number.isInteger(time) || time === 0)
       throw new PlanishError(`${ids.length} token ids do not make ${batch} equal sequences`);
     const rope = this.config.positions.kind === "rope" ? ropeTables(g, this.config, start, time) : undefined;
-    let x = embed(g, this.config, this.outer, ids, batch, start);
-    for (const [layer, { weights, hooks }] of this.layers.entries())
-      x = blockForward(g, this.config, weights, hooks, x, { layer, batch, rope, cache });
-    return finalNorm(g, this.config, this.outer, x);
+    const x = embed(g, this.config, this.outer, ids, batch, start);
+    return this.through(g, x, { batch, rope, cache });
+  }
+
+  private *through(g: Graph, x: Tensor, context: Omit<BlockContext, "layer">): Generator<Tensor, void> {
+    const kept = [g.real(x.size), g.real(x.size)];
+    for (const [layer, { weights, hooks }] of this.layers.entries()) {
+      const out = kept[layer % 2];
+      {
+        using inner = g.nested();
+        const y = blockForward(inner, this.config, weights, hooks, x, { ...context, layer });
+        this.backend.copy(inner.values(y), out, y.size);
+      }
+      x = new Tensor(x.shape, out, false);
+      yield x;
+    }
+  }
+
+  private normed(g: Graph, states: Iterable<Tensor>): Tensor {
+    let last: Tensor | undefined;
+    for (const state of states) last = state;
+    if (!last) throw new PlanishError("model has no blocks");
+    return this.finalNorm(g, last);
+  }
+
+  /** What the final norm makes of the last block's states. */
+  finalNorm(g: Graph, hidden: Tensor): Tensor {
+    return finalNorm(g, this.config, this.outer, hidden);
   }
 
   /** Logits of hidden states, [rows, vocab]. */

@@ -49,6 +49,11 @@ function scaled(frequency: number, scaling: RopeScaling): number {
 
 /** cos/sin tables for positions start … start+length−1, as the rope op takes them. */
 export function ropeTables(g: Graph, config: ModelConfig, start: number, length: number): RopeTables {
+  return ropeTablesAt(g, config, Int32Array.from({ length }, (_, t) => start + t));
+}
+
+/** cos/sin tables for given positions: row r of the op's input is at `positions[r mod length]`. */
+export function ropeTablesAt(g: Graph, config: ModelConfig, positions: Int32Array): RopeTables {
   if (config.positions.kind !== "rope") throw new PlanishError(`[rope] ${config.architecture} has no rotary positions`);
   const frequencies = ropeFrequencies(
     config.headDim,
@@ -56,12 +61,13 @@ export function ropeTables(g: Graph, config: ModelConfig, start: number, length:
     config.positions.scaling,
     config.positions.frequencyType,
   );
+  const { length } = positions;
   const half = frequencies.length;
   const cos = new Float64Array(length * half);
   const sin = new Float64Array(length * half);
   for (let t = 0; t < length; t++)
     for (let i = 0; i < half; i++) {
-      const angle = (start + t) * frequencies[i];
+      const angle = positions[t] * frequencies[i];
       cos[t * half + i] = Math.cos(angle);
       sin[t * half + i] = Math.sin(angle);
     }

@@ -91,6 +91,14 @@ export class Graph implements Disposable {
     return this.tape !== undefined;
   }
 
+  /**
+   * A graph on the same arena that records nothing and must be disposed before this one allocates again: what it
+   * computes and nobody copies out costs memory only while it lives.
+   */
+  nested(): Graph {
+    return new Graph(this.backend, { precision: this.precision, arena: this.arena });
+  }
+
   /** Uninitialised real memory that lives as long as the graph. */
   real(length: number): Buffer {
     return this.arena.alloc(this.backend.realType, length);

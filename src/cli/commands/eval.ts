@@ -1,101 +1,243 @@
-/** `planish eval`: perplexity of an original or an artifact, alone or beside another. */
+/** `planish eval`: perplexity and zero-shot tasks of an original or an artifact, alone or beside another. */
 
+import { closeSync, openSync, writeSync } from "node:fs";
 import type { Command } from "commander";
 import type { Backend } from "../../backend/backend.js";
 import { openBackend } from "../../backend/open.js";
+import { describeFsError } from "../../checkpoint/file-reader.js";
 import { resolveModel } from "../../checkpoint/hub.js";
-import { loadTokenizer } from "../../checkpoint/tokenizer.js";
-import { formatDuration, formatTable } from "../../common/format.js";
+import { loadTokenizer, type Tokenizer } from "../../checkpoint/tokenizer.js";
+import { PlanishError, UsageError } from "../../common/errors.js";
+import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
 import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perplexity.js";
+import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
+import { evaluateTasks, type ItemResult, type ZeroShotResult } from "../../evaluate/zero-shot.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
-import { loadModel } from "../../quantize/load.js";
+import { loadModel, type LoadedModel } from "../../quantize/load.js";
 import { perform, type CommandContext } from "../action.js";
 import { integer } from "../flags.js";
 import { addExamples } from "../program.js";
+import { renderEvaluation } from "./eval-tables.js";
 import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
 
 interface EvalFlags extends DeviceFlags {
-  readonly ppl: string;
+  readonly ppl?: string;
+  readonly tasks?: string;
   readonly seqLen?: number;
   readonly limit?: number;
+  readonly items?: string;
+  readonly addBos?: boolean;
   readonly against?: string;
 }
 
-interface Score extends PerplexityResult {
+/** What was measured of one model. */
+export interface ModelScore extends Partial<PerplexityResult> {
   readonly model: string;
   /** What the model's weights, activations and KV cache are kept in. */
   readonly scheme: string;
   readonly method?: string;
+  readonly zeroShot?: ZeroShotResult;
+}
+
+/** The command's JSON document. */
+export interface EvalDocument extends ModelScore {
+  /** Where perplexity was measured. */
+  readonly text?: string;
+  /** The model of `--against`. */
+  readonly against?: ModelScore;
+  /** How far the model is from that of `--against`, on the text. */
+  readonly divergence?: Pick<DivergenceResult, "kl" | "topAgreement" | "blockErrors">;
+  /** `--limit`: only the first windows and items were scored. */
+  readonly limit?: number;
 }
 
 export function register(program: Command): void {
   const command = program
     .command("eval")
-    .summary("measure perplexity")
-    .description("Measures perplexity over consecutive, non-overlapping windows of a text.")
+    .summary("measure perplexity and zero-shot tasks")
+    .description(
+      "Measures perplexity over consecutive, non-overlapping windows of a text, and zero-shot tasks as " +
+        "lm-evaluation-harness scores them. With --against, also how far the model's next-token distributions are " +
+        "from those of the other.",
+    )
     .argument("<model>", MODEL_ARGUMENT)
-    .option("--ppl <text>", "wikitext2 (embedded test split) or a text file", "wikitext2")
+    .option(
+      "--ppl <text>",
+      "wikitext2 (embedded test split) or a text file; default: wikitext2 where no --tasks are given",
+    )
+    .option(
+      "--tasks <list>",
+      "all, or some of piqa, lambada_openai, openbookqa, arc_easy, arc_challenge, winogrande, hellaswag; " +
+        "name=FILE reads another export of the data set (JSON lines or Parquet) than the embedded half",
+    )
     .option(
       "--seq-len <n>",
       "tokens per window (default: 2048, or half of what shorter models were made for)",
       integer({ min: 2 }),
     )
-    .option("--limit <n>", "score only the first n windows", integer({ min: 1 }))
+    .option(
+      "--limit <n>",
+      "score only the first n windows, and n items a task",
+      integer({ min: 1 }),
+    )
+    .option("--items <file>", "write every item's scores as JSON lines")
+    .option("--add-bos", "begin the contexts of tasks with the tokenizer's BOS (default: without)")
     .option("--against <model>", "score this model as well, and compare")
     .addOption(deviceOption())
     .addOption(threadsOption())
-    .action(
-      perform<EvalFlags, [string]>(async (context, flags, model) => {
-        // Read first: a misspelled file name should not cost the loading of a model.
-        const documents = readDocuments(flags.ppl);
-        using backend = openBackend({ ...flags, progress: context.reporter });
-        context.reporter.debug(backend.description);
-        const score = await scoreModel(context, backend, flags, documents, model);
-        const against = flags.against
-          ? await scoreModel(context, backend, flags, documents, flags.against)
-          : undefined;
-        const document = { text: flags.ppl, ...score, against };
-        context.reporter.result(document, () => render(against ? [against, score] : [score]));
-      }),
-    );
+    .action(perform<EvalFlags, [string]>(evaluate));
   addExamples(command, [
     "planish eval models/tiny-llama",
     "planish eval tiny-w4a4kv4 --against models/tiny-llama",
+    "planish eval smollm2-135m-instruct --tasks all --limit 100",
+    "planish eval smollm2-135m-instruct --tasks piqa,arc_easy=exports/test.parquet --items scores.jsonl",
     "planish eval smollm2-135m-instruct --ppl notes.txt --limit 10 --json",
   ]);
 }
 
-async function scoreModel(
-  { reporter, signal }: CommandContext,
-  backend: Backend,
-  flags: EvalFlags,
-  documents: readonly string[],
-  name: string,
-): Promise<Score> {
-  const path = await resolveModel(name, { progress: reporter, signal });
-  using loaded = loadModel(backend, path);
-  const tokens = tokenizeCorpus(loadTokenizer(loaded.checkpoint), documents);
-  const result = await evaluatePerplexity(loaded.model, tokens, {
-    seqLen: flags.seqLen,
+async function evaluate(context: CommandContext, flags: EvalFlags, name: string): Promise<void> {
+  if (flags.items !== undefined && flags.tasks === undefined)
+    throw new UsageError("--items writes the items of tasks; give --tasks as well");
+  // Read first: a misspelled name should not cost the loading of a model.
+  const text = flags.ppl ?? (flags.tasks === undefined ? "wikitext2" : undefined);
+  const documents = text === undefined ? undefined : readDocuments(text);
+  const tasks: TaskData[] = [];
+  for (const source of flags.tasks === undefined ? [] : parseTasks(flags.tasks))
+    tasks.push(await readTask(source, { limit: flags.limit }));
+  using items = flags.items === undefined ? undefined : new ItemFile(flags.items);
+  using backend = openBackend({ ...flags, progress: context.reporter });
+  context.reporter.debug(backend.description);
+
+  using model = await openModel(context, backend, name);
+  using other =
+    flags.against === undefined ? undefined : await openModel(context, backend, flags.against);
+  const pair = other ? [model, other] : [model];
+  const perplexities = documents ? await scoreText(context, flags, documents, pair) : undefined;
+  const scores: ModelScore[] = [];
+  for (const [i, each] of pair.entries())
+    scores.push({
+      model: each.name,
+      scheme: each.loaded.info?.scheme ?? "as stored",
+      method: each.loaded.info?.method,
+      ...perplexities?.results[i],
+      zeroShot: await scoreTasks(context, flags, tasks, each, items),
+    });
+  const document: EvalDocument = {
+    text,
+    ...scores[0],
+    against: scores[1],
+    divergence: perplexities?.divergence,
     limit: flags.limit,
-    progress: reporter,
-    signal,
-    label: name,
-  });
-  const { info } = loaded;
-  return { model: name, scheme: info?.scheme ?? "as stored", method: info?.method, ...result };
+  };
+  context.reporter.result(document, () => renderEvaluation(document));
 }
 
-function render(scores: readonly Score[]): string {
-  return formatTable(
-    ["model", "scheme", "method", { title: "perplexity", decimals: 2 }, "windows × tokens", "time"],
-    scores.map((s) => [
-      s.model,
-      s.scheme,
-      s.method,
-      s.perplexity,
-      `${s.windows} × ${s.seqLen}`,
-      formatDuration(s.seconds),
-    ]),
-  );
+/** A model with the name it was asked for by, and its tokenizer. */
+interface Candidate extends Disposable {
+  readonly name: string;
+  readonly loaded: LoadedModel;
+  readonly tokenizer: Tokenizer;
+}
+
+async function openModel(
+  { reporter, signal }: CommandContext,
+  backend: Backend,
+  name: string,
+): Promise<Candidate> {
+  const path = await resolveModel(name, { progress: reporter, signal });
+  const loaded = loadModel(backend, path);
+  try {
+    const tokenizer = loadTokenizer(loaded.checkpoint);
+    return { name, loaded, tokenizer, [Symbol.dispose]: () => loaded[Symbol.dispose]() };
+  } catch (error) {
+    loaded[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** Perplexities of one or two models; of two that read the text alike, also how far the first is from the second. */
+async function scoreText(
+  { reporter, signal }: CommandContext,
+  { seqLen, limit }: EvalFlags,
+  documents: readonly string[],
+  models: readonly Candidate[],
+): Promise<{ results: PerplexityResult[]; divergence?: EvalDocument["divergence"] }> {
+  const options = { seqLen, limit, progress: reporter, signal };
+  const texts = models.map(({ tokenizer }) => tokenizeCorpus(tokenizer, documents));
+  const [model, other] = models;
+  if (other) {
+    const differ = incomparable(model, other, texts);
+    if (differ === undefined) {
+      const label = `${model.name} against ${other.name}`;
+      const d = await evaluateDivergence(model.loaded.model, other.loaded.model, texts[0], {
+        ...options,
+        label,
+      });
+      const { kl, topAgreement, blockErrors } = d;
+      return { results: [d.model, d.reference], divergence: { kl, topAgreement, blockErrors } };
+    }
+    reporter.warn(`${differ}: distributions are not compared, and perplexities only with care`);
+  }
+  const results: PerplexityResult[] = [];
+  for (const [i, { loaded, name }] of models.entries())
+    results.push(await evaluatePerplexity(loaded.model, texts[i], { ...options, label: name }));
+  return { results };
+}
+
+/** Why distributions of two models cannot be compared token by token, if they cannot. */
+function incomparable(
+  model: Candidate,
+  other: Candidate,
+  [tokens, otherTokens]: readonly Int32Array[],
+): string | undefined {
+  const [a, b] = [model, other].map(({ loaded }) => loaded.model.config.vocabSize);
+  if (a !== b) return `the models' vocabularies have ${a} and ${b} tokens`;
+  const same =
+    tokens.length === otherTokens.length && tokens.every((id, i) => id === otherTokens[i]);
+  return same ? undefined : "the models' tokenizers cut the text differently";
+}
+
+async function scoreTasks(
+  { reporter, signal }: CommandContext,
+  { addBos, against }: EvalFlags,
+  tasks: readonly TaskData[],
+  { name, loaded, tokenizer }: Candidate,
+  items: ItemFile | undefined,
+): Promise<ZeroShotResult | undefined> {
+  if (tasks.length === 0) return undefined;
+  const result = await evaluateTasks(loaded.model, tokenizer, tasks, {
+    addBos,
+    progress: reporter,
+    signal,
+    label: against === undefined ? undefined : name,
+    onItems: (scored) => items?.write(name, scored),
+  });
+  for (const { task, truncated } of result.tasks)
+    if (truncated > 0)
+      reporter.warn(
+        `${task}: ${truncated} items are longer than the ${loaded.model.config.maxPositions} positions of ${name}; ` +
+          "they lost their beginning",
+      );
+  return result;
+}
+
+/** `--items`: one JSON object a line, task by task. */
+class ItemFile implements Disposable {
+  private readonly file: number;
+
+  constructor(path: string) {
+    try {
+      this.file = openSync(path, "w");
+    } catch (cause) {
+      throw new PlanishError(`cannot write items to ${path}: ${describeFsError(cause)}`, { cause });
+    }
+  }
+
+  write(model: string, items: readonly ItemResult[]): void {
+    for (const item of items) writeSync(this.file, `${JSON.stringify({ model, ...item })}\n`);
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.file);
+  }
 }

@@ -1,0 +1,113 @@
+/**
+ * Items per second of a zero-shot task, three ways on the same items in one run, alternating: each choice by itself with the
+ * logits of every position (a harness with batch size 1); the same with logits only where a scored token is
+ * predicted; and as `planish eval --tasks` scores. The first round warms up and is not counted.
+ *
+ *   npx tsx bench/zero-shot.ts MODEL [--tasks piqa,arc_easy] [--limit 100] [--rounds 3] [--threads N]
+ */
+
+import { parseArgs } from "node:util";
+import type { Backend } from "../src/backend/backend.js";
+import { openBackend } from "../src/backend/open.js";
+import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
+import { formatTable } from "../src/common/format.js";
+import { packageVersion } from "../src/common/package.js";
+import { pairEncoder, type EncodedPair } from "../src/evaluate/encode-pair.js";
+import { parseTasks, readTask, type TaskData } from "../src/evaluate/tasks/index.js";
+import { evaluateTask } from "../src/evaluate/zero-shot.js";
+import type { LanguageModel } from "../src/models/language-model.js";
+import { loadModel } from "../src/quantize/load.js";
+import { gatherRows, negativeLogLikelihood } from "../src/tensor/ops/index.js";
+import { Graph } from "../src/tensor/tensor.js";
+
+const { values: flags, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    tasks: { type: "string", default: "piqa,arc_easy" },
+    limit: { type: "string", default: "100" },
+    rounds: { type: "string", default: "3" },
+    threads: { type: "string" },
+    step: { type: "string" },
+  },
+});
+
+/** Log-likelihood of a continuation from a forward pass of its own. */
+function scoreAlone(model: LanguageModel, pair: EncodedPair, everyLogit: boolean): number {
+  using g = new Graph(model.backend);
+  const ids = Int32Array.from([...pair.context, ...pair.continuation]).slice(0, -1);
+  const { length } = pair.continuation;
+  const hidden = model.hidden(g, ids);
+  const first = ids.length - length;
+  const scored = Int32Array.from({ length }, (_, i) => first + i);
+  const rows = everyLogit ? hidden : gatherRows(g, hidden, g.indices(scored));
+  const targets = new Int32Array(rows.rows).fill(-1);
+  targets.set(pair.continuation, rows.rows - length);
+  const nll = g.read(negativeLogLikelihood(g, model.logits(g, rows), g.indices(targets)));
+  return -Array.from(nll).reduce((sum, x) => sum + x, 0);
+}
+
+function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
+}
+
+async function measure(backend: Backend, path: string, data: TaskData): Promise<void> {
+  using loaded = loadModel(backend, path);
+  const tokenizer = loadTokenizer(loaded.checkpoint);
+  const { model } = loaded;
+  const alone = (everyLogit: boolean) => (): number => {
+    const encode = pairEncoder(tokenizer);
+    return data.items.filter(({ options, gold }) => {
+      const sums = options.map(({ context, continuation }) =>
+        scoreAlone(model, encode(context, continuation), everyLogit),
+      );
+      return sums.indexOf(Math.max(...sums)) === gold;
+    }).length;
+  };
+  const ways: Record<string, () => number | Promise<number>> = {
+    "each choice separately, every logit": alone(true),
+    "each choice separately, needed logits": alone(false),
+    "shared beginnings, batched": async () => {
+      const options = flags.step === undefined ? {} : { tokensPerStep: Number(flags.step) };
+      const { metrics } = await evaluateTask(model, tokenizer, data, options);
+      return Math.round((metrics.acc?.value ?? 0) * data.items.length);
+    },
+  };
+  const seconds = new Map<string, number[]>(Object.keys(ways).map((name) => [name, []]));
+  const right = new Map<string, number>();
+  for (let round = 0; round <= Number(flags.rounds); round++)
+    for (const [name, way] of Object.entries(ways)) {
+      const started = performance.now();
+      right.set(name, await way());
+      if (round > 0) seconds.get(name)?.push((performance.now() - started) / 1000);
+    }
+  const slowest = median(seconds.get("each choice separately, every logit") ?? []);
+  const rows = [...seconds].map(([name, times]) => [
+    name,
+    right.get(name),
+    data.items.length / median(times),
+    `${Math.min(...times).toFixed(2)}–${Math.max(...times).toFixed(2)}`,
+    slowest / median(times),
+  ]);
+  console.log(`\n${data.task.name}, first ${data.items.length} of ${data.available} items`);
+  console.log(
+    formatTable(
+      [
+        "way",
+        "right",
+        { title: "items/s", decimals: 2 },
+        "seconds (min–max)",
+        { title: "×", decimals: 2 },
+      ],
+      rows,
+    ),
+  );
+}
+
+const [path] = positionals;
+if (!path) throw new Error("usage: npx tsx bench/zero-shot.ts MODEL [--tasks LIST] [--limit N]");
+using backend = openBackend({
+  threads: flags.threads === undefined ? undefined : Number(flags.threads),
+});
+console.log(`planish ${packageVersion()}, ${backend.description}, ${path}`);
+for (const source of parseTasks(flags.tasks))
+  await measure(backend, path, await readTask(source, { limit: Number(flags.limit) }));
