@@ -46,6 +46,10 @@ function scoreAlone(model: LanguageModel, pair: EncodedPair, everyLogit: boolean
   return -Array.from(nll).reduce((sum, x) => sum + x, 0);
 }
 
+function print(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
 function median(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 }
@@ -88,8 +92,8 @@ async function measure(backend: Backend, path: string, data: TaskData): Promise<
     `${Math.min(...times).toFixed(2)}–${Math.max(...times).toFixed(2)}`,
     slowest / median(times),
   ]);
-  console.log(`\n${data.task.name}, first ${data.items.length} of ${data.available} items`);
-  console.log(
+  print(`\n${data.task.name}, first ${data.items.length} of ${data.available} items`);
+  print(
     formatTable(
       [
         "way",
@@ -108,6 +112,6 @@ if (!path) throw new Error("usage: npx tsx bench/zero-shot.ts MODEL [--tasks LIS
 using backend = openBackend({
   threads: flags.threads === undefined ? undefined : Number(flags.threads),
 });
-console.log(`planish ${packageVersion()}, ${backend.description}, ${path}`);
+print(`planish ${packageVersion()}, ${backend.description}, ${path}`);
 for (const source of parseTasks(flags.tasks))
   await measure(backend, path, await readTask(source, { limit: Number(flags.limit) }));
