@@ -43,6 +43,27 @@ static PL_INLINE float flooredScale(float raw, float scaleFloor) {
   return raw == 0.0f ? 1.0f : raw;
 }
 
+/** Writes min(VL, count) integers of [−128, 127] as bytes. */
+static PL_INLINE void storeCodes(int8_t* out, vf q, int64_t count) {
+  const size_t bytes = count >= VL ? VL : static_cast<size_t>(count);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // GCC narrows eight integers one by one where a saturating pack does it in two steps.
+  const __m256i integers = _mm256_cvtps_epi32((__m256)q);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extracti128_si256(integers, 1));
+  const __m128i packed = _mm_packs_epi16(words, words);
+  std::memcpy(out, &packed, bytes);
+#elif defined(__SSE2__) && !defined(__AVX512F__)
+  const __m128i integers = _mm_cvtps_epi32((__m128)q);
+  const __m128i words = _mm_packs_epi32(integers, integers);
+  const __m128i packed = _mm_packs_epi16(words, words);
+  std::memcpy(out, &packed, bytes);
+#else
+  typedef int8_t vb __attribute__((vector_size(VL)));
+  const vb code = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
+  std::memcpy(out, &code, bytes);
+#endif
+}
+
 inline int quantize_rows(const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clipMax,
                          const float* clipMin, float scaleFloor, const float* offset, int8_t* codes,
                          float* scale) {
@@ -63,10 +84,7 @@ inline int quantize_rows(const float* x, int64_t rows, int64_t cols, int32_t bit
         vf v = loadUpTo(xr + i, count) / sv;
         if (off) v += loadUpTo(off + i, count);
         // Clamping to the integer ends of the grid before rounding gives the same code as after.
-        const vf q = roundEven(vmin(vmax(v, bottom), top));
-        typedef int8_t vb __attribute__((vector_size(VL)));
-        const vb code = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
-        std::memcpy(cr + i, &code, count >= VL ? VL : static_cast<size_t>(count));
+        storeCodes(cr + i, roundEven(vmin(vmax(v, bottom), top)), count);
       }
     }
   });
