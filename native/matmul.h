@@ -148,7 +148,8 @@ struct Output {
 
 template <class Unit>
 int real_product(int64_t m, int64_t n, int64_t k, const Side& a, const Side& b, const Output& output, bool parallel) {
-  if (m <= THIN_ROWS)
+  const bool is_long = !Unit::ROUND && !b.codes && (b.stride_k != 1 || k >= LONG_SUM);
+  if (m <= (is_long ? THIN_ROWS_LONG : THIN_ROWS))
     return thin_product<Unit::ROUND>(m, n, k, a, b, parallel, [&](const float* sums, int64_t i, int64_t j, int64_t count) {
       output.store_row(sums, i, j, count, true);
     });
@@ -211,7 +212,7 @@ inline int int_matmul(int64_t m, int64_t n, int64_t k, const int8_t* a, const fl
     if (bias)
       for (int64_t c = 0; c < count; c++) row[c] += bias[j + c];
   };
-  const bool thin = m <= THIN_ROWS;
+  const bool thin = m <= (k >= 4 * LONG_SUM ? THIN_ROWS_LONG_BYTES : THIN_ROWS);
   int32_t* row_sums = nullptr;
   if (thin ? THIN_FLIP != 0 : UnitI8::B_SHIFT != 0) {
     row_sums = static_cast<int32_t*>(thread_scratch(2, static_cast<size_t>(m) * sizeof(int32_t)));

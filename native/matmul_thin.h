@@ -3,11 +3,15 @@
 namespace planish {
 namespace PL_LEVEL {
 
-// Rows of A up to which B is not packed.
+// Rows of A up to which B is not packed. In f32 and int8 the kernels below run near the units' rate once their sums
+// are long, so only reading B again for every four rows ends their advantage; bf16 is rounded anew each time.
 constexpr int64_t THIN_ROWS = 8;
+constexpr int64_t THIN_ROWS_LONG = 48;
+constexpr int64_t THIN_ROWS_LONG_BYTES = PL_ISA >= 3 ? THIN_ROWS : 24;
+constexpr int64_t LONG_SUM = 256;
 // Kernels exist for one row and for this many; what is missing to a multiple is computed and dropped.
 constexpr int ROWS_AT_ONCE = 4;
-constexpr int COLUMNS_AT_ONCE = 4;
+constexpr int COLUMNS_AT_ONCE = 4;  // what sum_four adds up
 // Elements of B that one thread should have at least: some 10 µs of reading.
 constexpr int64_t THIN_GRAIN = 1 << 16;
 
@@ -53,8 +57,8 @@ void thin_dots(const float* a, int64_t padded, const Source* b, int64_t stride, 
       for (int r = 0; r < ROWS; r++) acc[r][c] = fma_f(load_f(a + r * padded + at), y, acc[r][c]);
     }
   }
-  for (int r = 0; r < ROWS; r++)
-    for (int c = 0; c < COLUMNS_AT_ONCE; c++) result[r][c] = sum_f(acc[r][c]);
+#pragma GCC unroll 4
+  for (int r = 0; r < ROWS; r++) sum_four(result[r], acc[r]);
 }
 
 // The same for b contiguous along its columns: result[r][0 … COLUMNS_AT_ONCE·LANES) = Σ_k a[r,k]·b[k, ·].
@@ -163,14 +167,6 @@ int thin_product(int64_t m, int64_t n, int64_t k, const Side& a, const Side& b, 
   return 0;
 }
 
-inline int32_t sum_lanes(VI x) {
-  int32_t lanes[LANES];
-  store_i(lanes, x);
-  uint32_t sum = 0;
-  for (int j = 0; j < LANES; j++) sum += static_cast<uint32_t>(lanes[j]);
-  return static_cast<int32_t>(sum);
-}
-
 // The vector int8 unit, also where tiles exist: B's bytes are shifted as they are read (see UnitI8).
 constexpr uint8_t THIN_FLIP = PL_ISA >= 2 ? 0x80 : 0;
 
@@ -206,11 +202,14 @@ void thin_bytes(const int8_t* a, const int32_t* row_sums, const int8_t* b, int64
       for (int r = 0; r < ROWS; r++) acc[r][c] = UnitI8::step(acc[r][c], load_byte_row(left, row[r], at, k - at), y);
     }
   }
-  for (int r = 0; r < ROWS; r++) {
-    const uint32_t correction = THIN_FLIP * static_cast<uint32_t>(THIN_FLIP ? row_sums[row[r]] : 0);
-    for (int c = 0; c < COLUMNS_AT_ONCE; c++)
-      sums[r][c] = static_cast<int32_t>(static_cast<uint32_t>(sum_lanes(acc[r][c])) - correction);
-  }
+#pragma GCC unroll 4
+  for (int r = 0; r < ROWS; r++) sum_four(sums[r], acc[r]);
+  if (THIN_FLIP != 0)
+    for (int r = 0; r < ROWS; r++) {
+      const uint32_t correction = THIN_FLIP * static_cast<uint32_t>(row_sums[row[r]]);
+      for (int c = 0; c < COLUMNS_AT_ONCE; c++)
+        sums[r][c] = static_cast<int32_t>(static_cast<uint32_t>(sums[r][c]) - correction);
+    }
 }
 
 }  // namespace PL_LEVEL

@@ -26,7 +26,23 @@ inline VF load_f(const int8_t* p) {
 inline void store_f(float* p, VF x) { _mm512_storeu_ps(p, x); }
 inline VF mul_f(VF x, VF y) { return _mm512_mul_ps(x, y); }
 inline VF fma_f(VF x, VF y, VF z) { return _mm512_fmadd_ps(x, y, z); }
-inline float sum_f(VF x) { return _mm512_reduce_add_ps(x); }
+// out[c] = sum of the lanes of x[c].
+inline void sum_four(float* out, const VF (&x)[4]) {
+  const VF low = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const VF high = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  const __m512d a = _mm512_castps_pd(low), b = _mm512_castps_pd(high);
+  const VF all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+inline void sum_four(int32_t* out, const VI (&x)[4]) {
+  const VI low = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+  const VI high = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+  const VI all = _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                   _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
 inline void store_lanes(void* p, VI x, int count) {
   _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << count) - 1), x);
 }
@@ -83,10 +99,14 @@ inline VF load_f(const int8_t* p) {
 inline void store_f(float* p, VF x) { _mm256_storeu_ps(p, x); }
 inline VF mul_f(VF x, VF y) { return _mm256_mul_ps(x, y); }
 inline VF fma_f(VF x, VF y, VF z) { return _mm256_fmadd_ps(x, y, z); }
-inline float sum_f(VF x) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+inline void sum_four(float* out, const VF (&x)[4]) {
+  const VF all = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+inline void sum_four(int32_t* out, const VI (&x)[4]) {
+  const VI all = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                   _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
 }
 inline void store_lanes(void* p, VI x, int count) {
   const VI index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -156,7 +176,16 @@ inline VF fma_f(VF x, VF y, VF z) {
   return x * y + z;
 #endif
 }
-inline float sum_f(VF x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+inline void sum_four(float* out, const VF (&x)[4]) {
+  for (int c = 0; c < 4; c++) out[c] = (x[c][0] + x[c][2]) + (x[c][1] + x[c][3]);
+}
+inline void sum_four(int32_t* out, const VI (&x)[4]) {
+  for (int c = 0; c < 4; c++) {
+    uint32_t sum = 0;
+    for (int l = 0; l < 4; l++) sum += static_cast<uint32_t>(x[c][l]);
+    out[c] = static_cast<int32_t>(sum);
+  }
+}
 inline void store_lanes(void* p, VI x, int count) { memcpy(p, &x, sizeof(int32_t) * static_cast<size_t>(count)); }
 inline VF round_bf16(VF x) {
   const VI bits = as_i(x);

@@ -24,6 +24,7 @@ import {
   readdirSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -156,9 +157,13 @@ function isFresh(unit, compiler) {
   return readFileSync(`${unit.object}.key`, "utf8") === keyOf(unit, compiler, files);
 }
 
-/** Two builds may run at once in one tree: everything is written under a name of its own, then renamed. */
+/**
+ * Two builds may run at once in one tree: everything is written under a name of its own, then renamed. A file edited
+ * while the compiler ran leaves the object without a key, so that the next build makes it again.
+ */
 async function compile(unit, compiler) {
   const temporary = `${unit.object}.${process.pid}`;
+  const started = Date.now();
   try {
     const output = await run(compiler.command, [
       ...compiler.extra,
@@ -172,7 +177,9 @@ async function compile(unit, compiler) {
       temporary,
     ]);
     if (output.trim()) console.error(output.trim());
-    writeFileSync(`${temporary}.key`, keyOf(unit, compiler, dependencies(`${temporary}.d`)));
+    const files = dependencies(`${temporary}.d`);
+    const edited = files.some((file) => !existsSync(file) || statSync(file).mtimeMs >= started);
+    writeFileSync(`${temporary}.key`, edited ? "edited" : keyOf(unit, compiler, files));
     rmSync(`${unit.object}.key`, { force: true });
     renameSync(`${temporary}.d`, `${unit.object}.d`);
     renameSync(temporary, unit.object);
@@ -255,13 +262,20 @@ async function build() {
       : "planish_native";
   const target = join(buildDir, `${name}.so`);
   const driverTarget = join(buildDir, "driver_asan");
-  const linkKey = sha256(...[...library, ...driver].map((unit) => unit.object), compiler.version);
   const linkKeyPath = `${target}.key`;
+  // Of what the objects were made from, not of their names: another build may have made them since the last link.
+  const linkKey = () =>
+    sha256(
+      compiler.version,
+      ...[...library, ...driver].map((unit) =>
+        existsSync(`${unit.object}.key`) ? readFileSync(`${unit.object}.key`, "utf8") : "missing",
+      ),
+    );
   const linked =
     existsSync(target) &&
     (!driver.length || existsSync(driverTarget)) &&
     existsSync(linkKeyPath) &&
-    readFileSync(linkKeyPath, "utf8") === linkKey;
+    readFileSync(linkKeyPath, "utf8") === linkKey();
   if (!stale.length && linked) {
     console.error(`build-native: ${relative(root, target)} is up to date`);
     return;
@@ -272,6 +286,7 @@ async function build() {
     for (let unit = queue.shift(); unit; unit = queue.shift()) await compile(unit, compiler);
   };
   await Promise.all(Array.from({ length: Math.max(1, availableParallelism()) }, worker));
+  const keyBefore = linkKey();
   rmSync(linkKeyPath, { force: true });
   await link(
     compiler,
@@ -287,7 +302,7 @@ async function build() {
       [],
     );
   }
-  writeFileSync(linkKeyPath, linkKey);
+  writeFileSync(linkKeyPath, keyBefore);
   const seconds = ((Date.now() - started) / 1000).toFixed(1);
   console.error(
     `build-native: ${relative(root, target)} built in ${seconds} s (${stale.length} of ${library.length + driver.length} units)`,

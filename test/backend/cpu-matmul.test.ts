@@ -317,6 +317,37 @@ if (process.env.PLANISH_NO_NATIVE === "1" && !nativeLibraryExists()) {
         });
       }));
 
+    test("products of few rows, where B is not packed, and their neighbours", () =>
+      atLevel(() => {
+        for (const m of [8, 9, 24, 25, 48, 49]) {
+          for (const k of [255, 256, 1024, 1031]) {
+            for (const bTransposed of [false, true]) {
+              const c = {
+                m,
+                n: 77,
+                k,
+                bTransposed,
+                aTransposed: false,
+                batch: 1,
+                sharedB: false,
+                padding: 1,
+                kScale: true,
+              };
+              const rest = {
+                nScale: true,
+                bias: true,
+                alpha: 1,
+                accumulate: true,
+                aCodes: false,
+                bCodes: false,
+              };
+              checkProduct(backend, { ...c, ...rest, precision: "f32", seed: m * k });
+            }
+            checkIntProduct(backend, m, 77, k, true, m * k);
+          }
+        }
+      }));
+
     test("integer products are exact", () =>
       atLevel(() => {
         fc.assert(
