@@ -40,6 +40,7 @@ struct VecOf {
 
 using vf = VecOf<float>::type;
 using vi = VecOf<int32_t>::type;
+using vu = VecOf<uint32_t>::type;  // for bit patterns: may wrap
 using vd = VecOf<double>::type;
 
 template <class T>
@@ -153,7 +154,7 @@ static PL_INLINE vf expv(vf x) {
   q = fma(q, r, splat(0.5f));
   const vf p = fma(q, r * r, r) + 1.0f;
   // The low bits of `shifted` hold n (the magic constant's own low bits are zero).
-  const vf power = (vf)(((vi)shifted + 127) << 23);
+  const vf power = (vf)(((vu)shifted + 127u) << 23);
   const vf result = p * power;
   return x < lowest ? vf{} : result;
 }
@@ -173,8 +174,8 @@ static PL_INLINE vf expNegative(vf x) {
   p = fma(p, r, splat(0.5f));
   p = fma(p, r, splat(1.0f));
   p = fma(p, r, splat(1.0f));
-  // 2^n is added to the exponent; p lies in [0.7, 1.42], so it cannot overflow into the sign.
-  return (vf)((vi)p + ((vi)shifted << 23));
+  // 2^n is added to the exponent: p lies in [0.7, 1.42], so nothing reaches the sign for x in the domain.
+  return (vf)((vu)p + ((vu)shifted << 23));
 }
 
 static PL_INLINE vf sigmoidv(vf x) { return 1.0f / (1.0f + expv(-x)); }
