@@ -39,6 +39,8 @@ export const quantizationSchema = z.object({
       errorRounded: z.number().optional(),
       errorInitial: z.number().optional(),
       errorFinal: z.number().optional(),
+      /** Of the block as packed; measured when its rounding is done after learning (GPTQ). */
+      errorPacked: z.number().optional(),
       epochLoss: z.array(z.number()).optional(),
       moved: z.record(z.string(), z.number()).optional(),
       parameters: z.record(z.string(), z.array(z.number())),

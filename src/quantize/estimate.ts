@@ -60,7 +60,13 @@ export function estimateRun(
   const refineTokens = need.refineSteps * need.refineBatch * need.seqLen;
   const refine =
     refineTokens * (forward * 4 * config.numLayers + 8 * config.vocabSize * config.hiddenSize);
-  const operations = training + reference + refine;
+  const widths = need.secondMoments ? ROLES.map((role) => linearShape(config, role)[1]) : [];
+  const squares = widths.reduce((sum, width) => sum + width * width, 0);
+  // The prefix runs once more, and every activation is multiplied with itself.
+  const moments = need.secondMoments
+    ? need.samples * need.seqLen * (2 * forward + 2 * squares) * config.numLayers
+    : 0;
+  const operations = training + reference + refine + moments;
   const activations = 2 * need.samples * need.seqLen * config.hiddenSize * 4;
   const step =
     need.batch *
@@ -71,7 +77,8 @@ export function estimateRun(
   const refineBytes = need.refineSteps > 0 ? config.numLayers * perBlock * 16 + 2 * embedding : 0;
   return {
     operations,
-    memoryBytes: activations + step + perBlock * 16 + embedding * 4 + refineBytes + 3e8,
+    memoryBytes:
+      activations + step + perBlock * 16 + embedding * 4 + refineBytes + squares * 16 + 3e8,
     diskBytes:
       2 * packed +
       (need.refineSteps > 0 ? config.numLayers * perBlock * 12 : config.numLayers * 2e6),

@@ -10,6 +10,7 @@ import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
 import { floatToHalfBits } from "../checkpoint/half.js";
 import { halfFloats } from "../checkpoint/element-types.js";
 import { bindMatrix, type Side } from "./transforms/affine.js";
+import type { WeightRounder } from "./rounding/rounder.js";
 import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import type { ClipLogits, PackedBlock, PackedLinear, PackedTransform } from "./packed-block.js";
 
@@ -19,11 +20,15 @@ export type ParameterValues = ReadonlyMap<
   { readonly shape: readonly number[]; readonly data: RealArray }
 >;
 
-/** Deterministic: the same values give the same packed block on every machine. */
+/**
+ * Deterministic: the same values (and the same rounder) give the same packed block on every machine. Without a
+ * rounder weights go to the nearest point of their grid, or where learned offsets say.
+ */
 export function foldBlock(
   block: HostBlock,
   description: BlockDescription,
   values: ParameterValues,
+  rounder?: WeightRounder,
 ): PackedBlock {
   const backend = createReferenceBackend({ realType: "f64" });
   const params = new Map<string, Tensor>();
@@ -42,14 +47,19 @@ export function foldBlock(
 
   const linears: Partial<Record<LinearRole, PackedLinear>> = {};
   for (const [role, l] of Object.entries(block.linears) as [LinearRole, HostLinear][]) {
-    const folded = simulated.weight(role);
+    const unrounded = simulated.unroundedWeight(role);
+    const folded = simulated.roundedWeight(role, unrounded);
     const bias = host(simulated.bias(role));
     // mlp_down's diag multiplies up_proj's output rows: their scales (or weights) and bias.
     const rowFactors = role === "up" ? diagOf("mlp_down") : undefined;
-    const quantized = folded.codes && {
-      codes: backend.read(folded.codes.codes) as Int8Array,
-      scale: scaleRows(backend.read(folded.codes.scale) as Float64Array, rowFactors, 1),
-    };
+    const scale = folded.codes && (backend.read(folded.codes.scale) as RealArray);
+    const quantized = folded.codes &&
+      scale && {
+        codes:
+          rounder?.(role, g.read(unrounded), l.weight.shape, scale, folded.codes.bits) ??
+          (backend.read(folded.codes.codes) as Int8Array),
+        scale: scaleRows(scale, rowFactors, 1),
+      };
     linears[role] = {
       path: l.path,
       shape: [l.weight.shape[0], l.weight.shape[1]],
@@ -107,7 +117,7 @@ function scaleNorm(norm: HostNorm, diag: RealArray | undefined): HostNorm {
  * Replaces every run-time matrix by what the artifact will hold: P itself, rounded to 16 bits. Its inverse is then
  * taken of the rounded one, so that folding into weights and the transform at run time cancel exactly.
  */
-function settleMatrices(values: ParameterValues): ParameterValues {
+export function settleMatrices(values: ParameterValues): ParameterValues {
   const backend = createReferenceBackend({ realType: "f64" });
   using g = new Graph(backend);
   const params = new Map<string, Tensor>();

@@ -3,41 +3,31 @@
  * Blocks are read one at a time; each is trained on full-precision inputs, so that it can be done again alone
  * after a crash (spec/flatquant.md, Calibration).
  */
-import { existsSync, readFileSync, rmSync } from "node:fs";
-import { basename, join } from "node:path";
-import { setImmediate as nextTurn } from "node:timers/promises";
+import { existsSync, readFileSync } from "node:fs";
+import { basename } from "node:path";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
-import { writeSafetensors } from "../checkpoint/safetensors.js";
 import { loadTokenizer } from "../checkpoint/tokenizer.js";
-import { InterruptedError, PlanishError, UsageError } from "../common/errors.js";
+import { PlanishError, UsageError } from "../common/errors.js";
 import { formatBytes, formatDuration } from "../common/format.js";
 import { packageVersion } from "../common/package.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { defaultSequenceLength } from "../evaluate/perplexity.js";
 import { parseModelConfig } from "../models/architectures/index.js";
-import { blockForward, plainHooks, type BlockWeights } from "../models/block.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
-import { embed, loadOuter, type OuterWeights } from "../models/language-model.js";
-import { ropeTables } from "../models/rope.js";
+import { loadOuter } from "../models/language-model.js";
 import { freeBlock, readBlock, uploadBlock } from "../models/weights.js";
-import { Graph } from "../tensor/tensor.js";
 import { refuseExisting, writeArtifact, type QuantizationInfo } from "./artifact.js";
+import { embedAll, forwardAll, freeOuter } from "./calibration/forward.js";
 import { readDocuments, tokenizeCorpus } from "./calibration/text.js";
-import {
-  randomWindows,
-  sampleRange,
-  type Activations,
-  type TokenWindows,
-} from "./calibration/windows.js";
+import { randomWindows, type Activations, type TokenWindows } from "./calibration/windows.js";
 import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
-import { foldBlock, type ParameterValues } from "./fold.js";
+import type { ParameterValues } from "./fold.js";
 import { Journal } from "./journal.js";
 import type { BlockReport, CalibrationNeed } from "./method.js";
 import { findMethod, type AnyMethod } from "./methods/index.js";
-import { packedEntries } from "./packed-tensors.js";
+import { packBlocks } from "./packing.js";
 import { formatScheme, parseScheme, type Scheme } from "./scheme.js";
-import { describeBlock } from "./simulated-block.js";
 import { writeParameters } from "./simulated-model.js";
 
 export interface QuantizeOptions {
@@ -178,12 +168,12 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
   };
 
   const trainingStart = performance.now();
-  const trained = windows ? await trainBlocks(run, windows) : undefined;
+  const trained = windows && method.calibrateBlock ? await trainBlocks(run, windows) : undefined;
   const refined = trained && windows ? await refineBlocks(run, windows, trained) : undefined;
-  const trainingSeconds = windows ? (performance.now() - trainingStart) / 1000 : 0;
+  const trainingSeconds = trained ? (performance.now() - trainingStart) / 1000 : 0;
 
   const parameters = refined?.parameters ?? trained?.parameters;
-  const { files, shapes } = await foldAll(run, parameters);
+  const packed = await packBlocks({ ...run, gptq: method.gptq?.(recipe), parameters });
   const { hash: _windowsHash, ...calibration } = settings.calibration ?? { hash: undefined };
   const info: QuantizationInfo = {
     formatVersion: 1,
@@ -195,13 +185,14 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     seed,
     source: settings.source,
     calibration: "text" in calibration ? calibration : undefined,
-    layers: shapes.map((parameterShapes, layer) => ({
+    layers: packed.map(({ errorPacked, parameters: parameterShapes }, layer) => ({
       layer,
       ...reportFields(trained?.reports[layer]),
+      errorPacked,
       parameters: parameterShapes,
     })),
     refineLoss: refined && refined.losses.length > 0 ? [...refined.losses] : undefined,
-    fallbacks: trained?.reports.flatMap((r) => [...r.notes]) ?? [],
+    fallbacks: [...(trained?.reports ?? []), ...packed].flatMap(({ notes }) => [...notes]),
   };
   const { bytes } = await writeArtifact({
     out,
@@ -210,7 +201,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     config,
     scheme,
     info,
-    blockFiles: files,
+    blockFiles: packed.map(({ file }) => file),
     signal: options.signal,
   });
   if (options.keepParameters && parameters) await writeParameters(out, parameters);
@@ -364,86 +355,6 @@ async function refineBlocks(run: Run, windows: TokenWindows, trained: Trained) {
   task.done();
   freeOuter(backend, outer);
   return outcome;
-}
-
-/** Folds and packs every block into a file of its own in the journal's directory. */
-async function foldAll(run: Run, parameters: readonly ParameterValues[] | undefined) {
-  const { source, architecture, config, scheme, journal } = run;
-  const task = run.progress.task("packing", config.numLayers);
-  const files: string[] = [];
-  const shapes: Record<string, number[]>[] = [];
-  for (let layer = 0; layer < config.numLayers; layer++) {
-    if (run.signal?.aborted)
-      throw new InterruptedError("stopped while packing; calibrated blocks are kept");
-    const host = readBlock(source, architecture, config, layer);
-    const values: ParameterValues = parameters?.[layer] ?? new Map();
-    const packed = foldBlock(host, describeBlock(host, config, scheme), values);
-    const file = join(journal.directory, `packed-${String(layer).padStart(3, "0")}.safetensors`);
-    rmSync(file, { force: true });
-    await writeSafetensors(
-      file,
-      packedEntries(architecture.names.blockPrefix(layer), packed, scheme),
-    );
-    files.push(file);
-    shapes.push(Object.fromEntries([...values].map(([name, v]) => [name, [...v.shape]])));
-    task.advance();
-    await nextTurn();
-  }
-  task.done();
-  return { files, shapes };
-}
-
-function embedAll(
-  backend: Backend,
-  config: ModelConfig,
-  outer: OuterWeights,
-  windows: TokenWindows,
-): Activations {
-  const { samples, time } = windows;
-  const hidden = config.hiddenSize;
-  const data = new Float32Array(samples * time * hidden);
-  for (let s = 0; s < samples; s++) {
-    using g = new Graph(backend);
-    const ids = windows.ids.slice(s * time, (s + 1) * time);
-    data.set(g.read(embed(g, config, outer, ids, 1)), s * time * hidden);
-  }
-  return { data, samples, time, hidden };
-}
-
-/** One block's full-precision outputs over the calibration set, in float32. */
-async function forwardAll(
-  backend: Backend,
-  config: ModelConfig,
-  weights: BlockWeights,
-  inputs: Activations,
-  outputs: Activations,
-  layer: number,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  using arena = backend.arena();
-  const hooks = plainHooks(weights);
-  for (let s = 0; s < inputs.samples; s++) {
-    if (signal?.aborted)
-      throw new InterruptedError(`stopped before block ${layer}; finished blocks are kept`);
-    using g = new Graph(backend, { arena });
-    const rope =
-      config.positions.kind === "rope" ? ropeTables(g, config, 0, inputs.time) : undefined;
-    const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
-    const y = blockForward(g, config, weights, hooks, x, { layer, batch: 1, rope });
-    sampleRange(outputs, s, 1).set(g.read(y));
-    await nextTurn();
-  }
-}
-
-function freeOuter(
-  backend: Backend,
-  { embedding, positions, finalNorm, lmHead }: OuterWeights,
-): void {
-  for (const t of new Set([embedding, positions, finalNorm.gain, finalNorm.bias, lmHead]))
-    if (t?.buffer) {
-      backend.free(t.buffer);
-      t.buffer = undefined;
-    }
 }
 
 /** Reads a recipe file: JSON with any of the recipe's fields. */

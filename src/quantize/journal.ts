@@ -23,6 +23,14 @@ import type { BlockReport, RefineState } from "./method.js";
 /** What makes two runs the same run. */
 export type JournalSettings = Readonly<Record<string, unknown>>;
 
+/** How the packing of one block went. */
+export interface PackReport {
+  /** Mean squared error of the packed block's output, when activations were at hand. */
+  readonly errorPacked?: number;
+  /** Fallbacks and remarks. */
+  readonly notes: readonly string[];
+}
+
 export class Journal {
   private constructor(readonly directory: string) {}
 
@@ -74,6 +82,32 @@ export class Journal {
       parameters: readParameters(this.blockFile(layer, "safetensors")),
       report: JSON.parse(readFileSync(this.blockFile(layer, "json"), "utf8")) as BlockReport,
     };
+  }
+
+  /** Where a block's packed tensors are kept until the artifact is put together. */
+  packedFile(layer: number): string {
+    return join(this.directory, `packed-${String(layer).padStart(3, "0")}.safetensors`);
+  }
+
+  private packedReportFile(layer: number): string {
+    return join(this.directory, `packed-${String(layer).padStart(3, "0")}.json`);
+  }
+
+  /** What is known of a packed block; undefined when its packing is not finished. */
+  readPacked(layer: number): PackReport | undefined {
+    const file = this.packedReportFile(layer);
+    return existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as PackReport) : undefined;
+  }
+
+  /** Keeps a packed block. Its integers are final: a resumed run does not choose them again. */
+  async keepPacked(
+    layer: number,
+    entries: readonly TensorEntry[],
+    report: PackReport,
+  ): Promise<void> {
+    rmSync(this.packedFile(layer), { force: true });
+    await writeSafetensors(this.packedFile(layer), entries);
+    writeAtomically(this.packedReportFile(layer), JSON.stringify(report));
   }
 
   /** Saves the end-to-end stage; the previous saving stays until this one is complete. */

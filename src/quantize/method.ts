@@ -12,6 +12,7 @@ import type { OuterWeights } from "../models/language-model.js";
 import type { HostBlock } from "../models/weights.js";
 import type { Activations, TokenWindows } from "./calibration/windows.js";
 import type { ParameterValues } from "./fold.js";
+import type { GptqSettings } from "./rounding/settings.js";
 import type { Scheme } from "./scheme.js";
 
 /** What calibration a recipe asks for; none for methods that look at weights only. */
@@ -25,6 +26,8 @@ export interface CalibrationNeed {
   /** End-to-end steps after the blocks. */
   readonly refineSteps: number;
   readonly refineBatch: number;
+  /** Second moments of every linear's activations are collected after all learning. */
+  readonly secondMoments?: boolean;
 }
 
 /** How one block fared. Errors are mean squared errors of its output on the first calibration windows. */
@@ -107,6 +110,8 @@ export interface Method<Recipe = unknown> {
   readonly presets: Readonly<Record<string, Recipe>>;
   readonly defaultPreset: string;
   calibration(recipe: Recipe): CalibrationNeed | undefined;
+  /** How the pipeline shall round folded weights, when not to nearest; the recipe then asks for calibration too. */
+  gptq?(recipe: Recipe): GptqSettings | undefined;
   /** Refuses what cannot work, before any calibration. @throws PlanishError listing every unfit layer. */
   check?(config: ModelConfig, scheme: Scheme, recipe: Recipe): void;
   calibrateBlock?(job: BlockJob<Recipe>): Promise<BlockOutcome>;

@@ -56,10 +56,18 @@ export function describeBlock(
 export interface SimulatedBlock extends BlockHooks {
   /** Bound transforms by site; k_head and v_head carry their matrix in `right`. */
   readonly transforms: Readonly<Record<SiteName, BoundTransform | undefined>>;
-  /** The transformed, clipped and (below 16 bits) quantized weight; the upstream share of mlp_down's diag is not in it. */
-  weight(role: LinearRole): Tensor;
+  /** The transformed and (below 16 bits) clipped weight; the upstream share of mlp_down's diag is not in it. */
+  unroundedWeight(role: LinearRole): Tensor;
+  /** An unrounded weight on its grid: to nearest, or where the learned offsets say. As it was at 16 bits. */
+  roundedWeight(role: LinearRole, unrounded: Tensor): Tensor;
   bias(role: LinearRole): Tensor | undefined;
 }
+
+/** Sees what each of a site's linears reads, in the order of `roles`; equal activations are one tensor. */
+export type ActivationObserver = (
+  activations: readonly Tensor[],
+  roles: readonly LinearRole[],
+) => void;
 
 /** Hooks for one graph: the small matrices are formed once, here, and shared by all uses in the step. */
 export function bindSimulated(
@@ -67,6 +75,7 @@ export function bindSimulated(
   { config, scheme, paths }: BlockDescription,
   weights: BlockWeights,
   params: Parameters,
+  observe?: ActivationObserver,
 ): SimulatedBlock {
   const { headDim } = config;
   const site = {
@@ -111,24 +120,26 @@ export function bindSimulated(
     });
   };
 
-  const quantizedWeight = (name: LinearSite, role: LinearRole): Tensor => {
-    const path = paths[role] ?? role;
+  const unroundedWeight = (name: LinearSite, role: LinearRole): Tensor => {
     let w = weightTransform(name, requireLinear(weights, role).weight);
     if (scheme.weightBits < 16) {
-      const bounds = clip(path, "w");
+      const bounds = clip(paths[role] ?? role, "w");
       if (bounds) w = clipRows(g, w, bounds);
     }
     // P_v on the output side: rows of each head are mixed, after clipping (spec: "the clamp comes before").
     if (role === "v" && valueTransform)
       w = kronecker(g, w, { left: valueTransform.p, nRight: w.shape[1] });
-    if (scheme.weightBits < 16)
-      w = quantizeRows(g, w, {
-        bits: scheme.weightBits,
-        scaleFloor: WEIGHT_SCALE_FLOOR,
-        offset: params.get(`round.${path}`),
-      });
     return w;
   };
+
+  const roundedWeight = (role: LinearRole, unrounded: Tensor): Tensor =>
+    scheme.weightBits < 16
+      ? quantizeRows(g, unrounded, {
+          bits: scheme.weightBits,
+          scaleFloor: WEIGHT_SCALE_FLOOR,
+          offset: params.get(`round.${paths[role] ?? role}`),
+        })
+      : unrounded;
 
   const bias = (role: LinearRole): Tensor | undefined => {
     const b = requireLinear(weights, role).bias;
@@ -157,12 +168,14 @@ export function bindSimulated(
       k_head: bindOnly(keyTransform),
       v_head: bindOnly(valueTransform),
     },
-    weight: (role) => quantizedWeight(siteOf(role), role),
+    unroundedWeight: (role) => unroundedWeight(siteOf(role), role),
+    roundedWeight,
     bias,
     linears(_g, name, x, roles) {
       const activations = quantizedActivations(activationTransform(name, x), roles);
+      observe?.(activations, roles);
       return roles.map((role, i) =>
-        linear(g, activations[i], quantizedWeight(name, role), bias(role)),
+        linear(g, activations[i], roundedWeight(role, unroundedWeight(name, role)), bias(role)),
       );
     },
     queries(_g, q) {

@@ -7,7 +7,7 @@ import { rtn } from "./rtn/index.js";
 /** A method with its recipe type forgotten: recipes are validated by the method's own schema before use. */
 export type AnyMethod = Method;
 
-export const METHODS: readonly AnyMethod[] = [flatquant as AnyMethod, rtn as AnyMethod];
+export const METHODS: readonly AnyMethod[] = [flatquant, rtn];
 
 /** @throws UsageError naming the accepted methods. */
 export function findMethod(name: string): AnyMethod {

@@ -18,6 +18,7 @@ import { freeTensor, Graph, parameter, type Tensor } from "../../../tensor/tenso
 import { sampleRange, type Activations } from "../../calibration/windows.js";
 import type { ParameterValues } from "../../fold.js";
 import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
+import { gptqOf } from "../../rounding/settings.js";
 import { describeBlock } from "../../simulated-block.js";
 import { kroneckerFactors } from "../../transforms/affine.js";
 import { distill } from "./distill.js";
@@ -41,7 +42,9 @@ export const flatquant: Method<FlatQuantRecipe> = {
     batch: recipe.batch,
     refineSteps: recipe.distillation.steps,
     refineBatch: recipe.distillation.batch,
+    secondMoments: recipe.rounding === "gptq",
   }),
+  gptq: gptqOf,
   check: (config, scheme) => {
     if (scheme.weightBits >= 16 && scheme.activationBits >= 16) return;
     for (const site of ["attn_in", "mlp_in", "mlp_down"] as const)

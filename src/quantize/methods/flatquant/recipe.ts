@@ -1,10 +1,11 @@
 /** FlatQuant's settings as data. Source: spec/flatquant.md, Calibration and "Beyond the paper". */
 import { z } from "zod";
+import { roundingDefaults, roundingFields } from "../../rounding/settings.js";
 
 const positive = z.number().positive();
 const count = z.number().int().positive();
 
-export const flatQuantRecipe = z.strictObject({
+const fields = z.strictObject({
   /** Windows of calibration text, and tokens in each. */
   samples: count,
   seqLen: count,
@@ -37,9 +38,19 @@ export const flatQuantRecipe = z.strictObject({
     learningRate: positive,
     roundingLearningRate: positive,
   }),
+  ...roundingFields,
 });
 
-export type FlatQuantRecipe = z.infer<typeof flatQuantRecipe>;
+export type FlatQuantRecipe = z.infer<typeof fields>;
+
+export const flatQuantRecipe: z.ZodType<FlatQuantRecipe> = fields.refine(
+  ({ rounding, learnedRounding }) => !(rounding === "gptq" && learnedRounding.enabled),
+  {
+    path: ["rounding"],
+    message:
+      '"gptq" cannot be combined with learnedRounding: each chooses every weight\'s integer, and GPTQ would discard what was learned; set learnedRounding.enabled to false, or rounding to "rtn"',
+  },
+);
 
 const paper: FlatQuantRecipe = {
   samples: 128,
@@ -60,6 +71,7 @@ const paper: FlatQuantRecipe = {
   precision: "bf16",
   learnedRounding: { enabled: false, learningRate: 3e-3 },
   distillation: { steps: 0, batch: 8, learningRate: 5e-4, roundingLearningRate: 1e-3 },
+  ...roundingDefaults,
 };
 
 export const flatQuantPresets = {

@@ -1,0 +1,64 @@
+/** The full-precision model's hidden states over the calibration set, block by block. */
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { Backend } from "../../backend/backend.js";
+import { InterruptedError } from "../../common/errors.js";
+import { blockForward, plainHooks, type BlockWeights } from "../../models/block.js";
+import type { ModelConfig } from "../../models/config.js";
+import { embed, type OuterWeights } from "../../models/language-model.js";
+import { ropeTables } from "../../models/rope.js";
+import { Graph } from "../../tensor/tensor.js";
+import { sampleRange, type Activations, type TokenWindows } from "./windows.js";
+
+/** Hidden states before the first block, of every window. */
+export function embedAll(
+  backend: Backend,
+  config: ModelConfig,
+  outer: OuterWeights,
+  windows: TokenWindows,
+): Activations {
+  const { samples, time } = windows;
+  const hidden = config.hiddenSize;
+  const data = new Float32Array(samples * time * hidden);
+  for (let s = 0; s < samples; s++) {
+    using g = new Graph(backend);
+    const ids = windows.ids.slice(s * time, (s + 1) * time);
+    data.set(g.read(embed(g, config, outer, ids, 1)), s * time * hidden);
+  }
+  return { data, samples, time, hidden };
+}
+
+/** One block's full-precision outputs over the calibration set, in float32. */
+export async function forwardAll(
+  backend: Backend,
+  config: ModelConfig,
+  weights: BlockWeights,
+  inputs: Activations,
+  outputs: Activations,
+  layer: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  using arena = backend.arena();
+  const hooks = plainHooks(weights);
+  for (let s = 0; s < inputs.samples; s++) {
+    if (signal?.aborted)
+      throw new InterruptedError(`stopped before block ${layer}; finished blocks are kept`);
+    using g = new Graph(backend, { arena });
+    const rope =
+      config.positions.kind === "rope" ? ropeTables(g, config, 0, inputs.time) : undefined;
+    const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
+    const y = blockForward(g, config, weights, hooks, x, { layer, batch: 1, rope });
+    sampleRange(outputs, s, 1).set(g.read(y));
+    await nextTurn();
+  }
+}
+
+export function freeOuter(
+  backend: Backend,
+  { embedding, positions, finalNorm, lmHead }: OuterWeights,
+): void {
+  for (const t of new Set([embedding, positions, finalNorm.gain, finalNorm.bias, lmHead]))
+    if (t?.buffer) {
+      backend.free(t.buffer);
+      t.buffer = undefined;
+    }
+}

@@ -1,0 +1,168 @@
+/**
+ * The last stage of a run: every block's parameters are folded into its weights, the weights rounded and packed into a
+ * file of the journal. With GPTQ the calibration set goes through the full-precision model once more, because
+ * second moments depend on the final parameters.
+ */
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { Backend } from "../backend/backend.js";
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { InterruptedError } from "../common/errors.js";
+import type { ProgressSink } from "../common/progress.js";
+import { blockForward, type BlockWeights } from "../models/block.js";
+import type { Architecture, ModelConfig } from "../models/config.js";
+import { loadOuter } from "../models/language-model.js";
+import { ropeTables } from "../models/rope.js";
+import { freeBlock, readBlock, uploadBlock, type HostBlock } from "../models/weights.js";
+import { meanSquaredError } from "../tensor/ops/index.js";
+import { Graph } from "../tensor/tensor.js";
+import { embedAll, forwardAll, freeOuter } from "./calibration/forward.js";
+import { sampleRange, type Activations, type TokenWindows } from "./calibration/windows.js";
+import { foldBlock, settleMatrices, type ParameterValues } from "./fold.js";
+import type { Journal, PackReport } from "./journal.js";
+import { packedLayer, type PackedBlock } from "./packed-block.js";
+import { packedEntries } from "./packed-tensors.js";
+import { collectMoments } from "./rounding/moments.js";
+import { gptqRounder } from "./rounding/rounder.js";
+import type { GptqSettings } from "./rounding/settings.js";
+import type { Scheme } from "./scheme.js";
+import { describeBlock } from "./simulated-block.js";
+
+export interface PackJob {
+  readonly backend: Backend;
+  readonly source: Checkpoint;
+  readonly architecture: Architecture;
+  readonly config: ModelConfig;
+  readonly scheme: Scheme;
+  readonly journal: Journal;
+  /** Final parameters by block; absent for methods that learn nothing. */
+  readonly parameters?: readonly ParameterValues[];
+  readonly windows?: TokenWindows;
+  /** Absent: weights are rounded to nearest. */
+  readonly gptq?: GptqSettings;
+  readonly progress: ProgressSink;
+  readonly signal?: AbortSignal;
+}
+
+export interface PackedFile extends PackReport {
+  readonly file: string;
+  /** Shapes of the block's parameters. */
+  readonly parameters: Record<string, number[]>;
+}
+
+/** Windows on which a packed block's error is measured. */
+const REPORT_WINDOWS = 16;
+
+/** Packs what the journal does not hold yet. @throws InterruptedError on the signal. */
+export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
+  const { source, architecture, config, scheme, journal } = job;
+  const task = job.progress.task("packing", config.numLayers);
+  const wanted = scheme.weightBits < 16 ? job.gptq : undefined;
+  const prefix = wanted && job.windows && startPrefix(job, job.windows);
+  const files: PackedFile[] = [];
+  for (let layer = 0; layer < config.numLayers; layer++) {
+    if (job.signal?.aborted)
+      throw new InterruptedError("stopped while packing; finished blocks are kept");
+    const host = readBlock(source, architecture, config, layer);
+    const values: ParameterValues = job.parameters?.[layer] ?? new Map();
+    let report = journal.readPacked(layer);
+    if (prefix && wanted)
+      report = await packOnPrefix(job, wanted, prefix, host, values, layer, report);
+    else if (!report) {
+      report = { notes: [] };
+      const packed = foldBlock(host, describeBlock(host, config, scheme), values);
+      await journal.keepPacked(layer, entriesOf(job, packed, layer), report);
+    }
+    const parameters = Object.fromEntries([...values].map(([name, v]) => [name, [...v.shape]]));
+    files.push({ file: journal.packedFile(layer), parameters, ...report });
+    task.advance();
+    await nextTurn();
+  }
+  task.done();
+  if (job.gptq && !wanted && files.length > 0) {
+    const remark = "rounding gptq: weights stay at 16 bits, there was nothing to round";
+    files[0] = { ...files[0], notes: [...files[0].notes, remark] };
+  }
+  return files;
+}
+
+function entriesOf({ architecture, scheme }: PackJob, packed: PackedBlock, layer: number) {
+  return packedEntries(architecture.names.blockPrefix(layer), packed, scheme);
+}
+
+/** Full-precision hidden states before the block at hand, and room for those after it. */
+interface Prefix {
+  inputs: Activations;
+  outputs: Activations;
+}
+
+function startPrefix(job: PackJob, windows: TokenWindows): Prefix {
+  const { backend, source, architecture, config } = job;
+  const outer = loadOuter(backend, source, architecture, config);
+  const inputs = embedAll(backend, config, outer, windows);
+  freeOuter(backend, outer);
+  return { inputs, outputs: { ...inputs, data: new Float32Array(inputs.data.length) } };
+}
+
+/** Packs one block by GPTQ, unless it is packed already, and moves the prefix past it. */
+async function packOnPrefix(
+  job: PackJob,
+  gptq: GptqSettings,
+  prefix: Prefix,
+  host: HostBlock,
+  values: ParameterValues,
+  layer: number,
+  kept: PackReport | undefined,
+): Promise<PackReport> {
+  const { backend, config, scheme, journal, signal } = job;
+  if (kept && layer === config.numLayers - 1) return kept;
+  const weights: BlockWeights = uploadBlock(backend, host);
+  const { inputs, outputs } = prefix;
+  await forwardAll(backend, config, weights, inputs, outputs, layer, signal);
+  let report = kept;
+  if (!report) {
+    const block = describeBlock(host, config, scheme);
+    const parameters = settleMatrices(values);
+    const moments = await collectMoments({
+      backend,
+      block,
+      weights,
+      parameters,
+      inputs,
+      layer,
+      signal,
+    });
+    const notes: string[] = [];
+    const rounder = gptqRounder(moments, gptq, `block ${layer}`, notes);
+    const packed = foldBlock(host, block, values, rounder);
+    report = { errorPacked: packedError(job, packed, prefix, layer), notes };
+    await journal.keepPacked(layer, entriesOf(job, packed, layer), report);
+  }
+  freeBlock(backend, weights);
+  prefix.inputs = outputs;
+  prefix.outputs = inputs;
+  return report;
+}
+
+/** Mean squared error of a packed block's output on the first calibration windows. */
+function packedError(
+  { backend, config, scheme }: PackJob,
+  packed: PackedBlock,
+  { inputs, outputs }: Prefix,
+  layer: number,
+): number {
+  const { weights, hooks } = packedLayer(backend, config, scheme, packed);
+  const count = Math.min(REPORT_WINDOWS, inputs.samples);
+  const shape = [inputs.time, inputs.hidden];
+  let sum = 0;
+  using arena = backend.arena();
+  for (let s = 0; s < count; s++) {
+    using g = new Graph(backend, { arena });
+    const rope =
+      config.positions.kind === "rope" ? ropeTables(g, config, 0, inputs.time) : undefined;
+    const x = g.constant(shape, sampleRange(inputs, s, 1));
+    const y = blockForward(g, config, weights, hooks, x, { layer, batch: 1, rope });
+    sum += g.scalar(meanSquaredError(g, y, g.constant(shape, sampleRange(outputs, s, 1))));
+  }
+  freeBlock(backend, weights);
+  return sum / count;
+}

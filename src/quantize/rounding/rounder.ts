@@ -1,0 +1,41 @@
+/** GPTQ for the linears of one block: factors each second moment once and rounds the weights that read it. */
+import type { RealArray } from "../../backend/backend.js";
+import type { LinearRole } from "../../models/config.js";
+import { factorMoment, roundWithFactor, type FactoredMoment } from "./gptq.js";
+import type { SecondMoment } from "./moments.js";
+import type { GptqSettings } from "./settings.js";
+
+/**
+ * Chooses the codes of one linear's weight, [rows, cols], as it is folded and clipped, on the grid with this scale per row.
+ */
+export type WeightRounder = (
+  role: LinearRole,
+  weight: RealArray,
+  shape: readonly number[],
+  scale: RealArray,
+  bits: number,
+) => Int8Array;
+
+/** `notes` collects what had to be done otherwise than asked, naming `where`, e.g. "block 3". */
+export function gptqRounder(
+  moments: readonly SecondMoment[],
+  settings: GptqSettings,
+  where: string,
+  notes: string[],
+): WeightRounder {
+  const factored = new Map<SecondMoment, FactoredMoment>();
+  return (role, weight, [rows, cols], scale, bits) => {
+    const moment = moments.find(({ roles }) => roles.includes(role));
+    if (moment?.cols !== cols)
+      throw new Error(`[gptq] ${where}: no second moment of ${cols} channels for "${role}"`);
+    let factor = factored.get(moment);
+    if (!factor) {
+      factored.set(moment, (factor = factorMoment(moment.sum, cols, settings)));
+      if (factor.damping !== settings.damping)
+        notes.push(
+          `${where}: gptq damped the second moment of ${moment.roles.join(", ")} by ${factor.damping} of its mean diagonal instead of ${settings.damping}; with less it cannot be factored`,
+        );
+    }
+    return roundWithFactor({ weight, rows, cols, scale, bits }, factor).codes;
+  };
+}
