@@ -1,13 +1,14 @@
 /**
  * Items per second of a zero-shot task, three ways on the same items in one run, alternating: each choice by itself with the
  * logits of every position (a harness with batch size 1); the same with logits only where a scored token is
- * predicted; and as `planish eval --tasks` scores. The first round warms up and is not counted.
+ * predicted; and as `planish eval --tasks` scores. A few items warm each way up first.
  *
  *   npx tsx bench/zero-shot.ts MODEL [--tasks piqa,arc_easy] [--limit 100] [--rounds 3] [--threads N]
+ *     [--precision bf16] [--step TOKENS]
  */
 
 import { parseArgs } from "node:util";
-import type { Backend } from "../src/backend/backend.js";
+import type { Backend, Precision } from "../src/backend/backend.js";
 import { openBackend } from "../src/backend/open.js";
 import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { formatTable } from "../src/common/format.js";
@@ -28,12 +29,15 @@ const { values: flags, positionals } = parseArgs({
     rounds: { type: "string", default: "3" },
     threads: { type: "string" },
     step: { type: "string" },
+    precision: { type: "string", default: "f32" },
   },
 });
 
+const precision: Precision = flags.precision === "bf16" ? "bf16" : "f32";
+
 /** Log-likelihood of a continuation from a forward pass of its own. */
 function scoreAlone(model: LanguageModel, pair: EncodedPair, everyLogit: boolean): number {
-  using g = new Graph(model.backend);
+  using g = new Graph(model.backend, { precision });
   const ids = Int32Array.from([...pair.context, ...pair.continuation]).slice(0, -1);
   const { length } = pair.continuation;
   const hidden = model.hidden(g, ids);
@@ -58,31 +62,35 @@ async function measure(backend: Backend, path: string, data: TaskData): Promise<
   using loaded = loadModel(backend, path);
   const tokenizer = loadTokenizer(loaded.checkpoint);
   const { model } = loaded;
-  const alone = (everyLogit: boolean) => (): number => {
-    const encode = pairEncoder(tokenizer);
-    return data.items.filter(({ options, gold }) => {
-      const sums = options.map(({ context, continuation }) =>
-        scoreAlone(model, encode(context, continuation), everyLogit),
-      );
-      return sums.indexOf(Math.max(...sums)) === gold;
-    }).length;
-  };
-  const ways: Record<string, () => number | Promise<number>> = {
+  const alone =
+    (everyLogit: boolean) =>
+    ({ items }: TaskData): number => {
+      const encode = pairEncoder(tokenizer);
+      return items.filter(({ options, gold }) => {
+        const sums = options.map(({ context, continuation }) =>
+          scoreAlone(model, encode(context, continuation), everyLogit),
+        );
+        return sums.indexOf(Math.max(...sums)) === gold;
+      }).length;
+    };
+  const ways: Record<string, (data: TaskData) => number | Promise<number>> = {
     "each choice separately, every logit": alone(true),
     "each choice separately, needed logits": alone(false),
-    "shared beginnings, batched": async () => {
-      const options = flags.step === undefined ? {} : { tokensPerStep: Number(flags.step) };
-      const { metrics } = await evaluateTask(model, tokenizer, data, options);
-      return Math.round((metrics.acc?.value ?? 0) * data.items.length);
+    "shared beginnings, batched": async (some) => {
+      const tokensPerStep = flags.step === undefined ? undefined : Number(flags.step);
+      const { metrics } = await evaluateTask(model, tokenizer, some, { tokensPerStep, precision });
+      return Math.round((metrics.acc?.value ?? 0) * some.items.length);
     },
   };
+  const few = { ...data, items: data.items.slice(0, 4) };
+  for (const way of Object.values(ways)) await way(few);
   const seconds = new Map<string, number[]>(Object.keys(ways).map((name) => [name, []]));
   const right = new Map<string, number>();
-  for (let round = 0; round <= Number(flags.rounds); round++)
+  for (let round = 0; round < Number(flags.rounds); round++)
     for (const [name, way] of Object.entries(ways)) {
       const started = performance.now();
-      right.set(name, await way());
-      if (round > 0) seconds.get(name)?.push((performance.now() - started) / 1000);
+      right.set(name, await way(data));
+      seconds.get(name)?.push((performance.now() - started) / 1000);
     }
   const slowest = median(seconds.get("each choice separately, every logit") ?? []);
   const rows = [...seconds].map(([name, times]) => [
@@ -112,6 +120,6 @@ if (!path) throw new Error("usage: npx tsx bench/zero-shot.ts MODEL [--tasks LIS
 using backend = openBackend({
   threads: flags.threads === undefined ? undefined : Number(flags.threads),
 });
-print(`planish ${packageVersion()}, ${backend.description}, ${path}`);
+print(`planish ${packageVersion()}, ${backend.description}, ${precision}, ${path}`);
 for (const source of parseTasks(flags.tasks))
   await measure(backend, path, await readTask(source, { limit: Number(flags.limit) }));

@@ -72,13 +72,22 @@ export function scoreContinuations(
     using inner = g.nested();
     const states = gatherRows(inner, hidden, inner.indices(Int32Array.from(some)));
     const logits = model.logits(inner, states);
-    const tokens = some.flatMap((row, i) =>
-      (scored.get(row) ?? []).map((token) => ({ ...token, place: i })),
+    // The first token that a row predicts is read off the logits as they are; rows are repeated for others only.
+    const tokens = some.flatMap((row, place) =>
+      (scored.get(row) ?? []).map((token, nth) => ({ ...token, place, nth })),
     );
-    const nll = inner.read(tokenLosses(inner, logits, tokens));
+    const firsts = tokens.filter(({ nth }) => nth === 0);
+    const others = tokens.filter(({ nth }) => nth > 0);
+    const places = Int32Array.from(others, ({ place }) => place);
+    const losses = [
+      ...tokenLosses(inner, logits, firsts),
+      ...(others.length === 0
+        ? []
+        : tokenLosses(inner, gatherRows(inner, logits, inner.indices(places)), others)),
+    ];
     const best = options.greedy ? rowMaxima(inner.read(logits), logits.cols) : undefined;
-    for (const [i, { pair, target, place }] of tokens.entries()) {
-      logLikelihood[pair] -= nll[i];
+    for (const [i, { pair, target, place }] of [...firsts, ...others].entries()) {
+      logLikelihood[pair] -= losses[i];
       if (best && best[place] !== target) greedy[pair] = false;
     }
   }
@@ -88,17 +97,14 @@ export function scoreContinuations(
   }));
 }
 
-/** NLL of each token; rows of logits are repeated only where a row predicts several tokens. */
+/** NLL of one token a row. */
 function tokenLosses(
   g: Graph,
   logits: Tensor,
-  tokens: readonly { readonly place: number; readonly target: number }[],
-): Tensor {
-  const places = Int32Array.from(tokens, ({ place }) => place);
-  const repeated =
-    tokens.length === logits.rows ? logits : gatherRows(g, logits, g.indices(places));
+  tokens: readonly { readonly target: number }[],
+): Float64Array | Float32Array {
   const targets = Int32Array.from(tokens, ({ target }) => target);
-  return negativeLogLikelihood(g, repeated, g.indices(targets));
+  return g.read(negativeLogLikelihood(g, logits, g.indices(targets)));
 }
 
 /** Column of each row's largest value, the first among equals. */
