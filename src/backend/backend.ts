@@ -71,7 +71,12 @@ export interface MatmulArgs {
   readonly batch?: number;
   readonly a: MatmulOperand;
   readonly b: MatmulOperand;
-  readonly out: { readonly buffer: Buffer; readonly offset?: number; readonly stride?: number; readonly batchStride?: number };
+  readonly out: {
+    readonly buffer: Buffer;
+    readonly offset?: number;
+    readonly stride?: number;
+    readonly batchStride?: number;
+  };
   /** Real vector of length k: A's column κ is multiplied by `kScale[κ]` before the product. */
   readonly kScale?: Buffer;
   /** Real vector of length n: output column j is multiplied by `nScale[j]`. */
@@ -489,7 +494,13 @@ export interface Kernels {
   quantizeRows(args: QuantizeRowsArgs): void;
   quantizeRowsBackward(args: QuantizeRowsBackwardArgs): void;
   /** out[r,c] = scale[r]·codes[r,c]. */
-  dequantizeRows(args: { codes: Buffer; scale: Buffer; rows: number; cols: number; out: Buffer }): void;
+  dequantizeRows(args: {
+    codes: Buffer;
+    scale: Buffer;
+    rows: number;
+    cols: number;
+    out: Buffer;
+  }): void;
   fakeQuantizeAsym(args: FakeQuantizeAsymArgs): void;
   fakeQuantizeAsymBackward(args: FakeQuantizeAsymBackwardArgs): void;
   clipRows(args: ClipRowsArgs): void;
@@ -534,6 +545,12 @@ export interface Backend extends Disposable {
   write(buffer: Buffer, data: HostArray, offset?: number): void;
   /** Copies a buffer (or a part) out into a fresh array of its own type. */
   read(buffer: Buffer, offset?: number, length?: number): HostArray;
-  copy(source: Buffer, target: Buffer, length: number, sourceOffset?: number, targetOffset?: number): void;
+  copy(
+    source: Buffer,
+    target: Buffer,
+    length: number,
+    sourceOffset?: number,
+    targetOffset?: number,
+  ): void;
   fill(buffer: Buffer, value: number): void;
 }

@@ -15,9 +15,10 @@ export interface ProfiledBackend extends Backend {
 
 export function profiledBackend(backend: Backend): ProfiledBackend {
   const totals = new Map<string, { calls: number; seconds: number }>();
-  const kernels = {} as Record<string, (args: never) => void>;
+  const kernels: Record<string, (args: never) => void> = {};
   for (const name of Object.keys(backend.kernels) as (keyof Kernels)[]) {
-    const run = backend.kernels[name].bind(backend.kernels) as (args: never) => void;
+    const table: Record<string, (args: never) => void> = { ...backend.kernels };
+    const run = table[name];
     const total = { calls: 0, seconds: 0 };
     totals.set(name, total);
     kernels[name] = (args) => {
@@ -46,7 +47,9 @@ export function profiledBackend(backend: Backend): ProfiledBackend {
       const own: unknown = Reflect.get(overrides, key);
       if (own !== undefined) return own;
       const value: unknown = Reflect.get(target, key);
-      return typeof value === "function" ? (value as (...args: unknown[]) => unknown).bind(target) : value;
+      return typeof value === "function"
+        ? (value as (...args: unknown[]) => unknown).bind(target)
+        : value;
     },
   });
 }

@@ -80,8 +80,8 @@ export async function generate(
     else if (cache.length + next.length > capacity) finishReason = "context";
     else {
       using g = new Graph(model.backend, { arena });
-      const hidden = g.read(model.hidden(g, next, { cache })).subarray(-config.hiddenSize);
-      const logits = g.read(model.logits(g, g.constant([1, config.hiddenSize], hidden)));
+      const hidden = model.lastRow(g, model.hidden(g, next, { cache }));
+      const logits = g.read(model.logits(g, hidden));
       const token = sampleToken(logits.subarray(0, candidates), { temperature, topP }, random);
       if (tokens.length === 0) firstAt = performance.now();
       if (tokenizer.eosTokenIds.includes(token)) finishReason = "stop";

@@ -2,7 +2,7 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
-import type { ModelConfig } from "../models/config.js";
+import { defaultSequenceLength, type ModelConfig } from "../models/config.js";
 import type { LanguageModel } from "../models/language-model.js";
 import { negativeLogLikelihood } from "../tensor/ops/index.js";
 import { Graph } from "../tensor/tensor.js";
@@ -30,11 +30,6 @@ export interface PerplexityResult {
 
 /** Tokens run through the model at once: enough to keep large products efficient, small enough for memory. */
 const TOKENS_PER_STEP = 2048;
-
-/** 2048 tokens, or half of the positions of models trained for fewer (512 for the tiny ones). */
-export function defaultSequenceLength(config: ModelConfig): number {
-  return config.maxPositions >= 2048 ? 2048 : Math.floor(config.maxPositions / 2);
-}
 
 /** How a text is cut: the first `windows` runs of `seqLen` tokens, `perStep` of them at once. */
 export interface TextWindows {

@@ -102,8 +102,8 @@ export function requireLinear(weights: BlockWeights, role: LinearRole): LinearWe
 }
 
 /**
- * x + attention(norm(x)), then + mlp(norm(·)): the pre-norm decoder block. x: [batch·time, hidden].
- * Source: spec/flatquant.md, Sites.
+ * The decoder block. x: [batch·time, hidden]. Norms first: y = x + attention(norm(x)), then y + mlp(norm(y)).
+ * Norms after: y = norm(x + attention(x)), then norm(y + mlp(y)). Source: spec/flatquant.md, Sites.
  */
 export function blockForward(
   g: Graph,
@@ -113,10 +113,22 @@ export function blockForward(
   x: Tensor,
   context: BlockContext,
 ): Tensor {
-  const afterAttention = add(g, x, attentionPart(g, config, weights, hooks, x, context));
-  return add(g, afterAttention, mlpPart(g, config, weights, hooks, afterAttention));
+  const normed = (w: NormWeights, t: Tensor) => norm(g, t, { ...config.norm, ...w });
+  const { inputNorm, postNorm } = weights;
+  if (config.normPlacement === "after") {
+    const attended = add(g, x, attentionPart(g, config, weights, hooks, x, context));
+    const middle = normed(inputNorm, attended);
+    return normed(postNorm, add(g, middle, mlpPart(g, config, weights, hooks, middle)));
+  }
+  const y = add(
+    g,
+    x,
+    attentionPart(g, config, weights, hooks, normed(inputNorm, x), context),
+  );
+  return add(g, y, mlpPart(g, config, weights, hooks, normed(postNorm, y)));
 }
 
+/** `x`: what q, k and v read. */
 function attentionPart(
   g: Graph,
   config: ModelConfig,
@@ -125,8 +137,7 @@ function attentionPart(
   x: Tensor,
   { layer, batch, rope: tables, cache, shared }: BlockContext,
 ): Tensor {
-  const normed = norm(g, x, { ...config.norm, ...weights.inputNorm });
-  const outputs = hooks.linears(g, "attn_in", normed, rolesAt(weights, "attn_in"));
+  const outputs = hooks.linears(g, "attn_in", x, rolesAt(weights, "attn_in"));
   let [q, k, v] = outputs;
   if (weights.qNorm) q = norm(g, q, { kind: "rms", epsilon: config.norm.epsilon, ...weights.qNorm });
   if (weights.kNorm) k = norm(g, k, { kind: "rms", epsilon: config.norm.epsilon, ...weights.kNorm });
@@ -151,8 +162,7 @@ function attentionPart(
 }
 
 function mlpPart(g: Graph, config: ModelConfig, weights: BlockWeights, hooks: BlockHooks, x: Tensor): Tensor {
-  const normed = norm(g, x, { ...config.norm, ...weights.postNorm });
-  const outputs = hooks.linears(g, "mlp_in", normed, rolesAt(weights, "mlp_in"));
+  const outputs = hooks.linears(g, "mlp_in", x, rolesAt(weights, "mlp_in"));
   return hooks.linears(g, "mlp_down", mlpActivation(g, config, outputs), rolesAt(weights, "mlp_down"))[0];
 }
 

@@ -38,6 +38,15 @@ export interface ModelConfig {
   readonly vocabSize: number;
   readonly maxPositions: number;
   readonly norm: { readonly kind: "rms" | "layer"; readonly epsilon: number };
+  /**
+   * Where a block's norms stand: before attention and MLP (default), or after each one's residual sum, so that the
+   * block's linears read the residual stream itself.
+   */
+  readonly normPlacement?: "before" | "after";
+  /** Whether a norm follows the last block (default true). */
+  readonly finalNorm?: boolean;
+  /** Width of the embedding where it is projected to and from the hidden width; absent: they are the same. */
+  readonly embeddingSize?: number;
   /** Positions: rotary, or a learned table whose row for position p is p + offset. */
   readonly positions:
     | {
@@ -57,6 +66,11 @@ export interface ModelConfig {
   readonly slidingWindow?: number;
 }
 
+/** 2048 tokens, or half of the positions of models trained for fewer (512 for the tiny ones). */
+export function defaultSequenceLength(config: ModelConfig): number {
+  return config.maxPositions >= 2048 ? 2048 : Math.floor(config.maxPositions / 2);
+}
+
 /** Names of a checkpoint's tensors. Bias names follow from weight names (`.weight` → `.bias`). */
 export interface TensorNames {
   readonly embedding: string;
@@ -64,6 +78,9 @@ export interface TensorNames {
   readonly positions?: string;
   readonly finalNorm: string;
   readonly lmHead: string;
+  /** Projections between an embedding of another width and the hidden states, without biases. */
+  readonly projectIn?: string;
+  readonly projectOut?: string;
   readonly blockPrefix: (layer: number) => string;
   /** Module path inside the block, e.g. "self_attn.q_proj". */
   readonly linears: Readonly<Partial<Record<LinearRole, string>>>;

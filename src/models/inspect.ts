@@ -92,9 +92,13 @@ function expectedNames(
   { names }: Architecture,
   config: ModelConfig,
 ): { required: string[]; optional: string[] } {
-  const required = [names.embedding, names.finalNorm];
+  const required = [names.embedding];
+  if (config.finalNorm !== false) required.push(names.finalNorm);
+  if (config.embeddingSize !== undefined && names.projectIn && names.projectOut)
+    required.push(names.projectIn, names.projectOut);
   // Without a head of its own a model uses its embedding.
-  const optional = [names.lmHead, biasOf(names.finalNorm)];
+  const optional = [names.lmHead];
+  if (config.finalNorm !== false) optional.push(biasOf(names.finalNorm));
   if (config.positions.kind === "learned" && names.positions) required.push(names.positions);
   const modules = [...Object.values(names.linears), ...Object.values(names.norms)];
   for (let layer = 0; layer < config.numLayers; layer++) {

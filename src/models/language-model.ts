@@ -26,9 +26,20 @@ import { freeBlock, readBlock, readTensor, uploadBlock } from "./weights.js";
 export interface OuterWeights {
   readonly embedding: Tensor;
   readonly positions?: Tensor;
-  readonly finalNorm: NormWeights;
+  /** Absent in models whose last block's states are normed already. */
+  readonly finalNorm?: NormWeights;
   /** The embedding itself when tied. */
   readonly lmHead: Tensor;
+  /** [hidden, embedding] and [embedding, hidden], where the embedding has a width of its own. */
+  readonly projectIn?: Tensor;
+  readonly projectOut?: Tensor;
+}
+
+/** Every tensor of the outer weights once. */
+export function outerTensors(outer: OuterWeights): Tensor[] {
+  const { embedding, positions, finalNorm: n, lmHead, projectIn, projectOut } = outer;
+  const all = [embedding, positions, n?.gain, n?.bias, lmHead, projectIn, projectOut];
+  return [...new Set(all)].filter((t) => t !== undefined);
 }
 
 export interface Layer {
@@ -45,7 +56,10 @@ export function loadOuter(
   const { names } = architecture;
   const load = (name: string, shape: readonly number[]): Tensor =>
     frozen(backend, shape, readTensor(checkpoint, name, shape).data);
-  const table = [config.vocabSize, config.hiddenSize];
+  const { hiddenSize, embeddingSize } = config;
+  const table = [config.vocabSize, embeddingSize ?? hiddenSize];
+  const projection = (name: string | undefined, shape: readonly number[]) =>
+    embeddingSize === undefined || name === undefined ? undefined : load(name, shape);
   const embedding = load(names.embedding, table);
   const finalBias = names.finalNorm.replace(/\.weight$/, ".bias");
   return {
@@ -54,10 +68,15 @@ export function loadOuter(
       config.positions.kind === "learned" && names.positions !== undefined
         ? load(names.positions, [config.maxPositions + config.positions.offset, config.hiddenSize])
         : undefined,
-    finalNorm: {
-      gain: load(names.finalNorm, [config.hiddenSize]),
-      bias: checkpoint.tensors.has(finalBias) ? load(finalBias, [config.hiddenSize]) : undefined,
-    },
+    finalNorm:
+      config.finalNorm === false
+        ? undefined
+        : {
+            gain: load(names.finalNorm, [config.hiddenSize]),
+            bias: checkpoint.tensors.has(finalBias) ? load(finalBias, [config.hiddenSize]) : undefined,
+          },
+    projectIn: projection(names.projectIn, [hiddenSize, embeddingSize ?? hiddenSize]),
+    projectOut: projection(names.projectOut, [embeddingSize ?? hiddenSize, hiddenSize]),
     lmHead: config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead) ? embedding : load(names.lmHead, table),
   };
 }
@@ -84,7 +103,8 @@ export function embed(
 /** Token embeddings plus learned positions, [rows, hidden], for tokens at given positions. */
 function embedAt(g: Graph, config: ModelConfig, outer: OuterWeights, ids: Int32Array, positions: Int32Array): Tensor {
   checkIds(config, ids);
-  const tokens = gatherRows(g, outer.embedding, g.indices(ids));
+  const embedded = gatherRows(g, outer.embedding, g.indices(ids));
+  const tokens = outer.projectIn ? linear(g, embedded, outer.projectIn) : embedded;
   if (config.positions.kind !== "learned" || !outer.positions) return tokens;
   const { offset } = config.positions;
   const last = positions.reduce((a, b) => Math.max(a, b), 0);
@@ -100,9 +120,11 @@ function checkIds(config: ModelConfig, ids: Int32Array): void {
       throw new PlanishError(`token id ${id} is outside the vocabulary of ${config.vocabSize}`);
 }
 
-/** Final norm of hidden states, [rows, hidden]. */
+/** What the head reads of hidden states [rows, hidden]: normed and projected where the model does so, [rows, embedding]. */
 export function finalNorm(g: Graph, config: ModelConfig, outer: OuterWeights, hidden: Tensor): Tensor {
-  return norm(g, hidden, { ...config.norm, ...outer.finalNorm });
+  const { finalNorm: n, projectOut } = outer;
+  const normed = n ? norm(g, hidden, { ...config.norm, ...n }) : hidden;
+  return projectOut ? linear(g, normed, projectOut) : normed;
 }
 
 export interface SequenceOptions {
@@ -132,13 +154,13 @@ export class LanguageModel implements Disposable {
   }
 
   /**
-   * Hidden states after the final norm, [batch·time, hidden]. With a cache (batch 1) the tokens continue it.
+   * What the head reads: hidden states after the final norm (and projection), [batch·time, embedding]. With a cache (batch 1) the tokens continue it.
    */
   hidden(g: Graph, ids: Int32Array, options: SequenceOptions = {}): Tensor {
     return this.normed(g, this.blockStates(g, ids, options));
   }
 
-  /** Hidden states after the final norm of every row of a tree of sequences, [rows, hidden]. */
+  /** The same of every row of a tree of sequences, [rows, embedding]. */
   hiddenOfTree(g: Graph, tree: SequenceTree): Tensor {
     const x = embedAt(g, this.config, this.outer, tree.ids, tree.positions);
     const rope = this.config.positions.kind === "rope" ? ropeTablesAt(g, this.config, tree.positions) : undefined;
@@ -182,7 +204,7 @@ export class LanguageModel implements Disposable {
     return this.finalNorm(g, last);
   }
 
-  /** What the final norm makes of the last block's states. */
+  /** What the head reads of the last block's states. */
   finalNorm(g: Graph, hidden: Tensor): Tensor {
     return finalNorm(g, this.config, this.outer, hidden);
   }
@@ -192,12 +214,12 @@ export class LanguageModel implements Disposable {
     return linear(g, hidden, this.outer.lmHead);
   }
 
-  /** The last of several hidden states, [1, hidden]: all that generation needs logits of. */
+  /** The last row of what the head reads, [1, embedding]: all that generation needs logits of. */
   lastRow(g: Graph, hidden: Tensor): Tensor {
-    const { hiddenSize } = this.config;
-    const out = g.real(hiddenSize);
-    this.backend.copy(g.values(hidden), out, hiddenSize, hidden.size - hiddenSize);
-    return new Tensor([1, hiddenSize], out, false);
+    const { cols } = hidden;
+    const out = g.real(cols);
+    this.backend.copy(g.values(hidden), out, cols, hidden.size - cols);
+    return new Tensor([1, cols], out, false);
   }
 
   /** A cache for one sequence of at most `capacity` tokens. */
@@ -207,8 +229,7 @@ export class LanguageModel implements Disposable {
 
   [Symbol.dispose](): void {
     for (const { weights } of this.layers) freeBlock(this.backend, weights);
-    const { embedding, positions, finalNorm: n, lmHead } = this.outer;
-    for (const t of new Set([embedding, positions, n.gain, n.bias, lmHead])) if (t) freeTensor(this.backend, t);
+    for (const t of outerTensors(this.outer)) freeTensor(this.backend, t);
   }
 }
 

@@ -159,13 +159,14 @@ export function refuseExisting(out: string): void {
     );
 }
 
-/** Embeddings, final norm and head: 16-bit, as stored when the source stores 16 bits. */
+/** Embeddings, their projections, final norm and head: 16-bit, as stored when the source stores 16 bits. */
 function outerEntries({ source, architecture, config }: WriteArtifactOptions): TensorEntry[] {
   const { names } = architecture;
   const wanted = [names.embedding, names.finalNorm, names.finalNorm.replace(/\.weight$/, ".bias")];
   if (names.positions !== undefined && config.positions.kind === "learned")
     wanted.push(names.positions);
   if (!config.tiedEmbeddings) wanted.push(names.lmHead);
+  for (const name of [names.projectIn, names.projectOut]) if (name !== undefined) wanted.push(name);
   return wanted.flatMap((name): TensorEntry[] => {
     const stored = source.tensors.get(name);
     if (!stored) return [];

@@ -41,7 +41,8 @@ export function estimateRun(
   need: CalibrationNeed | undefined,
 ): RunEstimate {
   const perBlock = blockParameters(config);
-  const embedding = config.vocabSize * config.hiddenSize * (config.tiedEmbeddings ? 1 : 2);
+  const width = config.embeddingSize ?? config.hiddenSize;
+  const embedding = config.vocabSize * width * (config.tiedEmbeddings ? 1 : 2);
   const packed =
     config.numLayers * perBlock * (scheme.weightBits <= 4 ? 0.5 : scheme.weightBits / 8) +
     embedding * 2;
@@ -58,10 +59,9 @@ export function estimateRun(
   const training = tokens * forward * 3 * config.numLayers;
   const reference = need.samples * need.seqLen * forward * 2 * config.numLayers;
   const refineTokens = need.refineSteps * need.refineBatch * need.seqLen;
-  const refine =
-    refineTokens * (forward * 4 * config.numLayers + 8 * config.vocabSize * config.hiddenSize);
+  const refine = refineTokens * (forward * 4 * config.numLayers + 8 * config.vocabSize * width);
   const widths = need.secondMoments ? ROLES.map((role) => linearShape(config, role)[1]) : [];
-  const squares = widths.reduce((sum, width) => sum + width * width, 0);
+  const squares = widths.reduce((sum, cols) => sum + cols * cols, 0);
   // The prefix runs once more, and every activation is multiplied with itself.
   const moments = need.secondMoments
     ? need.samples * need.seqLen * (2 * forward + 2 * squares) * config.numLayers

@@ -4,7 +4,7 @@
  */
 import { createReferenceBackend } from "../backend/reference/index.js";
 import type { RealArray } from "../backend/backend.js";
-import type { LinearRole, LinearSite } from "../models/config.js";
+import type { LinearRole, LinearSite, ModelConfig } from "../models/config.js";
 import { uploadBlock, type HostBlock, type HostLinear, type HostNorm } from "../models/weights.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
 import { floatToHalfBits } from "../checkpoint/half.js";
@@ -13,6 +13,23 @@ import { bindMatrix, type Side } from "./transforms/affine.js";
 import type { WeightRounder } from "./rounding/rounder.js";
 import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import type { ClipLogits, PackedBlock, PackedLinear, PackedTransform } from "./packed-block.js";
+
+/**
+ * Whether a positive factor per channel of a site's activation can be folded into what comes before it. Norms give
+ * way, unless they stand after the residual sum: then the residual stream itself feeds the linears, and scaling it
+ * would scale the residual too. The MLP's inner activation gives way through the gate's linear half, or through ReLU.
+ */
+export function diagFolds(config: ModelConfig, site: LinearSite): boolean {
+  switch (site) {
+    case "attn_in":
+    case "mlp_in":
+      return config.normPlacement !== "after";
+    case "mlp_down":
+      return config.mlp.gated || config.mlp.activation === "relu";
+    case "attn_out":
+      return false;
+  }
+}
 
 /** Parameter values on the host, by name. */
 export type ParameterValues = ReadonlyMap<
@@ -38,7 +55,12 @@ export function foldBlock(
   const simulated = bindSimulated(g, description, uploadBlock(backend, block), params);
   const host = (t: Tensor | undefined): Float32Array | undefined =>
     t && Float32Array.from(g.read(t));
-  const diagOf = (site: LinearSite): RealArray | undefined => values.get(`${site}.diag`)?.data;
+  const diagOf = (site: LinearSite): RealArray | undefined => {
+    const diag = values.get(`${site}.diag`)?.data;
+    if (diag && !diagFolds(description.config, site))
+      throw new Error(`a diag at ${site} folds into nothing in ${description.config.architecture}`);
+    return diag;
+  };
   const clipOf = (name: string): ClipLogits | undefined => {
     const max = values.get(`clip.${name}.a_max`);
     const min = values.get(`clip.${name}.a_min`);

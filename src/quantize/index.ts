@@ -12,7 +12,7 @@ import { PlanishError, UsageError } from "../common/errors.js";
 import { formatBytes, formatDuration } from "../common/format.js";
 import { packageVersion } from "../common/package.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
-import { defaultSequenceLength } from "../evaluate/perplexity.js";
+import { defaultSequenceLength } from "../models/config.js";
 import { parseModelConfig } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { loadOuter } from "../models/language-model.js";

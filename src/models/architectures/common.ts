@@ -45,7 +45,7 @@ function ropeScaling(source: Record<string, unknown>, c: ConfigReader): RopeScal
   const type = source.rope_type ?? source.type ?? "default";
   const need = (key: string): number => {
     const value = source[key];
-    if (typeof value !== "number") throw new PlanishError(`config.json: rope scaling "${String(type)}" needs ${key}`);
+    if (typeof value !== "number") throw new PlanishError(`config.json: rope scaling ${JSON.stringify(type)} needs ${key}`);
     return value;
   };
   switch (type) {
@@ -65,7 +65,7 @@ function ropeScaling(source: Record<string, unknown>, c: ConfigReader): RopeScal
         ),
       };
     default:
-      throw new PlanishError(`rope scaling "${JSON.stringify(type)}" is not supported; accepted: default, linear, llama3`);
+      throw new PlanishError(`rope scaling ${JSON.stringify(type)} is not supported; accepted: default, linear, llama3`);
   }
 }
 

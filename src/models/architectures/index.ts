@@ -31,6 +31,7 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>): {
 function checkSizes(c: ModelConfig): void {
   const sizes = {
     hidden_size: c.hiddenSize,
+    word_embed_proj_dim: c.embeddingSize ?? c.hiddenSize,
     intermediate_size: c.intermediateSize,
     num_hidden_layers: c.numLayers,
     num_attention_heads: c.numHeads,

@@ -1,4 +1,8 @@
-/** OPT: learned positions with an offset of 2, layer norms and biases everywhere, a two-layer ReLU MLP. */
+/**
+ * OPT: learned positions with an offset of 2, layer norms and biases everywhere, a two-layer ReLU MLP. Norms come first,
+ * except in the 350M model, whose norms follow the residual sums, whose embedding is narrower than its hidden
+ * states, and which has no final norm (Zhang et al. 2022, arXiv 2205.01068; Hugging Face's OPTDecoder).
+ */
 import { PlanishError } from "../../common/errors.js";
 import type { Architecture } from "../config.js";
 import { activation } from "./common.js";
@@ -9,10 +13,12 @@ export const opt: Architecture = {
   parse: (c) => {
     const hiddenSize = c.number("hidden_size");
     const numHeads = c.number("num_attention_heads");
-    if (!c.boolean("do_layer_norm_before", true))
-      throw new PlanishError("OPT with do_layer_norm_before=false (the 350M post-norm variant) is not supported yet");
-    if (c.number("word_embed_proj_dim", hiddenSize) !== hiddenSize)
-      throw new PlanishError("OPT with word_embed_proj_dim ≠ hidden_size is not supported yet");
+    const normsFirst = c.boolean("do_layer_norm_before", true);
+    const embeddingSize = c.number("word_embed_proj_dim", hiddenSize);
+    if (!c.boolean("layer_norm_elementwise_affine", true))
+      throw new PlanishError(
+        "config.json: layer_norm_elementwise_affine is false, but OPT is read with norms that have weights; only true is accepted",
+      );
     return {
       architecture: "opt",
       hiddenSize,
@@ -24,6 +30,9 @@ export const opt: Architecture = {
       vocabSize: c.number("vocab_size"),
       maxPositions: c.number("max_position_embeddings", 2048),
       norm: { kind: "layer", epsilon: 1e-5 },
+      normPlacement: normsFirst ? "before" : "after",
+      finalNorm: normsFirst && !c.boolean("_remove_final_layer_norm", false),
+      embeddingSize: embeddingSize === hiddenSize ? undefined : embeddingSize,
       positions: { kind: "learned", offset: 2 },
       mlp: { gated: false, activation: activation(c.string("activation_function", "relu")) },
       qkNorm: false,
@@ -35,6 +44,8 @@ export const opt: Architecture = {
     positions: "model.decoder.embed_positions.weight",
     finalNorm: "model.decoder.final_layer_norm.weight",
     lmHead: "lm_head.weight",
+    projectIn: "model.decoder.project_in.weight",
+    projectOut: "model.decoder.project_out.weight",
     blockPrefix: (layer) => `model.decoder.layers.${layer}.`,
     linears: {
       q: "self_attn.q_proj",

@@ -4,9 +4,9 @@ import type { Backend } from "../../backend/backend.js";
 import { InterruptedError } from "../../common/errors.js";
 import { blockForward, plainHooks, type BlockWeights } from "../../models/block.js";
 import type { ModelConfig } from "../../models/config.js";
-import { embed, type OuterWeights } from "../../models/language-model.js";
+import { embed, outerTensors, type OuterWeights } from "../../models/language-model.js";
 import { ropeTables } from "../../models/rope.js";
-import { Graph } from "../../tensor/tensor.js";
+import { freeTensor, Graph } from "../../tensor/tensor.js";
 import { sampleRange, type Activations, type TokenWindows } from "./windows.js";
 
 /** Hidden states before the first block, of every window. */
@@ -52,13 +52,6 @@ export async function forwardAll(
   }
 }
 
-export function freeOuter(
-  backend: Backend,
-  { embedding, positions, finalNorm, lmHead }: OuterWeights,
-): void {
-  for (const t of new Set([embedding, positions, finalNorm.gain, finalNorm.bias, lmHead]))
-    if (t?.buffer) {
-      backend.free(t.buffer);
-      t.buffer = undefined;
-    }
+export function freeOuter(backend: Backend, outer: OuterWeights): void {
+  for (const t of outerTensors(outer)) freeTensor(backend, t);
 }

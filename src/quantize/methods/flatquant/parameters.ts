@@ -6,6 +6,7 @@ import type { Random } from "../../../common/random.js";
 import type { LinearRole, LinearSite, ModelConfig } from "../../../models/config.js";
 import { LINEAR_SITES } from "../../../models/config.js";
 import { linearShape, type HostBlock, type HostLinear } from "../../../models/weights.js";
+import { diagFolds } from "../../fold.js";
 import type { Scheme } from "../../scheme.js";
 import { initMatrix, kroneckerFactors, type InitialValues } from "../../transforms/affine.js";
 import type { FlatQuantRecipe } from "./recipe.js";
@@ -39,7 +40,7 @@ export function initialParameters(
       const [left, right] = kroneckerFactors(size, site);
       if (left > 1) initMatrix(values, site, "_left", left, recipe.parametrisation, random);
       initMatrix(values, site, left > 1 ? "_right" : "", right, recipe.parametrisation, random);
-      if (recipe.diag && maxima && (site !== "mlp_down" || diagPassesActivation(config)))
+      if (recipe.diag && maxima && diagFolds(config, site))
         values.set(`${site}.diag`, {
           shape: [size],
           data: initialDiag(linearsAt(block, site), maxima[site], recipe.diagAlpha),
@@ -71,11 +72,6 @@ export function initialParameters(
     for (const part of ["k", "v"])
       for (const bound of ["a_max", "a_min"]) values.set(`clip.${part}.${bound}`, scalar());
   return values;
-}
-
-/** A positive diag on the MLP's inner activation folds upstream through the gate's linear half, or through ReLU. */
-function diagPassesActivation({ mlp }: ModelConfig): boolean {
-  return mlp.gated || mlp.activation === "relu";
 }
 
 /** Width of the activation at a linear site. */
