@@ -119,7 +119,7 @@ describe("rounding: gptq", () => {
 
   it("works after FlatQuant's learning, on its transformed activations", async () => {
     const small = { samples: 4, seqLen: 64, epochs: 1, batch: 2 };
-    const options = { method: "flatquant", preset: "fast", scheme: "w4a4kv4" };
+    const options = { method: "flatquant", preset: "paper", scheme: "w4a4kv4" };
     await run("flat", { ...options, recipe: small });
     await run("flat-gptq", { ...options, recipe: { ...small, rounding: "gptq" } });
     const [flat, gptq] = ["flat", "flat-gptq"].map((n) => readQuantizationInfo(join(directory, n)));
