@@ -16,8 +16,10 @@ import type { Architecture, ModelConfig } from "../models/config.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { writeAtomically } from "./journal.js";
 import { packedLayer } from "./packed-block.js";
+import type { ParameterValues } from "./fold.js";
 import { readPackedBlock } from "./packed-tensors.js";
 import { parseScheme, type Scheme } from "./scheme.js";
+import { writeParameters } from "./simulated-model.js";
 
 export const QUANTIZATION_FILE = "quantization.json";
 export const FORMAT_VERSION = 1;
@@ -108,6 +110,8 @@ export interface WriteArtifactOptions {
   readonly info: QuantizationInfo;
   /** One safetensors file of packed tensors per block. */
   readonly blockFiles: readonly string[];
+  /** Learned parameters to keep beside the packed tensors, by block. */
+  readonly keptParameters?: readonly ParameterValues[];
   readonly signal?: AbortSignal;
 }
 
@@ -141,6 +145,7 @@ export async function writeArtifact(options: WriteArtifactOptions): Promise<{ by
     const tokenizer = source.tokenizerFiles();
     writeAtomically(join(partial, "tokenizer.json"), JSON.stringify(tokenizer.tokenizer));
     writeAtomically(join(partial, "tokenizer_config.json"), json(tokenizer.config));
+    if (options.keptParameters) await writeParameters(partial, options.keptParameters);
     writeAtomically(join(partial, QUANTIZATION_FILE), json(info));
     renameSync(partial, resolve(out));
     return { bytes: written.dataBytes };

@@ -28,7 +28,6 @@ import type { BlockReport, CalibrationNeed } from "./method.js";
 import { findMethod, type AnyMethod } from "./methods/index.js";
 import { packBlocks } from "./packing.js";
 import { formatScheme, parseScheme, type Scheme } from "./scheme.js";
-import { writeParameters } from "./simulated-model.js";
 
 export interface QuantizeOptions {
   readonly backend: Backend;
@@ -202,9 +201,9 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     scheme,
     info,
     blockFiles: packed.map(({ file }) => file),
+    keptParameters: options.keepParameters ? parameters : undefined,
     signal: options.signal,
   });
-  if (options.keepParameters && parameters) await writeParameters(out, parameters);
   journal.remove();
   return {
     out,

@@ -1,10 +1,18 @@
-/** Loads whatever can be run: an original checkpoint or an artifact. */
+/** Loads whatever can be run: an original checkpoint, an artifact, or either's simulated model. */
 
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../checkpoint/open.js";
+import { PlanishError } from "../common/errors.js";
 import { LanguageModel } from "../models/language-model.js";
-import { isArtifact, loadArtifact, type QuantizationInfo } from "./artifact.js";
+import {
+  isArtifact,
+  loadArtifact,
+  readQuantizationInfo,
+  type QuantizationInfo,
+} from "./artifact.js";
+import { parseScheme, type Scheme } from "./scheme.js";
+import { readKeptParameters, simulatedModel } from "./simulated-model.js";
 
 export interface LoadedModel extends Disposable {
   readonly model: LanguageModel;
@@ -23,6 +31,47 @@ export function loadModel(backend: Backend, path: string): LoadedModel {
   const checkpoint = openCheckpoint(path);
   try {
     return loaded({ model: LanguageModel.load(backend, checkpoint), checkpoint });
+  } catch (error) {
+    checkpoint[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/**
+ * Loads an original with its weights, activations and cache rounded to nearest on the scheme's grids, as
+ * `--method rtn` would pack it.
+ */
+export function loadRounded(backend: Backend, path: string, scheme: Scheme): LoadedModel {
+  const checkpoint = openCheckpoint(path);
+  try {
+    return loaded({ model: simulatedModel(backend, checkpoint, scheme), checkpoint });
+  } catch (error) {
+    checkpoint[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/**
+ * Loads what an artifact was packed from: the original's weights with the run's learned parameters, grids computed on
+ * the fly. Weights are rounded to nearest (or where learned offsets say), also for runs that rounded by GPTQ.
+ * @throws PlanishError when `source` is not the original of the artifact, or the parameters were not kept.
+ */
+export async function loadSimulated(
+  backend: Backend,
+  artifact: string,
+  source: string,
+): Promise<LoadedModel> {
+  const info = readQuantizationInfo(artifact);
+  const checkpoint = openCheckpoint(source);
+  try {
+    if ((await checkpoint.hash()) !== info.source.hash)
+      throw new PlanishError(
+        `${source} is not what ${artifact} was made from (${info.source.name}, hash ${info.source.hash.slice(0, 16)}); give that model as the source`,
+      );
+    const learned = info.layers.some(({ parameters }) => Object.keys(parameters).length > 0);
+    const parameters = learned ? readKeptParameters(artifact) : undefined;
+    const model = simulatedModel(backend, checkpoint, parseScheme(info.scheme), parameters);
+    return loaded({ model, checkpoint, info });
   } catch (error) {
     checkpoint[Symbol.dispose]();
     throw error;

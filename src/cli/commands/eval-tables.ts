@@ -5,9 +5,13 @@ import type { Measure } from "../../evaluate/statistics.js";
 import type { EvalDocument, ModelScore } from "./eval.js";
 
 export function renderEvaluation(document: EvalDocument): string {
-  const scores = document.against ? [document.against, document] : [document];
+  const { against, simulated } = document;
+  const scores = [against, simulated, document].filter((score) => score !== undefined);
   const parts = [
     document.text === undefined ? undefined : perplexityTable(scores),
+    document.simulatedRatio === undefined
+      ? undefined
+      : `perplexity, artifact over simulated: ${document.simulatedRatio.toFixed(5)}`,
     document.divergence && divergenceLines(document.divergence),
     document.zeroShot && taskTable(scores),
     limitLine(document),

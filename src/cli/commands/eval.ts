@@ -2,32 +2,33 @@
 
 import { closeSync, openSync, writeSync } from "node:fs";
 import type { Command } from "commander";
-import type { Backend } from "../../backend/backend.js";
 import { openBackend } from "../../backend/open.js";
 import { describeFsError } from "../../checkpoint/file-reader.js";
-import { resolveModel } from "../../checkpoint/hub.js";
-import { loadTokenizer, type Tokenizer } from "../../checkpoint/tokenizer.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
 import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perplexity.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
 import { evaluateTasks, type ItemResult, type ZeroShotResult } from "../../evaluate/zero-shot.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
-import { loadModel, type LoadedModel } from "../../quantize/load.js";
 import { perform, type CommandContext } from "../action.js";
 import { integer } from "../flags.js";
 import { addExamples } from "../program.js";
+import {
+  checkSimulationFlags,
+  openModels,
+  type Candidate,
+  type SimulationFlags,
+} from "./eval-models.js";
 import { renderEvaluation } from "./eval-tables.js";
 import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
 
-interface EvalFlags extends DeviceFlags {
+interface EvalFlags extends DeviceFlags, SimulationFlags {
   readonly ppl?: string;
   readonly tasks?: string;
   readonly seqLen?: number;
   readonly limit?: number;
   readonly items?: string;
   readonly addBos?: boolean;
-  readonly against?: string;
 }
 
 /** What was measured of one model. */
@@ -45,7 +46,11 @@ export interface EvalDocument extends ModelScore {
   readonly text?: string;
   /** The model of `--against`. */
   readonly against?: ModelScore;
-  /** How far the model is from that of `--against`, on the text. */
+  /** With `--simulated`: what the artifact was packed from. */
+  readonly simulated?: ModelScore;
+  /** Perplexity of the artifact over that of its simulated model. */
+  readonly simulatedRatio?: number;
+  /** How far the model is from that of `--against` or its simulated model, on the text. */
   readonly divergence?: Pick<DivergenceResult, "kl" | "topAgreement" | "blockErrors">;
   /** `--limit`: only the first windows and items were scored. */
   readonly limit?: number;
@@ -83,12 +88,21 @@ export function register(program: Command): void {
     .option("--items <file>", "write every item's scores as JSON lines")
     .option("--add-bos", "begin the contexts of tasks with the tokenizer's BOS (default: without)")
     .option("--against <model>", "score this model as well, and compare")
+    .option(
+      "--simulated",
+      "of an artifact, score also the model it was packed from (needs --source, and a run with --keep-parameters); " +
+        "of another model, score rounding to nearest in its place (needs --scheme)",
+    )
+    .option("--source <model>", "the original that an artifact was made from, for --simulated")
+    .option("--scheme <scheme>", "what to round to, for --simulated")
     .addOption(deviceOption())
     .addOption(threadsOption())
     .action(perform<EvalFlags, [string]>(evaluate));
   addExamples(command, [
     "planish eval models/tiny-llama",
     "planish eval tiny-w4a4kv4 --against models/tiny-llama",
+    "planish eval tiny-w4a4kv4 --simulated --source models/tiny-llama",
+    "planish eval models/tiny-llama --simulated --scheme w4a4kv4",
     "planish eval smollm2-135m-instruct --tasks all --limit 100",
     "planish eval smollm2-135m-instruct --tasks piqa,arc_easy=exports/test.parquet --items scores.jsonl",
     "planish eval smollm2-135m-instruct --ppl notes.txt --limit 10 --json",
@@ -98,6 +112,7 @@ export function register(program: Command): void {
 async function evaluate(context: CommandContext, flags: EvalFlags, name: string): Promise<void> {
   if (flags.items !== undefined && flags.tasks === undefined)
     throw new UsageError("--items writes the items of tasks; give --tasks as well");
+  checkSimulationFlags(flags);
   // Read first: a misspelled name should not cost the loading of a model.
   const text = flags.ppl ?? (flags.tasks === undefined ? "wikitext2" : undefined);
   const documents = text === undefined ? undefined : readDocuments(text);
@@ -108,51 +123,35 @@ async function evaluate(context: CommandContext, flags: EvalFlags, name: string)
   using backend = openBackend({ ...flags, progress: context.reporter });
   context.reporter.debug(backend.description);
 
-  using model = await openModel(context, backend, name);
-  using other =
-    flags.against === undefined ? undefined : await openModel(context, backend, flags.against);
-  const pair = other ? [model, other] : [model];
+  using models = await openModels(context, backend, name, flags);
+  const pair = models.all;
   const perplexities = documents ? await scoreText(context, flags, documents, pair) : undefined;
   const scores: ModelScore[] = [];
   for (const [i, each] of pair.entries())
     scores.push({
       model: each.name,
-      scheme: each.loaded.info?.scheme ?? "as stored",
-      method: each.loaded.info?.method,
+      scheme: each.scheme,
+      method: each.method,
       ...perplexities?.results[i],
       zeroShot: await scoreTasks(context, flags, tasks, each, items),
     });
   const document: EvalDocument = {
     text,
     ...scores[0],
-    against: scores[1],
+    ...(models.simulated ? simulatedPart(scores) : { against: scores[1] }),
     divergence: perplexities?.divergence,
     limit: flags.limit,
   };
   context.reporter.result(document, () => renderEvaluation(document));
 }
 
-/** A model with the name it was asked for by, and its tokenizer. */
-interface Candidate extends Disposable {
-  readonly name: string;
-  readonly loaded: LoadedModel;
-  readonly tokenizer: Tokenizer;
-}
-
-async function openModel(
-  { reporter, signal }: CommandContext,
-  backend: Backend,
-  name: string,
-): Promise<Candidate> {
-  const path = await resolveModel(name, { progress: reporter, signal });
-  const loaded = loadModel(backend, path);
-  try {
-    const tokenizer = loadTokenizer(loaded.checkpoint);
-    return { name, loaded, tokenizer, [Symbol.dispose]: () => loaded[Symbol.dispose]() };
-  } catch (error) {
-    loaded[Symbol.dispose]();
-    throw error;
-  }
+/** An artifact's score is that of its simulated model, up to the rounding of what it keeps in 16 bits. */
+function simulatedPart([artifact, simulated]: readonly ModelScore[]): Partial<EvalDocument> {
+  const ratio =
+    artifact.perplexity !== undefined && simulated.perplexity !== undefined
+      ? artifact.perplexity / simulated.perplexity
+      : undefined;
+  return { simulated, simulatedRatio: ratio };
 }
 
 /** Perplexities of one or two models; of two that read the text alike, also how far the first is from the second. */
@@ -199,7 +198,7 @@ function incomparable(
 
 async function scoreTasks(
   { reporter, signal }: CommandContext,
-  { addBos, against }: EvalFlags,
+  { addBos, against, simulated }: EvalFlags,
   tasks: readonly TaskData[],
   { name, loaded, tokenizer }: Candidate,
   items: ItemFile | undefined,
@@ -209,7 +208,7 @@ async function scoreTasks(
     addBos,
     progress: reporter,
     signal,
-    label: against === undefined ? undefined : name,
+    label: against === undefined && !simulated ? undefined : name,
     onItems: (scored) => items?.write(name, scored),
   });
   for (const { task, truncated } of result.tasks)

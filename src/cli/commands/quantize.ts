@@ -34,6 +34,7 @@ interface QuantizeFlags extends DeviceFlags {
   readonly batch?: number;
   readonly seed: number;
   readonly resume?: boolean;
+  readonly keepParameters?: boolean;
 }
 
 const count = integer({ min: 1 });
@@ -68,6 +69,10 @@ export function register(program: Command): void {
     .addOption(seedOption())
     .addOption(deviceOption())
     .addOption(threadsOption())
+    .option(
+      "--keep-parameters",
+      "keep the learned parameters beside the artifact, for `planish eval --simulated`",
+    )
     .option("--resume", "go on with an interrupted run of the same settings")
     .action(
       perform<QuantizeFlags, [string]>(async ({ reporter, signal }, flags, model) => {
