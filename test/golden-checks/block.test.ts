@@ -18,7 +18,8 @@ import {
 import { bindSimulated, describeBlock } from "../../src/quantize/simulated-block.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../../src/quantize/methods/flatquant/recipe.js";
-import { BlockTrainer, parameterRule } from "../../src/quantize/methods/flatquant/train.js";
+import { BlockTrainer } from "../../src/quantize/block-training.js";
+import { parameterRule } from "../../src/quantize/methods/flatquant/train.js";
 import { Random } from "../../src/common/random.js";
 import type { Bits } from "../../src/quantize/scheme.js";
 import { meanSquaredError } from "../../src/tensor/ops/index.js";
@@ -191,7 +192,9 @@ describe.each(goldenFiles("block"))("$name", (file) => {
       block: description,
       weights,
       params,
-      recipe,
+      precision: recipe.precision,
+      finalLearningRate: recipe.finalLearningRate,
+      rule: parameterRule(recipe),
       totalSteps,
       layer: 0,
     });
