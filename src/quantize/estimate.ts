@@ -13,6 +13,8 @@ import type { Scheme } from "./scheme.js";
 export interface RunEstimate {
   /** Floating-point and integer operations of the large products, two per multiply-add. */
   readonly operations: number;
+  /** Of these, the operations of learning: blocks and end to end, without GPTQ's second moments. */
+  readonly trainingOperations: number;
   readonly memoryBytes: number;
   readonly diskBytes: number;
   /** At the rate measured just now, with an allowance for everything that is not a large product. */
@@ -49,6 +51,7 @@ export function estimateRun(
   if (!need)
     return {
       operations: 0,
+      trainingOperations: 0,
       memoryBytes: perBlock * 24 + 2e8,
       diskBytes: 2 * packed,
       seconds: (config.numLayers * perBlock) / 2e7,
@@ -66,7 +69,8 @@ export function estimateRun(
   const moments = need.secondMoments
     ? need.samples * need.seqLen * (2 * forward + 2 * squares) * config.numLayers
     : 0;
-  const operations = training + reference + refine + moments;
+  const trainingOperations = training + reference + refine;
+  const operations = trainingOperations + moments;
   const activations = 2 * need.samples * need.seqLen * config.hiddenSize * 4;
   const step =
     need.batch *
@@ -77,6 +81,7 @@ export function estimateRun(
   const refineBytes = need.refineSteps > 0 ? config.numLayers * perBlock * 16 + 2 * embedding : 0;
   return {
     operations,
+    trainingOperations,
     memoryBytes:
       activations + step + perBlock * 16 + embedding * 4 + refineBytes + squares * 16 + 3e8,
     diskBytes:

@@ -61,6 +61,13 @@ export interface QuantizeResult {
   readonly sourceBytes: number;
   /** Seconds spent learning (blocks and end to end), in this process. */
   readonly trainingSeconds: number;
+  /**
+   * Operations of learning per second, two per multiply-add, from the estimate's count; absent when nothing was
+   * learned, or when part of it was done by an earlier process.
+   */
+  readonly trainingRate?: number;
+  /** Largest resident memory of this process so far, bytes. */
+  readonly peakMemoryBytes: number;
   readonly seconds: number;
 }
 
@@ -128,7 +135,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
   const windows = need && calibrationWindows(options, need, seed, config);
   const estimate = estimateRun(backend, config, scheme, need);
   progress.note(
-    `estimate: ${formatDuration(estimate.seconds)}, ${formatBytes(estimate.memoryBytes)} of memory, ${formatBytes(estimate.diskBytes)} of disk`,
+    `estimate: about ${formatDuration(estimate.seconds)}, ${formatBytes(estimate.memoryBytes)} of memory, ${formatBytes(estimate.diskBytes)} of disk`,
   );
   refuseImpossible(estimate, out);
 
@@ -152,6 +159,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     },
   };
   const journal = Journal.open(out, settings, options.resume ?? false);
+  const resumed = journal.hasBlock(0);
   const run: Run = {
     ...options,
     progress,
@@ -213,6 +221,10 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     bytes,
     sourceBytes: [...source.tensors.values()].reduce((sum, t) => sum + t.bytes, 0),
     trainingSeconds,
+    trainingRate:
+      trainingSeconds > 0 && !resumed ? estimate.trainingOperations / trainingSeconds : undefined,
+    // The kernel counts in KiB.
+    peakMemoryBytes: process.resourceUsage().maxRSS * 1024,
     seconds: (performance.now() - started) / 1000,
   };
 }

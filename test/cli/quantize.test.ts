@@ -37,11 +37,33 @@ describe("planish quantize", () => {
     const document = JSON.parse(stdout) as {
       info: { scheme: string; seed: number; recipe: Record<string, unknown> };
       layers: { errorRounded: number; errorFinal: number }[];
+      estimate: { trainingOperations: number };
+      trainingSeconds: number;
+      trainingRate: number;
+      peakMemoryBytes: number;
+      moved: { group: string; parameter: string; change: number }[][];
     };
     expect(document.info).toMatchObject({ scheme: "w3a8kv16", seed: 7 });
     expect(document.info.recipe).toMatchObject({ samples: 4, seqLen: 64, epochs: 1, batch: 2 });
     expect(document.layers).toHaveLength(8);
-    expect(stderr).toMatch(/^estimate: .* of memory, .* of disk$/m);
+    const { trainingRate, trainingSeconds, estimate } = document;
+    expect(trainingRate).toBe(estimate.trainingOperations / trainingSeconds);
+    // The model alone is 14 MB, and no machine that runs this has a terabyte.
+    expect(document.peakMemoryBytes).toBeGreaterThan(14e6);
+    expect(document.peakMemoryBytes).toBeLessThan(1e12);
+    expect(document.moved).toHaveLength(8);
+    const groups = document.moved[7].map(({ group }) => group);
+    expect([...groups].sort()).toEqual(
+      ["attn_in", "attn_out", "clip", "mlp_down", "mlp_in", "round", "v_head"].sort(),
+    );
+    expect(groups[groups.length - 1]).toBe("round");
+    for (const { group, parameter, change } of document.moved[7]) {
+      expect(parameter.startsWith(`${group}.`)).toBe(true);
+      expect(change).toBeGreaterThan(0);
+    }
+    // Offsets are bounded by half a step, so their root mean square is too.
+    expect(document.moved[7][groups.length - 1].change).toBeLessThanOrEqual(0.5);
+    expect(stderr).toMatch(/^estimate: about .* of memory, .* of disk$/m);
     expect(stderr).toMatch(/^block 7: error .* rounded to nearest, .* calibrated$/m);
   });
 
@@ -53,7 +75,12 @@ describe("planish quantize", () => {
       MODEL,
       ...["--out", out, ...SMALL_RUN, ...more],
     ];
-    expect((await planish(run(whole))).code).toBe(0);
+    const first = await planish(run(whole));
+    expect(first.code).toBe(0);
+    expect(first.stdout).toMatch(/^ *7( +\d\S*){3} +\w+ \d+%, \w+ \d+%, round 0\.\d\d steps$/m);
+    expect(first.stdout).toMatch(
+      /^learned in .+ at \d+ GFLOP\/s \(two operations per multiply-add\), peak memory \d.* [MG]B$/m,
+    );
 
     let sent = false;
     const interrupted = await planish(run(stopped), {
@@ -69,6 +96,8 @@ describe("planish quantize", () => {
     const again = await planish(run(stopped, "--resume"));
     expect(again.code).toBe(0);
     expect(again.stderr).toMatch(/^resuming: [3-7] of 8 blocks are finished$/m);
+    // Its seconds are not those of the whole work, so there is no rate.
+    expect(again.stdout).toMatch(/^learned in [^,/]+, peak memory [^,]+$/m);
     expect(again.stderr).not.toContain("block 0:");
     expect(fileHashes(stopped)).toEqual(fileHashes(whole));
   });
@@ -150,6 +179,9 @@ describe("planish quantize refuses", () => {
     const short = await refused(["--calibration", text]);
     expect(short).toMatchObject({ code: 1 });
     expect(short.line).toMatch(/calibration text is too short: \d+ tokens/);
+    const remote = await refused(["--calibration", "hf:org/name/path"]);
+    expect(remote).toMatchObject({ code: 2 });
+    expect(remote.line).toMatch(/"hf:org\/name\/path" .* accepted: .*wikipedia .*or the path of a/);
     writeFileSync(text, "");
     expect((await refused(["--calibration", text])).code).toBe(1);
     expect((await refused(["--calibration", directory.file("none.txt")])).line).toContain(

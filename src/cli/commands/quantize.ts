@@ -8,6 +8,7 @@ import { openCheckpoint } from "../../checkpoint/open.js";
 import { UsageError } from "../../common/errors.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
 import { quantize, type QuantizeResult } from "../../quantize/index.js";
+import { movedGroups, type MovedGroup } from "../../quantize/moved.js";
 import { METHODS } from "../../quantize/methods/index.js";
 import { LEGAL_BITS, parseScheme } from "../../quantize/scheme.js";
 import { perform } from "../action.js";
@@ -91,7 +92,10 @@ export function register(program: Command): void {
           progress: reporter,
           signal,
         });
-        reporter.result(result, () => render(result));
+        const moved = result.layers.map((layer, index) =>
+          movedGroups(layer.moved, result.info.layers[index].parameters),
+        );
+        reporter.result({ ...result, moved }, () => render(result, moved));
       }),
     );
   addExamples(command, [
@@ -134,27 +138,48 @@ function readRecipe(file: string | undefined): Record<string, unknown> {
   return parsed as Record<string, unknown>;
 }
 
-function render(result: QuantizeResult): string {
+function render(result: QuantizeResult, moved: readonly (readonly MovedGroup[])[]): string {
   const { info, layers } = result;
   const sections: string[] = [];
   if (layers.length > 0) {
     sections.push(
       formatTable(
-        ["block", "error rounded", "error at start", "error calibrated"],
+        ["block", "error rounded", "error at start", "error calibrated", "moved most"],
         layers.map((layer, index) => [
           index,
           layer.errorRounded.toPrecision(3),
           layer.errorInitial.toPrecision(3),
           layer.errorFinal.toPrecision(3),
+          movedMost(moved[index]),
         ]),
       ),
     );
   }
   for (const fallback of info.fallbacks) sections.push(`fallback: ${fallback}`);
+  if (result.trainingSeconds > 0) sections.push(trainingLine(result));
   const share = (100 * result.bytes) / result.sourceBytes;
   sections.push(
     `${result.out}: ${info.scheme} by ${info.method}, ${formatBytes(result.bytes)} ` +
       `(${share.toFixed(0)}% of ${formatBytes(result.sourceBytes)}), in ${formatDuration(result.seconds)}`,
   );
   return sections.join("\n\n");
+}
+
+const SHOWN_GROUPS = 2;
+
+/** The groups that moved most, relative to where they began, and the rounding offsets in steps of the grid. */
+function movedMost(groups: readonly MovedGroup[]): string {
+  const relative = groups.filter(({ group }) => group !== "round").slice(0, SHOWN_GROUPS);
+  const texts = relative.map(({ group, change }) => `${group} ${(100 * change).toFixed(0)}%`);
+  const round = groups.find(({ group }) => group === "round");
+  if (round) texts.push(`round ${round.change.toFixed(2)} steps`);
+  return texts.join(", ");
+}
+
+function trainingLine({ trainingSeconds, trainingRate, peakMemoryBytes }: QuantizeResult): string {
+  const rate =
+    trainingRate === undefined
+      ? ""
+      : ` at ${(trainingRate / 1e9).toFixed(0)} GFLOP/s (two operations per multiply-add)`;
+  return `learned in ${formatDuration(trainingSeconds)}${rate}, peak memory ${formatBytes(peakMemoryBytes)}`;
 }

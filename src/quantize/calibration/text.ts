@@ -7,7 +7,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describeFsError } from "../../checkpoint/file-reader.js";
 import type { Tokenizer } from "../../checkpoint/tokenizer.js";
-import { PlanishError } from "../../common/errors.js";
+import { PlanishError, UsageError } from "../../common/errors.js";
 import { packageRoot } from "../../common/package.js";
 
 export type EmbeddedText = "wikitext2" | "wikipedia";
@@ -86,8 +86,15 @@ function recogniseForm(text: string): TextForm {
   return "plain";
 }
 
-/** The documents of a file, or of an embedded text by its name. */
+/**
+ * The documents of a file, or of an embedded text by its name.
+ * @throws UsageError for data sets to be fetched (`hf:…`, URLs), PlanishError for files that cannot be read.
+ */
 export function readDocuments(nameOrPath: string, form?: TextForm): string[] {
+  if (/^(hf:|https?:\/\/)/.test(nameOrPath))
+    throw new UsageError(
+      `text "${nameOrPath}" would have to be fetched, which is not done for texts; accepted: ${Object.keys(EMBEDDED).join(" or ")} (embedded), or the path of a UTF-8 text file; fetch it yourself and give its path`,
+    );
   if (!isEmbeddedText(nameOrPath)) return documentsOf(readText(nameOrPath), form);
   const embeddedForm = nameOrPath === "wikitext2" ? "wikitext" : "wikipedia";
   return documentsOf(readText(embeddedPath(nameOrPath)), form ?? embeddedForm);
