@@ -14,6 +14,7 @@ import {
   type SiteName,
 } from "../models/config.js";
 import {
+  binary,
   clipRows,
   fakeQuantizeAsym,
   kronecker,
@@ -98,6 +99,7 @@ export function bindSimulated(
     if (!t) return x;
     // P_o acts over heads: the single matrix of attn_out is the left factor of P_o ⊗ P_v.
     if (name === "attn_out") return kronecker(g, x, { left: t.right?.p, nRight: headDim });
+    if (!t.left && !t.right) return t.diag ? binary(g, "mul", x, t.diag, "row") : x;
     return kronecker(g, x, { left: t.left?.p, right: t.right?.p, diag: t.diag });
   };
 
@@ -113,6 +115,8 @@ export function bindSimulated(
       });
     }
     if (!t) return weight;
+    if (!t.left && !t.right)
+      return t.inverseDiag ? binary(g, "mul", weight, t.inverseDiag, "row") : weight;
     return kronecker(g, weight, {
       left: t.left?.inverseT,
       right: t.right?.inverseT,

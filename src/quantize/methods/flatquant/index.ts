@@ -10,6 +10,7 @@ import { gptqOf } from "../../rounding/settings.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { distill } from "./distill.js";
 import { initialParameters } from "./parameters.js";
+import { planBlock } from "./plan.js";
 import { flatQuantPresets, flatQuantRecipe, type FlatQuantRecipe } from "./recipe.js";
 import { parameterRule } from "./train.js";
 
@@ -32,6 +33,7 @@ export const flatquant: Method<FlatQuantRecipe> = {
   check: (config, scheme) => {
     matrixPlaces(config, scheme);
   },
+  plan: planBlock,
   calibrateBlock,
   refine: distill,
 };

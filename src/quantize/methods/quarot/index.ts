@@ -1,0 +1,53 @@
+/**
+ * QuaRot: randomized Hadamard rotations spread outliers over all channels; nothing is learned.
+ * Source: Ashkboos et al., "QuaRot" (NeurIPS 2024).
+ *
+ * The rotations act per site, at FlatQuant's places and with its Kronecker factors, while the model runs, as FlatQuant's
+ * own comparison has them. The paper's rotation of the residual stream, folded through embeddings and norms, is not
+ * made: it would mix the places at which methods are compared. Nor are grids clipped (the paper clips at 0.9).
+ */
+import { z } from "zod";
+import { UsageError } from "../../../common/errors.js";
+import { Random } from "../../../common/random.js";
+import { measureBlock } from "../../block-training.js";
+import type { CalibrationNeed, Method } from "../../method.js";
+import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { formatScheme } from "../../scheme.js";
+import { matrixPlaces } from "../../transforms/sites.js";
+import { rotations } from "./rotations.js";
+
+export const quarotRecipe = z.strictObject({
+  /** Windows of calibration text, and tokens in each: for the report's errors, and for GPTQ. */
+  samples: z.number().int().positive(),
+  seqLen: z.number().int().positive(),
+  ...roundingFields,
+});
+export type QuarotRecipe = z.infer<typeof quarotRecipe>;
+
+const preset: QuarotRecipe = { samples: 16, seqLen: 2048, ...roundingDefaults };
+
+export const quarot: Method<QuarotRecipe> = {
+  name: "quarot",
+  summary: "randomized Hadamard rotations at FlatQuant's sites (after Ashkboos et al., 2024)",
+  recipe: quarotRecipe,
+  presets: { default: preset, gptq: { ...preset, samples: 128, rounding: "gptq" } },
+  defaultPreset: "default",
+  calibration: (recipe): CalibrationNeed => ({
+    samples: recipe.samples,
+    seqLen: recipe.seqLen,
+    stepsPerBlock: 1,
+    batch: 1,
+    refineSteps: 0,
+    refineBatch: 1,
+    secondMoments: recipe.rounding === "gptq",
+  }),
+  gptq: gptqOf,
+  check: (config, scheme) => {
+    if (matrixPlaces(config, scheme).length === 0)
+      throw new UsageError(
+        `method "quarot" rotates what is about to be rounded, and scheme ${formatScheme(scheme)} rounds nothing; give a scheme below 16 bits, or --method rtn to keep 16`,
+      );
+  },
+  calibrateBlock: (job) =>
+    measureBlock(job, rotations(job.config, job.scheme, Random.for(job.seed, "block", job.layer))),
+};

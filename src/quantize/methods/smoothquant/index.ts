@@ -1,0 +1,63 @@
+/**
+ * SmoothQuant: a factor per channel, chosen from maxima, that divides activations and multiplies the weights reading
+ * them, so that outliers are shared between the two. No rotation, no learning; activations get a scale per token while
+ * the model runs (dynamic), static scales are not offered. Source: Xiao et al., ICML 2023, equations 3 and 4.
+ *
+ * The factor stands where it folds for nothing: in the norms before attention and MLP, and in up_proj before
+ * down_proj. The attention's output has no such place and is left alone, as are keys and values.
+ */
+import { z } from "zod";
+import { UsageError } from "../../../common/errors.js";
+import { measureBlock } from "../../block-training.js";
+import { captureMaxima } from "../../calibration/maxima.js";
+import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
+import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { formatScheme } from "../../scheme.js";
+import { smoothingDiags } from "./diags.js";
+
+export const smoothQuantRecipe = z.strictObject({
+  /** How much of the activations' range moves into the weights: 0 none, 1 all. */
+  alpha: z.number().min(0).max(1),
+  /** Windows of calibration text, and tokens in each. */
+  samples: z.number().int().positive(),
+  seqLen: z.number().int().positive(),
+  ...roundingFields,
+});
+export type SmoothQuantRecipe = z.infer<typeof smoothQuantRecipe>;
+
+const preset: SmoothQuantRecipe = { alpha: 0.5, samples: 128, seqLen: 2048, ...roundingDefaults };
+
+export const smoothquant: Method<SmoothQuantRecipe> = {
+  name: "smoothquant",
+  summary: "activation outliers moved into weights, channel by channel (Xiao et al., ICML 2023)",
+  recipe: smoothQuantRecipe,
+  presets: { default: preset, gptq: { ...preset, rounding: "gptq" } },
+  defaultPreset: "default",
+  calibration: (recipe): CalibrationNeed => ({
+    samples: recipe.samples,
+    seqLen: recipe.seqLen,
+    stepsPerBlock: 1,
+    batch: 1,
+    refineSteps: 0,
+    refineBatch: 1,
+    secondMoments: recipe.rounding === "gptq",
+  }),
+  gptq: gptqOf,
+  check: (config, scheme) => {
+    if (scheme.activationBits >= 16)
+      throw new UsageError(
+        `method "smoothquant" moves outliers from activations into weights, and scheme ${formatScheme(scheme)} keeps activations at 16 bits, so the weights would only get harder to round; give fewer activation bits, such as w8a8kv16, or --method rtn`,
+      );
+    if (config.normPlacement === "after" && !config.mlp.gated && config.mlp.activation !== "relu")
+      throw new UsageError(
+        `method "smoothquant" finds no place in ${config.architecture} where a factor per channel folds away: its norms follow the residual sums, and ${config.mlp.activation} is not linear; use --method quarot`,
+      );
+  },
+  calibrateBlock,
+};
+
+function calibrateBlock(job: BlockJob<SmoothQuantRecipe>): Promise<BlockOutcome> {
+  const { backend, block, weights, config, recipe, layer, inputs } = job;
+  const maxima = captureMaxima(backend, config, weights, inputs, layer);
+  return measureBlock(job, smoothingDiags(block, config, maxima, recipe.alpha));
+}

@@ -1,0 +1,69 @@
+/** What the methods' tests share: the embedded model, tiny runs, and comparisons of logits. */
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { openCheckpoint } from "../../../src/checkpoint/open.js";
+import { packageRoot } from "../../../src/common/package.js";
+import { LanguageModel } from "../../../src/models/language-model.js";
+import { readBlock, type HostBlock } from "../../../src/models/weights.js";
+import type { ModelConfig } from "../../../src/models/config.js";
+import { foldBlock, type ParameterValues } from "../../../src/quantize/fold.js";
+import { packedLayer } from "../../../src/quantize/packed-block.js";
+import { parseScheme } from "../../../src/quantize/scheme.js";
+import { describeBlock } from "../../../src/quantize/simulated-block.js";
+import { simulatedModel } from "../../../src/quantize/simulated-model.js";
+import { Graph } from "../../../src/tensor/tensor.js";
+
+/** Four windows of 64 tokens. */
+export const FEW = { samples: 4, seqLen: 64 };
+
+export function tinyLlama() {
+  return openCheckpoint(join(packageRoot, "models", "tiny-llama"));
+}
+
+export function digest(directory: string): string {
+  return createHash("sha256")
+    .update(readFileSync(join(directory, "model.safetensors")))
+    .digest("hex");
+}
+
+/**
+ * Largest difference of logits, relative to the largest logit, that a method's parameters make where nothing is
+ * rounded: in the simulated model (float64 throughout), and once they are folded (weights come back in float32).
+ */
+export function identityErrors(
+  parametersOf: (block: HostBlock, config: ModelConfig, layer: number) => ParameterValues,
+): { simulated: number; folded: number } {
+  const backend = createReferenceBackend({ realType: "f64" });
+  const scheme = parseScheme("w16a16kv16");
+  using source = tinyLlama();
+  const original = LanguageModel.load(backend, source);
+  const { architecture, config, outer } = original;
+  const hosts = original.layers.map((_, layer) => readBlock(source, architecture, config, layer));
+  const values = hosts.map((host, layer) => parametersOf(host, config, layer));
+  const logits = (model: LanguageModel): Float64Array => {
+    using g = new Graph(backend);
+    return Float64Array.from(g.read(model.logits(g, model.hidden(g, IDS))));
+  };
+  const expected = logits(original);
+  const largest = expected.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+  const worst = (model: LanguageModel): number => {
+    const found = logits(model);
+    return expected.reduce((most, x, i) => Math.max(most, Math.abs(x - found[i])), 0) / largest;
+  };
+  const layers = hosts.map((host, layer) =>
+    packedLayer(
+      backend,
+      config,
+      scheme,
+      foldBlock(host, describeBlock(host, config, scheme), values[layer]),
+    ),
+  );
+  return {
+    simulated: worst(simulatedModel(backend, source, scheme, values)),
+    folded: worst(new LanguageModel(backend, architecture, config, outer, layers)),
+  };
+}
+
+const IDS = Int32Array.of(3, 1700, 40, 300, 8, 8, 2101);
