@@ -146,12 +146,12 @@ export function settleMatrices(values: ParameterValues): ParameterValues {
   for (const [name, { shape, data }] of values) params.set(name, frozen(backend, shape, data));
   const settled = new Map(values);
   for (const name of values.keys()) {
-    const match = /^(.+)\.[up](|_left|_right)$/.exec(name);
+    const match = /^(.+)\.[upq](|_left|_right)$/.exec(name);
     if (!match) continue;
     const [, site, side] = match as unknown as [string, string, Side];
     const pair = bindMatrix(g, params, site, side);
     if (!pair) continue;
-    for (const part of ["u", "s", "v"]) settled.delete(`${site}.${part}${side}`);
+    for (const part of ["u", "s", "v", "q"]) settled.delete(`${site}.${part}${side}`);
     const halves = halfFloats();
     const rounded = Float64Array.from(g.read(pair.p), (x) => halves[floatToHalfBits(x)]);
     settled.set(`${site}.p${side}`, { shape: pair.p.shape, data: rounded });

@@ -5,11 +5,12 @@ import { flatquant } from "./flatquant/index.js";
 import { quarot } from "./quarot/index.js";
 import { rtn } from "./rtn/index.js";
 import { smoothquant } from "./smoothquant/index.js";
+import { spinquant } from "./spinquant/index.js";
 
 /** A method with its recipe type forgotten: recipes are validated by the method's own schema before use. */
 export type AnyMethod = Method;
 
-export const METHODS: readonly AnyMethod[] = [flatquant, rtn, smoothquant, quarot];
+export const METHODS: readonly AnyMethod[] = [flatquant, rtn, smoothquant, quarot, spinquant];
 
 /** @throws UsageError naming the accepted methods. */
 export function findMethod(name: string): AnyMethod {

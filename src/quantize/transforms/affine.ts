@@ -53,6 +53,17 @@ export function initMatrix(
   values.set(`${site}.v${side}`, { shape: [n, n], data: randomOrthogonal(n, random) });
 }
 
+/** Starts P as an orthogonal matrix that stays one while it is learned: the Cayley map of a random seed. */
+export function initOrthogonal(
+  values: InitialValues,
+  site: string,
+  side: Side,
+  n: number,
+  random: Random,
+): void {
+  values.set(`${site}.q${side}`, { shape: [n, n], data: randomOrthogonal(n, random) });
+}
+
 export interface MatrixPair {
   /** P. */
   readonly p: Tensor;
@@ -60,7 +71,10 @@ export interface MatrixPair {
   readonly inverseT: Tensor;
 }
 
-/** P and P⁻ᵀ of one matrix on a graph; undefined when the site has no such matrix. */
+/**
+ * P and P⁻ᵀ of one matrix on a graph, from whichever parameters there are: `p` itself, the seed `q` of an orthogonal
+ * matrix, or `u`, `s` and `v`; undefined when the site has no such matrix.
+ */
 export function bindMatrix(
   g: Graph,
   params: Parameters,
@@ -69,6 +83,12 @@ export function bindMatrix(
 ): MatrixPair | undefined {
   const direct = params.get(`${site}.p${side}`);
   if (direct) return { p: direct, inverseT: transpose(g, inverse(g, direct)) };
+  const seed = params.get(`${site}.q${side}`);
+  if (seed) {
+    // An orthogonal matrix is its own inverse transpose.
+    const q = cayley(g, seed);
+    return { p: q, inverseT: q };
+  }
   const seedU = params.get(`${site}.u${side}`);
   const seedV = params.get(`${site}.v${side}`);
   const s = params.get(`${site}.s${side}`);

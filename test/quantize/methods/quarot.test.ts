@@ -7,9 +7,10 @@ import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
 import { rotations } from "../../../src/quantize/methods/quarot/rotations.js";
 import { parseScheme } from "../../../src/quantize/scheme.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
-import { digest, FEW, identityErrors, tinyLlama } from "./support.js";
+import { digest, FEW, identityErrors, smallCalibration, tinyLlama } from "./support.js";
 
 const directory = temporaryDirectory();
+const calibration = smallCalibration(directory);
 const backend = openBackend({ device: "cpu" });
 const source = tinyLlama();
 
@@ -20,7 +21,7 @@ afterAll(() => {
 
 function run(name: string, options: Partial<QuantizeOptions> = {}) {
   const out = join(directory, name);
-  return quantize({ backend, source, out, method: "quarot", recipe: FEW, ...options });
+  return quantize({ backend, source, out, method: "quarot", recipe: FEW, calibration, ...options });
 }
 
 describe("rotations", () => {

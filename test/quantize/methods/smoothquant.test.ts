@@ -9,9 +9,10 @@ import { parseModelConfig } from "../../../src/models/architectures/index.js";
 import { readBlock } from "../../../src/models/weights.js";
 import type { SiteMaxima } from "../../../src/quantize/calibration/maxima.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
-import { digest, FEW, identityErrors, tinyLlama } from "./support.js";
+import { digest, FEW, identityErrors, smallCalibration, tinyLlama } from "./support.js";
 
 const directory = temporaryDirectory();
+const calibration = smallCalibration(directory);
 const backend = openBackend({ device: "cpu" });
 const source = tinyLlama();
 
@@ -30,7 +31,15 @@ function someMaxima(seed: number): SiteMaxima {
 
 function run(name: string, options: Partial<QuantizeOptions> = {}) {
   const out = join(directory, name);
-  return quantize({ backend, source, out, method: "smoothquant", recipe: FEW, ...options });
+  return quantize({
+    backend,
+    source,
+    out,
+    method: "smoothquant",
+    recipe: FEW,
+    calibration,
+    ...options,
+  });
 }
 
 describe("factors", () => {

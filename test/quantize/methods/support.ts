@@ -1,6 +1,6 @@
 /** What the methods' tests share: the embedded model, tiny runs, and comparisons of logits. */
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createReferenceBackend } from "../../../src/backend/reference/index.js";
 import { openCheckpoint } from "../../../src/checkpoint/open.js";
@@ -8,6 +8,7 @@ import { packageRoot } from "../../../src/common/package.js";
 import { LanguageModel } from "../../../src/models/language-model.js";
 import { readBlock, type HostBlock } from "../../../src/models/weights.js";
 import type { ModelConfig } from "../../../src/models/config.js";
+import { readDocuments } from "../../../src/quantize/calibration/text.js";
 import { foldBlock, type ParameterValues } from "../../../src/quantize/fold.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
 import { parseScheme } from "../../../src/quantize/scheme.js";
@@ -17,6 +18,13 @@ import { Graph } from "../../../src/tensor/tensor.js";
 
 /** Four windows of 64 tokens. */
 export const FEW = { samples: 4, seqLen: 64 };
+
+/** A file with a little text: tokenizing all of Wikipedia's sample would take most of a tiny run's time. */
+export function smallCalibration(directory: string): string {
+  const path = join(directory, "calibration.txt");
+  writeFileSync(path, readDocuments("wikipedia").join("\n").slice(0, 60_000));
+  return path;
+}
 
 export function tinyLlama() {
   return openCheckpoint(join(packageRoot, "models", "tiny-llama"));
