@@ -20,5 +20,6 @@ export type { LanguageModel } from "./models/language-model.js";
 export { isArtifact, readQuantizationInfo, type QuantizationInfo } from "./quantize/artifact.js";
 export { readDocuments, tokenizeCorpus } from "./quantize/calibration/text.js";
 export { quantize, type QuantizeOptions, type QuantizeResult } from "./quantize/index.js";
-export { loadModel, type LoadedModel } from "./quantize/load.js";
+export { loadModel, loadRounded, loadSimulated, type LoadedModel } from "./quantize/load.js";
+export { planRun, type PlanOptions, type RunPlan } from "./quantize/plan.js";
 export { formatScheme, parseScheme, type Bits, type Scheme } from "./quantize/scheme.js";

@@ -177,6 +177,8 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
   const trainingStart = performance.now();
   const trained = windows && method.calibrateBlock ? await trainBlocks(run, windows) : undefined;
   const refined = trained && windows ? await refineBlocks(run, windows, trained) : undefined;
+  // Methods that measure without learning report no epochs.
+  const learns = trained?.reports.some(({ epochLoss }) => epochLoss.length > 0) ?? false;
   const trainingSeconds = trained ? (performance.now() - trainingStart) / 1000 : 0;
 
   const parameters = refined?.parameters ?? trained?.parameters;
@@ -221,8 +223,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     bytes,
     sourceBytes: [...source.tensors.values()].reduce((sum, t) => sum + t.bytes, 0),
     trainingSeconds,
-    trainingRate:
-      trainingSeconds > 0 && !resumed ? estimate.trainingOperations / trainingSeconds : undefined,
+    trainingRate: learns && !resumed ? estimate.trainingOperations / trainingSeconds : undefined,
     // The kernel counts in KiB.
     peakMemoryBytes: process.resourceUsage().maxRSS * 1024,
     seconds: (performance.now() - started) / 1000,
@@ -249,7 +250,7 @@ interface Run extends Omit<QuantizeOptions, "method" | "scheme" | "recipe" | "pr
 }
 
 /** A recipe made for 2048-token models asks too much of shorter ones: windows shrink to what the model was made for. */
-function limitedNeed(
+export function limitedNeed(
   need: CalibrationNeed | undefined,
   config: ModelConfig,
   recipe: Record<string, unknown>,

@@ -7,7 +7,7 @@ import type { z } from "zod";
 import type { Backend } from "../backend/backend.js";
 import type { ProgressTask } from "../common/progress.js";
 import type { BlockWeights } from "../models/block.js";
-import type { ModelConfig } from "../models/config.js";
+import type { LinearRole, ModelConfig, SiteName } from "../models/config.js";
 import type { OuterWeights } from "../models/language-model.js";
 import type { HostBlock } from "../models/weights.js";
 import type { Activations, TokenWindows } from "./calibration/windows.js";
@@ -101,6 +101,21 @@ export interface RefineOutcome {
   readonly losses: readonly number[];
 }
 
+/** The transform of one site. */
+export interface SitePlan {
+  /** Sizes of its square matrices: two of a Kronecker pair (left, right), one, or none. */
+  readonly factors: readonly number[];
+  readonly diag: boolean;
+}
+
+/** What a method would do to each block, from sizes alone. */
+export interface BlockPlan {
+  /** Sites that get a transform. */
+  readonly transforms: Readonly<Partial<Record<SiteName, SitePlan>>>;
+  /** Shapes of the parameters by name, as a run's `quantization.json` will list them. */
+  readonly parameters: Readonly<Record<string, readonly number[]>>;
+}
+
 export interface Method<Recipe = unknown> {
   readonly name: string;
   /** One line for `--help`. */
@@ -114,6 +129,13 @@ export interface Method<Recipe = unknown> {
   gptq?(recipe: Recipe): GptqSettings | undefined;
   /** Refuses what cannot work, before any calibration. @throws PlanishError listing every unfit layer. */
   check?(config: ModelConfig, scheme: Scheme, recipe: Recipe): void;
+  /** For `planish inspect`; `paths` are the linears' module paths. Absent: the method has no parameters. */
+  plan?(
+    config: ModelConfig,
+    paths: Readonly<Partial<Record<LinearRole, string>>>,
+    scheme: Scheme,
+    recipe: Recipe,
+  ): BlockPlan;
   calibrateBlock?(job: BlockJob<Recipe>): Promise<BlockOutcome>;
   refine?(job: RefineJob<Recipe>): Promise<RefineOutcome>;
 }

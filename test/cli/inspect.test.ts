@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { SMALL_RUN } from "./artifacts.js";
 import { planish } from "./run-program.js";
 
 let directory: string;
@@ -35,6 +36,46 @@ describe("planish inspect", () => {
     const document = JSON.parse(stdout) as { config: { architecture: string }; tensors: unknown[] };
     expect(document.config.architecture).toBe("opt");
     expect(document.tensors).toHaveLength(100);
+  });
+
+  it("says what a recipe would do, and the run does it", async () => {
+    interface Plan {
+      readonly artifactBytes: number;
+      readonly parameters: Record<string, number[]>;
+    }
+    for (const [name, flags] of [
+      ["rtn", ["--method", "rtn", "--scheme", "w3a8kv4"]],
+      ["flatquant", ["--method", "flatquant", "--scheme", "w4a4kv4"]],
+    ] as const) {
+      const planned = await planish(["inspect", "models/tiny-llama", ...flags, "--json"]);
+      expect(planned.code).toBe(0);
+      const { plan } = JSON.parse(planned.stdout) as { plan: Plan };
+      const out = join(directory, name);
+      const small = name === "flatquant" ? SMALL_RUN : [];
+      const args = ["quantize", "models/tiny-llama", "--out", out, ...flags, ...small, "--json"];
+      const { code, stdout } = await planish(args);
+      expect(code).toBe(0);
+      const run = JSON.parse(stdout) as {
+        bytes: number;
+        info: { layers: { parameters: Record<string, number[]> }[] };
+      };
+      expect(plan.artifactBytes).toBe(run.bytes);
+      expect(plan.parameters).toEqual(run.info.layers[0].parameters);
+    }
+    const again = await planish(["inspect", join(directory, "rtn"), "--preset", "fast"]);
+    expect(again.code).toBe(2);
+    expect(again.stderr).toMatch(/is quantized already; give --method, [^\n]+\n$/);
+  });
+
+  it("prints a plan as tables, after those of the model", async () => {
+    const { code, stdout } = await planish(["inspect", "models/tiny-llama", "--preset", "paper"]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^mlp_down +704 +mlp\.down_proj 256×704$/m);
+    expect(stdout).toMatch(/^would do +flatquant, preset paper, w4a4kv4$/m);
+    expect(stdout).toMatch(/^mlp_down +22×32 Kronecker \+ diag +3,774$/m);
+    expect(stdout).toMatch(/^attn_out +8×8 over heads +136$/m);
+    expect(stdout).toMatch(/^time +about .+ on this machine$/m);
+    expect((await planish(["inspect", "models/tiny-llama", "--preset", "slow"])).code).toBe(2);
   });
 
   it("exits 2 without a model, and with one that is neither here nor known", async () => {

@@ -79,7 +79,7 @@ describe("planish quantize", () => {
     expect(first.code).toBe(0);
     expect(first.stdout).toMatch(/^ *7( +\d\S*){3} +\w+ \d+%, \w+ \d+%, round 0\.\d\d steps$/m);
     expect(first.stdout).toMatch(
-      /^learned in .+ at \d+ GFLOP\/s \(two operations per multiply-add\), peak memory \d.* [MG]B$/m,
+      /^calibrated in .+ at \d+ GFLOP\/s \(two operations per multiply-add\), peak memory \d.* [MG]B$/m,
     );
 
     let sent = false;
@@ -97,7 +97,7 @@ describe("planish quantize", () => {
     expect(again.code).toBe(0);
     expect(again.stderr).toMatch(/^resuming: [3-7] of 8 blocks are finished$/m);
     // Its seconds are not those of the whole work, so there is no rate.
-    expect(again.stdout).toMatch(/^learned in [^,/]+, peak memory [^,]+$/m);
+    expect(again.stdout).toMatch(/^calibrated in [^,/]+, peak memory [^,]+$/m);
     expect(again.stderr).not.toContain("block 0:");
     expect(fileHashes(stopped)).toEqual(fileHashes(whole));
   });

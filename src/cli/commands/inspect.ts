@@ -1,9 +1,17 @@
-/** `planish inspect`: architecture, sites, tensors and sizes, from headers alone. */
+/** `planish inspect`: architecture, sites, tensors and sizes, from headers alone; and what a recipe would do. */
 
-import type { Command } from "commander";
+import { Option, type Command } from "commander";
+import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
-import { formatBytes, formatCount, formatNumber, formatTable } from "../../common/format.js";
+import { UsageError } from "../../common/errors.js";
+import {
+  formatBytes,
+  formatCount,
+  formatDuration,
+  formatNumber,
+  formatTable,
+} from "../../common/format.js";
 import type { ModelConfig } from "../../models/config.js";
 import { inspectModel, type ModelDescription } from "../../models/inspect.js";
 import {
@@ -11,25 +19,50 @@ import {
   readQuantizationInfo,
   type QuantizationInfo,
 } from "../../quantize/artifact.js";
+import { METHODS } from "../../quantize/methods/index.js";
+import { planRun, type RunPlan } from "../../quantize/plan.js";
+import { parseScheme } from "../../quantize/scheme.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
-import { MODEL_ARGUMENT } from "./shared.js";
+import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
 
-interface InspectFlags {
+interface InspectFlags extends DeviceFlags {
   readonly tensors?: boolean;
+  readonly method?: string;
+  readonly preset?: string;
+  readonly scheme?: string;
 }
 
 export function register(program: Command): void {
   const command = program
     .command("inspect")
-    .summary("show a model's architecture, sites, tensors and sizes")
-    .description("Shows a model's architecture, sites, tensors and sizes, without reading weights.")
+    .summary("show a model's architecture, sites, tensors and sizes, and what a recipe would do")
+    .description(
+      "Shows a model's architecture, sites, tensors and sizes, without reading weights. With --method, --preset or " +
+        "--scheme also what `planish quantize` would do with it: transforms, parameters, time, memory, size.",
+    )
     .argument("<model>", MODEL_ARGUMENT)
     .option("--tensors", "list every tensor")
+    .addOption(
+      new Option("--method <name>", "plan a run of this method (default: flatquant)").choices(
+        METHODS.map(({ name }) => name),
+      ),
+    )
+    .option("--preset <name>", "plan a run with this preset (default: the method's)")
+    .option("--scheme <scheme>", "plan a run to this scheme (default: w4a4kv4)")
+    .addOption(deviceOption())
+    .addOption(threadsOption())
     .action(
       perform<InspectFlags, [string]>(async ({ reporter, signal }, flags, model) => {
+        const { method, preset, scheme } = flags;
+        const planned = (method ?? preset ?? scheme) !== undefined;
+        const bits = parseScheme(scheme ?? "w4a4kv4");
         const path = await resolveModel(model, { progress: reporter, signal });
         if (isArtifact(path)) {
+          if (planned)
+            throw new UsageError(
+              `${model} is quantized already; give --method, --preset and --scheme with the original`,
+            );
           const artifact = describeArtifact(path);
           reporter.result(artifact, () => renderArtifact(artifact));
           return;
@@ -39,13 +72,25 @@ export function register(program: Command): void {
         if (description.missing.length > 0) {
           reporter.warn(`tensors are missing: ${abridge(description.missing)}`);
         }
-        reporter.result(description, () => render(description, flags.tensors ?? false));
+        let plan: RunPlan | undefined;
+        if (planned) {
+          using backend = openBackend({ ...flags, progress: reporter });
+          const options = { method: method ?? "flatquant", preset, scheme: bits };
+          plan = planRun({ backend, source: checkpoint, ...options });
+        }
+        reporter.result({ ...description, plan }, () =>
+          render(description, flags.tensors ?? false, plan),
+        );
       }),
     );
-  addExamples(command, ["planish inspect models/tiny-llama", "planish inspect model.gguf --json"]);
+  addExamples(command, [
+    "planish inspect models/tiny-llama",
+    "planish inspect smollm2-135m-instruct --method flatquant --preset paper",
+    "planish inspect model.gguf --json",
+  ]);
 }
 
-function render(model: ModelDescription, listTensors: boolean): string {
+function render(model: ModelDescription, listTensors: boolean, plan?: RunPlan): string {
   const sections = [
     formatTable(["model", model.path], summary(model)),
     formatTable(
@@ -70,7 +115,58 @@ function render(model: ModelDescription, listTensors: boolean): string {
       ),
     );
   }
+  if (plan) sections.push(...renderPlan(plan, model));
   return sections.join("\n\n");
+}
+
+function renderPlan(plan: RunPlan, { bytes, config }: ModelDescription): string[] {
+  const { calibration, estimate, parameterCounts: counts } = plan;
+  const rows: [string, string][] = [];
+  if (calibration) {
+    const { samples, seqLen, stepsPerBlock, batch, refineSteps } = calibration;
+    rows.push(["calibration", `${samples} × ${seqLen} tokens`]);
+    if (stepsPerBlock > 0) rows.push(["steps per block", `${stepsPerBlock} of ${batch} windows`]);
+    if (refineSteps > 0) rows.push(["end-to-end steps", formatNumber(refineSteps)]);
+  }
+  rows.push(
+    ["parameters per block", formatCount(plan.parametersPerBlock)],
+    ["parameters in all", formatCount(plan.parametersPerBlock * config.numLayers)],
+    ["operations", `${estimate.operations.toExponential(2)} (two per multiply-add)`],
+    ["time", `about ${formatDuration(estimate.seconds)} on this machine`],
+    ["memory", `about ${formatBytes(estimate.memoryBytes)}`],
+    ["disk", `about ${formatBytes(estimate.diskBytes)} while it runs`],
+    [
+      "artifact",
+      `${formatBytes(plan.artifactBytes)} (${((100 * plan.artifactBytes) / bytes).toFixed(0)}% of ${formatBytes(bytes)})`,
+    ],
+  );
+  const sites = ALL_SITES.map((site) => [site, transformText(plan, site), counts[site] ?? 0]);
+  for (const [group, title] of [
+    ["clip", "clipping"],
+    ["round", "rounding"],
+  ])
+    if (counts[group] !== undefined) sites.push([title, "-", counts[group]]);
+  const title = `${plan.method}, preset ${plan.preset}, ${plan.scheme}`;
+  return [
+    formatTable(["would do", title], rows),
+    formatTable(["site", "transform", "parameters per block"], sites),
+  ];
+}
+
+const ALL_SITES = ["attn_in", "k_head", "v_head", "attn_out", "mlp_in", "mlp_down"] as const;
+
+/** `16×16 Kronecker + diag`, `8×8 over heads`, … */
+function transformText({ transforms }: RunPlan, site: (typeof ALL_SITES)[number]): string {
+  const plan = transforms[site];
+  if (!plan) return "none";
+  if (plan.factors.length === 0) return "diag";
+  const [left, right] = plan.factors;
+  const diag = plan.diag ? " + diag" : "";
+  // Factors multiply to the site's width; each is a square matrix.
+  if (right !== undefined) return `${left}×${right} Kronecker${diag}`;
+  if (site === "attn_out") return `${left}×${left} over heads`;
+  if (site === "k_head" || site === "v_head") return `${left}×${left} in each head`;
+  return `${left}×${left} dense${diag}`;
 }
 
 function summary(model: ModelDescription): [string, string][] {

@@ -181,5 +181,5 @@ function trainingLine({ trainingSeconds, trainingRate, peakMemoryBytes }: Quanti
     trainingRate === undefined
       ? ""
       : ` at ${(trainingRate / 1e9).toFixed(0)} GFLOP/s (two operations per multiply-add)`;
-  return `learned in ${formatDuration(trainingSeconds)}${rate}, peak memory ${formatBytes(peakMemoryBytes)}`;
+  return `calibrated in ${formatDuration(trainingSeconds)}${rate}, peak memory ${formatBytes(peakMemoryBytes)}`;
 }

@@ -13,6 +13,7 @@ import { measureBlock } from "../../block-training.js";
 import type { CalibrationNeed, Method } from "../../method.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme } from "../../scheme.js";
+import { planTransforms } from "../../transforms/plan.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { rotations } from "./rotations.js";
 
@@ -48,6 +49,7 @@ export const quarot: Method<QuarotRecipe> = {
         `method "quarot" rotates what is about to be rounded, and scheme ${formatScheme(scheme)} rounds nothing; give a scheme below 16 bits, or --method rtn to keep 16`,
       );
   },
+  plan: (config, _paths, scheme) => planTransforms(config, scheme, { matrices: "direct" }),
   calibrateBlock: (job) =>
     measureBlock(job, rotations(job.config, job.scheme, Random.for(job.seed, "block", job.layer))),
 };

@@ -13,6 +13,7 @@ import { captureMaxima } from "../../calibration/maxima.js";
 import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme } from "../../scheme.js";
+import { planTransforms } from "../../transforms/plan.js";
 import { smoothingDiags } from "./diags.js";
 
 export const smoothQuantRecipe = z.strictObject({
@@ -53,6 +54,7 @@ export const smoothquant: Method<SmoothQuantRecipe> = {
         `method "smoothquant" finds no place in ${config.architecture} where a factor per channel folds away: its norms follow the residual sums, and ${config.mlp.activation} is not linear; use --method quarot`,
       );
   },
+  plan: (config, _paths, scheme) => planTransforms(config, scheme, { diag: true }),
   calibrateBlock,
 };
 

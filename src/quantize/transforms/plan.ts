@@ -1,0 +1,42 @@
+/** A block's transforms from sizes alone: what `planish inspect` shows before any run. */
+import type { ModelConfig, SiteName } from "../../models/config.js";
+import { diagFolds } from "../fold.js";
+import type { BlockPlan, SitePlan } from "../method.js";
+import type { Scheme } from "../scheme.js";
+import type { Parametrisation } from "./affine.js";
+import { activeSites, KRONECKER_SITES, matrixPlaces, siteSize } from "./sites.js";
+
+export interface TransformKinds {
+  /** How the matrices at every place are held; absent: there are none. */
+  readonly matrices?: Parametrisation | "orthogonal";
+  /** A factor per channel at every site where it folds. */
+  readonly diag?: boolean;
+}
+
+/** Transforms and their parameters, by the names that `bindTransform` reads. @throws PlanishError as `matrixPlaces` */
+export function planTransforms(
+  config: ModelConfig,
+  scheme: Scheme,
+  { matrices, diag }: TransformKinds,
+): BlockPlan {
+  const transforms: Partial<Record<SiteName, SitePlan>> = {};
+  const parameters: Record<string, readonly number[]> = {};
+  for (const { site, side, size } of matrices ? matrixPlaces(config, scheme) : []) {
+    const factors = [...(transforms[site]?.factors ?? []), size];
+    transforms[site] = { factors, diag: false };
+    if (matrices === "direct") parameters[`${site}.p${side}`] = [size, size];
+    else if (matrices === "orthogonal") parameters[`${site}.q${side}`] = [size, size];
+    else {
+      parameters[`${site}.u${side}`] = [size, size];
+      parameters[`${site}.s${side}`] = [size];
+      parameters[`${site}.v${side}`] = [size, size];
+    }
+  }
+  if (diag && activeSites(scheme).linears)
+    for (const site of KRONECKER_SITES)
+      if (diagFolds(config, site)) {
+        transforms[site] = { factors: transforms[site]?.factors ?? [], diag: true };
+        parameters[`${site}.diag`] = [siteSize(config, site)];
+      }
+  return { transforms, parameters };
+}
