@@ -12,7 +12,7 @@ import { Graph } from "../../tensor/tensor.js";
 import { siteSize } from "../transforms/sites.js";
 import { sampleRange, type Activations } from "./windows.js";
 
-/** Largest |activation| per channel at each linear site over the calibration set. */
+/** Largest (or mean) |activation| per channel at each linear site over the calibration set. */
 export type SiteMaxima = Readonly<Record<LinearSite, Float64Array>>;
 
 /** Runs the full-precision block over all of `inputs`. */
@@ -23,18 +23,43 @@ export function captureMaxima(
   inputs: Activations,
   layer: number,
 ): SiteMaxima {
+  return gather(backend, config, weights, inputs, layer, (kept, value) => Math.max(kept, value));
+}
+
+/** Mean |activation| per channel at each linear site: the full-precision block over all of `inputs`. */
+export function captureMeans(
+  backend: Backend,
+  config: ModelConfig,
+  weights: BlockWeights,
+  inputs: Activations,
+  layer: number,
+): SiteMaxima {
+  const sums = gather(backend, config, weights, inputs, layer, (kept, value) => kept + value);
+  const tokens = inputs.samples * inputs.time;
+  for (const sum of Object.values(sums)) for (let j = 0; j < sum.length; j++) sum[j] /= tokens;
+  return sums;
+}
+
+/** Folds |x| of every token into one number per channel, starting from 0. */
+function gather(
+  backend: Backend,
+  config: ModelConfig,
+  weights: BlockWeights,
+  inputs: Activations,
+  layer: number,
+  fold: (kept: number, value: number) => number,
+): SiteMaxima {
   const sites = Object.keys(LINEAR_SITES) as LinearSite[];
-  const maxima = Object.fromEntries(
+  const gathered = Object.fromEntries(
     sites.map((site) => [site, new Float64Array(siteSize(config, site))]),
   ) as unknown as Record<LinearSite, Float64Array>;
   const plain = plainHooks(weights);
   const observed: BlockHooks = {
     linears(g, site, x, roles) {
-      const into = maxima[site];
+      const into = gathered[site];
       const data = g.read(x);
       for (let i = 0, j = 0; i < data.length; i++) {
-        const value = Math.abs(data[i]);
-        if (value > into[j]) into[j] = value;
+        into[j] = fold(into[j], Math.abs(data[i]));
         if (++j === into.length) j = 0;
       }
       return plain.linears(g, site, x, roles);
@@ -48,5 +73,5 @@ export function captureMaxima(
     const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
     blockForward(g, config, weights, observed, x, { layer, batch: 1, rope });
   }
-  return maxima;
+  return gathered;
 }

@@ -1,6 +1,7 @@
 /** The list of methods. */
 import { UsageError } from "../../common/errors.js";
 import type { Method } from "../method.js";
+import { awq } from "./awq/index.js";
 import { flatquant } from "./flatquant/index.js";
 import { quarot } from "./quarot/index.js";
 import { rtn } from "./rtn/index.js";
@@ -10,7 +11,7 @@ import { spinquant } from "./spinquant/index.js";
 /** A method with its recipe type forgotten: recipes are validated by the method's own schema before use. */
 export type AnyMethod = Method;
 
-export const METHODS: readonly AnyMethod[] = [flatquant, rtn, smoothquant, quarot, spinquant];
+export const METHODS: readonly AnyMethod[] = [flatquant, rtn, smoothquant, quarot, spinquant, awq];
 
 /** @throws UsageError naming the accepted methods. */
 export function findMethod(name: string): AnyMethod {
