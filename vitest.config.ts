@@ -24,7 +24,7 @@ export default defineConfig({
           name: "unit",
           include: ["test/**/*.test.ts"],
           exclude: ["test/golden-checks/**", "test/cli/**"],
-          testTimeout: 30 * SECOND,
+          testTimeout: 120 * SECOND,
         },
       },
       {
