@@ -3,7 +3,7 @@
  * Blocks are read one at a time; each is trained on full-precision inputs, so that it can be done again alone
  * after a crash (spec/flatquant.md, Calibration).
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
@@ -367,16 +367,4 @@ async function refineBlocks(run: Run, windows: TokenWindows, trained: Trained) {
   task.done();
   freeOuter(backend, outer);
   return outcome;
-}
-
-/** Reads a recipe file: JSON with any of the recipe's fields. */
-export function readRecipeFile(path: string): Record<string, unknown> {
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(readFileSync(path, "utf8"));
-  } catch (cause) {
-    throw new UsageError(`recipe file ${path} cannot be read as JSON`, { cause });
-  }
-  if (!isRecord(parsed)) throw new UsageError(`recipe file ${path} must hold a JSON object`);
-  return parsed;
 }
