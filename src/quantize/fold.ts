@@ -3,7 +3,6 @@
  * upstream rows, P_v into v_proj, then codes and scales. Source: spec/flatquant.md, Calibration ("After training").
  */
 import { createReferenceBackend } from "../backend/reference/index.js";
-import { roundHalfEven } from "../backend/reference/quantize.js";
 import type { RealArray } from "../backend/backend.js";
 import type { LinearRole, LinearSite, ModelConfig } from "../models/config.js";
 import { uploadBlock, type HostBlock, type HostLinear, type HostNorm } from "../models/weights.js";
@@ -12,7 +11,7 @@ import { floatToHalfBits } from "../checkpoint/half.js";
 import { halfFloats } from "../checkpoint/element-types.js";
 import { bindMatrix, type Side } from "./transforms/affine.js";
 import type { WeightRounder } from "./rounding/rounder.js";
-import { bindSimulated, WEIGHT_SCALE_FLOOR, type BlockDescription } from "./simulated-block.js";
+import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import type { ClipLogits, PackedBlock, PackedLinear, PackedTransform } from "./packed-block.js";
 
 /**
@@ -75,20 +74,14 @@ export function foldBlock(
     const bias = host(simulated.bias(role));
     // mlp_down's diag multiplies up_proj's output rows: their scales (or weights) and bias.
     const rowFactors = role === "up" ? diagOf("mlp_down") : undefined;
-    const offset = values.get(`round.${l.path}`)?.data;
-    const nearest =
-      folded.codes && roundInSingle(g.read(unrounded), l.weight.shape, folded.codes.bits, offset);
-    const quantized = nearest && {
-      codes:
-        rounder?.(
-          role,
-          g.read(unrounded),
-          l.weight.shape,
-          nearest.scale,
-          description.scheme.weightBits,
-        ) ?? nearest.codes,
-      scale: scaleRows(nearest.scale, rowFactors, 1),
-    };
+    const scale = folded.codes && (backend.read(folded.codes.scale) as RealArray);
+    const quantized = folded.codes &&
+      scale && {
+        codes:
+          rounder?.(role, g.read(unrounded), l.weight.shape, scale, folded.codes.bits) ??
+          (backend.read(folded.codes.codes) as Int8Array),
+        scale: scaleRows(scale, rowFactors, 1),
+      };
     linears[role] = {
       path: l.path,
       shape: [l.weight.shape[0], l.weight.shape[1]],
@@ -164,31 +157,4 @@ export function settleMatrices(values: ParameterValues): ParameterValues {
     settled.set(`${site}.p${side}`, { shape: pair.p.shape, data: rounded });
   }
   return settled;
-}
-
-/**
- * The grid of `quantizeRows` in single precision, step by step as backends compute it. 16-bit weights often lie exactly
- * between two levels (w = (j+½)·max/7): float64 would send such ties another way than the model that was simulated.
- */
-function roundInSingle(
-  weight: RealArray,
-  [rows, cols]: readonly number[],
-  bits: number,
-  offset: RealArray | undefined,
-): { codes: Int8Array; scale: Float32Array } {
-  const highest = 2 ** (bits - 1) - 1;
-  const codes = new Int8Array(rows * cols);
-  const scale = new Float32Array(rows);
-  for (let r = 0; r < rows; r++) {
-    let largest = 0;
-    for (let i = r * cols; i < (r + 1) * cols; i++)
-      largest = Math.max(largest, Math.abs(Math.fround(weight[i])));
-    scale[r] = Math.max(Math.fround(largest / highest), Math.fround(WEIGHT_SCALE_FLOOR));
-    for (let i = r * cols; i < (r + 1) * cols; i++) {
-      const level = Math.fround(Math.fround(weight[i]) / scale[r]);
-      const moved = offset ? Math.fround(level + Math.fround(offset[i])) : level;
-      codes[i] = Math.min(Math.max(roundHalfEven(moved), -highest - 1), highest);
-    }
-  }
-  return { codes, scale };
 }
