@@ -9,13 +9,13 @@ import { InterruptedError } from "../common/errors.js";
 import { blockForward, type BlockWeights } from "../models/block.js";
 import { ropeTables } from "../models/rope.js";
 import { meanSquaredError } from "../tensor/ops/index.js";
-import { freeTensor, Graph, parameter, type Tensor } from "../tensor/tensor.js";
+import { freeTensor, frozen, Graph, parameter, type Tensor } from "../tensor/tensor.js";
 import { sampleRange } from "./calibration/windows.js";
 import type { ParameterValues } from "./fold.js";
 import type { BlockJob, BlockOutcome } from "./method.js";
 import { bindSimulated, describeBlock, type BlockDescription } from "./simulated-block.js";
 import { AdamW, trainStep, type ParameterRule } from "./training.js";
-import type { Parameters } from "./transforms/affine.js";
+import { isFixedParameter, type Parameters } from "./transforms/affine.js";
 
 /** Windows on which the report's errors are measured. */
 const REPORT_WINDOWS = 16;
@@ -211,7 +211,8 @@ function refuseAborted({ signal, layer }: BlockJob<unknown>): void {
 
 function uploadParameters(backend: Backend, values: ParameterValues): Map<string, Tensor> {
   const params = new Map<string, Tensor>();
-  for (const [name, { shape, data }] of values) params.set(name, parameter(backend, shape, data));
+  for (const [name, { shape, data }] of values)
+    params.set(name, (isFixedParameter(name) ? frozen : parameter)(backend, shape, data));
   return params;
 }
 

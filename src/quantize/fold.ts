@@ -151,7 +151,7 @@ export function settleMatrices(values: ParameterValues): ParameterValues {
     const [, site, side] = match as unknown as [string, string, Side];
     const pair = bindMatrix(g, params, site, side);
     if (!pair) continue;
-    for (const part of ["u", "s", "v", "q"]) settled.delete(`${site}.${part}${side}`);
+    for (const part of ["u", "s", "v", "q", "r"]) settled.delete(`${site}.${part}${side}`);
     const halves = halfFloats();
     const rounded = Float64Array.from(g.read(pair.p), (x) => halves[floatToHalfBits(x)]);
     settled.set(`${site}.p${side}`, { shape: pair.p.shape, data: rounded });

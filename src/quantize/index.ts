@@ -18,7 +18,8 @@ import type { Architecture, ModelConfig } from "../models/config.js";
 import { loadOuter } from "../models/language-model.js";
 import { freeBlock, readBlock, uploadBlock } from "../models/weights.js";
 import { refuseExisting, writeArtifact, type QuantizationInfo } from "./artifact.js";
-import { embedAll, forwardAll, freeOuter } from "./calibration/forward.js";
+import { freeOuter } from "./calibration/forward.js";
+import { Prefix, type StateStore } from "./calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "./calibration/text.js";
 import { randomWindows, type Activations, type TokenWindows } from "./calibration/windows.js";
 import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
@@ -47,6 +48,8 @@ export interface QuantizeOptions {
   readonly resume?: boolean;
   /** Also keep the learned parameters beside the artifact, so that the simulated model can be run again. */
   readonly keepParameters?: boolean;
+  /** Full-precision states of the calibration set, shared with other runs on the same model and windows. */
+  readonly states?: StateStore;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
 }
@@ -295,10 +298,7 @@ interface Trained {
 /** Full-precision activations travel through the blocks; each block that the journal lacks is calibrated on the way. */
 async function trainBlocks(run: Run, windows: TokenWindows): Promise<Trained> {
   const { backend, source, architecture, config, journal, method } = run;
-  const outer = loadOuter(backend, source, architecture, config);
-  let inputs = embedAll(backend, config, outer, windows);
-  freeOuter(backend, outer);
-  let outputs: Activations = { ...inputs, data: new Float32Array(inputs.data.length) };
+  const prefix = new Prefix(run, windows);
   const done = Array.from({ length: config.numLayers }, (_, l) => journal.hasBlock(l));
   const kept = done.filter(Boolean).length;
   if (kept > 0) run.progress.note(`resuming: ${kept} of ${config.numLayers} blocks are finished`);
@@ -310,7 +310,8 @@ async function trainBlocks(run: Run, windows: TokenWindows): Promise<Trained> {
   for (let layer = 0; layer < config.numLayers; layer++) {
     const host = readBlock(source, architecture, config, layer);
     const weights = uploadBlock(backend, host);
-    await forwardAll(backend, config, weights, inputs, outputs, layer, run.signal);
+    const { inputs } = prefix;
+    const outputs = await prefix.outputs(weights, layer, run.signal);
     if (!done[layer] && method.calibrateBlock) {
       const outcome = await method.calibrateBlock({
         backend,
@@ -337,10 +338,10 @@ async function trainBlocks(run: Run, windows: TokenWindows): Promise<Trained> {
     parameters.push(values);
     reports.push(report);
     freeBlock(backend, weights);
-    [inputs, outputs] = [outputs, inputs];
+    prefix.advance(outputs);
   }
   task.done();
-  return { parameters, reports, last: inputs };
+  return { parameters, reports, last: prefix.inputs };
 }
 
 async function refineBlocks(run: Run, windows: TokenWindows, trained: Trained) {

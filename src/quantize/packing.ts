@@ -10,12 +10,11 @@ import { InterruptedError } from "../common/errors.js";
 import type { ProgressSink } from "../common/progress.js";
 import { blockForward, type BlockWeights } from "../models/block.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
-import { loadOuter } from "../models/language-model.js";
 import { ropeTables } from "../models/rope.js";
 import { freeBlock, readBlock, uploadBlock, type HostBlock } from "../models/weights.js";
 import { meanSquaredError } from "../tensor/ops/index.js";
 import { Graph } from "../tensor/tensor.js";
-import { embedAll, forwardAll, freeOuter } from "./calibration/forward.js";
+import { Prefix, type StateStore } from "./calibration/prefix.js";
 import { sampleRange, type Activations, type TokenWindows } from "./calibration/windows.js";
 import { foldBlock, settleMatrices, type ParameterValues } from "./fold.js";
 import type { Journal, PackReport } from "./journal.js";
@@ -37,6 +36,7 @@ export interface PackJob {
   /** Final parameters by block; absent for methods that learn nothing. */
   readonly parameters?: readonly ParameterValues[];
   readonly windows?: TokenWindows;
+  readonly states?: StateStore;
   /** Absent: weights are rounded to nearest. */
   readonly gptq?: GptqSettings;
   readonly progress: ProgressSink;
@@ -57,7 +57,7 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
   const { source, architecture, config, scheme, journal } = job;
   const task = job.progress.task("packing", config.numLayers);
   const wanted = scheme.weightBits < 16 ? job.gptq : undefined;
-  const prefix = wanted && job.windows && startPrefix(job, job.windows);
+  const prefix = wanted && job.windows && new Prefix(job, job.windows);
   const files: PackedFile[] = [];
   for (let layer = 0; layer < config.numLayers; layer++) {
     if (job.signal?.aborted)
@@ -89,20 +89,6 @@ function entriesOf({ architecture, scheme }: PackJob, packed: PackedBlock, layer
   return packedEntries(architecture.names.blockPrefix(layer), packed, scheme);
 }
 
-/** Full-precision hidden states before the block at hand, and room for those after it. */
-interface Prefix {
-  inputs: Activations;
-  outputs: Activations;
-}
-
-function startPrefix(job: PackJob, windows: TokenWindows): Prefix {
-  const { backend, source, architecture, config } = job;
-  const outer = loadOuter(backend, source, architecture, config);
-  const inputs = embedAll(backend, config, outer, windows);
-  freeOuter(backend, outer);
-  return { inputs, outputs: { ...inputs, data: new Float32Array(inputs.data.length) } };
-}
-
 /** Packs one block by GPTQ, unless it is packed already, and moves the prefix past it. */
 async function packOnPrefix(
   job: PackJob,
@@ -116,8 +102,8 @@ async function packOnPrefix(
   const { backend, config, scheme, journal, signal } = job;
   if (kept && layer === config.numLayers - 1) return kept;
   const weights: BlockWeights = uploadBlock(backend, host);
-  const { inputs, outputs } = prefix;
-  await forwardAll(backend, config, weights, inputs, outputs, layer, signal);
+  const { inputs } = prefix;
+  const outputs = await prefix.outputs(weights, layer, signal);
   let report = kept;
   if (!report) {
     const block = describeBlock(host, config, scheme);
@@ -134,12 +120,11 @@ async function packOnPrefix(
     const notes: string[] = [];
     const rounder = gptqRounder(moments, gptq, `block ${layer}`, notes);
     const packed = foldBlock(host, block, values, rounder);
-    report = { errorPacked: packedError(job, packed, prefix, layer), notes };
+    report = { errorPacked: packedError(job, packed, inputs, outputs, layer), notes };
     await journal.keepPacked(layer, entriesOf(job, packed, layer), report);
   }
   freeBlock(backend, weights);
-  prefix.inputs = outputs;
-  prefix.outputs = inputs;
+  prefix.advance(outputs);
   return report;
 }
 
@@ -147,7 +132,8 @@ async function packOnPrefix(
 function packedError(
   { backend, config, scheme }: PackJob,
   packed: PackedBlock,
-  { inputs, outputs }: Prefix,
+  inputs: Activations,
+  outputs: Activations,
   layer: number,
 ): number {
   const { weights, hooks } = packedLayer(backend, config, scheme, packed);

@@ -23,7 +23,11 @@ export function captureMaxima(
   inputs: Activations,
   layer: number,
 ): SiteMaxima {
-  return gather(backend, config, weights, inputs, layer, (kept, value) => Math.max(kept, value));
+  const known = inputs.statistics?.get("maxima") as SiteMaxima | undefined;
+  if (known) return known;
+  const maxima = gather(backend, config, weights, inputs, layer, Math.max);
+  inputs.statistics?.set("maxima", maxima);
+  return maxima;
 }
 
 /** Mean |activation| per channel at each linear site: the full-precision block over all of `inputs`. */

@@ -38,6 +38,8 @@ export interface Activations {
   readonly samples: number;
   readonly time: number;
   readonly hidden: number;
+  /** Of states that several runs share and that never change: what was found out about them, by name. */
+  readonly statistics?: Map<string, Readonly<Record<string, Float64Array>>>;
 }
 
 /** A range of samples, as a view. */

@@ -53,15 +53,24 @@ export function initMatrix(
   values.set(`${site}.v${side}`, { shape: [n, n], data: randomOrthogonal(n, random) });
 }
 
-/** Starts P as an orthogonal matrix that stays one while it is learned: the Cayley map of a random seed. */
+/**
+ * Starts P as the given orthogonal matrix and keeps it one while it is learned: P = R·Cayley(X), where R = `start` is
+ * never changed, and X begins at zero, whose Cayley map is the identity.
+ */
 export function initOrthogonal(
   values: InitialValues,
   site: string,
   side: Side,
   n: number,
-  random: Random,
+  start: Float64Array,
 ): void {
-  values.set(`${site}.q${side}`, { shape: [n, n], data: randomOrthogonal(n, random) });
+  values.set(`${site}.r${side}`, { shape: [n, n], data: start });
+  values.set(`${site}.q${side}`, { shape: [n, n], data: new Float64Array(n * n) });
+}
+
+/** Whether a parameter is what learning starts from and never changes. */
+export function isFixedParameter(name: string): boolean {
+  return /\.r(|_left|_right)$/.test(name);
 }
 
 export interface MatrixPair {
@@ -72,8 +81,8 @@ export interface MatrixPair {
 }
 
 /**
- * P and P⁻ᵀ of one matrix on a graph, from whichever parameters there are: `p` itself, the seed `q` of an orthogonal
- * matrix, or `u`, `s` and `v`; undefined when the site has no such matrix.
+ * P and P⁻ᵀ of one matrix on a graph, from whichever parameters there are: `p` itself, the start `r` and the seed `q`
+ * of an orthogonal matrix, or `u`, `s` and `v`; undefined when the site has no such matrix.
  */
 export function bindMatrix(
   g: Graph,
@@ -86,7 +95,9 @@ export function bindMatrix(
   const seed = params.get(`${site}.q${side}`);
   if (seed) {
     // An orthogonal matrix is its own inverse transpose.
-    const q = cayley(g, seed);
+    const turn = cayley(g, seed);
+    const start = params.get(`${site}.r${side}`);
+    const q = start ? matmul(g, start, turn) : turn;
     return { p: q, inverseT: q };
   }
   const seedU = params.get(`${site}.u${side}`);

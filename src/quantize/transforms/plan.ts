@@ -25,8 +25,10 @@ export function planTransforms(
     const factors = [...(transforms[site]?.factors ?? []), size];
     transforms[site] = { factors, diag: false };
     if (matrices === "direct") parameters[`${site}.p${side}`] = [size, size];
-    else if (matrices === "orthogonal") parameters[`${site}.q${side}`] = [size, size];
-    else {
+    else if (matrices === "orthogonal") {
+      parameters[`${site}.r${side}`] = [size, size];
+      parameters[`${site}.q${side}`] = [size, size];
+    } else {
       parameters[`${site}.u${side}`] = [size, size];
       parameters[`${site}.s${side}`] = [size];
       parameters[`${site}.v${side}`] = [size, size];

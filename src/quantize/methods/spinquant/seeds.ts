@@ -1,14 +1,18 @@
-/** What SpinQuant learns: the Cayley seed of one orthogonal matrix for every place that a scheme makes rotate. */
+/**
+ * What SpinQuant learns: one orthogonal matrix for every place that a scheme makes rotate. Each starts as a randomized
+ * Hadamard matrix (as the paper finds best), so that learning goes on where QuaRot stops.
+ */
 import type { Random } from "../../../common/random.js";
 import type { ModelConfig } from "../../../models/config.js";
 import type { Scheme } from "../../scheme.js";
 import { initOrthogonal, type InitialValues } from "../../transforms/affine.js";
+import { randomizedHadamard } from "../../transforms/hadamard.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 
-/** Starting values, as `<site>.q<side>`. */
+/** Starting values: `<site>.r<side>` is the start, `<site>.q<side>` the seed of what is learned. */
 export function rotationSeeds(config: ModelConfig, scheme: Scheme, random: Random): InitialValues {
   const values: InitialValues = new Map();
   for (const { site, side, size } of matrixPlaces(config, scheme))
-    initOrthogonal(values, site, side, size, random);
+    initOrthogonal(values, site, side, size, randomizedHadamard(size, random));
   return values;
 }

@@ -1,0 +1,95 @@
+/**
+ * Full-precision hidden states of the calibration set on their way from block to block: every method needs them, none
+ * changes them. Runs that share a `StateStore` compute each block's states once.
+ */
+import type { Backend } from "../../backend/backend.js";
+import type { Checkpoint } from "../../checkpoint/checkpoint.js";
+import type { BlockWeights } from "../../models/block.js";
+import type { Architecture, ModelConfig } from "../../models/config.js";
+import { loadOuter } from "../../models/language-model.js";
+import { embedAll, forwardAll, freeOuter } from "./forward.js";
+import type { Activations, TokenWindows } from "./windows.js";
+
+/** Keeps states of one calibration set of one model, as many blocks as its budget holds. */
+export class StateStore {
+  private owner: string | undefined;
+  private readonly kept = new Map<number, Activations>();
+  private bytes = 0;
+
+  /** `budgetBytes`: memory for states; blocks beyond it are computed again by every run. */
+  constructor(readonly budgetBytes: number) {}
+
+  /** States that enter block `layer`; undefined where they are not kept, or belong to other windows. */
+  find(windows: TokenWindows, layer: number): Activations | undefined {
+    return this.owner === identity(windows) ? this.kept.get(layer) : undefined;
+  }
+
+  /** Whether the store keeps them; then nobody may write to them again. The first run's windows are the store's. */
+  keep(windows: TokenWindows, layer: number, states: Activations): boolean {
+    this.owner ??= identity(windows);
+    const size = states.data.byteLength;
+    if (this.owner !== identity(windows) || this.bytes + size > this.budgetBytes) return false;
+    this.kept.set(layer, { ...states, statistics: new Map() });
+    this.bytes += size;
+    return true;
+  }
+}
+
+function identity({ ids, samples, time }: TokenWindows): string {
+  let hash = 0;
+  for (const id of ids) hash = (Math.imul(hash, 31) + id) >>> 0;
+  return `${samples}x${time}:${hash}`;
+}
+
+export interface PrefixOptions {
+  readonly backend: Backend;
+  readonly source: Checkpoint;
+  readonly architecture: Architecture;
+  readonly config: ModelConfig;
+  /** Shared with other runs of the same model and windows. */
+  readonly states?: StateStore;
+}
+
+export class Prefix {
+  /** States that enter the block at hand. */
+  inputs: Activations;
+  /** Memory that is free for the next block's states. */
+  private spare: Activations | undefined;
+
+  constructor(
+    private readonly options: PrefixOptions,
+    private readonly windows: TokenWindows,
+  ) {
+    const { backend, source, architecture, config, states } = options;
+    const known = states?.find(windows, 0);
+    if (known) {
+      this.inputs = known;
+      return;
+    }
+    const outer = loadOuter(backend, source, architecture, config);
+    const embedded = embedAll(backend, config, outer, windows);
+    freeOuter(backend, outer);
+    states?.keep(windows, 0, embedded);
+    this.inputs = states?.find(windows, 0) ?? embedded;
+  }
+
+  /** States that leave block `layer` when `inputs` enters it. @throws InterruptedError on the signal. */
+  async outputs(weights: BlockWeights, layer: number, signal?: AbortSignal): Promise<Activations> {
+    const { backend, config, states } = this.options;
+    const known = states?.find(this.windows, layer + 1);
+    if (known) return known;
+    const { data, samples, time, hidden } = this.inputs;
+    const outputs = this.spare ?? { data: new Float32Array(data.length), samples, time, hidden };
+    this.spare = undefined;
+    await forwardAll(backend, config, weights, this.inputs, outputs, layer, signal);
+    states?.keep(this.windows, layer + 1, outputs);
+    return states?.find(this.windows, layer + 1) ?? outputs;
+  }
+
+  /** Moves on: what left one block enters the next. */
+  advance(outputs: Activations): void {
+    // States in a store carry statistics; they stay as they are.
+    if (!this.inputs.statistics) this.spare = this.inputs;
+    this.inputs = outputs;
+  }
+}
