@@ -3,39 +3,17 @@
  * upstream rows, P_v into v_proj, then codes and scales. Source: spec/flatquant.md, Calibration ("After training").
  */
 import { createReferenceBackend } from "../backend/reference/index.js";
+import { roundHalfEven } from "../backend/reference/quantize.js";
 import type { RealArray } from "../backend/backend.js";
-import type { LinearRole, LinearSite, ModelConfig } from "../models/config.js";
+import type { LinearRole, LinearSite } from "../models/config.js";
 import { uploadBlock, type HostBlock, type HostLinear, type HostNorm } from "../models/weights.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
-import { floatToHalfBits } from "../checkpoint/half.js";
-import { halfFloats } from "../checkpoint/element-types.js";
-import { bindMatrix, type Side } from "./transforms/affine.js";
 import type { WeightRounder } from "./rounding/rounder.js";
-import { bindSimulated, type BlockDescription } from "./simulated-block.js";
+import { bindSimulated, WEIGHT_SCALE_FLOOR, type BlockDescription } from "./simulated-block.js";
+import { diagFolds, settleParameters, type ParameterValues } from "./settle.js";
 import type { ClipLogits, PackedBlock, PackedLinear, PackedTransform } from "./packed-block.js";
 
-/**
- * Whether a positive factor per channel of a site's activation can be folded into what comes before it. Norms give
- * way, unless they stand after the residual sum: then the residual stream itself feeds the linears, and scaling it
- * would scale the residual too. The MLP's inner activation gives way through the gate's linear half, or through ReLU.
- */
-export function diagFolds(config: ModelConfig, site: LinearSite): boolean {
-  switch (site) {
-    case "attn_in":
-    case "mlp_in":
-      return config.normPlacement !== "after";
-    case "mlp_down":
-      return config.mlp.gated || config.mlp.activation === "relu";
-    case "attn_out":
-      return false;
-  }
-}
-
-/** Parameter values on the host, by name. */
-export type ParameterValues = ReadonlyMap<
-  string,
-  { readonly shape: readonly number[]; readonly data: RealArray }
->;
+export { diagFolds, type ParameterValues } from "./settle.js";
 
 /**
  * Deterministic: the same values (and the same rounder) give the same packed block on every machine. Without a
@@ -49,21 +27,21 @@ export function foldBlock(
 ): PackedBlock {
   const backend = createReferenceBackend({ realType: "f64" });
   const params = new Map<string, Tensor>();
-  for (const [name, { shape, data }] of settleMatrices(values))
-    params.set(name, frozen(backend, shape, data));
+  const settled = settleParameters(description.config, block, values);
+  for (const [name, { shape, data }] of settled) params.set(name, frozen(backend, shape, data));
   using g = new Graph(backend);
   const simulated = bindSimulated(g, description, uploadBlock(backend, block), params);
   const host = (t: Tensor | undefined): Float32Array | undefined =>
     t && Float32Array.from(g.read(t));
   const diagOf = (site: LinearSite): RealArray | undefined => {
-    const diag = values.get(`${site}.diag`)?.data;
+    const diag = settled.get(`${site}.diag`)?.data;
     if (diag && !diagFolds(description.config, site))
       throw new Error(`a diag at ${site} folds into nothing in ${description.config.architecture}`);
     return diag;
   };
   const clipOf = (name: string): ClipLogits | undefined => {
-    const max = values.get(`clip.${name}.a_max`);
-    const min = values.get(`clip.${name}.a_min`);
+    const max = settled.get(`clip.${name}.a_max`);
+    const min = settled.get(`clip.${name}.a_min`);
     return max && min ? { max: max.data[0], min: min.data[0] } : undefined;
   };
 
@@ -74,14 +52,20 @@ export function foldBlock(
     const bias = host(simulated.bias(role));
     // mlp_down's diag multiplies up_proj's output rows: their scales (or weights) and bias.
     const rowFactors = role === "up" ? diagOf("mlp_down") : undefined;
-    const scale = folded.codes && (backend.read(folded.codes.scale) as RealArray);
-    const quantized = folded.codes &&
-      scale && {
-        codes:
-          rounder?.(role, g.read(unrounded), l.weight.shape, scale, folded.codes.bits) ??
-          (backend.read(folded.codes.codes) as Int8Array),
-        scale: scaleRows(scale, rowFactors, 1),
-      };
+    const offset = values.get(`round.${l.path}`)?.data;
+    const nearest =
+      folded.codes && roundInSingle(g.read(unrounded), l.weight.shape, folded.codes.bits, offset);
+    const quantized = nearest && {
+      codes:
+        rounder?.(
+          role,
+          g.read(unrounded),
+          l.weight.shape,
+          nearest.scale,
+          description.scheme.weightBits,
+        ) ?? nearest.codes,
+      scale: scaleRows(nearest.scale, rowFactors, 1),
+    };
     linears[role] = {
       path: l.path,
       shape: [l.weight.shape[0], l.weight.shape[1]],
@@ -136,25 +120,28 @@ function scaleNorm(norm: HostNorm, diag: RealArray | undefined): HostNorm {
 }
 
 /**
- * Replaces every run-time matrix by what the artifact will hold: P itself, rounded to 16 bits. Its inverse is then
- * taken of the rounded one, so that folding into weights and the transform at run time cancel exactly.
+ * The grid of `quantizeRows` in single precision, step by step as backends compute it. 16-bit weights often lie exactly
+ * between two levels (w = (j+½)·max/7): float64 would send such ties another way than the model that was simulated.
  */
-export function settleMatrices(values: ParameterValues): ParameterValues {
-  const backend = createReferenceBackend({ realType: "f64" });
-  using g = new Graph(backend);
-  const params = new Map<string, Tensor>();
-  for (const [name, { shape, data }] of values) params.set(name, frozen(backend, shape, data));
-  const settled = new Map(values);
-  for (const name of values.keys()) {
-    const match = /^(.+)\.[upq](|_left|_right)$/.exec(name);
-    if (!match) continue;
-    const [, site, side] = match as unknown as [string, string, Side];
-    const pair = bindMatrix(g, params, site, side);
-    if (!pair) continue;
-    for (const part of ["u", "s", "v", "q", "r"]) settled.delete(`${site}.${part}${side}`);
-    const halves = halfFloats();
-    const rounded = Float64Array.from(g.read(pair.p), (x) => halves[floatToHalfBits(x)]);
-    settled.set(`${site}.p${side}`, { shape: pair.p.shape, data: rounded });
+function roundInSingle(
+  weight: RealArray,
+  [rows, cols]: readonly number[],
+  bits: number,
+  offset: RealArray | undefined,
+): { codes: Int8Array; scale: Float32Array } {
+  const highest = 2 ** (bits - 1) - 1;
+  const codes = new Int8Array(rows * cols);
+  const scale = new Float32Array(rows);
+  for (let r = 0; r < rows; r++) {
+    let largest = 0;
+    for (let i = r * cols; i < (r + 1) * cols; i++)
+      largest = Math.max(largest, Math.abs(Math.fround(weight[i])));
+    scale[r] = Math.max(Math.fround(largest / highest), Math.fround(WEIGHT_SCALE_FLOOR));
+    for (let i = r * cols; i < (r + 1) * cols; i++) {
+      const level = Math.fround(Math.fround(weight[i]) / scale[r]);
+      const moved = offset ? Math.fround(level + Math.fround(offset[i])) : level;
+      codes[i] = Math.min(Math.max(roundHalfEven(moved), -highest - 1), highest);
+    }
   }
-  return settled;
+  return { codes, scale };
 }

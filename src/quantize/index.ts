@@ -214,7 +214,8 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     scheme,
     info,
     blockFiles: packed.map(({ file }) => file),
-    keptParameters: options.keepParameters ? parameters : undefined,
+    keptParameters:
+      options.keepParameters && parameters ? packed.map(({ settled }) => settled) : undefined,
     signal: options.signal,
   });
   journal.remove();

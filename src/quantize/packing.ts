@@ -16,7 +16,7 @@ import { meanSquaredError } from "../tensor/ops/index.js";
 import { Graph } from "../tensor/tensor.js";
 import { Prefix, type StateStore } from "./calibration/prefix.js";
 import { sampleRange, type Activations, type TokenWindows } from "./calibration/windows.js";
-import { foldBlock, settleMatrices, type ParameterValues } from "./fold.js";
+import { foldBlock, type ParameterValues } from "./fold.js";
 import type { Journal, PackReport } from "./journal.js";
 import { packedLayer, type PackedBlock } from "./packed-block.js";
 import { packedEntries } from "./packed-tensors.js";
@@ -24,6 +24,7 @@ import { collectMoments } from "./rounding/moments.js";
 import { gptqRounder } from "./rounding/rounder.js";
 import type { GptqSettings } from "./rounding/settings.js";
 import type { Scheme } from "./scheme.js";
+import { settleParameters } from "./settle.js";
 import { describeBlock } from "./simulated-block.js";
 
 export interface PackJob {
@@ -45,8 +46,10 @@ export interface PackJob {
 
 export interface PackedFile extends PackReport {
   readonly file: string;
-  /** Shapes of the block's parameters. */
+  /** Shapes of the block's parameters, as the method names them. */
   readonly parameters: Record<string, number[]>;
+  /** The parameters as the artifact holds them. */
+  readonly settled: ParameterValues;
 }
 
 /** Windows on which a packed block's error is measured. */
@@ -73,7 +76,8 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
       await journal.keepPacked(layer, entriesOf(job, packed, layer), report);
     }
     const parameters = Object.fromEntries([...values].map(([name, v]) => [name, [...v.shape]]));
-    files.push({ file: journal.packedFile(layer), parameters, ...report });
+    const settled = settleParameters(config, host, values);
+    files.push({ file: journal.packedFile(layer), parameters, settled, ...report });
     task.advance();
     await nextTurn();
   }
@@ -107,7 +111,7 @@ async function packOnPrefix(
   let report = kept;
   if (!report) {
     const block = describeBlock(host, config, scheme);
-    const parameters = settleMatrices(values);
+    const parameters = settleParameters(config, host, values);
     const moments = await collectMoments({
       backend,
       block,

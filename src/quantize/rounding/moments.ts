@@ -25,7 +25,7 @@ export interface MomentJob {
   readonly backend: Backend;
   readonly block: BlockDescription;
   readonly weights: BlockWeights;
-  /** As the artifact will hold them (`settleMatrices`). */
+  /** As the artifact will hold them (`settleParameters`). */
   readonly parameters: ParameterValues;
   readonly inputs: Activations;
   readonly layer: number;

@@ -4,9 +4,10 @@ import { createReferenceBackend } from "../../../src/backend/reference/index.js"
 import { Random } from "../../../src/common/random.js";
 import type { LinearRole, ModelConfig } from "../../../src/models/config.js";
 import { linearShape, uploadBlock, type HostBlock } from "../../../src/models/weights.js";
-import { foldBlock, settleMatrices, type ParameterValues } from "../../../src/quantize/fold.js";
+import { foldBlock, type ParameterValues } from "../../../src/quantize/fold.js";
 import { initialParameters } from "../../../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../../../src/quantize/methods/flatquant/recipe.js";
+import { settleParameters } from "../../../src/quantize/settle.js";
 import { collectMoments, type SecondMoment } from "../../../src/quantize/rounding/moments.js";
 import { gptqRounder, type WeightRounder } from "../../../src/quantize/rounding/rounder.js";
 import { parseScheme, type Scheme } from "../../../src/quantize/scheme.js";
@@ -137,7 +138,7 @@ describe("second moments", () => {
 
   it("are of transformed activations: H' = MᵀHM with M the site's whole matrix, P_v included", async () => {
     const scheme = parseScheme("w4a16kv16");
-    const values = settleMatrices(flatParameters(scheme));
+    const values = settleParameters(config, block, flatParameters(scheme));
     const plain = await moments(scheme, new Map());
     const transformed = await moments(scheme, values);
     const data = (name: string) => values.get(name)!.data;
@@ -168,7 +169,7 @@ describe("second moments", () => {
 
   it("are collected linear by linear where each clips its activation its own way", async () => {
     const scheme = parseScheme("w4a4kv16");
-    const all = await moments(scheme, settleMatrices(flatParameters(scheme)));
+    const all = await moments(scheme, settleParameters(config, block, flatParameters(scheme)));
     expect(all.map(({ roles }) => roles.join())).toEqual([...ROLES]);
     expect(find(all, "q")).not.toEqual(find(all, "k"));
   });
@@ -192,7 +193,7 @@ describe("folding with a rounder", () => {
 
   it("gptq keeps scales and everything else, and lowers each linear's own objective", async () => {
     const plain = foldBlock(block, description, values);
-    const all = await moments(scheme, settleMatrices(values));
+    const all = await moments(scheme, settleParameters(config, block, values));
     const notes: string[] = [];
     const folded = new Map<LinearRole, Float64Array>();
     const gptq = gptqRounder(all, { damping: 0.01, actOrder: false }, "block 0", notes);

@@ -1,0 +1,92 @@
+/**
+ * What an artifact can hold of a block's learned parameters: matrices, clips and folded norms have 16 bits. Settling
+ * rounds them first, so that everything derived from them (inverses, folded weights, integer codes) belongs to the
+ * values that will run, and the simulated model of settled parameters is the artifact's own arithmetic.
+ */
+import type { RealArray } from "../backend/backend.js";
+import { createReferenceBackend } from "../backend/reference/index.js";
+import { halfFloats } from "../checkpoint/element-types.js";
+import { floatToHalfBits } from "../checkpoint/half.js";
+import type { LinearSite, ModelConfig } from "../models/config.js";
+import type { HostBlock, HostNorm } from "../models/weights.js";
+import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
+import { bindMatrix, type Side } from "./transforms/affine.js";
+
+/**
+ * Whether a positive factor per channel of a site's activation can be folded into what comes before it. Norms give
+ * way, unless they stand after the residual sum: then the residual stream itself feeds the linears, and scaling it
+ * would scale the residual too. The MLP's inner activation gives way through the gate's linear half, or through ReLU.
+ */
+export function diagFolds(config: ModelConfig, site: LinearSite): boolean {
+  switch (site) {
+    case "attn_in":
+    case "mlp_in":
+      return config.normPlacement !== "after";
+    case "mlp_down":
+      return config.mlp.gated || config.mlp.activation === "relu";
+    case "attn_out":
+      return false;
+  }
+}
+
+/** Parameter values on the host, by name. */
+export type ParameterValues = ReadonlyMap<
+  string,
+  { readonly shape: readonly number[]; readonly data: RealArray }
+>;
+
+type Values = Map<string, { readonly shape: readonly number[]; readonly data: RealArray }>;
+
+/**
+ * The parameters as the artifact will hold them: every run-time matrix P itself in 16 bits (instead of its SVD or
+ * Cayley seeds), diag such that norm · diag is a 16-bit number where a norm takes it, clipping logits in 16 bits.
+ * Weight clips and rounding offsets, which only shape the integers, stay. Settling twice changes nothing.
+ */
+export function settleParameters(
+  config: ModelConfig,
+  block: HostBlock,
+  values: ParameterValues,
+): ParameterValues {
+  const settled: Values = new Map(values);
+  settleMatrices(settled, values);
+  for (const [site, norm] of [
+    ["attn_in", block.inputNorm],
+    ["mlp_in", block.postNorm],
+  ] as const) {
+    const diag = values.get(`${site}.diag`);
+    if (diag && diagFolds(config, site))
+      settled.set(`${site}.diag`, { shape: diag.shape, data: settleDiag(norm, diag.data) });
+  }
+  for (const [name, { shape, data }] of values)
+    if (/^clip\..+\.a_(max|min)$/.test(name))
+      settled.set(name, { shape, data: Float64Array.from(data, toHalf) });
+  return settled;
+}
+
+function settleMatrices(settled: Values, values: ParameterValues): void {
+  const backend = createReferenceBackend({ realType: "f64" });
+  using g = new Graph(backend);
+  const params = new Map<string, Tensor>();
+  for (const [name, { shape, data }] of values) params.set(name, frozen(backend, shape, data));
+  for (const name of values.keys()) {
+    const match = /^(.+)\.[upq](|_left|_right)$/.exec(name);
+    if (!match) continue;
+    const [, site, side] = match as unknown as [string, string, Side];
+    const pair = bindMatrix(g, params, site, side);
+    if (!pair) continue;
+    for (const part of ["u", "s", "v", "q", "r"]) settled.delete(`${site}.${part}${side}`);
+    const rounded = Float64Array.from(g.read(pair.p), toHalf);
+    settled.set(`${site}.p${side}`, { shape: pair.p.shape, data: rounded });
+  }
+}
+
+/** d' with gain·d' = half(gain·d), in single precision because that is how parameters are kept. */
+function settleDiag({ gain }: HostNorm, diag: RealArray): Float64Array {
+  return Float64Array.from(diag, (d, i) =>
+    gain.data[i] === 0 ? d : Math.fround(toHalf(gain.data[i] * d) / gain.data[i]),
+  );
+}
+
+function toHalf(x: number): number {
+  return halfFloats()[floatToHalfBits(x)];
+}
