@@ -1,0 +1,47 @@
+/**
+ * Compiles every kernel of native/cuda with NVRTC, as the CUDA backend would, for each architecture given
+ * (default sm_80 sm_90a). Needs NVRTC, no GPU: `npx tsx scripts/compile-cuda.ts [sm_80 …]`.
+ */
+import { readdirSync } from "node:fs";
+import { kernelSource, kernelSourceFolder } from "../src/backend/cuda/modules.js";
+import { Nvrtc } from "../src/backend/cuda/nvrtc.js";
+
+const architectures = process.argv.slice(2);
+if (architectures.length === 0) architectures.push("sm_80", "sm_90a");
+const compiler = new Nvrtc();
+console.log(`NVRTC ${compiler.version.join(".")} from ${compiler.path}`);
+
+/** Sources that are specialized by shape, with shapes worth compiling. */
+const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
+  kronecker: [
+    ["LEFT=64", "RIGHT=64"],
+    ["LEFT=112", "RIGHT=128"],
+    ["LEFT=0", "RIGHT=128"],
+  ],
+  attention_mma: [["HEAD_DIM=64"], ["HEAD_DIM=128"]],
+};
+
+let failures = 0;
+for (const architecture of architectures) {
+  for (const file of readdirSync(kernelSourceFolder()).filter((name) => name.endsWith(".cu"))) {
+    const name = file.slice(0, -".cu".length);
+    for (const defines of VARIANTS[name] ?? [[]]) {
+      const start = performance.now();
+      const label = [file, ...defines, architecture].join(" ");
+      try {
+        const { image, log } = compiler.compile({
+          ...kernelSource(name, architecture, defines),
+          options: process.env.PTXAS ? ["--ptxas-options=-v"] : [],
+        });
+        const milliseconds = (performance.now() - start).toFixed(0);
+        console.log(
+          `ok   ${label}: ${image.length} bytes, ${milliseconds} ms${log ? `\n${log}` : ""}`,
+        );
+      } catch (error) {
+        failures++;
+        console.log(`FAIL ${label}: ${(error as Error).message}`);
+      }
+    }
+  }
+}
+if (failures > 0) process.exitCode = 1;

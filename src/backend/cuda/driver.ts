@@ -1,0 +1,579 @@
+/**
+ * The CUDA driver API: one device's primary context, streams, events, memory, launches and graphs. Every status is
+ * checked; a failure is a PlanishError with the driver's own text and what to do.
+ *
+ * Handles (streams, events, modules, functions, graphs) and device addresses are plain numbers: user-space addresses
+ * stay below 2⁵³. A context belongs to the thread that opened it.
+ */
+import { createRequire } from "node:module";
+import type * as Koffi from "koffi";
+import { PlanishError } from "../../common/errors.js";
+import { openCudaLibrary, type ForeignFunction } from "./libraries.js";
+
+/** Oldest architecture with bf16 matrix instructions and asynchronous copies to shared memory (Ampere). */
+const OLDEST_CAPABILITY = 80;
+
+/** CUresult values that get advice of their own. */
+const OUT_OF_MEMORY = 2;
+const NO_DEVICE = 100;
+const INVALID_DEVICE = 101;
+const STUB_LIBRARY = 34;
+const SYSTEM_DRIVER_MISMATCH = 803;
+
+/** CUdevice_attribute values. */
+const ATTRIBUTE = {
+  multiprocessors: 16,
+  capabilityMajor: 75,
+  capabilityMinor: 76,
+  l2Bytes: 38,
+  sharedBytesPerBlock: 97,
+  memoryPools: 115,
+} as const;
+
+const FUNC_MAX_DYNAMIC_SHARED = 8;
+const STREAM_NON_BLOCKING = 1;
+const EVENT_DISABLE_TIMING = 2;
+const CAPTURE_THREAD_LOCAL = 1;
+const POOL_RELEASE_THRESHOLD = 4;
+const POOL_RESERVED_HIGH = 6;
+const POOL_USED_CURRENT = 7;
+const POOL_USED_HIGH = 8;
+
+export type DevicePointer = number;
+export type Stream = number;
+export type Event = number;
+export type GraphExecutable = number;
+
+export interface CudaDeviceInfo {
+  readonly ordinal: number;
+  readonly name: string;
+  /** Compute capability times ten: 90 for Hopper's H100 and H200. */
+  readonly capability: number;
+  readonly multiprocessors: number;
+  readonly totalBytes: number;
+  readonly l2Bytes: number;
+  /** Shared memory a block may ask for. */
+  readonly sharedBytesPerBlock: number;
+  /** 1000·major + 10·minor of the newest CUDA that the driver serves. */
+  readonly driverVersion: number;
+}
+
+/** How a kernel's arguments are passed: p device pointer, i 64-bit integer, d double. */
+export type KernelSignature = string;
+
+/** A loaded kernel with its argument types. */
+export interface CudaKernel {
+  readonly name: string;
+  readonly handle: number;
+  readonly signature: KernelSignature;
+  /** Dynamic shared memory set so far; raised by `launch` when a call needs more than 48 KiB. */
+  sharedLimit: number;
+}
+
+export type Grid = readonly [number, number?, number?];
+
+const require = createRequire(import.meta.url);
+
+/** Bytes of a launch's argument block. */
+const ARGUMENT_BYTES = 4096;
+const HEADER_BYTES = 64;
+const DEFAULT_SHARED_LIMIT = 48 * 1024;
+
+/** Address range of `bytes` of pinned host memory, seen from both sides. */
+export interface PinnedMemory {
+  readonly address: number;
+  readonly bytes: ArrayBuffer;
+}
+
+type Checked = (...args: unknown[]) => void;
+
+/** Names of driver functions and their prototypes; handles and addresses as 64-bit integers. */
+const PROTOTYPES = {
+  cuInit: "int cuInit(uint32_t flags)",
+  cuDriverGetVersion: "int cuDriverGetVersion(void* version)",
+  cuDeviceGetCount: "int cuDeviceGetCount(void* count)",
+  cuDeviceGet: "int cuDeviceGet(void* device, int ordinal)",
+  cuDeviceGetName: "int cuDeviceGetName(void* name, int length, int device)",
+  cuDeviceGetAttribute: "int cuDeviceGetAttribute(void* value, int attribute, int device)",
+  cuDeviceTotalMem: "int cuDeviceTotalMem_v2(void* bytes, int device)",
+  cuDevicePrimaryCtxRetain: "int cuDevicePrimaryCtxRetain(void* context, int device)",
+  cuDevicePrimaryCtxRelease: "int cuDevicePrimaryCtxRelease_v2(int device)",
+  cuCtxSetCurrent: "int cuCtxSetCurrent(uint64_t context)",
+  cuMemGetInfo: "int cuMemGetInfo_v2(void* free, void* total)",
+  cuModuleLoadData: "int cuModuleLoadData(void* module, const void* image)",
+  cuModuleUnload: "int cuModuleUnload(uint64_t module)",
+  cuModuleGetFunction: "int cuModuleGetFunction(void* function, uint64_t module, const char* name)",
+  cuFuncSetAttribute: "int cuFuncSetAttribute(uint64_t function, int attribute, int value)",
+  cuFuncGetAttribute: "int cuFuncGetAttribute(void* value, int attribute, uint64_t function)",
+  cuLaunchKernel:
+    "int cuLaunchKernel(uint64_t function, uint32_t gx, uint32_t gy, uint32_t gz, uint32_t bx, uint32_t by, " +
+    "uint32_t bz, uint32_t shared, uint64_t stream, uint64_t params, uint64_t extra)",
+  cuStreamCreate: "int cuStreamCreate(void* stream, uint32_t flags)",
+  cuStreamDestroy: "int cuStreamDestroy_v2(uint64_t stream)",
+  cuStreamSynchronize: "int cuStreamSynchronize(uint64_t stream)",
+  cuStreamWaitEvent: "int cuStreamWaitEvent(uint64_t stream, uint64_t event, uint32_t flags)",
+  cuStreamBeginCapture: "int cuStreamBeginCapture_v2(uint64_t stream, int mode)",
+  cuStreamEndCapture: "int cuStreamEndCapture(uint64_t stream, void* graph)",
+  cuGraphInstantiate: "int cuGraphInstantiateWithFlags(void* exec, uint64_t graph, uint64_t flags)",
+  cuGraphLaunch: "int cuGraphLaunch(uint64_t exec, uint64_t stream)",
+  cuGraphExecDestroy: "int cuGraphExecDestroy(uint64_t exec)",
+  cuGraphDestroy: "int cuGraphDestroy(uint64_t graph)",
+  cuEventCreate: "int cuEventCreate(void* event, uint32_t flags)",
+  cuEventDestroy: "int cuEventDestroy_v2(uint64_t event)",
+  cuEventRecord: "int cuEventRecord(uint64_t event, uint64_t stream)",
+  cuEventSynchronize: "int cuEventSynchronize(uint64_t event)",
+  cuEventElapsedTime: "int cuEventElapsedTime(void* milliseconds, uint64_t start, uint64_t end)",
+  cuMemAllocAsync: "int cuMemAllocAsync(void* pointer, uint64_t bytes, uint64_t stream)",
+  cuMemFreeAsync: "int cuMemFreeAsync(uint64_t pointer, uint64_t stream)",
+  cuDeviceGetDefaultMemPool: "int cuDeviceGetDefaultMemPool(void* pool, int device)",
+  cuMemPoolSetAttribute: "int cuMemPoolSetAttribute(uint64_t pool, int attribute, void* value)",
+  cuMemPoolGetAttribute: "int cuMemPoolGetAttribute(uint64_t pool, int attribute, void* value)",
+  cuMemPoolTrimTo: "int cuMemPoolTrimTo(uint64_t pool, uint64_t keep)",
+  cuMemHostAlloc: "int cuMemHostAlloc(void* pointer, uint64_t bytes, uint32_t flags)",
+  cuMemFreeHost: "int cuMemFreeHost(uint64_t pointer)",
+  cuMemcpyHtoDAsync:
+    "int cuMemcpyHtoDAsync_v2(uint64_t target, uint64_t source, uint64_t bytes, uint64_t stream)",
+  cuMemcpyDtoHAsync:
+    "int cuMemcpyDtoHAsync_v2(uint64_t target, uint64_t source, uint64_t bytes, uint64_t stream)",
+  cuMemcpyDtoDAsync:
+    "int cuMemcpyDtoDAsync_v2(uint64_t target, uint64_t source, uint64_t bytes, uint64_t stream)",
+  cuMemsetD8Async:
+    "int cuMemsetD8Async(uint64_t target, uint8_t value, uint64_t count, uint64_t stream)",
+  cuMemsetD32Async:
+    "int cuMemsetD32Async(uint64_t target, uint32_t value, uint64_t count, uint64_t stream)",
+} as const;
+
+type DriverFunctions = Readonly<Record<keyof typeof PROTOTYPES, ForeignFunction>>;
+
+let loaded: { functions: DriverFunctions; errorText: (status: number) => string } | undefined;
+
+/** The driver's functions, bound and initialized once per process. Throws PlanishError naming what is missing. */
+function loadDriver() {
+  if (loaded) return loaded;
+  const library = openCudaLibrary("driver");
+  const text = library.bind("int cuGetErrorString(int status, _Out_ const char** text)");
+  const name = library.bind("int cuGetErrorName(int status, _Out_ const char** text)");
+  const errorText = (status: number): string => {
+    const [title, explanation]: [string | null][] = [[null], [null]];
+    name(status, title);
+    text(status, explanation);
+    return `${title[0] ?? `status ${status}`}: ${explanation[0] ?? "no text"}`;
+  };
+  const functions = Object.fromEntries(
+    Object.entries(PROTOTYPES).map(([key, prototype]) => [key, library.bind(prototype)]),
+  ) as unknown as DriverFunctions;
+  const status = Number(functions.cuInit(0));
+  if (status !== 0) {
+    const advice =
+      status === NO_DEVICE
+        ? "no NVIDIA GPU is visible here (check nvidia-smi and CUDA_VISIBLE_DEVICES)"
+        : status === STUB_LIBRARY
+          ? "the loader found the toolkit's stub of libcuda, not the driver's; take lib64/stubs out of LD_LIBRARY_PATH"
+          : status === SYSTEM_DRIVER_MISMATCH
+            ? "the driver library and the kernel module are of different versions; reboot or reinstall the NVIDIA driver"
+            : "the NVIDIA driver does not start; check nvidia-smi";
+    throw new PlanishError(`--device cuda: cuInit failed (${errorText(status)}): ${advice}`);
+  }
+  loaded = { functions, errorText };
+  return loaded;
+}
+
+/** Number of GPUs. Throws PlanishError when there is no driver. */
+export function cudaDeviceCount(): number {
+  const { functions } = loadDriver();
+  const count = new Int32Array(1);
+  return Number(functions.cuDeviceGetCount(count)) === 0 ? count[0] : 0;
+}
+
+function pointerOf(slot: BigUint64Array): number {
+  return Number(slot[0]);
+}
+
+function utf8(bytes: Uint8Array): string {
+  const end = bytes.indexOf(0);
+  return new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
+}
+
+function mebibytes(bytes: number): string {
+  return `${(bytes / 2 ** 20).toFixed(0)} MiB`;
+}
+
+/** Device `ordinal`'s context, current on this thread. Disposing releases it; what it allocated is then gone. */
+export class CudaDriver implements Disposable {
+  readonly info: CudaDeviceInfo;
+  private readonly cu: Readonly<Record<keyof typeof PROTOTYPES, Checked>>;
+  private readonly raw: DriverFunctions;
+  private readonly device: number;
+  private readonly pool: number;
+  private readonly koffi: typeof Koffi;
+  private readonly argumentAddress: number;
+  private readonly argumentWords: Uint32Array;
+  private readonly argumentReals: Float64Array;
+  private readonly extraAddress: number;
+  private readonly out = new BigUint64Array(1);
+  private disposed = false;
+
+  /** Throws PlanishError when there is no driver, no such GPU, or the GPU is older than Planish's kernels need. */
+  constructor(ordinal = 0) {
+    const { functions, errorText } = loadDriver();
+    this.raw = functions;
+    this.koffi = require("koffi") as typeof Koffi;
+    this.cu = Object.fromEntries(
+      Object.entries(functions).map(([name, call]) => [
+        name,
+        (...args: unknown[]) => {
+          const status = Number(call(...args));
+          if (status !== 0) this.fail(name, status, errorText(status));
+        },
+      ]),
+    ) as unknown as Readonly<Record<keyof typeof PROTOTYPES, Checked>>;
+    const count = cudaDeviceCount();
+    if (!(Number.isInteger(ordinal) && ordinal >= 0 && ordinal < count)) {
+      throw new PlanishError(
+        count === 0
+          ? "--device cuda: the driver reports no GPU (check nvidia-smi and CUDA_VISIBLE_DEVICES)"
+          : `--device cuda: there is no GPU ${ordinal}; this machine has GPU 0 to ${count - 1}`,
+      );
+    }
+    const device = new Int32Array(1);
+    this.cu.cuDeviceGet(device, ordinal);
+    this.device = device[0];
+    this.info = this.describe(ordinal);
+    const { name, capability } = this.info;
+    if (capability < OLDEST_CAPABILITY) {
+      throw new PlanishError(
+        `--device cuda: ${name} has compute capability ${(capability / 10).toFixed(1)}; ` +
+          `Planish's kernels need ${(OLDEST_CAPABILITY / 10).toFixed(1)} (Ampere) or newer: use --device cpu`,
+      );
+    }
+    this.cu.cuDevicePrimaryCtxRetain(this.out, this.device);
+    this.cu.cuCtxSetCurrent(pointerOf(this.out));
+    this.cu.cuDeviceGetDefaultMemPool(this.out, this.device);
+    this.pool = pointerOf(this.out);
+    // Freed memory stays in the pool, so that a step does not go back to the operating system.
+    this.cu.cuMemPoolSetAttribute(
+      this.pool,
+      POOL_RELEASE_THRESHOLD,
+      BigUint64Array.of(0xffff_ffff_ffff_ffffn),
+    );
+
+    const block: unknown = this.koffi.alloc("uint64_t", (ARGUMENT_BYTES + HEADER_BYTES) / 8);
+    const address = Number(this.koffi.address(block));
+    const bytes = this.koffi.view(block, ARGUMENT_BYTES + HEADER_BYTES);
+    // CU_LAUNCH_PARAM_BUFFER_POINTER (1), address, CU_LAUNCH_PARAM_BUFFER_SIZE (2), address of the size, end (0); size.
+    this.extraAddress = address;
+    this.argumentAddress = address + HEADER_BYTES;
+    new BigUint64Array(bytes, 0, 6).set([
+      1n,
+      BigInt(this.argumentAddress),
+      2n,
+      BigInt(address + 40),
+      0n,
+      0n,
+    ]);
+    this.sizeWord = new BigUint64Array(bytes, 40, 1);
+    this.argumentWords = new Uint32Array(bytes, HEADER_BYTES, ARGUMENT_BYTES / 4);
+    this.argumentReals = new Float64Array(bytes, HEADER_BYTES, ARGUMENT_BYTES / 8);
+  }
+
+  private readonly sizeWord: BigUint64Array;
+
+  private fail(name: string, status: number, text: string): never {
+    if (status === OUT_OF_MEMORY) {
+      throw new PlanishError(
+        `out of GPU memory (${name}: ${text}); use a smaller batch, sequence length or model`,
+      );
+    }
+    if (status === INVALID_DEVICE) throw new PlanishError(`--device cuda: no such GPU (${text})`);
+    throw new PlanishError(
+      `CUDA's ${name} failed (${text}); run with CUDA_LAUNCH_BLOCKING=1 to find the call that caused it`,
+    );
+  }
+
+  private describe(ordinal: number): CudaDeviceInfo {
+    const value = new Int32Array(1);
+    const attribute = (which: number): number => {
+      this.cu.cuDeviceGetAttribute(value, which, this.device);
+      return value[0];
+    };
+    const name = new Uint8Array(256);
+    this.cu.cuDeviceGetName(name, name.length, this.device);
+    this.cu.cuDeviceTotalMem(this.out, this.device);
+    const totalBytes = pointerOf(this.out);
+    this.cu.cuDriverGetVersion(value);
+    const driverVersion = value[0];
+    return {
+      ordinal,
+      name: utf8(name),
+      capability: 10 * attribute(ATTRIBUTE.capabilityMajor) + attribute(ATTRIBUTE.capabilityMinor),
+      multiprocessors: attribute(ATTRIBUTE.multiprocessors),
+      totalBytes,
+      l2Bytes: attribute(ATTRIBUTE.l2Bytes),
+      sharedBytesPerBlock: attribute(ATTRIBUTE.sharedBytesPerBlock),
+      driverVersion,
+    };
+  }
+
+  /** Makes the context current on this thread again (another device's may have been used since). */
+  private create(call: (out: BigUint64Array) => void): number {
+    call(this.out);
+    return pointerOf(this.out);
+  }
+
+  // Streams and events.
+
+  createStream(): Stream {
+    return this.create((out) => {
+      this.cu.cuStreamCreate(out, STREAM_NON_BLOCKING);
+    });
+  }
+
+  destroyStream(stream: Stream): void {
+    this.cu.cuStreamDestroy(stream);
+  }
+
+  /** Waits on the host until everything enqueued so far is done; errors of earlier launches surface here. */
+  synchronize(stream: Stream): void {
+    this.cu.cuStreamSynchronize(stream);
+  }
+
+  /** @param timed False makes an event cheaper; `elapsed` needs timed ones. */
+  createEvent(timed = true): Event {
+    return this.create((out) => {
+      this.cu.cuEventCreate(out, timed ? 0 : EVENT_DISABLE_TIMING);
+    });
+  }
+
+  destroyEvent(event: Event): void {
+    this.cu.cuEventDestroy(event);
+  }
+
+  record(event: Event, stream: Stream): void {
+    this.cu.cuEventRecord(event, stream);
+  }
+
+  /** Later work on `stream` waits for the event. */
+  waitFor(event: Event, stream: Stream): void {
+    this.cu.cuStreamWaitEvent(stream, event, 0);
+  }
+
+  synchronizeEvent(event: Event): void {
+    this.cu.cuEventSynchronize(event);
+  }
+
+  /** Milliseconds between two recorded, completed events. */
+  elapsed(start: Event, end: Event): number {
+    const milliseconds = new Float32Array(1);
+    this.cu.cuEventElapsedTime(milliseconds, start, end);
+    return milliseconds[0];
+  }
+
+  // Memory.
+
+  /** Free and total bytes of the device. What the pool keeps for reuse counts as taken. */
+  memory(): { free: number; total: number } {
+    const total = new BigUint64Array(1);
+    this.cu.cuMemGetInfo(this.out, total);
+    return { free: pointerOf(this.out), total: pointerOf(total) };
+  }
+
+  /** Bytes the pool has handed out (now, and at most) and holds from the system (at most). */
+  poolUse(): { used: number; usedPeak: number; reservedPeak: number } {
+    const read = (attribute: number) =>
+      this.create((out) => {
+        this.cu.cuMemPoolGetAttribute(this.pool, attribute, out);
+      });
+    return {
+      used: read(POOL_USED_CURRENT),
+      usedPeak: read(POOL_USED_HIGH),
+      reservedPeak: read(POOL_RESERVED_HIGH),
+    };
+  }
+
+  /** Starts the pool's peaks anew. */
+  resetPoolPeaks(): void {
+    this.cu.cuMemPoolSetAttribute(this.pool, POOL_USED_HIGH, BigUint64Array.of(0n));
+    this.cu.cuMemPoolSetAttribute(this.pool, POOL_RESERVED_HIGH, BigUint64Array.of(0n));
+  }
+
+  /** Memory for work enqueued on `stream` from now on; 256-byte aligned, contents undefined. */
+  allocate(bytes: number, stream: Stream): DevicePointer {
+    const status = Number(this.raw.cuMemAllocAsync(this.out, Math.max(bytes, 1), stream));
+    if (status === 0) return pointerOf(this.out);
+    // What was freed on the stream but not yet reached counts as used; give it a chance.
+    this.synchronize(stream);
+    this.cu.cuMemPoolTrimTo(this.pool, 0);
+    const retried = Number(this.raw.cuMemAllocAsync(this.out, Math.max(bytes, 1), stream));
+    if (retried === 0) return pointerOf(this.out);
+    if (retried === OUT_OF_MEMORY) {
+      const { free, total } = this.memory();
+      throw new PlanishError(
+        `out of GPU memory: ${mebibytes(bytes)} more are needed, ${mebibytes(free)} of ${mebibytes(total)} are free on ` +
+          `${this.info.name}; use a smaller batch, sequence length or model, or stop what else runs there`,
+      );
+    }
+    this.cu.cuMemAllocAsync(this.out, Math.max(bytes, 1), stream);
+    return pointerOf(this.out);
+  }
+
+  /** Gives memory back once the work enqueued so far on `stream` is done. */
+  free(pointer: DevicePointer, stream: Stream): void {
+    this.cu.cuMemFreeAsync(pointer, stream);
+  }
+
+  /** Page-locked host memory, which copies at full speed and while kernels run. */
+  allocatePinned(bytes: number): PinnedMemory {
+    const address = this.create((out) => {
+      this.cu.cuMemHostAlloc(out, bytes, 0);
+    });
+    return { address, bytes: this.koffi.view(BigInt(address), bytes) };
+  }
+
+  /** The memory's ArrayBuffer must not be used afterwards. */
+  freePinned(memory: PinnedMemory): void {
+    this.cu.cuMemFreeHost(memory.address);
+  }
+
+  /** `source` is an address in pinned memory, unchanged until the stream has passed the copy. */
+  copyToDevice(target: DevicePointer, source: number, bytes: number, stream: Stream): void {
+    this.cu.cuMemcpyHtoDAsync(target, source, bytes, stream);
+  }
+
+  /** `target` is an address in pinned memory. */
+  copyToHost(target: number, source: DevicePointer, bytes: number, stream: Stream): void {
+    this.cu.cuMemcpyDtoHAsync(target, source, bytes, stream);
+  }
+
+  copyOnDevice(target: DevicePointer, source: DevicePointer, bytes: number, stream: Stream): void {
+    this.cu.cuMemcpyDtoDAsync(target, source, bytes, stream);
+  }
+
+  fillBytes(target: DevicePointer, value: number, count: number, stream: Stream): void {
+    this.cu.cuMemsetD8Async(target, value & 0xff, count, stream);
+  }
+
+  /** Sets `count` 32-bit words. */
+  fillWords(target: DevicePointer, word: number, count: number, stream: Stream): void {
+    this.cu.cuMemsetD32Async(target, word >>> 0, count, stream);
+  }
+
+  // Code.
+
+  /** Loads a cubin (or PTX text ending in a zero byte). */
+  loadModule(image: Uint8Array): number {
+    return this.create((out) => {
+      this.cu.cuModuleLoadData(out, image);
+    });
+  }
+
+  unloadModule(module: number): void {
+    this.cu.cuModuleUnload(module);
+  }
+
+  /** A kernel by its `extern "C"` name; its parameters must all be 8 bytes wide, as `signature` says. */
+  kernel(module: number, name: string, signature: KernelSignature): CudaKernel {
+    const handle = this.create((out) => {
+      this.cu.cuModuleGetFunction(out, module, name);
+    });
+    return { name, handle, signature, sharedLimit: DEFAULT_SHARED_LIMIT };
+  }
+
+  /** Registers per thread and bytes of local memory (spills) of a kernel. */
+  kernelResources(kernel: CudaKernel): { registers: number; localBytes: number } {
+    const value = new Int32Array(1);
+    const read = (attribute: number) => {
+      this.cu.cuFuncGetAttribute(value, attribute, kernel.handle);
+      return value[0];
+    };
+    return { registers: read(4), localBytes: read(3) };
+  }
+
+  /** Enqueues a launch; arguments in the order and with the types of the kernel's signature. */
+  launch(
+    kernel: CudaKernel,
+    grid: Grid,
+    block: Grid,
+    sharedBytes: number,
+    stream: Stream,
+    args: readonly number[],
+  ): void {
+    const { signature } = kernel;
+    if (args.length !== signature.length) {
+      throw new PlanishError(
+        `kernel ${kernel.name} takes ${signature.length} arguments, got ${args.length}`,
+      );
+    }
+    const words = this.argumentWords;
+    for (let i = 0; i < args.length; i++) {
+      const value = args[i];
+      if (signature[i] === "d") {
+        this.argumentReals[i] = value;
+      } else {
+        words[2 * i] = value >>> 0;
+        words[2 * i + 1] = Math.floor(value / 2 ** 32) >>> 0;
+      }
+    }
+    this.sizeWord[0] = BigInt(8 * args.length);
+    if (sharedBytes > kernel.sharedLimit) {
+      this.cu.cuFuncSetAttribute(kernel.handle, FUNC_MAX_DYNAMIC_SHARED, sharedBytes);
+      kernel.sharedLimit = sharedBytes;
+    }
+    const [gx, gy = 1, gz = 1] = grid;
+    const [bx, by = 1, bz = 1] = block;
+    const status = Number(
+      this.raw.cuLaunchKernel(
+        kernel.handle,
+        gx,
+        gy,
+        gz,
+        bx,
+        by,
+        bz,
+        sharedBytes,
+        stream,
+        0,
+        this.extraAddress,
+      ),
+    );
+    if (status !== 0) {
+      throw new PlanishError(
+        `CUDA kernel ${kernel.name} was not launched (${loadDriver().errorText(status)}); grid ${grid.join("×")}, ` +
+          `block ${block.join("×")}, ${sharedBytes} bytes of shared memory`,
+      );
+    }
+  }
+
+  // Graphs.
+
+  /** Records what `enqueue` puts on `stream` instead of running it. Nothing in it may wait for the device. */
+  capture(stream: Stream, enqueue: () => void): GraphExecutable {
+    this.cu.cuStreamBeginCapture(stream, CAPTURE_THREAD_LOCAL);
+    let graph = 0;
+    try {
+      enqueue();
+    } finally {
+      graph = this.create((out) => {
+        this.cu.cuStreamEndCapture(stream, out);
+      });
+    }
+    const executable = this.create((out) => {
+      this.cu.cuGraphInstantiate(out, graph, 0);
+    });
+    this.cu.cuGraphDestroy(graph);
+    return executable;
+  }
+
+  launchGraph(graph: GraphExecutable, stream: Stream): void {
+    this.cu.cuGraphLaunch(graph, stream);
+  }
+
+  destroyGraph(graph: GraphExecutable): void {
+    this.cu.cuGraphExecDestroy(graph);
+  }
+
+  [Symbol.dispose](): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.cu.cuDevicePrimaryCtxRelease(this.device);
+  }
+}

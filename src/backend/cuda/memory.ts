@@ -1,0 +1,295 @@
+/**
+ * Memory of the CUDA backend: buffers, the arena of a step, scratch space of kernels, and transfers through pinned
+ * host memory. Everything is ordered by one stream, so memory given back is never reused too early.
+ */
+import {
+  BYTES_PER_ELEMENT,
+  type Arena,
+  type Buffer,
+  type DType,
+  type HostArray,
+} from "../backend.js";
+import { PlanishError } from "../../common/errors.js";
+import type { CudaDriver, DevicePointer, Event, PinnedMemory, Stream } from "./driver.js";
+
+/** Device memory with a type. Kernels receive `pointer`. */
+export class CudaBuffer implements Buffer {
+  constructor(
+    readonly dtype: DType,
+    readonly length: number,
+    readonly pointer: DevicePointer,
+    /** Long-lived: what `free` gives back. */
+    readonly owned: boolean,
+  ) {}
+
+  get bytes(): number {
+    return this.length * BYTES_PER_ELEMENT[this.dtype];
+  }
+}
+
+/** The buffer as this backend's own. Throws PlanishError on another backend's. */
+export function cudaBuffer(buffer: Buffer): CudaBuffer {
+  if (buffer instanceof CudaBuffer) return buffer;
+  throw new PlanishError(
+    "cuda backend: this buffer belongs to another backend; copy it with read and write",
+  );
+}
+
+/** Allocations start at multiples of this: full sectors, and what cuBLASLt's fastest kernels ask for. */
+const ALIGNMENT = 256;
+const CHUNK_BYTES = 64 * 2 ** 20;
+
+function roundUp(value: number, multiple: number): number {
+  return Math.ceil(value / multiple) * multiple;
+}
+
+export function checkLength(length: number): void {
+  if (!Number.isSafeInteger(length) || length < 0) {
+    throw new PlanishError(
+      `buffer length ${length} is not a count of elements; give an integer of at least 0`,
+    );
+  }
+}
+
+interface Chunk {
+  readonly pointer: DevicePointer;
+  readonly bytes: number;
+}
+
+interface Position {
+  readonly chunk: number;
+  readonly offset: number;
+  readonly used: number;
+}
+
+/** Bump allocation over chunks of the stream-ordered pool; see Arena. */
+export class CudaArena implements Arena {
+  private readonly chunks: Chunk[] = [];
+  private chunk = 0;
+  private offset = 0;
+  private used = 0;
+  private peak = 0;
+  private disposed = false;
+  private readonly marks: Position[] = [];
+
+  constructor(
+    private readonly driver: CudaDriver,
+    private readonly stream: Stream,
+    /** Called before memory goes back: work not yet enqueued may still want it. */
+    private readonly beforeFree: () => void = () => undefined,
+  ) {}
+
+  get peakBytes(): number {
+    return this.peak;
+  }
+
+  private take(bytes: number): Chunk {
+    const size = Math.max(CHUNK_BYTES, roundUp(bytes, 2 ** 21));
+    return { pointer: this.driver.allocate(size, this.stream), bytes: size };
+  }
+
+  alloc(dtype: DType, length: number): CudaBuffer {
+    if (this.disposed) throw new PlanishError("this arena was disposed; allocate from a live one");
+    checkLength(length);
+    const bytes = roundUp(length * BYTES_PER_ELEMENT[dtype], ALIGNMENT);
+    if (this.chunks.length === 0) this.chunks.push(this.take(bytes));
+    while (this.offset + bytes > this.chunks[this.chunk].bytes) {
+      const next = this.chunk + 1;
+      // A chunk that is too small for this request is exchanged, not skipped: nothing in it is in use.
+      if (next < this.chunks.length && this.chunks[next].bytes < bytes) {
+        this.driver.free(this.chunks[next].pointer, this.stream);
+        this.chunks[next] = this.take(bytes);
+      } else if (next === this.chunks.length) {
+        this.chunks.push(this.take(bytes));
+      }
+      this.chunk = next;
+      this.offset = 0;
+    }
+    const pointer = this.chunks[this.chunk].pointer + this.offset;
+    this.offset += bytes;
+    this.used += bytes;
+    if (this.used > this.peak) this.peak = this.used;
+    return new CudaBuffer(dtype, length, pointer, false);
+  }
+
+  mark(): number {
+    const last = this.marks.length - 1;
+    const top = this.marks[last];
+    // A loop that rewinds to where it marked must not grow the list.
+    if (top && top.chunk === this.chunk && top.offset === this.offset) return last;
+    this.marks.push({ chunk: this.chunk, offset: this.offset, used: this.used });
+    return last + 1;
+  }
+
+  rewind(mark: number): void {
+    const position = this.marks[mark];
+    if (!position)
+      throw new PlanishError(
+        `arena mark ${mark} is not live; rewind to marks in the order of a stack`,
+      );
+    this.marks.length = mark + 1;
+    this.chunk = position.chunk;
+    this.offset = position.offset;
+    this.used = position.used;
+  }
+
+  [Symbol.dispose](): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.beforeFree();
+    for (const { pointer } of this.chunks) this.driver.free(pointer, this.stream);
+    this.chunks.length = 0;
+  }
+}
+
+/**
+ * Space that one kernel call needs between its launches. Launches are ordered by the stream, so every call starts at
+ * the beginning again (`begin`); it grows to the largest call.
+ */
+export class Scratch implements Disposable {
+  private pointer: DevicePointer = 0;
+  private bytes = 0;
+  private offset = 0;
+  /** Blocks that a call outgrew: its earlier pointers stay valid until the next `begin`. */
+  private outgrown: DevicePointer[] = [];
+
+  constructor(
+    private readonly driver: CudaDriver,
+    private readonly stream: Stream,
+  ) {}
+
+  /** Starts a call: everything taken before is free again. */
+  begin(): void {
+    this.offset = 0;
+    for (const pointer of this.outgrown) this.driver.free(pointer, this.stream);
+    this.outgrown.length = 0;
+  }
+
+  /** `bytes` of space, 256-byte aligned. */
+  take(bytes: number): DevicePointer {
+    const size = roundUp(Math.max(bytes, 1), ALIGNMENT);
+    if (this.offset + size > this.bytes) {
+      if (this.pointer !== 0) this.outgrown.push(this.pointer);
+      // Twice the need at first, so that a few calls settle the size.
+      this.bytes = roundUp(Math.max(2 * size, this.bytes + size, CHUNK_BYTES), 2 ** 21);
+      if (this.bytes > 2 ** 30) this.bytes = roundUp(this.offset + size, 2 ** 21);
+      this.pointer = this.driver.allocate(this.bytes, this.stream);
+      this.offset = 0;
+    }
+    const pointer = this.pointer + this.offset;
+    this.offset += size;
+    return pointer;
+  }
+
+  [Symbol.dispose](): void {
+    this.begin();
+    if (this.pointer !== 0) this.driver.free(this.pointer, this.stream);
+    this.pointer = 0;
+    this.bytes = 0;
+  }
+}
+
+const STAGING_BYTES = 16 * 2 ** 20;
+
+interface Stage {
+  readonly memory: PinnedMemory;
+  readonly idle: Event;
+}
+
+/** Copies between JavaScript's arrays and the device through two pinned stages, one filled while the other travels. */
+export class Transfers implements Disposable {
+  private readonly stages: Stage[] = [];
+  private next = 0;
+
+  constructor(
+    private readonly driver: CudaDriver,
+    private readonly stream: Stream,
+  ) {}
+
+  private stage(): Stage {
+    if (this.stages.length < 2) {
+      const fresh = {
+        memory: this.driver.allocatePinned(STAGING_BYTES),
+        idle: this.driver.createEvent(false),
+      };
+      this.stages.push(fresh);
+      this.next = this.stages.length - 1;
+      return fresh;
+    }
+    this.next = (this.next + 1) % 2;
+    const stage = this.stages[this.next];
+    this.driver.synchronizeEvent(stage.idle);
+    return stage;
+  }
+
+  /** Copies `source` in; returns once the host array may change again, not when the device has it. */
+  write(target: DevicePointer, source: Uint8Array): void {
+    for (let start = 0; start < source.length; start += STAGING_BYTES) {
+      const part = source.subarray(start, Math.min(start + STAGING_BYTES, source.length));
+      const { memory, idle } = this.stage();
+      new Uint8Array(memory.bytes).set(part);
+      this.driver.copyToDevice(target + start, memory.address, part.length, this.stream);
+      this.driver.record(idle, this.stream);
+    }
+  }
+
+  /** Fills `target` from the device; waits for all earlier work of the stream. */
+  read(source: DevicePointer, target: Uint8Array): void {
+    let pending: { stage: Stage; start: number; length: number } | undefined;
+    const finish = () => {
+      if (!pending) return;
+      const { stage, start, length } = pending;
+      this.driver.synchronizeEvent(stage.idle);
+      target.set(new Uint8Array(stage.memory.bytes, 0, length), start);
+      pending = undefined;
+    };
+    for (let start = 0; start < target.length; start += STAGING_BYTES) {
+      const length = Math.min(STAGING_BYTES, target.length - start);
+      const stage = this.stage();
+      this.driver.copyToHost(stage.memory.address, source + start, length, this.stream);
+      this.driver.record(stage.idle, this.stream);
+      // The part before is taken out of its stage while this one travels.
+      finish();
+      pending = { stage, start, length };
+    }
+    finish();
+  }
+
+  [Symbol.dispose](): void {
+    for (const { memory, idle } of this.stages) {
+      this.driver.synchronizeEvent(idle);
+      this.driver.destroyEvent(idle);
+      this.driver.freePinned(memory);
+    }
+    this.stages.length = 0;
+  }
+}
+
+/** A fresh array of `dtype`. */
+export function hostArrayOf(dtype: DType, length: number): HostArray {
+  switch (dtype) {
+    case "f32":
+      return new Float32Array(length);
+    case "f64":
+      return new Float64Array(length);
+    case "i32":
+      return new Int32Array(length);
+    case "i8":
+      return new Int8Array(length);
+    case "u8":
+      return new Uint8Array(length);
+  }
+}
+
+/** `data` as an array of `dtype`, itself when it is one. */
+export function asHostArray(dtype: DType, data: HostArray): HostArray {
+  const target = hostArrayOf(dtype, 0);
+  if (data.constructor === target.constructor) return data;
+  const converted = hostArrayOf(dtype, data.length);
+  converted.set(data);
+  return converted;
+}
+
+export function bytesOf(data: HostArray): Uint8Array {
+  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+}
