@@ -1,10 +1,10 @@
 /**
  * Compiles every kernel of native/cuda with NVRTC, as the CUDA backend would, for each architecture given
- * (default sm_80 sm_90a). Needs NVRTC, no GPU: `npx tsx scripts/compile-cuda.ts [sm_80 …]`.
+ * (default sm_80 sm_90a). Needs NVRTC, no GPU: `npx tsx test/cuda/compile.ts [sm_80 …]`.
  */
 import { readdirSync } from "node:fs";
-import { kernelSource, kernelSourceFolder } from "../src/backend/cuda/modules.js";
-import { Nvrtc } from "../src/backend/cuda/nvrtc.js";
+import { kernelSource, kernelSourceFolder } from "../../src/backend/cuda/modules.js";
+import { Nvrtc } from "../../src/backend/cuda/nvrtc.js";
 
 const architectures = process.argv.slice(2);
 if (architectures.length === 0) architectures.push("sm_80", "sm_90a");
