@@ -9,7 +9,8 @@ import { Nvrtc } from "../../src/backend/cuda/nvrtc.js";
 const architectures = process.argv.slice(2);
 if (architectures.length === 0) architectures.push("sm_80", "sm_90a");
 const compiler = new Nvrtc();
-console.log(`NVRTC ${compiler.version.join(".")} from ${compiler.path}`);
+const print = (line: string) => process.stdout.write(`${line}\n`);
+print(`NVRTC ${compiler.version.join(".")} from ${compiler.path}`);
 
 /** Sources that are specialized by shape, with shapes worth compiling. */
 const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
@@ -39,7 +40,7 @@ for (const architecture of architectures) {
         );
       } catch (error) {
         failures++;
-        console.log(`FAIL ${label}: ${(error as Error).message}`);
+        print(`FAIL ${label}: ${(error as Error).message}`);
       }
     }
   }
