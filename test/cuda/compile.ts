@@ -35,9 +35,7 @@ for (const architecture of architectures) {
           options: process.env.PTXAS ? ["--ptxas-options=-v"] : [],
         });
         const milliseconds = (performance.now() - start).toFixed(0);
-        console.log(
-          `ok   ${label}: ${image.length} bytes, ${milliseconds} ms${log ? `\n${log}` : ""}`,
-        );
+        print(`ok   ${label}: ${image.length} bytes, ${milliseconds} ms${log ? `\n${log}` : ""}`);
       } catch (error) {
         failures++;
         print(`FAIL ${label}: ${(error as Error).message}`);
