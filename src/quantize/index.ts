@@ -29,6 +29,7 @@ import type { BlockReport, CalibrationNeed } from "./method.js";
 import { findMethod, type AnyMethod } from "./methods/index.js";
 import { packBlocks } from "./packing.js";
 import { formatScheme, parseScheme, type Scheme } from "./scheme.js";
+import { calibrateSideBySide, type BlockRange, type Workers } from "./workers.js";
 
 export interface QuantizeOptions {
   readonly backend: Backend;
@@ -50,6 +51,8 @@ export interface QuantizeOptions {
   readonly keepParameters?: boolean;
   /** Full-precision states of the calibration set, shared with other runs on the same model and windows. */
   readonly states?: StateStore;
+  /** Processes that calibrate blocks side by side. */
+  readonly workers?: Workers;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
 }
@@ -116,12 +119,8 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-/**
- * Quantizes a checkpoint into an artifact directory.
- * @throws PlanishError when anything unfit is found (before long work), InterruptedError on the signal.
- */
-export async function quantize(options: QuantizeOptions): Promise<QuantizeResult> {
-  const started = performance.now();
+/** Everything that can be refused is refused here; then the journal is open. */
+async function prepare(options: QuantizeOptions): Promise<Run> {
   const { backend, source, out } = options;
   const progress = options.progress ?? silentProgress;
   const method = findMethod(options.method ?? "flatquant");
@@ -162,8 +161,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     },
   };
   const journal = Journal.open(out, settings, options.resume ?? false);
-  const resumed = journal.hasBlock(0);
-  const run: Run = {
+  return {
     ...options,
     progress,
     method,
@@ -175,10 +173,49 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     journal,
     windows,
     need,
+    preset,
+    settings,
+    estimate,
   };
+}
+
+/**
+ * Calibrates some blocks of a run that another process has prepared (see `Workers`), and leaves them in its journal.
+ * @throws PlanishError when the journal holds no states for the first of them.
+ */
+export async function calibrateBlocks(options: QuantizeOptions, range: BlockRange): Promise<void> {
+  const run = await prepare({ ...options, resume: true });
+  const { windows, config, method, journal } = run;
+  if (!windows || !method.calibrateBlock)
+    throw new UsageError(`method "${method.name}" calibrates no blocks with this recipe`);
+  if (range.from < 0 || range.to > config.numLayers || range.from >= range.to)
+    throw new UsageError(
+      `blocks ${range.from} to ${range.to - 1} are not among the model's ${config.numLayers}`,
+    );
+  const start = journal.readStates(range.from, { ...windows, hidden: config.hiddenSize });
+  await trainBlocks(run, windows, range, start);
+}
+
+/**
+ * Quantizes a checkpoint into an artifact directory.
+ * @throws PlanishError when anything unfit is found (before long work), InterruptedError on the signal.
+ */
+export async function quantize(options: QuantizeOptions): Promise<QuantizeResult> {
+  const started = performance.now();
+  const run = await prepare(options);
+  const { source, out, method, scheme, recipe, seed, architecture, config, journal, windows } = run;
+  const { preset, settings, estimate } = run;
+  const resumed = journal.hasBlock(0);
 
   const trainingStart = performance.now();
-  const trained = windows && method.calibrateBlock ? await trainBlocks(run, windows) : undefined;
+  const calibrates = windows && method.calibrateBlock !== undefined;
+  if (calibrates && options.workers)
+    await calibrateSideBySide(
+      { ...run, stepsPerBlock: run.need?.stepsPerBlock ?? 0 },
+      windows,
+      options.workers,
+    );
+  const trained = calibrates ? await trainBlocks(run, windows) : undefined;
   const refined = trained && windows ? await refineBlocks(run, windows, trained) : undefined;
   // Methods that measure without learning report no epochs.
   const learns = trained?.reports.some(({ epochLoss }) => epochLoss.length > 0) ?? false;
@@ -240,7 +277,17 @@ function reportFields(report: BlockReport | undefined) {
   return { errorRounded, errorInitial, errorFinal, epochLoss: [...epochLoss], moved: { ...moved } };
 }
 
-interface Run extends Omit<QuantizeOptions, "method" | "scheme" | "recipe" | "progress" | "seed"> {
+type Settings = Omit<QuantizationInfo, "formatVersion" | "layers" | "fallbacks" | "calibration"> & {
+  readonly calibration?: NonNullable<QuantizationInfo["calibration"]> & { readonly hash: number };
+};
+
+interface Run extends Omit<
+  QuantizeOptions,
+  "method" | "scheme" | "recipe" | "progress" | "seed" | "preset"
+> {
+  readonly preset: string;
+  readonly settings: Settings;
+  readonly estimate: RunEstimate;
   readonly progress: ProgressSink;
   readonly method: AnyMethod;
   readonly scheme: Scheme;
@@ -297,18 +344,33 @@ interface Trained {
 }
 
 /** Full-precision activations travel through the blocks; each block that the journal lacks is calibrated on the way. */
-async function trainBlocks(run: Run, windows: TokenWindows): Promise<Trained> {
+async function trainBlocks(
+  run: Run,
+  windows: TokenWindows,
+  range: BlockRange = { from: 0, to: run.config.numLayers },
+  start?: Activations,
+): Promise<Trained> {
   const { backend, source, architecture, config, journal, method } = run;
-  const prefix = new Prefix(run, windows);
+  const prefix = new Prefix(run, windows, start);
   const done = Array.from({ length: config.numLayers }, (_, l) => journal.hasBlock(l));
   const kept = done.filter(Boolean).length;
-  if (kept > 0) run.progress.note(`resuming: ${kept} of ${config.numLayers} blocks are finished`);
+  if (kept > 0 && run.resume)
+    run.progress.note(`resuming: ${kept} of ${config.numLayers} blocks are finished`);
   const steps = run.need?.stepsPerBlock ?? 0;
-  const task = run.progress.task("calibrating", config.numLayers * steps);
+  const task = done.includes(false)
+    ? run.progress.task("calibrating", config.numLayers * steps)
+    : silentProgress.task("calibrating", 0);
   task.advance(kept * steps);
   const parameters: ParameterValues[] = [];
   const reports: BlockReport[] = [];
-  for (let layer = 0; layer < config.numLayers; layer++) {
+  // States travel on only as far as somebody needs them.
+  const refines = method.refine !== undefined && (run.need?.refineSteps ?? 0) > 0;
+  const end = refines ? range.to : done.lastIndexOf(false, range.to - 1) + 1;
+  for (let layer = range.from; layer < range.to; layer++) {
+    if (layer >= end) {
+      keepRead(layer);
+      continue;
+    }
     const host = readBlock(source, architecture, config, layer);
     const weights = uploadBlock(backend, host);
     const { inputs } = prefix;
@@ -334,15 +396,19 @@ async function trainBlocks(run: Run, windows: TokenWindows): Promise<Trained> {
         `block ${layer}: error ${errorRounded.toPrecision(3)} rounded to nearest, ${errorFinal.toPrecision(3)} calibrated`,
       );
     }
-    // Read back what the journal holds, so that resumed and uninterrupted runs see the same float32 values.
-    const { parameters: values, report } = journal.readBlock(layer);
-    parameters.push(values);
-    reports.push(report);
+    keepRead(layer);
     freeBlock(backend, weights);
     prefix.advance(outputs);
   }
   task.done();
   return { parameters, reports, last: prefix.inputs };
+
+  // What the journal holds is read back, so that resumed and uninterrupted runs see the same float32 values.
+  function keepRead(layer: number): void {
+    const { parameters: values, report } = journal.readBlock(layer);
+    parameters.push(values);
+    reports.push(report);
+  }
 }
 
 async function refineBlocks(run: Run, windows: TokenWindows, trained: Trained) {

@@ -7,9 +7,12 @@ import {
   existsSync,
   mkdirSync,
   readFileSync,
+  readSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
+  writeSync,
   openSync,
   fsyncSync,
   closeSync,
@@ -18,10 +21,14 @@ import { join } from "node:path";
 import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
 import { PlanishError } from "../common/errors.js";
 import type { ParameterValues } from "./fold.js";
+import type { Activations } from "./calibration/windows.js";
 import type { BlockReport, RefineState } from "./method.js";
 
 /** What makes two runs the same run. */
 export type JournalSettings = Readonly<Record<string, unknown>>;
+
+/** Bytes per call when states are written and read: system calls take less than 2 GiB. */
+const STATES_CHUNK = 2 ** 28;
 
 /** How the packing of one block went. */
 export interface PackReport {
@@ -82,6 +89,41 @@ export class Journal {
       parameters: readParameters(this.blockFile(layer, "safetensors")),
       report: JSON.parse(readFileSync(this.blockFile(layer, "json"), "utf8")) as BlockReport,
     };
+  }
+
+  private statesFile(layer: number): string {
+    return join(this.directory, `states-${String(layer).padStart(3, "0")}.f32`);
+  }
+
+  /** Keeps the full-precision states that enter a block, for the process that works on from there. */
+  keepStates(layer: number, { data }: Activations): void {
+    const file = this.statesFile(layer);
+    const partial = `${file}.${process.pid}.partial`;
+    const fd = openSync(partial, "w");
+    for (let at = 0; at < data.byteLength;) {
+      const count = Math.min(STATES_CHUNK, data.byteLength - at);
+      at += writeSync(fd, new Uint8Array(data.buffer, data.byteOffset + at, count));
+    }
+    closeSync(fd);
+    renameSync(partial, file);
+  }
+
+  /** @throws PlanishError when they are not kept, or belong to other windows. */
+  readStates(layer: number, shape: Omit<Activations, "data" | "statistics">): Activations {
+    const file = this.statesFile(layer);
+    const data = new Float32Array(shape.samples * shape.time * shape.hidden);
+    const found = existsSync(file) ? statSync(file).size : 0;
+    if (found !== data.byteLength)
+      throw new PlanishError(
+        `${file} holds ${found} bytes, and the states that enter block ${layer} are ${data.byteLength}; run without --blocks`,
+      );
+    const fd = openSync(file, "r");
+    for (let at = 0; at < data.byteLength;) {
+      const count = Math.min(STATES_CHUNK, data.byteLength - at);
+      at += readSync(fd, new Uint8Array(data.buffer, at, count));
+    }
+    closeSync(fd);
+    return { ...shape, data };
   }
 
   /** Where a block's packed tensors are kept until the artifact is put together. */
@@ -188,7 +230,8 @@ function readParameters(path: string): ParameterValues {
 
 /** Writes a small file so that it appears complete or not at all. */
 export function writeAtomically(path: string, text: string): void {
-  const partial = `${path}.partial`;
+  // Several processes may work on one run.
+  const partial = `${path}.${process.pid}.partial`;
   writeFileSync(partial, text);
   const fd = openSync(partial, "r");
   fsyncSync(fd);

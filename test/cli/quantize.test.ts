@@ -118,6 +118,32 @@ describe("planish quantize", () => {
     expect((await planish([...args, whole])).code).toBe(0);
     expect(fileHashes(killed)).toEqual(fileHashes(whole));
   });
+
+  it("calibrates blocks side by side, to the bytes of one process with a worker's threads", async () => {
+    const together = directory.file("together");
+    const alone = directory.file("alone");
+    const args = ["quantize", MODEL, ...SMALL_RUN, "--seed", "5", "--out"];
+    const run = await planish([...args, together, "--workers", "2", "--threads", "2"]);
+    expect(run.code).toBe(0);
+    for (let layer = 0; layer < 8; layer++) expect(run.stderr).toContain(`block ${layer}: error`);
+    expect((await planish([...args, alone, "--threads", "1"])).code).toBe(0);
+    expect(fileHashes(together)).toEqual(fileHashes(alone));
+  });
+
+  it("stops its workers on Ctrl-C and resumes", async () => {
+    const stopped = directory.file("together-stopped");
+    const args = ["quantize", MODEL, ...SMALL_RUN, "--seed", "5", "--workers", "2", "--out"];
+    let sent = false;
+    const first = await planish([...args, stopped], {
+      onStderr: (child, text) => {
+        if (!sent && /block \d:/.test(text)) sent = child.kill("SIGINT");
+      },
+    });
+    expect({ sent, code: first.code }).toEqual({ sent: true, code: 130 });
+    const again = await planish([...args, stopped, "--resume", "--threads", "2"]);
+    expect(again.code).toBe(0);
+    expect(fileHashes(stopped)).toEqual(fileHashes(directory.file("alone")));
+  });
 });
 
 describe("planish quantize refuses", () => {

@@ -1,19 +1,21 @@
 /** `planish quantize`: a checkpoint in, a packed artifact out. */
 
 import { readFileSync } from "node:fs";
-import { Option, type Command } from "commander";
+import { InvalidArgumentError, Option, type Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { UsageError } from "../../common/errors.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
-import { quantize, type QuantizeResult } from "../../quantize/index.js";
+import { calibrateBlocks, quantize, type QuantizeResult } from "../../quantize/index.js";
 import { movedGroups, type MovedGroup } from "../../quantize/moved.js";
 import { METHODS } from "../../quantize/methods/index.js";
 import { LEGAL_BITS, parseScheme } from "../../quantize/scheme.js";
+import type { BlockRange } from "../../quantize/workers.js";
 import { perform } from "../action.js";
 import { integer } from "../flags.js";
 import { addExamples } from "../program.js";
+import { workerProcesses } from "../worker-process.js";
 import {
   deviceOption,
   MODEL_ARGUMENT,
@@ -36,6 +38,8 @@ interface QuantizeFlags extends DeviceFlags {
   readonly seed: number;
   readonly resume?: boolean;
   readonly keepParameters?: boolean;
+  readonly workers: number;
+  readonly blocks?: BlockRange;
 }
 
 const count = integer({ min: 1 });
@@ -75,6 +79,17 @@ export function register(program: Command): void {
       "keep the learned parameters beside the artifact, for `planish eval --simulated`",
     )
     .option("--resume", "go on with an interrupted run of the same settings")
+    .option(
+      "--workers <n>",
+      "processes that calibrate blocks side by side and share the threads; each needs memory for the calibration set",
+      count,
+      1,
+    )
+    .addOption(
+      new Option("--blocks <range>", "calibrate these blocks of a prepared run, and stop")
+        .argParser(blockRange)
+        .hideHelp(),
+    )
     .action(
       perform<QuantizeFlags, [string]>(async ({ reporter, signal }, flags, model) => {
         const scheme = parseScheme(flags.scheme);
@@ -83,7 +98,7 @@ export function register(program: Command): void {
         using source = openCheckpoint(path);
         using backend = openBackend({ ...flags, progress: reporter });
         reporter.debug(backend.description);
-        const result = await quantize({
+        const options = {
           ...flags,
           backend,
           source,
@@ -91,7 +106,13 @@ export function register(program: Command): void {
           recipe,
           progress: reporter,
           signal,
-        });
+          workers: flags.workers > 1 ? workerProcesses(flags.workers, flags.threads) : undefined,
+        };
+        if (flags.blocks) {
+          await calibrateBlocks(options, flags.blocks);
+          return;
+        }
+        const result = await quantize(options);
         const moved = result.layers.map((layer, index) =>
           movedGroups(layer.moved, result.info.layers[index].parameters),
         );
@@ -104,6 +125,13 @@ export function register(program: Command): void {
     "planish quantize models/tiny-llama --out tiny-rtn --method rtn --scheme w4a16kv16",
     "planish quantize models/tiny-llama --out tiny-w4a4kv4 --resume",
   ]);
+}
+
+/** "4-7": blocks 4 to 7. */
+function blockRange(text: string): BlockRange {
+  const match = /^(\d+)-(\d+)$/.exec(text);
+  if (!match) throw new InvalidArgumentError(`"${text}" is no range of blocks; write one like 4-7`);
+  return { from: Number(match[1]), to: Number(match[2]) + 1 };
 }
 
 function presetHelp(): string {

@@ -59,9 +59,11 @@ export class Prefix {
   constructor(
     private readonly options: PrefixOptions,
     private readonly windows: TokenWindows,
+    /** States to begin with, where they are known already; else those that enter the first block. */
+    start?: Activations,
   ) {
     const { backend, source, architecture, config, states } = options;
-    const known = states?.find(windows, 0);
+    const known = start ?? states?.find(windows, 0);
     if (known) {
       this.inputs = known;
       return;
