@@ -10,10 +10,29 @@ export { InterruptedError, PlanishError, UsageError } from "./common/errors.js";
 export { silentProgress, type ProgressSink, type ProgressTask } from "./common/progress.js";
 export { generate, type GenerateOptions, type GenerateResult } from "./engine/generate.js";
 export {
+  evaluateDivergence,
+  type DivergenceOptions,
+  type DivergenceResult,
+} from "./evaluate/divergence.js";
+export {
   evaluatePerplexity,
   type PerplexityOptions,
   type PerplexityResult,
 } from "./evaluate/perplexity.js";
+export {
+  captureReference,
+  type CaptureOptions,
+  type ReferenceStates,
+} from "./evaluate/reference.js";
+export type { Measure } from "./evaluate/statistics.js";
+export { parseTasks, readTask, type TaskData, type TaskSource } from "./evaluate/tasks/index.js";
+export {
+  evaluateTasks,
+  type ItemResult,
+  type TaskResult,
+  type ZeroShotOptions,
+  type ZeroShotResult,
+} from "./evaluate/zero-shot.js";
 export type { ModelConfig } from "./models/config.js";
 export { inspectModel, type ModelDescription } from "./models/inspect.js";
 export type { LanguageModel } from "./models/language-model.js";
@@ -23,3 +42,7 @@ export { quantize, type QuantizeOptions, type QuantizeResult } from "./quantize/
 export { loadModel, loadRounded, loadSimulated, type LoadedModel } from "./quantize/load.js";
 export { planRun, type PlanOptions, type RunPlan } from "./quantize/plan.js";
 export { formatScheme, parseScheme, type Bits, type Scheme } from "./quantize/scheme.js";
+export { compare, type CompareOptions } from "./report/compare/compare.js";
+export { readComparison } from "./report/compare/directory.js";
+export type { Comparison, MethodResult } from "./report/compare/result.js";
+export { comparisonMarkdown, comparisonText } from "./report/compare/table.js";

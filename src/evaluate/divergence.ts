@@ -15,6 +15,7 @@ import {
   type PerplexityOptions,
   type PerplexityResult,
 } from "./perplexity.js";
+import { ReferenceStates } from "./reference.js";
 import { rowMaxima } from "./score.js";
 import { meanWithError, type Measure } from "./statistics.js";
 
@@ -25,7 +26,8 @@ export interface DivergenceResult {
   readonly topAgreement: Measure;
   /**
    * For each block, mean over tokens of ‖model − reference‖ / ‖reference‖ of the state it leaves, each model on its own
-   * states: errors of earlier blocks are in it. Absent where the models' blocks do not correspond.
+   * states: errors of earlier blocks are in it. Absent where the models' blocks do not correspond; over the first
+   * windows only where the reference kept no more.
    */
   readonly blockErrors?: readonly number[];
   readonly windows: number;
@@ -44,15 +46,18 @@ export type DivergenceOptions = Omit<PerplexityOptions, "progress" | "label"> & 
 const HEAD_ROWS = 256;
 
 /**
- * Runs two models on one backend over the same windows of a text.
+ * Runs two models on one backend over the same windows of a text; or one, beside what `captureReference` kept of the
+ * other on that text (whose windows then count, not the options').
  * @throws PlanishError when the vocabularies differ, or the text is shorter than one window.
  */
 export async function evaluateDivergence(
   model: LanguageModel,
-  reference: LanguageModel,
+  against: LanguageModel | ReferenceStates,
   tokens: Int32Array,
   options: DivergenceOptions = {},
 ): Promise<DivergenceResult> {
+  const kept = against instanceof ReferenceStates ? against : undefined;
+  const reference = against instanceof ReferenceStates ? against.model : against;
   if (model.config.vocabSize !== reference.config.vocabSize)
     throw new PlanishError(
       `distributions over ${model.config.vocabSize} and ${reference.config.vocabSize} tokens cannot be compared; ` +
@@ -60,22 +65,27 @@ export async function evaluateDivergence(
     );
   if (model.backend !== reference.backend)
     throw new PlanishError("models to compare must be loaded on the same backend");
-  const { seqLen, windows, perStep } = textWindows(model.config, tokens, options);
+  const asked = kept ? { seqLen: kept.seqLen, limit: kept.windows } : options;
+  const { seqLen, windows, perStep } = textWindows(model.config, tokens, asked);
   const comparable =
     model.layers.length === reference.layers.length &&
     model.config.hiddenSize === reference.config.hiddenSize;
   const task = (options.progress ?? silentProgress).task(options.label ?? "divergence", windows);
-  const sides = [model, reference].map((m) => new Side(m));
+  using own = new Side(model);
+  using other = new Side(reference);
   const kl: number[] = [];
   const agreement: number[] = [];
   const blockSums = new Float64Array(comparable ? model.layers.length : 0);
+  let blockRows = 0;
   try {
     for (let first = 0; first < windows; first += perStep) {
       if (options.signal?.aborted)
         throw new InterruptedError(`stopped after ${first} of ${windows} windows`);
       const count = Math.min(perStep, windows - first);
       const ids = tokens.slice(first * seqLen, (first + count) * seqLen);
-      const step = compareStep(sides, ids, count, comparable ? blockSums : undefined);
+      const known = kept && { kept, first };
+      const step = compareStep(own, other, ids, count, known, comparable ? blockSums : undefined);
+      blockRows += step.blockRows;
       kl.push(...step.kl);
       agreement.push(...step.agreement);
       const mean = kl.reduce((a, b) => a + b, 0) / kl.length;
@@ -84,18 +94,15 @@ export async function evaluateDivergence(
     }
   } finally {
     task.done();
-    for (const side of sides) side[Symbol.dispose]();
   }
-  const [own, other] = sides.map((side) => summarizeWindows(side.windowNll, seqLen, side.seconds));
-  const rows = windows * seqLen;
   return {
     kl: meanWithError(kl),
     topAgreement: meanWithError(agreement),
-    ...(comparable ? { blockErrors: Array.from(blockSums, (sum) => sum / rows) } : {}),
+    ...(blockRows > 0 ? { blockErrors: Array.from(blockSums, (sum) => sum / blockRows) } : {}),
     windows,
     seqLen,
-    model: own,
-    reference: other,
+    model: summarizeWindows(own.windowNll, seqLen, own.seconds),
+    reference: kept?.perplexity ?? summarizeWindows(other.windowNll, seqLen, other.seconds),
   };
 }
 
@@ -125,32 +132,40 @@ class Side implements Disposable {
   }
 }
 
+/** Windows of a kept run, from `first` on. */
+interface KeptWindows {
+  readonly kept: ReferenceStates;
+  readonly first: number;
+}
+
 function compareStep(
-  [own, other]: readonly Side[],
+  own: Side,
+  other: Side,
   ids: Int32Array,
   batch: number,
+  known: KeptWindows | undefined,
   blockSums: Float64Array | undefined,
-): { kl: number[]; agreement: number[] } {
+): { kl: number[]; agreement: number[]; blockRows: number } {
   const seqLen = ids.length / batch;
   using ownGraph = own.graph();
   using otherGraph = other.graph();
   const ownStates = own.model.blockStates(ownGraph, ids, { batch });
-  const otherStates = other.model.blockStates(otherGraph, ids, { batch });
+  const otherStates = known ? undefined : other.model.blockStates(otherGraph, ids, { batch });
   let x: Tensor | undefined;
   let y: Tensor | undefined;
-  const next = (side: Side, states: Iterator<Tensor, void>): Tensor | undefined =>
-    side.timed(() => states.next().value ?? undefined);
-  for (let layer = 0; ; layer++) {
-    const ownState = next(own, ownStates);
-    const otherState = next(other, otherStates);
-    if (!ownState && !otherState) break;
-    x = ownState ?? x;
-    y = otherState ?? y;
-    if (blockSums && x && y) blockSums[layer] += relativeErrors(ownGraph, x, y);
+  let blockRows = 0;
+  for (let layer = 0; layer < own.model.layers.length; layer++) {
+    x = own.timed(() => ownStates.next().value ?? undefined) ?? x;
+    y = other.timed(() => otherStates?.next().value ?? undefined) ?? y;
+    const expected = known ? blocksOf(known, layer, batch) : y;
+    if (!blockSums || !x || !expected) continue;
+    blockSums[layer] += relativeErrors(ownGraph, x, expected);
+    blockRows = ids.length;
   }
-  if (!x || !y) throw new PlanishError("model has no blocks");
+  if (!known) for (const state of otherStates ?? []) y = state;
+  if (!x) throw new PlanishError("model has no blocks");
   const ownHidden = own.timed(() => own.model.finalNorm(ownGraph, x));
-  const otherHidden = other.timed(() => other.model.finalNorm(otherGraph, y));
+  const otherHidden = other.timed(() => keptOrNormed(other, otherGraph, known, batch, y));
 
   const sums = { kl: new Float64Array(batch), same: new Float64Array(batch) };
   const nlls = [new Float64Array(batch), new Float64Array(batch)];
@@ -182,9 +197,47 @@ function compareStep(
   own.windowNll.push(...nlls[0].map((sum) => sum / predicted));
   other.windowNll.push(...nlls[1].map((sum) => sum / predicted));
   return {
+    blockRows,
     kl: Array.from(sums.kl, (sum) => sum / predicted),
     agreement: Array.from(sums.same, (sum) => sum / predicted),
   };
+}
+
+/** States that left a block in the kept run; undefined where the windows are not all kept. */
+function blocksOf(
+  { kept, first }: KeptWindows,
+  layer: number,
+  batch: number,
+): Float32Array | undefined {
+  const windows = kept.blocks.slice(first, first + batch).map((blocks) => blocks[layer]);
+  return windows.length === batch ? joined(windows) : undefined;
+}
+
+function keptOrNormed(
+  { model }: Side,
+  g: Graph,
+  known: KeptWindows | undefined,
+  batch: number,
+  last: Tensor | undefined,
+): Tensor {
+  if (known) {
+    const data = joined(known.kept.hidden.slice(known.first, known.first + batch));
+    const rows = batch * known.kept.seqLen;
+    return g.constant([rows, data.length / rows], data);
+  }
+  if (!last) throw new PlanishError("model has no blocks");
+  return model.finalNorm(g, last);
+}
+
+function joined(parts: readonly Float32Array[]): Float32Array {
+  if (parts.length === 1) return parts[0];
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let filled = 0;
+  for (const part of parts) {
+    all.set(part, filled);
+    filled += part.length;
+  }
+  return all;
 }
 
 /** KL(softmax teacher ‖ softmax student) of each row. */
@@ -202,9 +255,10 @@ function divergences(g: Graph, teacher: Tensor, student: Tensor): ArrayLike<numb
   return g.backend.read(kl);
 }
 
-/** Sum over rows of ‖x − y‖ / ‖y‖. */
-function relativeErrors(graph: Graph, x: Tensor, y: Tensor): number {
+/** Sum over rows of ‖x − y‖ / ‖y‖; `expected` may lie on the host. */
+function relativeErrors(graph: Graph, x: Tensor, expected: Tensor | Float32Array): number {
   using g = graph.nested();
+  const y = expected instanceof Float32Array ? g.constant(x.shape, expected) : expected;
   const squares = (t: Tensor): ArrayLike<number> => {
     const out = g.real(t.rows);
     const values = g.values(t);

@@ -86,7 +86,9 @@ export async function evaluateTasks(
 }
 
 /** Mean of the customary metrics; tasks are independent, so their squared errors add. */
-function averageOfTasks(results: readonly TaskResult[]): Measure {
+export function averageOfTasks(
+  results: readonly Pick<TaskResult, "metrics" | "customary">[],
+): Measure {
   const measures = results.map(({ metrics, customary }) => metrics[customary] ?? { value: NaN });
   const value = measures.reduce((sum, m) => sum + m.value, 0) / measures.length;
   if (measures.some(({ stderr }) => stderr === undefined)) return { value };

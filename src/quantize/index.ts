@@ -4,7 +4,7 @@
  * after a crash (spec/flatquant.md, Calibration).
  */
 import { existsSync } from "node:fs";
-import { basename } from "node:path";
+import { basename, resolve } from "node:path";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { loadTokenizer } from "../checkpoint/tokenizer.js";
@@ -20,7 +20,7 @@ import { freeBlock, readBlock, uploadBlock } from "../models/weights.js";
 import { refuseExisting, writeArtifact, type QuantizationInfo } from "./artifact.js";
 import { freeOuter } from "./calibration/forward.js";
 import { Prefix, type StateStore } from "./calibration/prefix.js";
-import { readDocuments, tokenizeCorpus } from "./calibration/text.js";
+import { embeddedPath, readDocuments, tokenizeCorpus } from "./calibration/text.js";
 import { randomWindows, type Activations, type TokenWindows } from "./calibration/windows.js";
 import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
 import type { ParameterValues } from "./fold.js";
@@ -318,10 +318,12 @@ function calibrationWindows(
   seed: number,
   config: ModelConfig,
 ): TokenWindows {
-  const tokens = tokenizeCorpus(
-    loadTokenizer(options.source),
-    readDocuments(options.calibration ?? "wikipedia"),
-  );
+  const text = options.calibration ?? "wikipedia";
+  if (text === "wikitext2" || resolve(text) === embeddedPath("wikitext2"))
+    throw new UsageError(
+      'calibration text "wikitext2" is the embedded test split, on which perplexity is measured: scores would no longer be those of unseen text; give "wikipedia" (embedded) or the path of a text file, such as WikiText-2\'s training split',
+    );
+  const tokens = tokenizeCorpus(loadTokenizer(options.source), readDocuments(text));
   const windows = randomWindows(tokens, need.samples, need.seqLen, seed);
   if (windows.ids.some((id) => id >= config.vocabSize))
     throw new PlanishError(

@@ -2,6 +2,7 @@
 
 import type { Register } from "../program.js";
 import { register as bench } from "./bench.js";
+import { register as compare } from "./compare.js";
 import { register as demo } from "./demo.js";
 import { register as evaluate } from "./eval.js";
 import { register as generate } from "./generate.js";
@@ -13,6 +14,7 @@ export const commands: readonly Register[] = [
   pull,
   quantize,
   evaluate,
+  compare,
   generate,
   inspect,
   bench,

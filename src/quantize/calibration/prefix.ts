@@ -8,12 +8,16 @@ import type { BlockWeights } from "../../models/block.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
 import { loadOuter } from "../../models/language-model.js";
 import { embedAll, forwardAll, freeOuter } from "./forward.js";
-import type { Activations, TokenWindows } from "./windows.js";
+import { sampleRange, type Activations, type TokenWindows } from "./windows.js";
 
-/** Keeps states of one calibration set of one model, as many blocks as its budget holds. */
+/**
+ * Keeps states of one model's calibration windows, as many blocks as its budget holds. Runs of one seed draw the same
+ * windows, some runs more of them than others: whoever draws fewer is served with the first of what is kept.
+ */
 export class StateStore {
-  private owner: string | undefined;
+  private owner: TokenWindows | undefined;
   private readonly kept = new Map<number, Activations>();
+  private readonly parts = new Map<string, Activations>();
   private bytes = 0;
 
   /** `budgetBytes`: memory for states; blocks beyond it are computed again by every run. */
@@ -21,24 +25,43 @@ export class StateStore {
 
   /** States that enter block `layer`; undefined where they are not kept, or belong to other windows. */
   find(windows: TokenWindows, layer: number): Activations | undefined {
-    return this.owner === identity(windows) ? this.kept.get(layer) : undefined;
+    const all = this.kept.get(layer);
+    if (!all || !this.owner || !isBeginning(windows, this.owner)) return undefined;
+    const key = `${layer}:${windows.samples}`;
+    let part = this.parts.get(key);
+    if (!part) {
+      const { samples } = windows;
+      part = { ...all, samples, data: sampleRange(all, 0, samples), statistics: new Map() };
+      this.parts.set(key, part);
+    }
+    return part;
   }
 
-  /** Whether the store keeps them; then nobody may write to them again. The first run's windows are the store's. */
-  keep(windows: TokenWindows, layer: number, states: Activations): boolean {
-    this.owner ??= identity(windows);
+  /** Keeps states that nobody will write to again; a longer set of windows takes the place of a shorter one. */
+  keep(windows: TokenWindows, layer: number, states: Activations): void {
+    if (this.owner && this.owner !== windows) {
+      // A shorter run's states would not serve the others.
+      if (isBeginning(windows, this.owner) || !isBeginning(this.owner, windows)) return;
+      this.kept.clear();
+      this.parts.clear();
+      this.bytes = 0;
+    }
+    this.owner = windows;
     const size = states.data.byteLength;
-    if (this.owner !== identity(windows) || this.bytes + size > this.budgetBytes) return false;
-    this.kept.set(layer, { ...states, statistics: new Map() });
+    // What does not fit is computed again.
+    if (this.kept.has(layer) || this.bytes + size > this.budgetBytes) return;
+    this.kept.set(layer, states);
     this.bytes += size;
-    return true;
   }
 }
 
-function identity({ ids, samples, time }: TokenWindows): string {
-  let hash = 0;
-  for (const id of ids) hash = (Math.imul(hash, 31) + id) >>> 0;
-  return `${samples}x${time}:${hash}`;
+function isBeginning(part: TokenWindows, all: TokenWindows): boolean {
+  if (part === all) return true;
+  return (
+    part.time === all.time &&
+    part.samples <= all.samples &&
+    part.ids.every((id, i) => id === all.ids[i])
+  );
 }
 
 export interface PrefixOptions {

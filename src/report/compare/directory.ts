@@ -1,0 +1,106 @@
+/**
+ * The directory of a comparison: settings that make it the same comparison, one result per method (its journal), the
+ * artifacts, and the document of the whole as JSON and Markdown.
+ */
+import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { z } from "zod";
+import { PlanishError } from "../../common/errors.js";
+import { writeAtomically } from "../../quantize/journal.js";
+import {
+  comparisonSchema,
+  methodResultSchema,
+  type Comparison,
+  type MethodResult,
+} from "./result.js";
+
+export const COMPARISON_FILE = "comparison.json";
+
+export function isComparison(path: string): boolean {
+  return existsSync(join(path, COMPARISON_FILE));
+}
+
+/** @throws PlanishError saying which field is wrong. */
+export function readComparison(path: string): Comparison {
+  return readJson(join(path, COMPARISON_FILE), comparisonSchema);
+}
+
+export class ComparisonDirectory {
+  private constructor(readonly path: string) {}
+
+  /**
+   * Opens a directory for a comparison, and makes it where it is not.
+   * @throws PlanishError when it holds something else, or an earlier comparison that is not to be resumed or had other
+   * settings. Methods are no settings: a resumed comparison may name more of them.
+   */
+  static open(
+    path: string,
+    settings: Readonly<Record<string, unknown>>,
+    resume: boolean,
+  ): ComparisonDirectory {
+    const file = join(path, "settings.json");
+    if (existsSync(file)) {
+      if (!resume)
+        throw new PlanishError(
+          `${path} holds a comparison; add --resume to go on with it, or choose another --out`,
+        );
+      const found = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
+      const wanted = JSON.parse(JSON.stringify(settings)) as Record<string, unknown>;
+      for (const key of Object.keys({ ...found, ...wanted }))
+        if (JSON.stringify(found[key]) !== JSON.stringify(wanted[key]))
+          throw new PlanishError(
+            `${path} was begun with another ${key}: ${JSON.stringify(found[key])}, not ${JSON.stringify(wanted[key])}; compare with that, or choose another --out`,
+          );
+    } else if (existsSync(path) && readdirSync(path).length > 0) {
+      throw new PlanishError(`${path} is not empty and holds no comparison; choose another --out`);
+    }
+    mkdirSync(join(path, "results"), { recursive: true });
+    mkdirSync(join(path, "artifacts"), { recursive: true });
+    if (!existsSync(file)) writeAtomically(file, `${JSON.stringify(settings, undefined, 2)}\n`);
+    return new ComparisonDirectory(path);
+  }
+
+  private resultFile(name: string): string {
+    return join(this.path, "results", `${fileName(name)}.json`);
+  }
+
+  /** What is known of a method so far. */
+  readResult(name: string): MethodResult {
+    const file = this.resultFile(name);
+    return existsSync(file) ? readJson(file, methodResultSchema) : { name };
+  }
+
+  keepResult(result: MethodResult): void {
+    writeAtomically(this.resultFile(result.name), `${JSON.stringify(result, undefined, 2)}\n`);
+  }
+
+  /** Where a method's artifact goes, relative to the directory. */
+  artifact(name: string): string {
+    return join("artifacts", fileName(name));
+  }
+
+  keepDocument(comparison: Comparison, markdown: string): void {
+    writeAtomically(
+      join(this.path, COMPARISON_FILE),
+      `${JSON.stringify(comparison, undefined, 2)}\n`,
+    );
+    writeAtomically(join(this.path, "comparison.md"), markdown);
+  }
+}
+
+function fileName(name: string): string {
+  return name.replace(":", ".").replace("+", "-");
+}
+
+function readJson<T>(file: string, schema: z.ZodType<T>): T {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(readFileSync(file, "utf8"));
+  } catch (cause) {
+    throw new PlanishError(`${file} cannot be read as JSON`, { cause });
+  }
+  const result = schema.safeParse(parsed);
+  if (result.success) return result.data;
+  const [issue] = result.error.issues;
+  throw new PlanishError(`${file}: ${issue.path.join(".") || "document"}: ${issue.message}`);
+}

@@ -1,0 +1,117 @@
+/** The table of a comparison, as cells, as plain text and as Markdown. */
+import {
+  formatBytes,
+  formatDuration,
+  formatMarkdownTable,
+  formatTable,
+  type Cell,
+  type Column,
+} from "../../common/format.js";
+import type { Measure } from "../../evaluate/statistics.js";
+import type { Comparison } from "./result.js";
+
+export interface TableParts {
+  readonly columns: readonly (string | Column)[];
+  readonly rows: readonly (readonly Cell[])[];
+}
+
+/** One row per method. */
+export function mainTable({ methods }: Comparison): TableParts {
+  const withTasks = methods.some(({ average }) => average !== undefined);
+  const columns = [
+    "method",
+    { title: "perplexity", decimals: 2 },
+    "KL to FP",
+    "same top-1 (%)",
+    ...(withTasks ? ["zero-shot (%)"] : []),
+    "size",
+    "quantized in",
+  ];
+  const rows = methods.map((m): Cell[] => [
+    m.name,
+    m.perplexity,
+    m.kl && measured(m.kl, 4),
+    m.topAgreement && measured(m.topAgreement, 1, 100),
+    ...(withTasks ? [m.average && measured(m.average, 1, 100)] : []),
+    m.bytes === undefined ? undefined : formatBytes(m.bytes),
+    m.quantizeSeconds === undefined ? undefined : formatDuration(m.quantizeSeconds),
+  ]);
+  return { columns, rows };
+}
+
+/** One row per method, one column per task: the customary metric in percent. */
+export function taskTable({ methods }: Comparison): TableParts | undefined {
+  const tasks = methods.find((m) => (m.tasks?.length ?? 0) > 0)?.tasks;
+  if (!tasks) return undefined;
+  const columns = [
+    "method",
+    ...tasks.map(({ task, customary }) => (customary === "acc_norm" ? `${task}*` : task)),
+    "average",
+  ];
+  const rows = methods
+    .filter((m) => m.tasks)
+    .map((m): Cell[] => [
+      m.name,
+      ...tasks.map(({ task }) => {
+        const own = m.tasks?.find((each) => each.task === task);
+        const value = own?.metrics[own.customary];
+        return value && measured(value, 1, 100);
+      }),
+      m.average && measured(m.average, 1, 100),
+    ]);
+  return { columns, rows };
+}
+
+/** What the tables do not say: where things were measured, and who is left out and why. */
+export function comparisonNotes(comparison: Comparison): string[] {
+  const { text, calibration, seed, limit, methods, remarks, model, machine } = comparison;
+  const { samples, seqLen } = calibration;
+  const windows = samples === undefined ? "" : `, ${samples} windows`;
+  const length = seqLen === undefined ? "" : ` of ${seqLen} tokens`;
+  const tasks = methods.find((m) => (m.tasks?.length ?? 0) > 0)?.tasks;
+  return [
+    `${model.name} (${formatBytes(model.bytes)}), ${comparison.scheme}, seed ${seed}, calibrated on ${calibration.text}${windows}${length}.`,
+    `Perplexity, KL and top-1 agreement on the first ${text.windows} windows of ${text.seqLen} tokens of ${text.name}; KL in nats per token; ± is a standard error.`,
+    ...(tasks
+      ? [
+          `Zero-shot: customary metric in percent (* acc_norm, else acc)${limit === undefined ? "" : `, the first ${limit} items of each task only`}: ${tasks.map((t) => `${t.task} ${t.items} of ${t.available}`).join(", ")}.`,
+        ]
+      : []),
+    ...methods.flatMap(({ name, refused }) =>
+      refused === undefined ? [] : [`${name} is left out: ${refused}`],
+    ),
+    ...methods.flatMap(({ name, fallbacks }) =>
+      (fallbacks ?? []).map((fallback) => `${name}, fallback: ${fallback}`),
+    ),
+    ...remarks.map((remark) => `${remark[0].toUpperCase()}${remark.slice(1)}.`),
+    `${machine.backend}; Node ${machine.node}, Planish ${comparison.planishVersion}.`,
+  ];
+}
+
+export function comparisonText(comparison: Comparison): string {
+  const { columns, rows } = mainTable(comparison);
+  const tasks = taskTable(comparison);
+  return [
+    formatTable(columns, rows),
+    ...(tasks ? [formatTable(tasks.columns, tasks.rows)] : []),
+    comparisonNotes(comparison).join("\n"),
+  ].join("\n\n");
+}
+
+export function comparisonMarkdown(comparison: Comparison): string {
+  const { columns, rows } = mainTable(comparison);
+  const tasks = taskTable(comparison);
+  return `${[
+    `# ${comparison.model.name}, ${comparison.scheme}`,
+    formatMarkdownTable(columns, rows),
+    ...(tasks ? [formatMarkdownTable(tasks.columns, tasks.rows)] : []),
+    comparisonNotes(comparison)
+      .map((note) => `- ${note}`)
+      .join("\n"),
+  ].join("\n\n")}\n`;
+}
+
+function measured({ value, stderr }: Measure, decimals: number, factor = 1): string {
+  const text = (value * factor).toFixed(decimals);
+  return stderr === undefined ? text : `${text} ± ${(stderr * factor).toFixed(decimals)}`;
+}
