@@ -1,17 +1,42 @@
-/** Choosing the next token from logits: greedy, or by temperature and nucleus. */
+/**
+ * Choosing the next token from logits. In this order: bias, penalties, temperature, top-k, top-p, min-p (the order of
+ * Hugging Face transformers), then one draw.
+ */
 
 import { PlanishError } from "../common/errors.js";
 import type { Random } from "../common/random.js";
 
-export interface SamplingOptions {
+/** How the next token is drawn; what is absent changes nothing. */
+export interface DrawOptions {
   /** Divides the logits; 0 takes the likeliest token always. */
   readonly temperature: number;
+  /** Draws from this many likeliest tokens; 0 or absent: all. Source: Fan et al. 2018, section 5.1. */
+  readonly topK?: number;
   /**
-   * Draws from the smallest set of likeliest tokens whose probabilities sum to at least this, in (0, 1].
-   * Source: Holtzman et al. 2020, section 3.1.
+   * Draws from the smallest set of likeliest tokens whose probabilities sum to at least this share of what top-k left,
+   * in (0, 1]. Source: Holtzman et al. 2020, section 3.1.
    */
-  readonly topP: number;
+  readonly topP?: number;
+  /** Leaves out tokens less likely than this fraction of the likeliest one. Source: Nguyen et al. 2024, section 3. */
+  readonly minP?: number;
 }
+
+/** Changes to the logits that depend on the text so far. */
+export interface PenaltyOptions {
+  /**
+   * Logits of tokens in the prompt or the output so far are divided by this where positive, multiplied where negative;
+   * 1 or absent changes nothing. Source: Keskar et al. 2019, section 4.1.
+   */
+  readonly repetitionPenalty?: number;
+  /** Subtracted once from the logit of every token in the output so far (OpenAI API reference). */
+  readonly presencePenalty?: number;
+  /** Subtracted from a token's logit for each time it is in the output so far (OpenAI API reference). */
+  readonly frequencyPenalty?: number;
+  /** Added to the logits, by token id. */
+  readonly logitBias?: Readonly<Record<number, number>>;
+}
+
+export interface SamplingOptions extends DrawOptions, PenaltyOptions {}
 
 /** Index of the largest logit; of equal ones, the first. @throws PlanishError when there is none (all NaN). */
 export function likeliest(logits: ArrayLike<number>): number {
@@ -34,28 +59,154 @@ export function likeliest(logits: ArrayLike<number>): number {
  */
 export function sampleToken(
   logits: ArrayLike<number>,
-  { temperature, topP }: SamplingOptions,
+  { temperature, topK = 0, topP = 1, minP = 0 }: DrawOptions,
   random: Random,
 ): number {
   const top = likeliest(logits);
   if (temperature === 0) return top;
-  // Shifted by the maximum, so that the exponential cannot overflow.
-  const weights = Float64Array.from(logits, (logit) =>
-    Math.exp((logit - logits[top]) / temperature),
-  );
-  const order = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]);
-  const total = weights.reduce((a, b) => a + b, 0);
-  let kept = 0;
-  let nucleus = 0;
-  while (kept < order.length && (kept === 0 || nucleus < topP * total)) {
-    nucleus += weights[order[kept]];
-    kept += 1;
+  // Shifted by the maximum, so that the exponential cannot overflow; the likeliest token weighs 1. NaN weighs nothing.
+  const weights = new Float64Array(logits.length);
+  for (let i = 0; i < weights.length; i++) {
+    const weight = Math.exp((logits[i] - logits[top]) / temperature);
+    weights[i] = weight >= minP ? weight : 0;
   }
-  let rest = random.uniform() * nucleus;
-  for (let i = 0; i < kept; i++) {
-    rest -= weights[order[i]];
-    if (rest < 0) return order[i];
+  const u = random.uniform();
+  if ((topK === 0 || topK >= weights.length) && topP >= 1) return draw(weights, undefined, u);
+  return draw(weights, nucleus(weights, topK || weights.length, topP), u);
+}
+
+/** The token at share `u` of the weights' sum, in the order given (default: by id). Never one of weight 0. */
+function draw(weights: Float64Array, order: readonly number[] | undefined, u: number): number {
+  const length = order?.length ?? weights.length;
+  let total = 0;
+  for (let i = 0; i < length; i++) total += weights[order?.[i] ?? i];
+  let rest = u * total;
+  let last = -1;
+  for (let i = 0; i < length; i++) {
+    const token = order?.[i] ?? i;
+    if (weights[token] === 0) continue;
+    rest -= weights[token];
+    if (rest < 0) return token;
+    last = token;
   }
   // Rounding may leave a crumb after the last subtraction.
-  return order[kept - 1];
+  return last;
+}
+
+/** The `topK` likeliest tokens, of those as few as hold the share `topP`, the likeliest first. */
+function nucleus(weights: Float64Array, topK: number, topP: number): number[] {
+  const kept = heaviest(weights, topK, topP).slice(0, topK);
+  const total =
+    topK < weights.length
+      ? kept.reduce((sum, token) => sum + weights[token], 0)
+      : weights.reduce((a, b) => a + b, 0);
+  let mass = 0;
+  let count = 0;
+  while (count < kept.length && (count === 0 || mass < topP * total))
+    mass += weights[kept[count++]];
+  return kept.slice(0, count);
+}
+
+/**
+ * Tokens in falling order of weight (ties by id), as many as top-k or, without it, top-p may need. Only tokens above a
+ * threshold are sorted; it is lowered until they are enough, since sorting a whole vocabulary takes longer than a small
+ * model's step.
+ */
+function heaviest(weights: Float64Array, topK: number, topP: number): number[] {
+  const byCount = topK < weights.length;
+  const goal = byCount ? topK : topP * weights.reduce((a, b) => a + b, 0);
+  for (let threshold = Math.exp(-3); ; threshold *= threshold) {
+    // Weights below the smallest normal number are not worth a further pass.
+    const least = threshold < 1e-300 ? 0 : threshold;
+    const found: number[] = [];
+    let mass = 0;
+    for (let token = 0; token < weights.length; token++) {
+      if (weights[token] < least) continue;
+      found.push(token);
+      mass += weights[token];
+    }
+    if (least === 0 || (byCount ? found.length : mass) >= goal)
+      return found.sort((a, b) => weights[b] - weights[a] || a - b);
+  }
+}
+
+/** What one generation's choices depend on besides the logits: its random stream and the tokens so far. */
+export class Sampler {
+  private readonly seen: Set<number>;
+  private readonly counts = new Map<number, number>();
+
+  /** `candidates`: ids that may be chosen are below it (a vocabulary may be padded beyond the tokenizer's ids). */
+  constructor(
+    private readonly options: SamplingOptions,
+    private readonly random: Random,
+    private readonly candidates: number,
+    prompt: Iterable<number>,
+  ) {
+    this.seen = new Set(isOne(options.repetitionPenalty) ? [] : prompt);
+  }
+
+  /** The next token after one row of logits, which are left as they are. */
+  next(logits: Float32Array): number {
+    const token = sampleToken(this.adjusted(logits), this.options, this.random);
+    if (!isOne(this.options.repetitionPenalty)) this.seen.add(token);
+    this.counts.set(token, (this.counts.get(token) ?? 0) + 1);
+    return token;
+  }
+
+  /** The logits after bias and penalties. */
+  private adjusted(logits: Float32Array): Float32Array {
+    const possible = logits.subarray(0, this.candidates);
+    const {
+      logitBias,
+      repetitionPenalty = 1,
+      presencePenalty = 0,
+      frequencyPenalty = 0,
+    } = this.options;
+    const penalized = presencePenalty !== 0 || frequencyPenalty !== 0;
+    if (logitBias === undefined && repetitionPenalty === 1 && !penalized) return possible;
+    const values = possible.slice();
+    for (const [id, bias] of Object.entries(logitBias ?? {})) values[Number(id)] += bias;
+    for (const id of this.seen)
+      values[id] = values[id] > 0 ? values[id] / repetitionPenalty : values[id] * repetitionPenalty;
+    if (penalized)
+      for (const [id, count] of this.counts)
+        values[id] -= presencePenalty + count * frequencyPenalty;
+    return values;
+  }
+}
+
+function isOne(value: number | undefined): boolean {
+  return value === undefined || value === 1;
+}
+
+export interface LogProbability {
+  readonly token: number;
+  /** Natural logarithm of the token's probability. */
+  readonly logprob: number;
+}
+
+/**
+ * Log-probabilities that the model itself gives (no bias, penalty or temperature): the chosen token's, and those of the
+ * `count` likeliest tokens, the likeliest first.
+ */
+export function logProbabilities(
+  logits: ArrayLike<number>,
+  chosen: number,
+  count: number,
+): { logprob: number; top: LogProbability[] } {
+  const largest = logits[likeliest(logits)];
+  let sum = 0;
+  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - largest);
+  const normalizer = largest + Math.log(sum);
+  const top: LogProbability[] = [];
+  for (let token = 0; count > 0 && token < logits.length; token++) {
+    const logprob = logits[token] - normalizer;
+    if (top.length === count && !(logprob > top[count - 1].logprob)) continue;
+    // Few are kept: insertion is cheapest.
+    let at = top.length;
+    while (at > 0 && top[at - 1].logprob < logprob) at -= 1;
+    top.splice(at, 0, { token, logprob });
+    if (top.length > count) top.pop();
+  }
+  return { logprob: logits[chosen] - normalizer, top };
 }

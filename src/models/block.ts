@@ -82,6 +82,11 @@ export interface BlockContext {
   readonly cache?: KeyValueCache;
   /** Replaces `batch`. */
   readonly shared?: SharedRows;
+  /**
+   * Replaces attention: rows of queries, keys and values of this step, as the hooks left them, to mixed values
+   * [rows, heads·headDim]. For caches that hold several sequences.
+   */
+  readonly attend?: (g: Graph, layer: number, q: Tensor, k: Tensor, v: Tensor) => Tensor;
 }
 
 /** The unquantized block. */
@@ -135,7 +140,7 @@ function attentionPart(
   weights: BlockWeights,
   hooks: BlockHooks,
   x: Tensor,
-  { layer, batch, rope: tables, cache, shared }: BlockContext,
+  { layer, batch, rope: tables, cache, shared, attend }: BlockContext,
 ): Tensor {
   const outputs = hooks.linears(g, "attn_in", x, rolesAt(weights, "attn_in"));
   let [q, k, v] = outputs;
@@ -148,6 +153,7 @@ function attentionPart(
   if (hooks.queries) q = hooks.queries(g, q);
   if (hooks.keys) k = hooks.keys(g, k);
   if (hooks.values) v = hooks.values(g, v);
+  if (attend) return hooks.linears(g, "attn_out", attend(g, layer, q, k, v), rolesAt(weights, "attn_out"))[0];
   if (cache) ({ k, v } = cache.extend(g, layer, k, v));
   if (shared) [q, k, v] = [q, k, v].map((rows) => gatherRows(g, rows, shared.spread));
   let mixed = attention(g, q, k, v, {

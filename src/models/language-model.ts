@@ -168,6 +168,16 @@ export class LanguageModel implements Disposable {
   }
 
   /**
+   * What the head reads of rows at given positions, [rows, embedding], where `attend` says which keys and values each
+   * of them sees.
+   */
+  hiddenOfRows(g: Graph, ids: Int32Array, positions: Int32Array, attend: BlockContext["attend"]): Tensor {
+    const x = embedAt(g, this.config, this.outer, ids, positions);
+    const rope = this.config.positions.kind === "rope" ? ropeTablesAt(g, this.config, positions) : undefined;
+    return this.normed(g, this.through(g, x, { batch: 1, rope, attend }));
+  }
+
+  /**
    * Hidden states as they leave each block in turn, [batch·time, hidden]; one is valid until the second after it
    * is asked for. Every block runs in memory of its own that the next one reuses.
    */

@@ -1,0 +1,60 @@
+/**
+ * Chat templates: how a model wants turns written down, as Jinja source that comes with its tokenizer. Rendered with
+ * the variables that Hugging Face transformers gives (`messages`, `tools`, `add_generation_prompt`, special tokens).
+ */
+import { Template } from "@huggingface/jinja";
+import type { Tokenizer } from "../checkpoint/tokenizer.js";
+import { EngineError, type ChatMessage } from "./request.js";
+
+export interface RenderOptions {
+  readonly tools?: readonly Readonly<Record<string, unknown>>[];
+}
+
+export class ChatTemplate {
+  private readonly template: Template;
+
+  /** @throws EngineError when the source is no template that the library understands. */
+  constructor(
+    source: string,
+    private readonly specialTokens: Tokenizer["specialTokens"],
+  ) {
+    try {
+      this.template = new Template(source);
+    } catch (cause) {
+      throw new EngineError(
+        `the chat template cannot be read: ${messageOf(cause)}; give another with chatTemplate (--chat-template FILE)`,
+        "invalid",
+        { cause },
+      );
+    }
+  }
+
+  /**
+   * The text that the model continues with its answer. Templates write special tokens themselves.
+   * @throws EngineError when the template refuses the messages (roles in an order that it does not know, say).
+   */
+  render(messages: readonly ChatMessage[], { tools }: RenderOptions = {}): string {
+    try {
+      return this.template.render({
+        messages: messages.map((message) => ({ ...message, content: message.content ?? "" })),
+        tools: tools ?? null,
+        add_generation_prompt: true,
+        ...this.specialTokens,
+      });
+    } catch (cause) {
+      throw new EngineError(
+        `the model's chat template refuses these messages: ${messageOf(cause)}`,
+        "invalid",
+        { cause },
+      );
+    }
+  }
+}
+
+export const NO_TEMPLATE =
+  "the model has no chat template (it is a base model, or its tokenizer_config.json is not the original one); " +
+  "give one with chatTemplate (--chat-template FILE), or use plain completions";
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message.replace(/\s+/g, " ") : String(error);
+}

@@ -1,0 +1,289 @@
+/**
+ * The engine as its callers see it: a model in a thread of its own, to which any number of requests can be put at once.
+ * The caller's thread only passes messages, so that it stays free while prompts are computed.
+ */
+import { extname } from "node:path";
+import { Worker } from "node:worker_threads";
+import type { Device } from "../backend/open.js";
+import { PlanishError } from "../common/errors.js";
+import { silentProgress, type ProgressSink } from "../common/progress.js";
+import { EventQueue } from "./event-queue.js";
+import {
+  TAKEN_AT_ONCE,
+  type EngineInfo,
+  type EngineStats,
+  type FromHost,
+  type ToHost,
+} from "./protocol.js";
+import {
+  chatRequestSchema,
+  EngineError,
+  generateRequestSchema,
+  parseRequest,
+  type ChatRequest,
+  type EngineRequest,
+  type FinishReason,
+  type GenerateEvent,
+  type GenerateRequest,
+  type Usage,
+} from "./request.js";
+import type { WorkerInput } from "./worker.js";
+
+export interface EngineOptions {
+  readonly device?: Device;
+  /** Threads of the native kernels (default: one per core). */
+  readonly threads?: number;
+  /** Bytes for the KV cache; default: a quarter of the free memory, or what all sequences can use if that is less. */
+  readonly kvMemory?: number;
+  /** Sequences that run at the same time (default 32); the others wait. */
+  readonly maxRunning?: number;
+  /** Requests that may wait (default 256); further ones are refused. */
+  readonly maxWaiting?: number;
+  /** Tokens of a step over all sequences (default 256): larger ones favour prompts, smaller ones a steady flow. */
+  readonly stepTokens?: number;
+  /** Jinja source of a chat template, in place of the model's own. */
+  readonly chatTemplate?: string;
+  /** Where warnings go. */
+  readonly progress?: ProgressSink;
+}
+
+/** One finished choice. */
+export interface Choice {
+  readonly text: string;
+  readonly tokens: readonly Extract<GenerateEvent, { type: "token" }>[];
+  readonly finishReason: FinishReason;
+  readonly stopString?: string;
+}
+
+export interface Completion {
+  readonly choices: readonly Choice[];
+  readonly usage: Usage;
+  /** Seed that was used: the request's, or the one drawn for it. */
+  readonly seed: number;
+}
+
+/** What the engine needs of the thread (or port) that computes. */
+export interface HostConnection {
+  postMessage(message: ToHost): void;
+  on(event: "message", listener: (message: FromHost) => void): void;
+  /** Called once when nothing will come any more. */
+  onDown(listener: (reason: Error | undefined) => void): void;
+  /** Keeps the process alive, or lets it end. */
+  hold(busy: boolean): void;
+  /** Ends the thread if it has not ended by itself. */
+  terminate(): Promise<void>;
+}
+
+/** Milliseconds that a closing thread has before it is ended: the longest step, with much to spare. */
+const CLOSE_PATIENCE = 30_000;
+
+export class Engine implements AsyncDisposable {
+  private readonly requests = new Map<number, EventQueue<GenerateEvent>>();
+  private nextId = 1;
+  private current: EngineStats;
+  private down: Error | undefined;
+  private closing: Promise<void> | undefined;
+  private readonly ended: Promise<void>;
+
+  private constructor(
+    private readonly host: HostConnection,
+    readonly info: EngineInfo,
+    stats: EngineStats,
+    ended: Promise<Error | undefined>,
+  ) {
+    this.current = stats;
+    host.on("message", (message) => this.receive(message));
+    this.ended = ended.then((reason) => {
+      const text = reason === undefined ? "" : `: ${reason.message}`;
+      this.down = new EngineError(
+        this.closing ? "the engine is closed" : `the engine has stopped unexpectedly${text}`,
+        this.closing ? "closed" : "failed",
+        { cause: reason },
+      );
+      for (const queue of this.requests.values()) queue.fail(this.down);
+    });
+  }
+
+  /**
+   * Loads a checkpoint or artifact from a local path (`resolveModel` turns names into paths) in a thread of its own.
+   * @throws PlanishError when the path holds no model, or it does not fit.
+   */
+  static load(path: string, options: EngineOptions = {}): Promise<Engine> {
+    const { progress, ...rest } = options;
+    const input: WorkerInput = {
+      maxRunning: 32,
+      maxWaiting: 256,
+      stepTokens: 256,
+      ...withoutUndefined(rest),
+      path,
+    };
+    for (const name of ["maxRunning", "stepTokens"] as const)
+      if (!Number.isInteger(input[name]) || input[name] < 1)
+        throw new PlanishError(`${name} is ${input[name]}; give an integer of at least 1`);
+    const file = new URL(`./worker${extname(import.meta.url)}`, import.meta.url);
+    const worker = new Worker(file, { workerData: input, name: "planish-engine" });
+    return Engine.connect(connectionOf(worker), progress);
+  }
+
+  /** An engine over a host that is loading or has loaded. */
+  static async connect(
+    host: HostConnection,
+    progress: ProgressSink = silentProgress,
+  ): Promise<Engine> {
+    const ended = new Promise<Error | undefined>((resolve) => host.onDown(resolve));
+    const ready = new Promise<Extract<FromHost, { type: "ready" }>>((resolve, reject) => {
+      host.on("message", (message) => {
+        if (message.type === "ready") resolve(message);
+        if (message.type === "warn") progress.warn(message.text);
+        if (message.type === "unloadable")
+          reject(new PlanishError(message.message, { exitCode: message.exitCode }));
+      });
+      void ended.then((reason) => {
+        const text = reason ? `: ${reason.message}` : "";
+        reject(
+          new PlanishError(`the engine's thread ended while loading${text}`, { cause: reason }),
+        );
+      });
+    });
+    const { info, stats } = await ready;
+    host.hold(false);
+    return new Engine(host, info, stats, ended);
+  }
+
+  /** Counters and state as of the last step. */
+  get stats(): EngineStats {
+    return this.current;
+  }
+
+  /** Whether requests are taken: not before loading, after closing, or after a crash. */
+  get isOpen(): boolean {
+    return this.down === undefined && this.closing === undefined;
+  }
+
+  /**
+   * Continues a prompt. The first event comes when the request is accepted, then tokens as they are made; a reader that
+   * stops taking them holds its own request up and no other.
+   * @throws EngineError when the request is refused or fails; the signal's reason when it is aborted.
+   */
+  async *generate(request: GenerateRequest): AsyncGenerator<GenerateEvent, void> {
+    const { signal, ...rest } = request;
+    const parsed = parseRequest(generateRequestSchema, rest);
+    yield* this.run({ kind: "generate", ...parsed }, signal);
+  }
+
+  /** Answers the last of some messages, written down by the model's chat template; otherwise like `generate`. */
+  async *chat(request: ChatRequest): AsyncGenerator<GenerateEvent, void> {
+    const { signal, ...rest } = request;
+    const parsed = parseRequest(chatRequestSchema, rest);
+    yield* this.run({ kind: "chat", ...parsed }, signal);
+  }
+
+  /** Lets what runs fail with `closed`, and ends the thread. Calling it twice is harmless. */
+  close(): Promise<void> {
+    this.closing ??= this.shutDown();
+    return this.closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  private async shutDown(): Promise<void> {
+    this.host.hold(true);
+    if (this.down === undefined) this.host.postMessage({ type: "close" });
+    const timer = setTimeout(() => void this.host.terminate(), CLOSE_PATIENCE);
+    await this.ended;
+    clearTimeout(timer);
+  }
+
+  private async *run(
+    request: EngineRequest,
+    signal: AbortSignal | undefined,
+  ): AsyncGenerator<GenerateEvent, void> {
+    signal?.throwIfAborted();
+    if (this.down) throw this.down;
+    if (this.closing) throw new EngineError("the engine is closing", "closed");
+    const queue = new EventQueue<GenerateEvent>();
+    const id = this.nextId++;
+    const onAbort = (): void => {
+      this.host.postMessage({ type: "cancel", id });
+      queue.fail(asError(signal?.reason));
+    };
+    signal?.addEventListener("abort", onAbort, { once: true });
+    this.requests.set(id, queue);
+    this.host.hold(true);
+    this.host.postMessage({ type: "submit", id, request });
+    let ended = false;
+    try {
+      for (let taken = 1; !ended; taken++) {
+        const event = await queue.next();
+        signal?.throwIfAborted();
+        ended = event.type === "end";
+        if (taken % TAKEN_AT_ONCE === 0)
+          this.host.postMessage({ type: "taken", id, count: TAKEN_AT_ONCE });
+        yield event;
+      }
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
+      this.requests.delete(id);
+      if (!ended) this.host.postMessage({ type: "cancel", id });
+      if (this.requests.size === 0 && !this.closing) this.host.hold(false);
+    }
+  }
+
+  private receive(message: FromHost): void {
+    if (message.type === "progress") {
+      this.current = message.stats;
+      for (const { id, event } of message.events) this.requests.get(id)?.push(event);
+    } else if (message.type === "failed") {
+      const { message: text, code } = message.error;
+      this.requests.get(message.id)?.fail(new EngineError(text, code));
+    }
+  }
+}
+
+/** All of a generation's events as one result. */
+export async function collect(events: AsyncIterable<GenerateEvent>): Promise<Completion> {
+  const tokens: Choice["tokens"][number][][] = [];
+  const finishes: Extract<GenerateEvent, { type: "finish" }>[] = [];
+  let seed = 0;
+  for await (const event of events) {
+    if (event.type === "accepted") seed = event.seed;
+    else if (event.type === "token") (tokens[event.choice] ??= []).push(event);
+    else if (event.type === "finish") finishes.push(event);
+    else {
+      const choices = finishes
+        .sort((a, b) => a.choice - b.choice)
+        .map(({ choice, reason, stopString }) => {
+          const own = tokens[choice] ?? [];
+          const text = own.map((token) => token.text).join("");
+          return { text, tokens: own, finishReason: reason, stopString };
+        });
+      return { choices, usage: event.usage, seed };
+    }
+  }
+  throw new EngineError("the generation ended before its last event", "failed");
+}
+
+function connectionOf(worker: Worker): HostConnection {
+  return {
+    postMessage: (message) => worker.postMessage(message),
+    on: (event, listener) => void worker.on(event, listener),
+    onDown: (listener) => {
+      worker.on("error", (error) => listener(asError(error)));
+      worker.on("exit", () => listener(undefined));
+    },
+    hold: (busy) => (busy ? worker.ref() : worker.unref()),
+    terminate: async () => {
+      await worker.terminate();
+    },
+  };
+}
+
+function asError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new PlanishError(String(reason));
+}
+
+function withoutUndefined<T extends object>(options: T): T {
+  return Object.fromEntries(Object.entries(options).filter(([, v]) => v !== undefined)) as T;
+}

@@ -1,0 +1,357 @@
+/**
+ * The computing half of the engine: takes requests from a message port, makes tokens of them, runs the scheduler, and
+ * sends what comes of it. Lives in a thread of its own (worker.ts), or beside its caller in tests.
+ */
+import { randomInt } from "node:crypto";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { MessagePort } from "node:worker_threads";
+import type { Tokenizer } from "../checkpoint/tokenizer.js";
+import { formatBytes } from "../common/format.js";
+import { Random } from "../common/random.js";
+import { ChatTemplate, NO_TEMPLATE } from "./chat-template.js";
+import type { Executor } from "./executor.js";
+import { MOST_UNREAD, type EngineInfo, type FromHost, type ToHost } from "./protocol.js";
+import { EngineError, type EngineRequest, type GenerateEvent } from "./request.js";
+import { Sampler } from "./sampling.js";
+import { Scheduler } from "./scheduler.js";
+import { Sequence, type SequenceSink } from "./sequence.js";
+import { TextOutput } from "./text-output.js";
+import { TokenTexts } from "./token-texts.js";
+
+export interface HostOptions {
+  /** Pages of the KV cache. */
+  readonly pages: number;
+  readonly maxRunning: number;
+  readonly maxWaiting: number;
+  readonly stepTokens: number;
+  /** Jinja source that takes the place of the model's own. */
+  readonly chatTemplate?: string;
+}
+
+export interface HostParts {
+  readonly executor: Executor;
+  readonly tokenizer: Tokenizer;
+  readonly arithmetic: EngineInfo["arithmetic"];
+  readonly scheme?: string;
+}
+
+type HostPort = Pick<MessagePort, "postMessage" | "on" | "close">;
+
+/** A request on its way. */
+interface Active {
+  unread: number;
+  paused: boolean;
+  /** Choices that have not finished. */
+  open: number;
+  generatedTokens: number;
+  cachedTokens: number;
+}
+
+export class EngineHost {
+  private readonly scheduler: Scheduler;
+  private readonly template: ChatTemplate | undefined;
+  private readonly texts: TokenTexts;
+  private readonly active = new Map<number, Active>();
+  private events: { id: number; event: GenerateEvent }[] = [];
+  private readonly totals = { promptTokens: 0, cachedTokens: 0, generatedTokens: 0 };
+  /** A vocabulary may be padded beyond the tokenizer's ids, which nothing could spell. */
+  private readonly candidates: number;
+  private readonly longestToken: number;
+  private wake: () => void = () => undefined;
+  private closed = false;
+  /** Settles when the host has closed. */
+  readonly done: Promise<void>;
+
+  /** @throws PlanishError when the pages do not fit in memory, or the chat template is none. */
+  constructor(
+    private readonly port: HostPort,
+    private readonly parts: HostParts,
+    private readonly options: HostOptions,
+  ) {
+    const { executor, tokenizer } = parts;
+    this.scheduler = new Scheduler(executor, options);
+    const source = options.chatTemplate ?? tokenizer.chatTemplate;
+    this.template =
+      source === undefined ? undefined : new ChatTemplate(source, tokenizer.specialTokens);
+    this.texts = new TokenTexts(tokenizer);
+    this.candidates = Math.min(executor.config.vocabSize, tokenizer.vocabSize);
+    this.longestToken = longestSpelling(tokenizer);
+    port.on("message", (message: ToHost) => this.receive(message));
+    this.send({ type: "ready", info: this.info(), stats: this.stats() });
+    this.done = this.loop();
+  }
+
+  private info(): EngineInfo {
+    const { executor, arithmetic, scheme } = this.parts;
+    const { pages, maxRunning, maxWaiting } = this.options;
+    return {
+      description: executor.description,
+      arithmetic,
+      scheme,
+      contextTokens: this.contextTokens,
+      modelPositions: executor.config.maxPositions,
+      vocabSize: this.candidates,
+      pageTokens: executor.pageTokens,
+      pages,
+      cacheBytes: pages * executor.bytesPerPage,
+      weightBytes: executor.weightBytes,
+      maxRunning,
+      maxWaiting,
+      hasChatTemplate: this.template !== undefined,
+    };
+  }
+
+  private get contextTokens(): number {
+    return Math.min(this.parts.executor.config.maxPositions, this.cacheTokens);
+  }
+
+  private get cacheTokens(): number {
+    return this.options.pages * this.parts.executor.pageTokens;
+  }
+
+  private stats() {
+    return { ...this.scheduler.stats, ...this.totals };
+  }
+
+  private send(message: FromHost): void {
+    this.port.postMessage(message);
+  }
+
+  private receive(message: ToHost): void {
+    switch (message.type) {
+      case "submit":
+        this.accept(message.id, message.request);
+        break;
+      case "cancel":
+        this.scheduler.cancel(message.id);
+        this.active.delete(message.id);
+        this.flush();
+        break;
+      case "taken":
+        this.taken(message.id, message.count);
+        break;
+      case "close":
+        this.closed = true;
+        break;
+    }
+    this.wake();
+  }
+
+  private async loop(): Promise<void> {
+    while (!this.closed) {
+      const worked = this.scheduler.step();
+      if (worked) {
+        this.flush();
+        // Requests, cancellations and reports of readers come in between steps.
+        await nextTurn();
+      } else {
+        await new Promise<void>((resolve) => (this.wake = resolve));
+      }
+    }
+    for (const id of this.active.keys())
+      this.fail(id, new EngineError("the engine is closing", "closed"));
+    this.parts.executor[Symbol.dispose]();
+    this.port.close();
+  }
+
+  /** Sends what has come up. */
+  private flush(): void {
+    const { events } = this;
+    this.events = [];
+    this.send({ type: "progress", events, stats: this.stats() });
+  }
+
+  private emit(id: number, event: GenerateEvent): void {
+    const request = this.active.get(id);
+    if (!request) return;
+    this.events.push({ id, event });
+    request.unread += 1;
+    this.rest(id, request);
+  }
+
+  private taken(id: number, count: number): void {
+    const request = this.active.get(id);
+    if (!request) return;
+    request.unread -= count;
+    this.rest(id, request);
+  }
+
+  /** A request that is too far ahead of its reader rests until it has caught up halfway. */
+  private rest(id: number, request: Active): void {
+    const limit = request.paused ? MOST_UNREAD / 2 : MOST_UNREAD;
+    const paused = request.unread > limit;
+    if (paused === request.paused) return;
+    request.paused = paused;
+    this.scheduler.pause(id, paused);
+  }
+
+  private accept(id: number, request: EngineRequest): void {
+    try {
+      if (this.closed) throw new EngineError("the engine is closing", "closed");
+      const { waiting } = this.scheduler.stats;
+      if (waiting >= this.options.maxWaiting)
+        throw new EngineError(
+          `${waiting} requests are waiting already, the most that may; try again later`,
+          "busy",
+        );
+      const prompt = this.promptTokens(request);
+      const contextTokens = this.room(prompt.length, request.maxTokens);
+      const seed = request.seed ?? randomInt(2 ** 32);
+      const n = request.n ?? 1;
+      this.active.set(id, {
+        unread: 0,
+        paused: false,
+        open: n,
+        generatedTokens: 0,
+        cachedTokens: 0,
+      });
+      this.emit(id, { type: "accepted", promptTokens: prompt.length, seed });
+      this.totals.promptTokens += prompt.length;
+      const sequences = Array.from({ length: n }, (_, choice) =>
+        this.sequence(id, choice, request, prompt, seed, contextTokens),
+      );
+      sequences[0].siblings = sequences.slice(1);
+      this.scheduler.submit(sequences[0]);
+      this.flush();
+    } catch (error) {
+      this.fail(id, error);
+    }
+  }
+
+  private promptTokens(request: EngineRequest): number[] {
+    const { tokenizer } = this.parts;
+    const isChat = request.kind === "chat";
+    const prompt = isChat ? this.render(request) : request.prompt;
+    // Spares the tokenizer what cannot fit however it is cut.
+    if (prompt.length > this.contextTokens * this.longestToken)
+      throw new EngineError(
+        `the prompt has ${prompt.length} ${typeof prompt === "string" ? "characters" : "tokens"}, too many for the context of ${this.contextTokens} tokens; shorten it`,
+        "context",
+      );
+    const tokens =
+      typeof prompt === "string" ? tokenizer.encode(prompt, { addSpecialTokens: !isChat }) : prompt;
+    if (tokens.length === 0)
+      throw new EngineError("the prompt has no tokens; give some text", "invalid");
+    const unknown = tokens.find((token) => token >= this.candidates);
+    if (unknown !== undefined)
+      throw new EngineError(
+        `prompt: token id ${unknown} is outside the vocabulary of ${this.candidates}`,
+        "invalid",
+      );
+    for (const token of Object.keys(request.logitBias ?? {}))
+      if (Number(token) >= this.candidates)
+        throw new EngineError(
+          `logitBias: token id ${token} is outside the vocabulary of ${this.candidates}`,
+          "invalid",
+        );
+    return [...tokens];
+  }
+
+  private render(request: EngineRequest & { kind: "chat" }): string {
+    if (!this.template) throw new EngineError(NO_TEMPLATE, "invalid");
+    return this.template.render(request.messages, { tools: request.tools });
+  }
+
+  /** Positions that the sequence may use. @throws EngineError when the request can never fit. */
+  private room(promptTokens: number, maxTokens: number | undefined): number {
+    const { maxPositions } = this.parts.executor.config;
+    if (promptTokens >= maxPositions)
+      throw new EngineError(
+        `the prompt has ${promptTokens} tokens, and the model's context is ${maxPositions}; shorten it`,
+        "context",
+      );
+    // The last token's position is never computed.
+    const needed = Math.min(promptTokens + (maxTokens ?? 1) - 1, maxPositions);
+    if (needed > this.cacheTokens)
+      throw new EngineError(
+        `the request needs ${needed} positions, and the KV cache of ${formatBytes(this.info().cacheBytes)} holds ${this.cacheTokens}; shorten it, or raise kvMemory (--kv-memory)`,
+        "context",
+      );
+    return this.contextTokens;
+  }
+
+  private sequence(
+    id: number,
+    choice: number,
+    request: EngineRequest,
+    prompt: readonly number[],
+    seed: number,
+    contextTokens: number,
+  ): Sequence {
+    const { tokenizer } = this.parts;
+    const random =
+      choice === 0 ? Random.for(seed, "sampling") : Random.for(seed, "sampling", choice);
+    return new Sequence({
+      request: id,
+      choice,
+      prompt,
+      sampler: new Sampler(
+        { ...request, temperature: request.temperature ?? 0 },
+        random,
+        this.candidates,
+        prompt,
+      ),
+      output: new TextOutput(tokenizer.stream(), request.stop ?? []),
+      limits: {
+        maxTokens: request.maxTokens ?? Infinity,
+        contextTokens,
+        endTokens: request.ignoreEnd ? [] : tokenizer.eosTokenIds,
+        logprobs: request.logprobs,
+        candidates: this.candidates,
+      },
+      sink: this.sink(id),
+    });
+  }
+
+  private sink(id: number): SequenceSink {
+    return {
+      tokens: (choice, tokens) => {
+        for (const { token, text, extra } of tokens) {
+          const { logprob, top = [] } = extra;
+          const logprobs =
+            logprob === undefined
+              ? undefined
+              : {
+                  ...this.texts.of(token, logprob),
+                  top: top.map((other) => this.texts.of(other.token, other.logprob)),
+                };
+          this.emit(id, { type: "token", choice, token, text, logprobs });
+        }
+      },
+      finish: (choice, reason, sequence) => {
+        const request = this.active.get(id);
+        if (!request) return;
+        this.emit(id, { type: "finish", choice, reason, stopString: sequence.stopString });
+        request.generatedTokens += sequence.generated;
+        request.cachedTokens += choice === 0 ? (sequence.cachedTokens ?? 0) : 0;
+        this.totals.generatedTokens += sequence.generated;
+        if (choice === 0) this.totals.cachedTokens += sequence.cachedTokens ?? 0;
+        request.open -= 1;
+        if (request.open > 0) return;
+        const { promptTokens } = sequence;
+        const { cachedTokens, generatedTokens } = request;
+        const usage = { promptTokens, cachedTokens, generatedTokens };
+        this.emit(id, { type: "end", usage });
+        this.active.delete(id);
+      },
+      fail: (error) => this.fail(id, error),
+    };
+  }
+
+  private fail(id: number, error: unknown): void {
+    this.active.delete(id);
+    // What was generated before it comes first.
+    if (this.events.length > 0) this.flush();
+    const message = error instanceof Error ? error.message : String(error);
+    const code = error instanceof EngineError ? error.code : "failed";
+    this.send({ type: "failed", id, error: { message, code } });
+  }
+}
+
+/** Characters of the longest token: no text of n tokens is longer than n times this. */
+function longestSpelling(tokenizer: Tokenizer): number {
+  let longest = 1;
+  for (let id = 0; id < tokenizer.vocabSize; id++)
+    longest = Math.max(longest, tokenizer.idToToken(id)?.length ?? 0);
+  return longest;
+}

@@ -1,0 +1,62 @@
+/** Messages between the engine's two halves: the caller's thread, and the one that computes. */
+import type { EngineErrorCode, EngineRequest, GenerateEvent } from "./request.js";
+import type { SchedulerStats } from "./scheduler.js";
+
+export type ToHost =
+  | { readonly type: "submit"; readonly id: number; readonly request: EngineRequest }
+  | { readonly type: "cancel"; readonly id: number }
+  /** The request's reader has taken so many more events. */
+  | { readonly type: "taken"; readonly id: number; readonly count: number }
+  | { readonly type: "close" };
+
+export interface SentError {
+  readonly message: string;
+  readonly code: EngineErrorCode;
+}
+
+export type FromHost =
+  | { readonly type: "ready"; readonly info: EngineInfo; readonly stats: EngineStats }
+  | { readonly type: "warn"; readonly text: string }
+  /** Loading failed; nothing follows. */
+  | { readonly type: "unloadable"; readonly message: string; readonly exitCode: 1 | 2 }
+  | {
+      readonly type: "progress";
+      readonly events: readonly { readonly id: number; readonly event: GenerateEvent }[];
+      readonly stats: EngineStats;
+    }
+  | { readonly type: "failed"; readonly id: number; readonly error: SentError };
+
+/** What was loaded, and how it runs. */
+export interface EngineInfo {
+  /** Device, instruction set, threads, arithmetic. */
+  readonly description: string;
+  /** `integer`: low-bit kernels; `simulated`: the same grids in float32, slower. */
+  readonly arithmetic: "integer" | "simulated";
+  /** As written, such as w4a4kv4; absent for a model that is not quantized. */
+  readonly scheme?: string;
+  /** Positions that one sequence may have: the model's, or what the cache holds if that is less. */
+  readonly contextTokens: number;
+  readonly modelPositions: number;
+  readonly vocabSize: number;
+  readonly pageTokens: number;
+  readonly pages: number;
+  /** Bytes of the KV cache, all pages. */
+  readonly cacheBytes: number;
+  readonly weightBytes: number;
+  readonly maxRunning: number;
+  readonly maxWaiting: number;
+  readonly hasChatTemplate: boolean;
+}
+
+/** Counters since loading, and the present state. */
+export interface EngineStats extends SchedulerStats {
+  readonly promptTokens: number;
+  /** Prompt tokens that the prefix cache had. */
+  readonly cachedTokens: number;
+  readonly generatedTokens: number;
+}
+
+/** Events that a request may be ahead of its reader before it rests. */
+export const MOST_UNREAD = 64;
+/** The reader reports so many events at a time. */
+export const TAKEN_AT_ONCE = 16;

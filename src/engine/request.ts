@@ -1,0 +1,148 @@
+/** What can be asked of the engine, and what comes back. */
+import { z } from "zod";
+import { PlanishError } from "../common/errors.js";
+
+/**
+ * Why a request was not served: `invalid`: it makes no sense; `context`: it is too long; `busy`: too many wait already;
+ * `closed`: the engine is closing or has stopped; `failed`: the work failed.
+ */
+export type EngineErrorCode = "invalid" | "context" | "busy" | "closed" | "failed";
+
+export class EngineError extends PlanishError {
+  override readonly name = "EngineError";
+  constructor(
+    message: string,
+    readonly code: EngineErrorCode,
+    options: { cause?: unknown } = {},
+  ) {
+    super(message, options);
+  }
+}
+
+/** Most that a request may ask for, so that none can take the house for itself. */
+export const REQUEST_LIMITS = {
+  choices: 16,
+  stopStrings: 16,
+  stopCharacters: 512,
+  topLogprobs: 20,
+  biases: 1024,
+} as const;
+
+const stops = z.array(z.string().min(1).max(REQUEST_LIMITS.stopCharacters));
+
+/** Settings of a generation that completions and chats share. */
+const settings = {
+  /** New tokens at most (default: as many as the context holds). */
+  maxTokens: z.int().min(1).optional(),
+  /** Independent continuations (default 1). */
+  n: z.int().min(1).max(REQUEST_LIMITS.choices).optional(),
+  /** See `SamplingOptions`; default 0, the likeliest token always. */
+  temperature: z.number().min(0).max(100).optional(),
+  topK: z.int().min(0).optional(),
+  topP: z.number().gt(0).max(1).optional(),
+  minP: z.number().min(0).max(1).optional(),
+  repetitionPenalty: z.number().gt(0).max(100).optional(),
+  presencePenalty: z.number().min(-100).max(100).optional(),
+  frequencyPenalty: z.number().min(-100).max(100).optional(),
+  logitBias: z
+    .record(z.string().regex(/^\d{1,9}$/, "give token ids as keys"), z.number().min(-100).max(100))
+    .refine((biases) => Object.keys(biases).length <= REQUEST_LIMITS.biases, {
+      error: `give biases for at most ${REQUEST_LIMITS.biases} tokens`,
+    })
+    .optional(),
+  /** The same seed and prompt give the same text on the same machine (default: a new one each time). */
+  seed: z.int().optional(),
+  /** The text ends before the first of these. */
+  stop: stops.max(REQUEST_LIMITS.stopStrings).optional(),
+  /** Report log-probabilities: the chosen token's, and those of so many of the likeliest. */
+  logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).optional(),
+  /** Go on past the tokens that end a text (default false). */
+  ignoreEnd: z.boolean().optional(),
+};
+
+export const generateRequestSchema = z.strictObject({
+  /** Text, or token ids. */
+  prompt: z.union([z.string(), z.array(z.int().min(0))]),
+  ...settings,
+});
+
+const messageSchema = z.looseObject({
+  role: z.string().min(1),
+  content: z.string().nullish(),
+});
+
+export const chatRequestSchema = z.strictObject({
+  /** Turns so far, oldest first. Further keys of a message are passed to the model's template. */
+  messages: z.array(messageSchema).min(1),
+  /** Passed to the template, for models that are told of tools. */
+  tools: z.array(z.record(z.string(), z.unknown())).optional(),
+  ...settings,
+});
+
+export type GenerateRequest = z.infer<typeof generateRequestSchema> & {
+  /** Ends the generation and frees what it holds; the iterator throws the signal's reason. */
+  readonly signal?: AbortSignal;
+};
+
+export type ChatRequest = z.infer<typeof chatRequestSchema> & { readonly signal?: AbortSignal };
+export type ChatMessage = z.infer<typeof messageSchema>;
+
+/** A request as it goes to the engine's thread. */
+export type EngineRequest =
+  | ({ readonly kind: "generate" } & z.infer<typeof generateRequestSchema>)
+  | ({ readonly kind: "chat" } & z.infer<typeof chatRequestSchema>);
+
+/** @throws EngineError (`invalid`) naming the field. */
+export function parseRequest<T>(schema: z.ZodType<T>, request: unknown): T {
+  const result = schema.safeParse(request);
+  if (result.success) return result.data;
+  const [issue] = result.error.issues;
+  throw new EngineError(`${issue.path.join(".") || "request"}: ${issue.message}`, "invalid");
+}
+
+/** A token as people read it. */
+export interface TokenText {
+  readonly token: number;
+  /** Its text alone; bytes that make no character show as U+FFFD. */
+  readonly text: string;
+  /** Its bytes in UTF-8, where they are known. */
+  readonly bytes?: readonly number[];
+  /** Natural logarithm of its probability. */
+  readonly logprob: number;
+}
+
+/**
+ * `stop`: the model ended its text, or a stop string came; `length`: the tokens asked for were generated; `context`: the
+ * model's positions, or the cache's, are used up.
+ */
+export type FinishReason = "stop" | "length" | "context";
+
+export interface Usage {
+  readonly promptTokens: number;
+  /** Of them, found in the prefix cache. */
+  readonly cachedTokens: number;
+  /** Over all choices. */
+  readonly generatedTokens: number;
+}
+
+export type GenerateEvent =
+  /** The request was accepted and stands in line. */
+  | { readonly type: "accepted"; readonly promptTokens: number; readonly seed: number }
+  | {
+      readonly type: "token";
+      readonly choice: number;
+      readonly token: number;
+      /** What the token adds to the choice's text. */
+      readonly text: string;
+      /** With `logprobs`: the token itself, and the likeliest in its place. */
+      readonly logprobs?: TokenText & { readonly top: readonly TokenText[] };
+    }
+  | {
+      readonly type: "finish";
+      readonly choice: number;
+      readonly reason: FinishReason;
+      /** The stop string that ended the text. */
+      readonly stopString?: string;
+    }
+  /** Every choice has finished. */
+  | { readonly type: "end"; readonly usage: Usage };

@@ -1,0 +1,304 @@
+/**
+ * Who runs next. Continuous batching: every step takes one token of each sequence that decodes, and fills up with parts
+ * of prompts, shared evenly among those that wait for their first token, so that neither a long prompt nor a full house
+ * keeps anybody from going on.
+ *
+ * Pages are given as they are needed. When none is left, the sequence that came last gives its pages back and is
+ * computed anew later (a row depends only on the tokens before it, so its text does not change). The sequence that came
+ * first can always go on, and one that could not fit alone is refused before it comes here: everybody gets done.
+ */
+import { PlanishError } from "../common/errors.js";
+import type { Chunk, Executor } from "./executor.js";
+import { PagePool } from "./pages.js";
+import type { Sequence } from "./sequence.js";
+
+export interface SchedulerOptions {
+  /** Pages of the KV cache. */
+  readonly pages: number;
+  /** Sequences that run at the same time. */
+  readonly maxRunning: number;
+  /** Tokens of a step, over all sequences. */
+  readonly stepTokens: number;
+}
+
+export interface SchedulerStats {
+  readonly running: number;
+  readonly waiting: number;
+  readonly pagesTotal: number;
+  readonly pagesUsed: number;
+  /** Pages kept for prompts to come. */
+  readonly pagesCached: number;
+  readonly steps: number;
+  readonly preemptions: number;
+}
+
+/** Prompt tokens that a step takes at least, however many sequences decode in it. */
+const LEAST_PREFILL = 32;
+
+export class Scheduler {
+  readonly pool: PagePool;
+  private readonly waiting: Sequence[] = [];
+  /** In order of arrival. */
+  private readonly running: Sequence[] = [];
+  private readonly order = new Map<Sequence, number>();
+  private arrivals = 0;
+  private steps = 0;
+  private preemptions = 0;
+
+  constructor(
+    private readonly executor: Executor,
+    private readonly options: SchedulerOptions,
+  ) {
+    this.pool = new PagePool(options.pages, executor.pageTokens);
+    executor.reserve(options.pages);
+  }
+
+  get stats(): SchedulerStats {
+    return {
+      running: this.running.length,
+      waiting: this.waiting.length,
+      pagesTotal: this.pool.count,
+      pagesUsed: this.pool.used,
+      pagesCached: this.pool.cached,
+      steps: this.steps,
+      preemptions: this.preemptions,
+    };
+  }
+
+  /** Adds a sequence, and behind it its siblings, to the line. @throws PlanishError when it can never fit. */
+  submit(sequence: Sequence): void {
+    if (this.pagesFor(sequence.tokens.length) > this.pool.count)
+      throw new PlanishError(
+        `[engine] ${sequence.tokens.length} tokens need ${this.pagesFor(sequence.tokens.length)} pages; the cache has ${this.pool.count}`,
+      );
+    for (const each of [sequence, ...sequence.siblings]) this.order.set(each, this.arrivals++);
+    this.waiting.push(sequence);
+  }
+
+  /** Ends a request's sequences without a word to their sinks. */
+  cancel(request: number): void {
+    for (const sequence of [...this.running, ...this.waiting])
+      if (sequence.request === request) this.remove(sequence);
+  }
+
+  /** A request whose reader does not keep up rests. */
+  pause(request: number, paused: boolean): void {
+    for (const sequence of [...this.running, ...this.waiting])
+      if (sequence.request === request)
+        for (const each of [sequence, ...sequence.siblings]) each.paused = paused;
+  }
+
+  /** Runs one step; returns false when there was nothing to do. */
+  step(): boolean {
+    this.admit();
+    const planned = this.plan();
+    if (planned.length === 0) return false;
+    const chunks = planned.map(({ sequence, count }) => chunkOf(sequence, count));
+    let results: readonly (Float32Array | undefined)[];
+    try {
+      results = this.executor.step(chunks);
+    } catch (error) {
+      this.failAll(planned, asError(error));
+      return true;
+    }
+    this.steps += 1;
+    planned.forEach(({ sequence, count }, i) => this.settle(sequence, count, results[i]));
+    return true;
+  }
+
+  /** Everything ends with an error. */
+  fail(error: Error): void {
+    this.failAll(
+      [...this.running, ...this.waiting].map((sequence) => ({ sequence })),
+      error,
+    );
+  }
+
+  private admit(): void {
+    while (this.waiting.length > 0 && this.running.length < this.options.maxRunning) {
+      const [sequence] = this.waiting;
+      const { tokens } = sequence;
+      // The last token is computed in any case: its logits are wanted.
+      const { pages, node } = this.pool.match(tokens, tokens.length - 1);
+      if (this.pagesFor(tokens.length) - pages.length > this.pool.available) {
+        for (const page of pages.reverse()) this.pool.release(page);
+        return;
+      }
+      sequence.pages = pages;
+      sequence.node = node;
+      sequence.knownPages = pages.length;
+      sequence.computed = pages.length * this.pool.pageTokens;
+      sequence.cachedTokens ??= Math.min(sequence.computed, sequence.promptTokens);
+      this.waiting.shift();
+      this.insert(this.running, sequence);
+    }
+  }
+
+  /** The chunks of the next step, with their pages. */
+  private plan(): { sequence: Sequence; count: number }[] {
+    const ready = this.running.filter(({ paused }) => !paused);
+    const prefilling = ready.filter(({ pending }) => pending > 1);
+    const decoding = ready.length - prefilling.length;
+    let budget = Math.max(LEAST_PREFILL, this.options.stepTokens - decoding);
+    const wanted = new Map<Sequence, number>();
+    for (const sequence of ready) wanted.set(sequence, 1);
+    // Even shares; what short prompts leave goes to the others.
+    const byNeed = [...prefilling].sort((a, b) => a.pending - b.pending);
+    byNeed.forEach((sequence, i) => {
+      const share = Math.floor(budget / (byNeed.length - i));
+      const count = Math.min(sequence.pending, share);
+      budget -= count;
+      wanted.set(sequence, count);
+    });
+    const planned: { sequence: Sequence; count: number }[] = [];
+    for (const sequence of ready) {
+      const count = wanted.get(sequence) ?? 0;
+      // An earlier one in this loop may have taken its pages.
+      if (count === 0 || !this.running.includes(sequence)) continue;
+      if (this.makeRoom(sequence, sequence.computed + count)) planned.push({ sequence, count });
+    }
+    return planned;
+  }
+
+  /**
+   * Gives a sequence pages for so many positions, writable from `computed` on, if need be those of sequences that rest
+   * or came later. False: it must wait.
+   */
+  private makeRoom(sequence: Sequence, positions: number): boolean {
+    const { pool } = this;
+    const { pages } = sequence;
+    const first = Math.floor(sequence.computed / pool.pageTokens);
+    // Making room may end the sharing, so it is asked anew each time.
+    while (first < pages.length && pool.isShared(pages[first])) {
+      const copy = pool.allocate();
+      if (copy === undefined) {
+        if (!this.preemptFor(sequence)) return false;
+        continue;
+      }
+      this.executor.copyPage(pages[first], copy);
+      pool.release(pages[first]);
+      pages[first] = copy;
+    }
+    while (pages.length < this.pagesFor(positions)) {
+      const page = pool.allocate();
+      if (page !== undefined) pages.push(page);
+      else if (!this.preemptFor(sequence)) return false;
+    }
+    return true;
+  }
+
+  private preemptFor(sequence: Sequence): boolean {
+    const victim = this.victimOf(sequence);
+    if (victim === undefined) return false;
+    this.preempt(victim);
+    return true;
+  }
+
+  /** Whose pages `sequence` may take: of those that rest, the last; else the last that came after it. */
+  private victimOf(sequence: Sequence): Sequence | undefined {
+    const others = this.running.filter((other) => other !== sequence && other.pages.length > 0);
+    const resting = others.filter(({ paused }) => paused);
+    const last = resting.at(-1) ?? others.at(-1);
+    if (last === undefined || last.paused) return last;
+    return this.arrival(last) > this.arrival(sequence) ? last : undefined;
+  }
+
+  private preempt(sequence: Sequence): void {
+    this.preemptions += 1;
+    this.releasePages(sequence);
+    this.running.splice(this.running.indexOf(sequence), 1);
+    this.insert(this.waiting, sequence);
+  }
+
+  /** Takes over what a step computed of a sequence, and the token that followed from it. */
+  private settle(sequence: Sequence, count: number, logits: Float32Array | undefined): void {
+    sequence.computed += count;
+    const { pageTokens } = this.pool;
+    while ((sequence.knownPages + 1) * pageTokens <= sequence.computed) {
+      const start = sequence.knownPages * pageTokens;
+      const page = sequence.pages[sequence.knownPages];
+      sequence.node = this.pool.register(page, sequence.node, sequence.tokens, start);
+      sequence.knownPages += 1;
+    }
+    if (logits === undefined) return;
+    for (const sibling of sequence.siblings.splice(0)) this.fork(sequence, sibling, logits);
+    this.advance(sequence, logits);
+  }
+
+  /** A further choice goes on from the same prompt, on the same pages; where the house is full it waits. */
+  private fork(from: Sequence, sibling: Sequence, logits: Float32Array): void {
+    sibling.paused = from.paused;
+    sibling.cachedTokens = 0;
+    if (this.running.length >= this.options.maxRunning) {
+      this.insert(this.waiting, sibling);
+      return;
+    }
+    for (const page of from.pages) this.pool.retain(page);
+    sibling.pages = [...from.pages];
+    sibling.computed = from.computed;
+    sibling.knownPages = from.knownPages;
+    sibling.node = from.node;
+    this.insert(this.running, sibling);
+    this.advance(sibling, logits);
+  }
+
+  private advance(sequence: Sequence, logits: Float32Array): void {
+    try {
+      if (sequence.advance(logits)) this.remove(sequence);
+    } catch (error) {
+      this.failAll([{ sequence }], asError(error));
+    }
+  }
+
+  private failAll(failed: readonly { sequence: Sequence }[], error: Error): void {
+    for (const { sequence } of failed) {
+      this.cancel(sequence.request);
+      this.remove(sequence);
+      sequence.sink.fail(error);
+    }
+  }
+
+  private remove(sequence: Sequence): void {
+    this.releasePages(sequence);
+    for (const list of [this.running, this.waiting]) {
+      const at = list.indexOf(sequence);
+      if (at >= 0) list.splice(at, 1);
+    }
+    for (const each of [sequence, ...sequence.siblings]) this.order.delete(each);
+  }
+
+  private releasePages(sequence: Sequence): void {
+    // The end first: it is the least likely to be asked for again.
+    for (const page of sequence.pages.reverse()) this.pool.release(page);
+    sequence.pages = [];
+    sequence.computed = 0;
+    sequence.knownPages = 0;
+  }
+
+  private insert(list: Sequence[], sequence: Sequence): void {
+    const at = list.findIndex((other) => this.arrival(other) > this.arrival(sequence));
+    list.splice(at < 0 ? list.length : at, 0, sequence);
+  }
+
+  private arrival(sequence: Sequence): number {
+    return this.order.get(sequence) ?? Infinity;
+  }
+
+  private pagesFor(positions: number): number {
+    return Math.ceil(positions / this.pool.pageTokens);
+  }
+}
+
+function chunkOf(sequence: Sequence, count: number): Chunk {
+  const { tokens, computed, pages } = sequence;
+  return {
+    tokens: Int32Array.from(tokens.slice(computed, computed + count)),
+    start: computed,
+    pages: Int32Array.from(pages),
+    logits: computed + count === tokens.length ? "last" : "none",
+  };
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new PlanishError(String(error));
+}

@@ -1,0 +1,112 @@
+/** One text in the making: its tokens, what of them is in the cache, and how the next one is chosen. */
+import type { OutputToken, TextOutput } from "./text-output.js";
+import { logProbabilities, type LogProbability, type Sampler } from "./sampling.js";
+import { ROOT } from "./pages.js";
+import type { FinishReason } from "./request.js";
+
+export interface TokenExtra {
+  readonly logprob?: number;
+  readonly top?: readonly LogProbability[];
+}
+
+/** Where a sequence's results go; called from within a step, and must not throw. */
+export interface SequenceSink {
+  tokens(choice: number, tokens: readonly OutputToken<TokenExtra>[]): void;
+  finish(choice: number, reason: FinishReason, sequence: Sequence): void;
+  fail(error: Error): void;
+}
+
+export interface SequenceLimits {
+  readonly maxTokens: number;
+  /** Positions that may be computed. */
+  readonly contextTokens: number;
+  /** Ids that end the text. */
+  readonly endTokens: readonly number[];
+  /** Log-probabilities to report: undefined for none, otherwise how many of the likeliest besides the chosen one's. */
+  readonly logprobs?: number;
+  /** Ids below it have a spelling; probabilities are over these. */
+  readonly candidates: number;
+}
+
+export interface SequenceParts {
+  /** Sequences of one request share it. */
+  readonly request: number;
+  readonly choice: number;
+  readonly prompt: readonly number[];
+  readonly sampler: Sampler;
+  readonly output: TextOutput<TokenExtra>;
+  readonly limits: SequenceLimits;
+  readonly sink: SequenceSink;
+}
+
+export class Sequence {
+  readonly request: number;
+  readonly choice: number;
+  readonly promptTokens: number;
+  /** Prompt, then what was generated. */
+  readonly tokens: number[];
+  /** How many of them have their keys and values in `pages`. */
+  computed = 0;
+  pages: number[] = [];
+  /** Leading pages that the pool knows, and the node of the beginning that they hold. */
+  knownPages = 0;
+  node = ROOT;
+  /** Prompt tokens that were found in the prefix cache when the sequence first ran. */
+  cachedTokens: number | undefined;
+  /** Its reader does not keep up: it keeps its place but takes no part in steps. */
+  paused = false;
+  /** Further choices of the request, which start from this one's prompt. */
+  siblings: Sequence[] = [];
+
+  constructor(private readonly parts: SequenceParts) {
+    this.request = parts.request;
+    this.choice = parts.choice;
+    this.tokens = [...parts.prompt];
+    this.promptTokens = parts.prompt.length;
+  }
+
+  get generated(): number {
+    return this.tokens.length - this.promptTokens;
+  }
+
+  /** Tokens that must be computed before the next one can be chosen. */
+  get pending(): number {
+    return this.tokens.length - this.computed;
+  }
+
+  get sink(): SequenceSink {
+    return this.parts.sink;
+  }
+
+  /** Chooses the next token and reports it; returns whether the text has ended. */
+  advance(logits: Float32Array): boolean {
+    const { sampler, output, limits, sink } = this.parts;
+    const token = sampler.next(logits);
+    if (limits.endTokens.includes(token)) return this.end("stop");
+    this.tokens.push(token);
+    sink.tokens(this.choice, output.push(token, this.extra(logits, token)));
+    if (output.stopString !== undefined) return this.end("stop");
+    if (this.generated >= limits.maxTokens) return this.end("length");
+    // The last token's position is never computed: nothing follows it.
+    if (this.tokens.length > limits.contextTokens) return this.end("context");
+    return false;
+  }
+
+  get stopString(): string | undefined {
+    return this.parts.output.stopString;
+  }
+
+  private extra(logits: Float32Array, token: number): TokenExtra {
+    const { logprobs, candidates } = this.parts.limits;
+    if (logprobs === undefined) return {};
+    return logProbabilities(logits.subarray(0, candidates), token, logprobs);
+  }
+
+  private end(reason: FinishReason): true {
+    const { output, sink } = this.parts;
+    const rest = output.flush();
+    if (rest.length > 0) sink.tokens(this.choice, rest);
+    sink.finish(this.choice, reason, this);
+    return true;
+  }
+}

@@ -1,0 +1,269 @@
+/**
+ * An executor over `LanguageModel`: whatever a backend can run, with the simulated arithmetic of its hooks. Keys and
+ * values lie in float32 pages (after their grid, for quantized models). Correct and slow: it is the oracle of the
+ * integer executor, and serves schemes that have no integer kernels.
+ */
+import type { Backend, Buffer } from "../backend/backend.js";
+import { PlanishError } from "../common/errors.js";
+import type { ModelConfig } from "../models/config.js";
+import { outerTensors, type LanguageModel } from "../models/language-model.js";
+import { attention, gatherRows } from "../tensor/ops/index.js";
+import { Graph, Tensor } from "../tensor/tensor.js";
+import type { Chunk, Executor } from "./executor.js";
+
+/**
+ * Native products of few rows sum in another order than those of many. A step is padded to this many rows (one more
+ * than THIN_ROWS_LONG of native/matmul_thin.h), so that a row never depends on how many there are.
+ */
+const FEWEST_ROWS = 49;
+
+/**
+ * The native attention treats queries block by block, with another exponential where a block's keys are partly hidden.
+ * Queries are padded to whole blocks counted from the sequence's beginning (kQueryBlock of native/kernels/attention.h),
+ * so that a row never depends on where its chunk began or ends.
+ */
+const QUERY_BLOCK = 48;
+
+export const SIMULATED_PAGE_TOKENS = 16;
+
+/** Where each layer's pages lie: [pages, pageTokens, kvHeads·headDim] per layer, keys and values apart. */
+interface PageMemory {
+  readonly keys: readonly Buffer[];
+  readonly values: readonly Buffer[];
+}
+
+export class SimulatedExecutor implements Executor {
+  readonly config: ModelConfig;
+  readonly pageTokens = SIMULATED_PAGE_TOKENS;
+  readonly bytesPerPage: number;
+  readonly weightBytes: number;
+  readonly description: string;
+  private readonly width: number;
+  private readonly fewestRows: number;
+  private readonly queryBlock: number;
+  private memory: PageMemory = { keys: [], values: [] };
+  private readonly arena;
+
+  /** `arithmetic`: a few words for the description, such as "w4a4kv4, simulated". The model stays the caller's. */
+  constructor(
+    private readonly model: LanguageModel,
+    arithmetic: string,
+  ) {
+    const { backend, config } = model;
+    this.config = config;
+    this.width = config.numKvHeads * config.headDim;
+    this.bytesPerPage = 2 * config.numLayers * this.pageTokens * this.width * realBytes(backend);
+    this.weightBytes = weightBytes(model);
+    this.description = `${backend.description}; ${arithmetic}`;
+    // The reference backend's plain loops treat every row alike.
+    const plain = backend.name === "reference";
+    this.fewestRows = plain ? 1 : FEWEST_ROWS;
+    this.queryBlock = plain ? 1 : QUERY_BLOCK;
+    this.arena = backend.arena();
+  }
+
+  reserve(pages: number): void {
+    const { backend, config } = this.model;
+    this.release();
+    const make = () =>
+      Array.from({ length: config.numLayers }, () =>
+        backend.alloc(backend.realType, pages * this.pageTokens * this.width),
+      );
+    this.memory = { keys: make(), values: make() };
+  }
+
+  copyPage(from: number, to: number): void {
+    const length = this.pageTokens * this.width;
+    for (const buffer of [...this.memory.keys, ...this.memory.values])
+      this.model.backend.copy(buffer, buffer, length, from * length, to * length);
+  }
+
+  step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
+    for (const chunk of chunks) this.check(chunk);
+    const { ids, positions } = this.rows(chunks);
+    using g = new Graph(this.model.backend, { arena: this.arena });
+    const hidden = this.model.hiddenOfRows(g, ids, positions, (inner, layer, q, k, v) =>
+      this.attend(inner, layer, chunks, q, k, v),
+    );
+    return this.logits(g, chunks, hidden);
+  }
+
+  private check({ tokens, start, pages }: Chunk): void {
+    const end = start + tokens.length;
+    if (tokens.length === 0) throw new PlanishError("[engine] a chunk has no tokens");
+    if (end > pages.length * this.pageTokens)
+      throw new PlanishError(
+        `[engine] a chunk ends at position ${end}, its ${pages.length} pages hold ${pages.length * this.pageTokens}`,
+      );
+  }
+
+  /** Tokens and positions of all chunks in order, then padding. */
+  private rows(chunks: readonly Chunk[]): { ids: Int32Array; positions: Int32Array } {
+    const count = chunks.reduce((sum, { tokens }) => sum + tokens.length, 0);
+    const ids = new Int32Array(Math.max(count, this.fewestRows));
+    const positions = new Int32Array(ids.length);
+    let row = 0;
+    for (const { tokens, start } of chunks)
+      for (let t = 0; t < tokens.length; t++, row++) {
+        ids[row] = tokens[t];
+        positions[row] = start + t;
+      }
+    return { ids, positions };
+  }
+
+  /** Writes each chunk's keys and values into its pages, and lets its queries see all of its sequence's. */
+  private attend(
+    g: Graph,
+    layer: number,
+    chunks: readonly Chunk[],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+  ): Tensor {
+    const { backend, config } = this.model;
+    const out = g.real(q.size);
+    // Padding sees nothing, and what comes after must be numbers.
+    backend.fill(out, 0);
+    let row = 0;
+    for (const chunk of chunks) {
+      const count = chunk.tokens.length;
+      this.store(this.memory.keys[layer], chunk, g.values(k), row);
+      this.store(this.memory.values[layer], chunk, g.values(v), row);
+      const from = Math.floor(chunk.start / this.queryBlock) * this.queryBlock;
+      const to = Math.ceil((chunk.start + count) / this.queryBlock) * this.queryBlock;
+      using inner = g.nested();
+      const queries = zeros(inner, [to - from, q.cols]);
+      const offset = (chunk.start - from) * q.cols;
+      backend.copy(g.values(q), inner.values(queries), count * q.cols, row * q.cols, offset);
+      const mixed = attention(
+        inner,
+        queries,
+        this.gather(inner, this.memory.keys[layer], chunk, to),
+        this.gather(inner, this.memory.values[layer], chunk, to),
+        {
+          batch: 1,
+          heads: config.numHeads,
+          kvHeads: config.numKvHeads,
+          headDim: config.headDim,
+          window: config.slidingWindow,
+        },
+      );
+      backend.copy(inner.values(mixed), out, count * q.cols, offset, row * q.cols);
+      row += count;
+    }
+    return new Tensor(q.shape, out, false);
+  }
+
+  private store(
+    target: Buffer,
+    { tokens, start, pages }: Chunk,
+    source: Buffer,
+    row: number,
+  ): void {
+    for (const [at, page, slot, count] of this.runs(start, start + tokens.length, pages))
+      this.model.backend.copy(
+        source,
+        target,
+        count * this.width,
+        (row + at - start) * this.width,
+        (page * this.pageTokens + slot) * this.width,
+      );
+  }
+
+  /** Keys or values of a sequence up to the chunk's end, contiguous, then zeros, [length, width]. */
+  private gather(
+    g: Graph,
+    source: Buffer,
+    { tokens, start, pages }: Chunk,
+    length: number,
+  ): Tensor {
+    const out = zeros(g, [length, this.width]);
+    for (const [at, page, slot, count] of this.runs(0, start + tokens.length, pages))
+      this.model.backend.copy(
+        source,
+        g.values(out),
+        count * this.width,
+        (page * this.pageTokens + slot) * this.width,
+        at * this.width,
+      );
+    return out;
+  }
+
+  /** Positions from..to by page: [position, page, slot in the page, how many]. */
+  private *runs(
+    from: number,
+    to: number,
+    pages: Int32Array,
+  ): Generator<readonly [number, number, number, number]> {
+    for (let at = from; at < to;) {
+      const slot = at % this.pageTokens;
+      const count = Math.min(this.pageTokens - slot, to - at);
+      yield [at, pages[Math.floor(at / this.pageTokens)], slot, count];
+      at += count;
+    }
+  }
+
+  private logits(
+    g: Graph,
+    chunks: readonly Chunk[],
+    hidden: Tensor,
+  ): readonly (Float32Array | undefined)[] {
+    const wanted: number[] = [];
+    const counts: number[] = [];
+    let row = 0;
+    for (const { tokens, logits } of chunks) {
+      const count = logits === "none" ? 0 : logits === "last" ? 1 : tokens.length;
+      for (let r = tokens.length - count; r < tokens.length; r++) wanted.push(row + r);
+      counts.push(count);
+      row += tokens.length;
+    }
+    if (wanted.length === 0) return chunks.map(() => undefined);
+    const padded = new Int32Array(Math.max(wanted.length, this.fewestRows));
+    padded.set(wanted);
+    const all = g.read(this.model.logits(g, gatherRows(g, hidden, g.indices(padded))));
+    let at = 0;
+    return counts.map((count) => {
+      if (count === 0) return undefined;
+      const size = count * this.config.vocabSize;
+      at += size;
+      return Float32Array.from(all.subarray(at - size, at));
+    });
+  }
+
+  private release(): void {
+    for (const buffer of [...this.memory.keys, ...this.memory.values])
+      this.model.backend.free(buffer);
+    this.memory = { keys: [], values: [] };
+  }
+
+  [Symbol.dispose](): void {
+    this.release();
+    this.arena[Symbol.dispose]();
+  }
+}
+
+function zeros(g: Graph, shape: readonly [number, number]): Tensor {
+  const out = g.real(shape[0] * shape[1]);
+  g.backend.fill(out, 0);
+  return new Tensor(shape, out, false);
+}
+
+function realBytes(backend: Backend): number {
+  return backend.realType === "f64" ? 8 : 4;
+}
+
+function weightBytes({ backend, outer, layers }: LanguageModel): number {
+  const size = (t: Tensor | undefined): number => {
+    if (t === undefined) return 0;
+    const codes = t.codes ? t.codes.codes.length + realBytes(backend) * t.codes.scale.length : 0;
+    return codes + (t.buffer ? t.size * realBytes(backend) : 0);
+  };
+  let bytes = outerTensors(outer).reduce((sum, t) => sum + size(t), 0);
+  for (const { weights } of layers) {
+    const { inputNorm, postNorm, qNorm, kNorm, linears } = weights;
+    for (const norm of [inputNorm, postNorm, qNorm, kNorm])
+      bytes += size(norm?.gain) + size(norm?.bias);
+    for (const linear of Object.values(linears)) bytes += size(linear.weight) + size(linear.bias);
+  }
+  return bytes;
+}

@@ -1,0 +1,36 @@
+/** The engine's thread: loads the model, then serves requests until it is told to close. Started by `Engine.load`. */
+import { parentPort, workerData, type MessagePort } from "node:worker_threads";
+import { PlanishError } from "../common/errors.js";
+import { silentProgress } from "../common/progress.js";
+import { EngineHost, type HostOptions } from "./host.js";
+import {
+  openExecutor,
+  pagesFor,
+  type CacheOptions,
+  type OpenExecutorOptions,
+} from "./open-executor.js";
+import type { FromHost } from "./protocol.js";
+
+/** What `Engine.load` hands over. */
+export interface WorkerInput
+  extends Omit<OpenExecutorOptions, "progress">, CacheOptions, Omit<HostOptions, "pages"> {
+  readonly path: string;
+}
+
+async function main(port: MessagePort, input: WorkerInput): Promise<void> {
+  const send = (message: FromHost): void => port.postMessage(message);
+  const progress = { ...silentProgress, warn: (text: string) => send({ type: "warn", text }) };
+  try {
+    using opened = openExecutor(input.path, { ...input, progress });
+    const pages = pagesFor(opened.executor, input);
+    const host = new EngineHost(port, opened, { ...input, pages });
+    await host.done;
+  } catch (error) {
+    // An error in our own logic is for the engine's other half to report as a crash.
+    if (!(error instanceof PlanishError)) throw error;
+    send({ type: "unloadable", message: error.message, exitCode: error.exitCode });
+    port.close();
+  }
+}
+
+if (parentPort) await main(parentPort, workerData as WorkerInput);

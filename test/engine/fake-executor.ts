@@ -1,0 +1,80 @@
+/**
+ * An executor whose logits are a hash of the tokens that the pages hold, so that every mistake with pages changes the
+ * text; and the same text worked out without pages, chunks or batches.
+ */
+import type { ModelConfig } from "../../src/models/config.js";
+import type { Chunk, Executor } from "../../src/engine/executor.js";
+import { Random } from "../../src/common/random.js";
+
+export const FAKE_VOCABULARY = 24;
+
+export function fakeConfig(maxPositions = 1000): ModelConfig {
+  return {
+    architecture: "llama",
+    hiddenSize: 8,
+    intermediateSize: 8,
+    numLayers: 1,
+    numHeads: 1,
+    numKvHeads: 1,
+    headDim: 8,
+    vocabSize: FAKE_VOCABULARY,
+    maxPositions,
+    norm: { kind: "rms", epsilon: 1e-5 },
+    positions: { kind: "rope", theta: 1e4, scaling: { type: "default" } },
+    mlp: { gated: true, activation: "silu" },
+    qkNorm: false,
+    tiedEmbeddings: true,
+  };
+}
+
+/** Logits after some tokens. */
+export function fakeLogits(tokens: readonly number[]): Float32Array {
+  const random = Random.for(17, tokens.join(","));
+  return Float32Array.from({ length: FAKE_VOCABULARY }, () => 2 * random.normal());
+}
+
+export interface FakeOptions {
+  readonly pageTokens?: number;
+  readonly maxPositions?: number;
+  /** Called before each step; may throw. */
+  readonly onStep?: (chunks: readonly Chunk[]) => void;
+}
+
+export function fakeExecutor({
+  pageTokens = 4,
+  maxPositions,
+  onStep,
+}: FakeOptions = {}): Executor & {
+  disposed: boolean;
+} {
+  let memory = new Int32Array();
+  return {
+    config: fakeConfig(maxPositions),
+    description: "fake",
+    pageTokens,
+    bytesPerPage: 4 * pageTokens,
+    weightBytes: 0,
+    disposed: false,
+    reserve(pages) {
+      memory = new Int32Array(pages * pageTokens).fill(-1);
+    },
+    copyPage(from, to) {
+      memory.copyWithin(to * pageTokens, from * pageTokens, (from + 1) * pageTokens);
+    },
+    step(chunks) {
+      onStep?.(chunks);
+      const slot = (pages: Int32Array, position: number): number =>
+        pages[Math.floor(position / pageTokens)] * pageTokens + (position % pageTokens);
+      for (const { tokens, start, pages } of chunks)
+        tokens.forEach((token, i) => (memory[slot(pages, start + i)] = token));
+      return chunks.map(({ tokens, start, pages, logits }) => {
+        if (logits === "none") return undefined;
+        const length = start + tokens.length;
+        return fakeLogits(Array.from({ length }, (_, i) => memory[slot(pages, i)]));
+      });
+    },
+    [Symbol.dispose]() {
+      this.disposed = true;
+    },
+  };
+}
