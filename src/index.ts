@@ -8,6 +8,24 @@ export { openCheckpoint } from "./checkpoint/open.js";
 export { createTokenizer, loadTokenizer, type Tokenizer } from "./checkpoint/tokenizer.js";
 export { InterruptedError, PlanishError, UsageError } from "./common/errors.js";
 export { silentProgress, type ProgressSink, type ProgressTask } from "./common/progress.js";
+export {
+  collect,
+  Engine,
+  type Choice,
+  type Completion,
+  type EngineOptions,
+} from "./engine/engine.js";
+export type { EngineInfo, EngineStats } from "./engine/protocol.js";
+export {
+  EngineError,
+  type ChatMessage,
+  type ChatRequest,
+  type EngineErrorCode,
+  type FinishReason,
+  type GenerateEvent,
+  type GenerateRequest,
+  type Usage,
+} from "./engine/request.js";
 export { generate, type GenerateOptions, type GenerateResult } from "./engine/generate.js";
 export {
   evaluateDivergence,

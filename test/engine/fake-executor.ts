@@ -2,6 +2,10 @@
  * An executor whose logits are a hash of the tokens that the pages hold, so that every mistake with pages changes the
  * text; and the same text worked out without pages, chunks or batches.
  */
+import { MessageChannel } from "node:worker_threads";
+import type { Tokenizer } from "../../src/checkpoint/tokenizer.js";
+import { Engine } from "../../src/engine/engine.js";
+import { EngineHost, type HostOptions } from "../../src/engine/host.js";
 import type { ModelConfig } from "../../src/models/config.js";
 import type { Chunk, Executor } from "../../src/engine/executor.js";
 import { Random } from "../../src/common/random.js";
@@ -77,4 +81,50 @@ export function fakeExecutor({
       this.disposed = true;
     },
   };
+}
+
+/** Token i is the i-th letter; 0 ends a text. */
+export function fakeTokenizer(chatTemplate?: string): Tokenizer {
+  const spell = (id: number): string => (id === 0 ? "" : String.fromCharCode(96 + id));
+  return {
+    encode: (text) => Array.from(text, (char) => (char.charCodeAt(0) - 96) & 31),
+    decode: (ids) => Array.from(ids, spell).join(""),
+    stream: () => ({ push: spell, flush: () => "" }),
+    bosTokenId: undefined,
+    eosTokenIds: [0],
+    vocabSize: FAKE_VOCABULARY,
+    chatTemplate,
+    tokenToId: (token) => token.charCodeAt(0) - 96,
+    idToToken: (id) => spell(id) || "<end>",
+    specialTokens: {},
+  };
+}
+
+/** An engine whose computing half is in this thread too. `crash` ends that half as a failing thread would. */
+export async function fakeEngine(
+  executor: Executor,
+  options: Partial<HostOptions> = {},
+  tokenizer = fakeTokenizer(),
+): Promise<{ engine: Engine; crash: (error: Error) => void }> {
+  const { port1, port2 } = new MessageChannel();
+  let crash: (error: Error) => void = () => undefined;
+  const connecting = Engine.connect({
+    postMessage: (message) => port1.postMessage(message),
+    on: (event, listener) => port1.on(event, listener),
+    onDown: (listener) => {
+      crash = listener;
+      port1.on("close", () => listener(undefined));
+    },
+    hold: () => undefined,
+    terminate: () => {
+      port1.close();
+      return Promise.resolve();
+    },
+  });
+  new EngineHost(
+    port2,
+    { executor, tokenizer, arithmetic: "simulated" },
+    { pages: 64, maxRunning: 8, maxWaiting: 8, stepTokens: 64, ...options },
+  );
+  return { engine: await connecting, crash: (error) => crash(error) };
 }

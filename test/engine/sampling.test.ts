@@ -1,17 +1,20 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Random } from "../../src/common/random.js";
-import { likeliest, sampleToken } from "../../src/engine/sampling.js";
+import {
+  likeliest,
+  logProbabilities,
+  Sampler,
+  sampleToken,
+  type DrawOptions,
+  type PenaltyOptions,
+} from "../../src/engine/sampling.js";
 
 const logitsOf = (probabilities: readonly number[]): Float32Array =>
   Float32Array.from(probabilities, Math.log);
 
 /** How often each token comes in `draws` draws. */
-function frequencies(
-  logits: Float32Array,
-  options: { temperature: number; topP: number },
-  draws: number,
-): number[] {
+function frequencies(logits: Float32Array, options: DrawOptions, draws: number): number[] {
   const random = new Random(1);
   const counts = new Array<number>(logits.length).fill(0);
   for (let i = 0; i < draws; i++) counts[sampleToken(logits, options, random)] += 1 / draws;
@@ -75,5 +78,112 @@ describe("sampleToken", () => {
 
   it("refuses logits that are not numbers", () => {
     expect(() => likeliest(Float32Array.of(NaN, NaN))).toThrow("not numbers");
+  });
+});
+
+/** Shares that top-k, top-p and min-p leave, worked out plainly from the whole sorted list. */
+function plainShares(
+  logits: readonly number[],
+  { temperature, topK = 0, topP = 1, minP = 0 }: DrawOptions,
+): number[] {
+  const highest = Math.max(...logits);
+  const weights = logits.map((logit) => Math.exp((logit - highest) / temperature));
+  const sum = (tokens: readonly number[]): number =>
+    tokens.reduce((total, token) => total + weights[token], 0);
+  let order = weights.map((_, token) => token).sort((a, b) => weights[b] - weights[a] || a - b);
+  if (minP > 0) order = order.filter((token) => weights[token] >= minP);
+  if (topK > 0) order = order.slice(0, topK);
+  let count = 1;
+  while (count < order.length && sum(order.slice(0, count)) < topP * sum(order)) count += 1;
+  const kept = order.slice(0, count);
+  return weights.map((weight, token) => (kept.includes(token) ? weight / sum(kept) : 0));
+}
+
+describe("the likeliest tokens", () => {
+  const options = fc.record({
+    temperature: fc.constantFrom(0.3, 1, 3),
+    topK: fc.constantFrom(0, 1, 3, 7, 100),
+    topP: fc.constantFrom(0.05, 0.5, 0.9, 1),
+    minP: fc.constantFrom(0, 0.02, 0.4),
+  });
+
+  it("are those that sorting the whole vocabulary leaves", () => {
+    const logits = fc.array(fc.integer({ min: -400, max: 40 }), { minLength: 1, maxLength: 40 });
+    fc.assert(
+      fc.property(logits, options, fc.nat(), (values, draw, seed) => {
+        const tenths = values.map((value) => value / 10);
+        const shares = plainShares(tenths, draw);
+        // float64, so that ties of the oracle are ties of the sampler.
+        const token = sampleToken(Float64Array.from(tenths), draw, new Random(seed));
+        expect(shares[token]).toBeGreaterThan(0);
+      }),
+      { numRuns: 1000 },
+    );
+  });
+
+  it("come with their shares", () => {
+    const logits = [0.5, 2, 1, 0, 1.5, -3, 1.2];
+    const draw = { temperature: 0.8, topK: 5, topP: 0.9, minP: 0.1 };
+    const draws = 20_000;
+    const found = frequencies(Float32Array.from(logits), draw, draws);
+    plainShares(logits, draw).forEach((share, token) =>
+      // Five standard deviations, as above.
+      expect(Math.abs(found[token] - share)).toBeLessThanOrEqual(
+        5 * Math.sqrt((share * (1 - share)) / draws),
+      ),
+    );
+  });
+});
+
+describe("Sampler", () => {
+  const next = (
+    logits: readonly number[],
+    rest: PenaltyOptions,
+    prompt: number[] = [],
+  ): number[] => {
+    const sampler = new Sampler({ temperature: 0, ...rest }, new Random(1), logits.length, prompt);
+    return Array.from({ length: 4 }, () => sampler.next(Float32Array.from(logits)));
+  };
+
+  it("divides positive and multiplies negative logits of what was seen, in prompt and output", () => {
+    // 3/2 = 1.5 lies above 1.4, 2/2 below; −1·2 lies below −1.5.
+    expect(next([3, 2, 1.4], { repetitionPenalty: 2 })).toEqual([0, 1, 0, 0]);
+    expect(next([3, 2, 1.4], { repetitionPenalty: 2 }, [0])).toEqual([1, 0, 0, 0]);
+    expect(next([-1, -1.5], { repetitionPenalty: 2 }, [0])).toEqual([1, 0, 0, 0]);
+  });
+
+  it("takes presence off once and frequency each time, for the output alone", () => {
+    expect(next([3, 2.5], { presencePenalty: 1 }, [0])).toEqual([0, 1, 0, 0]);
+    expect(next([3, 2], { frequencyPenalty: 0.6 }, [0, 0])).toEqual([0, 0, 1, 0]);
+  });
+
+  it("adds biases, and never chooses past the tokenizer's ids", () => {
+    expect(next([3, 2, 1], { logitBias: { 2: 5 } })).toEqual([2, 2, 2, 2]);
+    const sampler = new Sampler({ temperature: 0 }, new Random(1), 2, []);
+    expect(sampler.next(Float32Array.of(1, 2, 9))).toBe(1);
+  });
+
+  it("leaves the logits as they are", () => {
+    const logits = Float32Array.of(3, 2, 1);
+    new Sampler({ temperature: 1, logitBias: { 0: -100 } }, new Random(1), 3, [1]).next(logits);
+    expect(Array.from(logits)).toEqual([3, 2, 1]);
+  });
+});
+
+describe("logProbabilities", () => {
+  it("are the logarithms of the softmax, the likeliest first", () => {
+    const p = [0.1, 0.6, 0.25, 0.05];
+    const { logprob, top } = logProbabilities(
+      p.map((x) => Math.log(x) + 7),
+      3,
+      2,
+    );
+    expect(Math.exp(logprob)).toBeCloseTo(0.05, 12);
+    expect(top.map(({ token }) => token)).toEqual([1, 2]);
+    expect(top.map((each) => Math.exp(each.logprob))).toEqual([
+      expect.closeTo(0.6, 12),
+      expect.closeTo(0.25, 12),
+    ]);
+    expect(logProbabilities([0, 0], 1, 0).top).toEqual([]);
   });
 });

@@ -1,0 +1,62 @@
+/** Flags of the commands that run an engine, and how they become its options. */
+
+import { readFileSync } from "node:fs";
+import { InvalidArgumentError, Option } from "commander";
+import { PlanishError } from "../../common/errors.js";
+import type { ProgressSink } from "../../common/progress.js";
+import type { EngineOptions } from "../../engine/engine.js";
+import type { DeviceFlags } from "./shared.js";
+
+export interface EngineFlags {
+  readonly kvMemory?: number;
+  readonly chatTemplate?: string;
+}
+
+export const kvMemoryOption = (): Option =>
+  new Option(
+    "--kv-memory <size>",
+    "memory for the KV cache, such as 500MB or 2GB (default: a quarter of what is free, or what is useful if less)",
+  ).argParser(byteCount);
+
+export const chatTemplateOption = (): Option =>
+  new Option(
+    "--chat-template <file>",
+    "Jinja file that writes messages down, in place of the model's own template",
+  );
+
+/** The engine's options that the flags say. @throws PlanishError when the template's file cannot be read. */
+export function engineOptions(
+  flags: DeviceFlags & EngineFlags,
+  progress: ProgressSink,
+): EngineOptions {
+  const { device, threads, kvMemory, chatTemplate } = flags;
+  return {
+    device,
+    threads,
+    kvMemory,
+    chatTemplate: chatTemplate === undefined ? undefined : readTemplate(chatTemplate),
+    progress,
+  };
+}
+
+function readTemplate(file: string): string {
+  try {
+    return readFileSync(file, "utf8");
+  } catch (cause) {
+    throw new PlanishError(
+      `chat template ${file} cannot be read (${(cause as NodeJS.ErrnoException).code ?? "unknown error"}); give a Jinja file`,
+      { cause },
+    );
+  }
+}
+
+const UNITS: Readonly<Record<string, number>> = { "": 1, KB: 1e3, MB: 1e6, GB: 1e9 };
+
+/** A size in bytes: a number with KB, MB or GB (powers of 1000), or without unit. */
+export function byteCount(text: string): number {
+  const match = /^(\d+(?:\.\d+)?)\s*([KMG]B)?$/i.exec(text.trim());
+  const bytes = match ? Number(match[1]) * UNITS[(match[2] ?? "").toUpperCase()] : NaN;
+  if (!Number.isSafeInteger(Math.round(bytes)) || bytes < 1)
+    throw new InvalidArgumentError("Give a size such as 500MB or 2GB.");
+  return Math.round(bytes);
+}
