@@ -87,5 +87,12 @@ export default defineConfig(
       },
     },
   },
+  {
+    // Scripts of pages; types are checked by assets/tsconfig.json.
+    files: ["assets/**/*.js"],
+    languageOptions: {
+      globals: { document: "readonly", addEventListener: "readonly", Plot: "readonly" },
+    },
+  },
   ...downwardOnly,
 );

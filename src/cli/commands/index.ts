@@ -9,12 +9,14 @@ import { register as generate } from "./generate.js";
 import { register as inspect } from "./inspect.js";
 import { register as pull } from "./pull.js";
 import { register as quantize } from "./quantize.js";
+import { register as report } from "./report.js";
 
 export const commands: readonly Register[] = [
   pull,
   quantize,
   evaluate,
   compare,
+  report,
   generate,
   inspect,
   bench,
