@@ -30,6 +30,21 @@ PL_KERNEL(int_matmul,
            const float* bias, float* out),
           (m, n, k, a, a_scale, b, b_scale, bias, out))
 
+// Packed weights of the engine (packed_weights.h, packed_matmul.h); kinds: PackedKind.
+PL_KERNEL(packed_bytes, (int32_t kind, int64_t n, int64_t k, int64_t* bytes), (kind, n, k, bytes))
+PL_KERNEL(pack_weights, (int32_t kind, int64_t n, int64_t k, const void* source, uint8_t* packed),
+          (kind, n, k, source, packed))
+PL_KERNEL(packed_rows,
+          (int32_t kind, int64_t n, int64_t k, const uint8_t* packed, const int32_t* ids, int64_t rows, float* out),
+          (kind, n, k, packed, ids, rows, out))
+PL_KERNEL(packed_matmul_parts,
+          (int32_t kind, int64_t m, int64_t k, int64_t parts, const int64_t* table, int32_t accumulate),
+          (kind, m, k, parts, table, accumulate))
+PL_KERNEL(packed_matmul,
+          (int32_t kind, int64_t m, int64_t n, int64_t k, const void* a, const float* a_scale, const uint8_t* packed,
+           const float* b_scale, const float* bias, float* out, int32_t accumulate),
+          (kind, m, n, k, a, a_scale, packed, b_scale, bias, out, accumulate))
+
 // Attention, norms, transforms, grids, elementwise maps, small matrices.
 #if !defined(PL_MATMUL_ONLY)
 #include "kernels/list.h"

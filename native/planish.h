@@ -41,3 +41,7 @@ PL_EXPORT void pl_discard(void* pointer, int64_t bytes);
 #define PL_KERNEL(name, parameters, arguments) PL_EXPORT int pl_##name parameters;
 #include "kernel_list.h"
 #undef PL_KERNEL
+
+// Runs `calls` prepared kernel calls (plan.cpp) on `rows` rows of `chunks` sequences. `seconds`, where not null, receives
+// the time spent per operation, added up (as many entries as there are operations).
+PL_EXPORT int pl_run_plan(const int64_t* plan, int64_t calls, int64_t rows, int64_t chunks, double* seconds);

@@ -7,6 +7,7 @@
 
 #include "../planish.h"
 #include "../pool.h"
+#include "rows.h"
 #include "tile.h"
 
 namespace planish::PL_LEVEL {
@@ -24,6 +25,35 @@ static inline const float* paddedFactor(const float* m, int64_t n, bool transpos
   else if (ld == n) return m;
   else copyPadded(m, n, n, n, space, ld);
   return space;
+}
+
+/**
+ * out = leftᵀ·x·right for `count` rows. `rightRows`: the right factor with rows padded to whole vectors. `work` holds
+ * count·nLeft padded lines; where nRight is no whole number of vectors its padding must hold numbers, and keeps them.
+ */
+static inline void transformRows(const float* x, int64_t count, int64_t nLeft, int64_t nRight, const float* left,
+                                 const float* rightRows, float* work, float* out) {
+  const int64_t width = nLeft * nRight, ld = padded(nRight);
+  if (!left && !rightRows) {
+    std::memcpy(out, x, static_cast<size_t>(count * width) * 4);
+    return;
+  }
+  if (!left) {
+    smallProduct<float, false>(count * nLeft, nRight, nRight, x, nRight, rightRows, ld, out, nRight, false);
+    return;
+  }
+  const float* lines = x;
+  int64_t lineStride = nRight;
+  if (rightRows) {
+    smallProduct<float, false>(count * nLeft, nRight, nRight, x, nRight, rightRows, ld, work, ld, false);
+    lines = work;
+    lineStride = ld;
+  } else if (ld != nRight) {
+    copyPadded(x, count * nLeft, nRight, nRight, work, ld);
+    lines = work;
+    lineStride = ld;
+  }
+  productsAcross(count, nLeft, nRight, nLeft, left, lines, lineStride, nLeft * lineStride, out, nRight, width);
 }
 
 inline int kronecker(const float* x, int64_t rows, int64_t nLeft, int64_t nRight, const float* left,
@@ -51,27 +81,7 @@ inline int kronecker(const float* x, int64_t rows, int64_t nLeft, int64_t nRight
           mapLanes2(source + r * width, diag, scaled + r * width, width, [](vf a, vf d) { return a * d; });
         source = scaled;
       }
-      float* const target = out + r0 * width;
-      if (!left && !right) {
-        std::memcpy(target, source, static_cast<size_t>(count * width) * 4);
-        continue;
-      }
-      if (!left) {
-        smallProduct<float, false>(count * nLeft, nRight, nRight, source, nRight, rightRows, ld, target, nRight, false);
-        continue;
-      }
-      const float* lines = source;
-      int64_t lineStride = nRight;
-      if (right) {
-        smallProduct<float, false>(count * nLeft, nRight, nRight, source, nRight, rightRows, ld, work, ld, false);
-        lines = work;
-        lineStride = ld;
-      } else if (ld != nRight) {
-        copyPadded(source, count * nLeft, nRight, nRight, work, ld);
-        lines = work;
-        lineStride = ld;
-      }
-      productsAcross(count, nLeft, nRight, nLeft, left, lines, lineStride, nLeft * lineStride, target, nRight, width);
+      transformRows(source, count, nLeft, nRight, left, rightRows, work, out + r0 * width);
     }
   });
   if (starved.load()) return fail(PL_OUT_OF_MEMORY, "kronecker: no memory for a block of rows");

@@ -103,3 +103,23 @@ PL_KERNEL(cayley, (const float* seed, int64_t n, float* out), (seed, n, out))
 PL_KERNEL(cayley_backward, (const float* seed, int64_t n, const float* q, const float* grad,
           float* gradSeed),
           (seed, n, q, grad, gradSeed))
+
+// site.h
+PL_KERNEL(site, (int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t nLeft,
+          int64_t nRight, const float* gain, const float* bias, float epsilon, const float* left, const float* right,
+          int32_t bits, int64_t sets, int64_t capacity, const float* clips, int8_t* codes, float* scale, float* out),
+          (input, op, x, x2, rows, nLeft, nRight, gain, bias, epsilon, left, right, bits, sets, capacity, clips, codes, scale,
+          out))
+
+// cache.h, paged_attention.h
+PL_KERNEL(cache_head_bytes, (int64_t headDim, int32_t bits, int64_t* bytes), (headDim, bits, bytes))
+PL_KERNEL(cache_write, (int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kvHeads,
+          int64_t headDim, float* q, float* k, float* v, const float* qGain, const float* kGain, float epsilon,
+          const float* cosine, const float* sine, const float* qMatrix, const float* kMatrix, int32_t queryBits,
+          int32_t bits, const float* clips, uint8_t* cache, int64_t pageBytes),
+          (chunks, table, pages, heads, kvHeads, headDim, q, k, v, qGain, kGain, epsilon, cosine, sine, qMatrix,
+          kMatrix, queryBits, bits, clips, cache, pageBytes))
+PL_KERNEL(paged_attention, (int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads,
+          int64_t kvHeads, int64_t headDim, int64_t window, float scale, const float* q, int32_t bits,
+          const uint8_t* cache, int64_t pageBytes, float* out),
+          (chunks, table, pages, heads, kvHeads, headDim, window, scale, q, bits, cache, pageBytes, out))

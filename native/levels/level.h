@@ -25,6 +25,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../half.h"
 #include "../kernel_table.h"
 #include "../planish.h"
 #include "../pool.h"
@@ -34,11 +35,14 @@
 #if PL_ISA < 3
 #include "../kernels/attention.h"
 #include "../kernels/attention_backward.h"
+#include "../kernels/cache.h"
 #include "../kernels/elementwise.h"
 #include "../kernels/kronecker.h"
 #include "../kernels/linalg.h"
 #include "../kernels/norm.h"
+#include "../kernels/paged_attention.h"
 #include "../kernels/quantize.h"
+#include "../kernels/site.h"
 #else
 // kernels/ has nothing of its own for tiles: this level takes those kernels from avx512.
 #define PL_MATMUL_ONLY
@@ -48,6 +52,9 @@
 #include "../matmul_pack.h"
 #include "../matmul_thin.h"
 #include "../matmul.h"
+#include "../packed_weights.h"
+#include "../packed_micro.h"
+#include "../packed_matmul.h"
 
 namespace planish {
 namespace PL_LEVEL {

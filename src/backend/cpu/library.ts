@@ -23,6 +23,8 @@ export interface NativeLibrary {
   bind(prototype: string): NativeFunction;
   /** An ArrayBuffer over native memory, which must stay mapped for as long as the ArrayBuffer is reachable. */
   view(pointer: unknown, bytes: number): ArrayBuffer;
+  /** The address of what a bound function returned as a pointer. */
+  address(pointer: unknown): bigint;
   /** Chooses the instruction-set level; undefined for the best. Throws PlanishError when this machine lacks it. */
   selectLevel(level: string | undefined): void;
   /** Name of the level in use: portable, avx2, avx512 or amx. */
@@ -107,6 +109,7 @@ export function loadNativeLibrary(): NativeLibrary {
     kernel,
     bind,
     view: (pointer, bytes) => koffi.view(pointer, bytes),
+    address: (pointer) => koffi.address(pointer),
     selectLevel: (name) => select(name ?? null),
     level: () => String(level()),
     levels: () => String(levels()).split(","),

@@ -1,0 +1,121 @@
+// One pass per row from what a block holds to what its linears read: norm or MLP activation, the Kronecker transform,
+// a scale per token after clipping, rounding, codes. Source: spec/flatquant.md, Sites and Quantizers.
+//
+// The arithmetic is that of `norm`, `unary`, `silu_mul`, `kronecker` and `quantize_rows`, statement by statement, so that
+// codes equal the simulated model's bit for bit. A block of rows stays in L2 from its input to its codes.
+#pragma once
+
+#include "elementwise.h"
+#include "kronecker.h"
+#include "norm.h"
+#include "quantize.h"
+
+namespace planish::PL_LEVEL {
+
+/** How a site's activation comes from what the block holds. */
+enum SiteInput : int32_t {
+  kSitePlain = 0,
+  kSiteRms = 1,
+  kSiteLayerNorm = 2,
+  kSiteActivation = 3,  // op(x)
+  kSiteGated = 4,       // op(x) · x2
+};
+
+/** `count` rows of the site's input, before its transform. */
+static inline void siteInput(int32_t input, int32_t op, const float* x, const float* x2, int64_t count, int64_t width,
+                             const float* gain, const float* bias, float epsilon, float* out) {
+  const int64_t length = count * width;
+  switch (input) {
+    case kSiteRms:
+    case kSiteLayerNorm:
+      norm(input == kSiteLayerNorm ? kLayerNorm : 0, x, count, width, gain, bias, epsilon, out);
+      return;
+    case kSiteActivation:
+      unary(op, x, length, out);
+      return;
+    case kSiteGated:
+      if (op == kSilu) {
+        silu_mul(x, x2, length, out);
+      } else {
+        unary(op, x, length, out);
+        mapLanes2(out, x2, out, length, [](vf a, vf b) { return a * b; });
+      }
+      return;
+    default:
+      std::memcpy(out, x, static_cast<size_t>(length) * 4);
+  }
+}
+
+/** Codes of one row with its extremes known, as quantize_rows writes them; returns the scale. */
+static PL_INLINE float quantizeRow(const float* x, int64_t cols, Extremes e, float factorMax, float factorMin, float qmax,
+                                   int8_t* codes) {
+  const float hi = e.hi > 0.0f ? e.hi : 0.0f, lo = e.lo < 0.0f ? e.lo : 0.0f;
+  const float top = hi * factorMax, low = -(lo * factorMin);
+  const float s = flooredScale((top > low ? top : low) / qmax, 0.0f);
+  const vf sv = splat(s), most = splat(qmax), least = splat(-qmax - 1.0f);
+  for (int64_t i = 0; i < cols; i += VL) {
+    const int64_t count = cols - i;
+    storeCodes(codes + i, roundEven(vmin(vmax(loadUpTo(x + i, count) / sv, least), most)), count);
+  }
+  return s;
+}
+
+/**
+ * x (and x2): [rows, nLeft·nRight]. left, right: null for none. bits below 16: `sets` sets of codes [sets][capacity, width]
+ * and scales [sets][capacity] with capacity ≥ rows, one for each pair of clipping logits in `clips` [sets][2] (+∞ clips nothing). 16 bits: the
+ * transformed rows go to `out`.
+ */
+inline int site(int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t nLeft, int64_t nRight,
+                const float* gain, const float* bias, float epsilon, const float* left, const float* right, int32_t bits,
+                int64_t sets, int64_t capacity, const float* clips, int8_t* codes, float* scale, float* out) {
+  if (input < kSitePlain || input > kSiteGated) return fail(PL_BAD_ARGUMENT, "site: unknown input %d", input);
+  if (input >= kSiteActivation && (op < 0 || op >= kUnaryCodes)) return fail(PL_BAD_ARGUMENT, "site: unknown operation %d", op);
+  if (bits < 2 || (bits > 8 && bits != 16)) return fail(PL_BAD_ARGUMENT, "site: activations of %d bits; give 2 … 8, or 16", bits);
+  const int64_t width = nLeft * nRight, ld = padded(nRight);
+  float* const rightSpace = right ? scratchOf<float>(4, nRight * ld) : nullptr;
+  if (right && !rightSpace) return fail(PL_OUT_OF_MEMORY, "site: no memory for a %lld-wide factor", (long long)nRight);
+  const float* const rightRows = right ? paddedFactor(right, nRight, false, rightSpace) : nullptr;
+  const bool transforms = left || right;
+  const float qmax = static_cast<float>((1 << (bits - 1)) - 1);
+  const int64_t block = kroneckerBlock(width);
+  std::atomic<bool> starved{false};
+  parallel_ranges(rows, block, [&](int64_t begin, int64_t end) {
+    float* const entering = scratchOf<float>(5, block * (2 * width + (transforms ? nLeft * ld : 0)) + VL);
+    if (!entering) {
+      starved.store(true, std::memory_order_relaxed);
+      return;
+    }
+    float* const leaving = entering + block * width;
+    float* const work = leaving + block * width;
+    if (transforms && ld != nRight) std::memset(work, 0, static_cast<size_t>(block * nLeft * ld) * 4);
+    for (int64_t r0 = begin; r0 < end; r0 += block) {
+      const int64_t count = end - r0 < block ? end - r0 : block;
+      const float* values = x + r0 * width;
+      if (input != kSitePlain) {
+        siteInput(input, op, values, x2 ? x2 + r0 * width : nullptr, count, width, gain, bias, epsilon, entering);
+        values = entering;
+      }
+      if (bits == 16) {
+        transformRows(values, count, nLeft, nRight, left, rightRows, work, out + r0 * width);
+        continue;
+      }
+      if (transforms) {
+        transformRows(values, count, nLeft, nRight, left, rightRows, work, leaving);
+        values = leaving;
+      }
+      for (int64_t r = 0; r < count; ++r) {
+        const float* const row = values + r * width;
+        const Extremes e = rowExtremes(row, width);
+        for (int64_t set = 0; set < sets; ++set) {
+          const float factorMax = sigmoid1(clips[2 * set]), factorMin = sigmoid1(clips[2 * set + 1]);
+          scale[set * capacity + r0 + r] =
+              quantizeRow(row, width, e, factorMax, factorMin, qmax, codes + (set * capacity + r0 + r) * width);
+        }
+      }
+    }
+  });
+  if (starved.load()) return fail(PL_OUT_OF_MEMORY, "site: no memory for a block of rows");
+  return 0;
+}
+
+}  // namespace planish::PL_LEVEL

@@ -1,0 +1,362 @@
+/**
+ * The executor on the CPU's integer kernels: a model's packed weights in native memory, a paged cache, and one foreign
+ * call per step (native/plan.cpp).
+ *
+ * Every kernel treats rows one by one in an order of its own, fixed by positions in the sequence; so a row's result does
+ * not depend on chunks or on what shares the step (test/engine/integer/executor.test.ts checks it bit for bit).
+ */
+import type { NativeLibrary } from "../../backend/cpu/library.js";
+import { PlanishError } from "../../common/errors.js";
+import type { ModelConfig } from "../../models/config.js";
+import { ropeFrequencies } from "../../models/rope.js";
+import { formatScheme, type Scheme } from "../../quantize/scheme.js";
+import type { Chunk, Executor } from "../executor.js";
+import { placeBlock, planBlock, type PlacedBlock, type PlanContext } from "./block-plan.js";
+import { STEP_ROWS, stepBuffers, type StepBuffers } from "./buffers.js";
+import { EngineMemory, type Place } from "./memory.js";
+import { placeOuter, type PlacedOuter } from "./outer.js";
+import { MatrixPacker, PACKED_KIND, type PackedKind, type PackedMatrix } from "./packed-matrix.js";
+import { OPERATION, Plan, type Operation } from "./plan.js";
+import { linearKind, type EngineSource } from "./source.js";
+
+/** kPageTokens in native/kernels/cache.h. */
+export const PAGE_TOKENS = 64;
+
+type Kernel = (...args: unknown[]) => void;
+
+/** Seconds spent per kind of kernel since the profile was asked for. */
+export type StepProfile = Readonly<Record<Operation | "logits", number>>;
+
+/** A stretch of a chunk that goes through the blocks at once. */
+interface Piece {
+  readonly chunk: Chunk;
+  readonly from: number;
+  readonly rows: number;
+}
+
+export class IntegerExecutor implements Executor {
+  readonly config: ModelConfig;
+  readonly description: string;
+  readonly pageTokens = PAGE_TOKENS;
+  readonly bytesPerPage: number;
+  readonly weightBytes: number;
+
+  private readonly memory: EngineMemory;
+  private readonly scheme: Scheme;
+  private readonly kind: PackedKind;
+  private readonly buffers: StepBuffers;
+  private readonly blocks: readonly PlacedBlock[];
+  private readonly outer: PlacedOuter;
+  private readonly frequencies: Float64Array | undefined;
+  private readonly headBytes: number;
+  private readonly kernels: Readonly<Record<"run" | "gather" | "norm" | "product", Kernel>>;
+
+  private cache: { readonly memory: EngineMemory; readonly place: Place<Uint8Array>; readonly pages: number } | undefined;
+  private planned: { readonly memory: EngineMemory; readonly address: bigint; readonly calls: number } | undefined;
+  private pageList: Place<Int32Array> | undefined;
+  private seconds: Float64Array | null = null;
+  private logitSeconds = 0;
+  private disposed = false;
+
+  constructor(
+    private readonly library: NativeLibrary,
+    threads: number,
+    source: EngineSource,
+  ) {
+    const { config, scheme } = source;
+    this.config = config;
+    this.scheme = scheme;
+    this.kind = linearKind(scheme);
+    this.memory = new EngineMemory(library);
+    this.kernels = bindKernels(library);
+    const packer = new MatrixPacker(library, this.memory);
+    try {
+      this.blocks = Array.from({ length: config.numLayers }, (_, layer) =>
+        placeBlock(this.memory, packer, config, this.kind, source.block(layer)),
+      );
+      this.outer = placeOuter(this.memory, packer, source.checkpoint, source.architecture, config);
+      this.buffers = stepBuffers(this.memory, config);
+    } catch (error) {
+      this.memory[Symbol.dispose]();
+      throw error;
+    }
+    const { positions, headDim, numLayers, numKvHeads } = config;
+    this.frequencies =
+      positions.kind === "rope"
+        ? ropeFrequencies(headDim, positions.theta, positions.scaling, positions.frequencyType)
+        : undefined;
+    const size = new BigInt64Array(1);
+    library.kernel("int pl_cache_head_bytes(int64_t headDim, int32_t bits, void* bytes)")(headDim, scheme.kvBits, size);
+    this.headBytes = Number(size[0]);
+    this.bytesPerPage = numLayers * numKvHeads * this.headBytes;
+    this.weightBytes = [...matricesOf(this.blocks, this.outer)].reduce((sum, { bytes }) => sum + bytes, 0);
+    const arithmetic =
+      scheme.activationBits < 16 ? "integer" : scheme.weightBits < 16 ? "integer weights, bf16 activations" : "bf16";
+    this.description = `${library.description()}, ${threads} ${threads === 1 ? "thread" : "threads"}, ${formatScheme(scheme)}, ${arithmetic}`;
+  }
+
+  reserve(pages: number): void {
+    this.checkLive();
+    if (!Number.isSafeInteger(pages) || pages < 1)
+      throw new PlanishError(`cannot reserve ${pages} pages; give an integer of at least 1`);
+    this.cache?.memory[Symbol.dispose]();
+    this.cache = undefined;
+    this.dropPlan();
+    const memory = new EngineMemory(this.library);
+    this.cache = { memory, place: memory.alloc<Uint8Array>("u8", pages * this.bytesPerPage), pages };
+  }
+
+  copyPage(from: number, to: number): void {
+    this.checkLive();
+    const { place } = this.requireCache();
+    this.checkPage(from);
+    this.checkPage(to);
+    const size = this.bytesPerPage;
+    place.data.copyWithin(to * size, from * size, (from + 1) * size);
+  }
+
+  step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
+    this.checkLive();
+    for (const chunk of chunks) this.checkChunk(chunk);
+    const { vocabSize } = this.config;
+    const wanted = chunks.map(({ logits, tokens }) => (logits === "all" ? tokens.length : logits === "last" ? 1 : 0));
+    const total = wanted.reduce((sum, rows) => sum + rows, 0);
+    const all = new Float32Array(total * vocabSize);
+    let filled = 0;
+    for (const pieces of cut(chunks)) {
+      const rows = this.forward(pieces);
+      filled += this.logits(pieces, rows, all.subarray(filled * vocabSize));
+    }
+    let at = 0;
+    return wanted.map((rows) => {
+      if (rows === 0) return undefined;
+      const part = total === rows ? all : all.slice(at * vocabSize, (at + rows) * vocabSize);
+      at += rows;
+      return part;
+    });
+  }
+
+  /** Starts (or restarts) timing kernels; `profile` reads what was spent since. */
+  startProfile(): void {
+    this.seconds = new Float64Array(Object.keys(OPERATION).length);
+    this.logitSeconds = 0;
+  }
+
+  profile(): StepProfile | undefined {
+    const { seconds } = this;
+    if (!seconds) return undefined;
+    const entries = Object.entries(OPERATION).map(([name, index]) => [name, seconds[index]]);
+    return { ...(Object.fromEntries(entries) as Record<Operation, number>), logits: this.logitSeconds };
+  }
+
+  [Symbol.dispose](): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.dropPlan();
+    this.cache?.memory[Symbol.dispose]();
+    this.memory[Symbol.dispose]();
+  }
+
+  /** Runs the blocks over the pieces' rows; returns their number. */
+  private forward(pieces: readonly Piece[]): number {
+    const { buffers, frequencies, config } = this;
+    const offset = config.positions.kind === "learned" ? config.positions.offset : 0;
+    const half = frequencies?.length ?? 0;
+    const listed = pieces.reduce((sum, piece) => sum + pagesOf(piece), 0);
+    const { address, calls, pages } = this.plan(listed);
+    let row = 0;
+    let page = 0;
+    pieces.forEach(({ chunk, from, rows }, index) => {
+      const start = chunk.start + from;
+      buffers.chunks.data.set([row, rows, start, page], index * 4);
+      const count = pagesOf({ chunk, from, rows });
+      pages.data.set(chunk.pages.subarray(0, count), page);
+      page += count;
+      buffers.ids.data.set(chunk.tokens.subarray(from, from + rows), row);
+      for (let t = 0; t < rows; t++, row++) {
+        buffers.positions.data[row] = start + t + offset;
+        for (let i = 0; i < half; i++) {
+          const angle = (start + t) * (frequencies?.[i] ?? 0);
+          buffers.cosine.data[row * half + i] = Math.cos(angle);
+          buffers.sine.data[row * half + i] = Math.sin(angle);
+        }
+      }
+    });
+    this.kernels.run(address, calls, row, pieces.length, this.seconds);
+    return row;
+  }
+
+  /** Logits of the rows that the pieces ask for, into `out`; returns their number. */
+  private logits(pieces: readonly Piece[], rows: number, out: Float32Array): number {
+    const { buffers, config, outer, kernels } = this;
+    const started = this.seconds ? performance.now() : 0;
+    let count = 0;
+    let row = 0;
+    for (const { chunk, from, rows: length } of pieces) {
+      const last = from + length === chunk.tokens.length;
+      for (let t = 0; t < length; t++, row++)
+        if (chunk.logits === "all" || (chunk.logits === "last" && last && t === length - 1))
+          buffers.chosen.data[count++] = row;
+    }
+    if (count === 0) return 0;
+    const { hiddenSize, norm, vocabSize } = config;
+    kernels.gather(buffers.x.address, rows, hiddenSize, buffers.chosen.address, count, buffers.last.address);
+    let { address } = buffers.last;
+    if (outer.finalNorm) {
+      const { gain, bias } = outer.finalNorm;
+      const kind = norm.kind === "layer" ? 1 : 0;
+      kernels.norm(kind, address, count, hiddenSize, gain, bias, norm.epsilon, buffers.normed.address);
+      ({ address } = buffers.normed);
+    }
+    const multiply = ({ kind, shape: [n, k], address: packed }: PackedMatrix, a: bigint, to: Float32Array) =>
+      kernels.product(PACKED_KIND[kind], count, n, k, a, 0n, packed, 0n, 0n, to, 0);
+    if (outer.projectOut) {
+      multiply(outer.projectOut, address, buffers.embedded.data);
+      ({ address } = buffers.embedded);
+    }
+    multiply(outer.head, address, out.subarray(0, count * vocabSize));
+    if (this.seconds) this.logitSeconds += (performance.now() - started) / 1000;
+    return count;
+  }
+
+  /** The plan for this cache, with room for `listed` page numbers. */
+  private plan(listed: number): { address: bigint; calls: number; pages: Place<Int32Array> } {
+    if (this.planned && this.pageList && this.pageList.data.length >= listed)
+      return { ...this.planned, pages: this.pageList };
+    const { place } = this.requireCache();
+    this.dropPlan();
+    const memory = new EngineMemory(this.library);
+    const pages = memory.alloc<Int32Array>("i32", Math.max(2 * listed, 4096));
+    const plan = new Plan(memory);
+    this.planEmbedding(plan);
+    const { config, scheme, kind, buffers } = this;
+    const context: PlanContext = {
+      memory,
+      plan,
+      config,
+      scheme,
+      kind,
+      buffers,
+      pages: pages.address,
+      pageBytes: this.bytesPerPage,
+    };
+    const layerBytes = config.numKvHeads * this.headBytes;
+    this.blocks.forEach((block, layer) => planBlock(context, block, place.address + BigInt(layer * layerBytes)));
+    this.planned = { memory, address: plan.finish(), calls: plan.length };
+    this.pageList = pages;
+    return { ...this.planned, pages };
+  }
+
+  private planEmbedding(plan: Plan): void {
+    const { buffers, config, outer } = this;
+    const { hiddenSize, vocabSize } = config;
+    const { embedding, projectIn, positions } = outer;
+    const width = embedding.shape[1];
+    const into = projectIn ? buffers.embedded.address : buffers.x.address;
+    plan.add("embed", PACKED_KIND[embedding.kind], vocabSize, width, embedding.address, buffers.ids.address, into);
+    if (projectIn) {
+      const part = {
+        n: hiddenSize,
+        a: into,
+        aScale: 0n,
+        packed: projectIn.address,
+        bScale: 0n,
+        bias: 0n,
+        out: buffers.x.address,
+        outStride: hiddenSize,
+      };
+      plan.add("product", PACKED_KIND[projectIn.kind], width, 1, plan.parts([part]), 0);
+    }
+    if (positions)
+      plan.add(
+        "positions",
+        positions.address,
+        positions.rows,
+        hiddenSize,
+        buffers.positions.address,
+        buffers.embedded.address,
+        buffers.x.address,
+      );
+  }
+
+  private dropPlan(): void {
+    this.planned?.memory[Symbol.dispose]();
+    this.planned = undefined;
+    this.pageList = undefined;
+  }
+
+  private checkLive(): void {
+    if (this.disposed) throw new PlanishError("this engine was disposed; open the model again");
+  }
+
+  private requireCache() {
+    if (!this.cache) throw new PlanishError("no cache pages are reserved; call reserve first");
+    return this.cache;
+  }
+
+  private checkPage(page: number): void {
+    const { pages } = this.requireCache();
+    if (!Number.isInteger(page) || page < 0 || page >= pages)
+      throw new PlanishError(`page ${page} does not exist; ${pages} are reserved, numbered from 0`);
+  }
+
+  private checkChunk({ tokens, start, pages }: Chunk): void {
+    const { config } = this;
+    const end = start + tokens.length;
+    if (tokens.length === 0) throw new PlanishError("a chunk holds no tokens; give at least one");
+    if (!Number.isSafeInteger(start) || start < 0) throw new PlanishError(`a chunk starts at position ${start}`);
+    if (pages.length * PAGE_TOKENS < end)
+      throw new PlanishError(`${pages.length} pages hold ${pages.length * PAGE_TOKENS} positions; the chunk ends at ${end}`);
+    if (config.positions.kind === "learned" && end > config.maxPositions)
+      throw new PlanishError(`position ${end} is past the model's ${config.maxPositions} learned positions`);
+    for (const token of tokens)
+      if (token < 0 || token >= config.vocabSize)
+        throw new PlanishError(`token id ${token} is outside the vocabulary of ${config.vocabSize}`);
+    for (const page of pages.subarray(0, Math.ceil(end / PAGE_TOKENS))) this.checkPage(page);
+  }
+}
+
+/** Pages that a piece reads. */
+function pagesOf({ chunk, from, rows }: Piece): number {
+  return Math.ceil((chunk.start + from + rows) / PAGE_TOKENS);
+}
+
+/** Cuts a step into pieces of at most STEP_ROWS rows together; a chunk's pieces follow one another. */
+function cut(chunks: readonly Chunk[]): Piece[][] {
+  const steps: Piece[][] = [];
+  let room = 0;
+  for (const chunk of chunks)
+    for (let from = 0; from < chunk.tokens.length; ) {
+      if (room === 0) {
+        steps.push([]);
+        room = STEP_ROWS;
+      }
+      const rows = Math.min(room, chunk.tokens.length - from);
+      steps[steps.length - 1].push({ chunk, from, rows });
+      from += rows;
+      room -= rows;
+    }
+  return steps;
+}
+
+function* matricesOf(blocks: readonly PlacedBlock[], outer: PlacedOuter): Generator<PackedMatrix> {
+  for (const { linears } of blocks) yield* Object.values(linears);
+  const { embedding, head, projectIn, projectOut } = outer;
+  yield* new Set([embedding, head, projectIn, projectOut].filter((matrix) => matrix !== undefined));
+}
+
+function bindKernels(library: NativeLibrary): Record<"run" | "gather" | "norm" | "product", Kernel> {
+  return {
+    run: library.kernel("int pl_run_plan(int64_t plan, int64_t calls, int64_t rows, int64_t chunks, void* seconds)"),
+    gather: library.kernel(
+      "int pl_gather_rows(int64_t table, int64_t tableRows, int64_t cols, int64_t ids, int64_t rows, int64_t out)",
+    ),
+    norm: library.kernel(
+      "int pl_norm(int32_t kind, int64_t x, int64_t rows, int64_t cols, int64_t gain, int64_t bias, float epsilon, int64_t out)",
+    ),
+    product: library.kernel(
+      "int pl_packed_matmul(int32_t kind, int64_t m, int64_t n, int64_t k, int64_t a, int64_t aScale, int64_t packed, " +
+        "int64_t bScale, int64_t bias, void* out, int32_t accumulate)",
+    ),
+  };
+}

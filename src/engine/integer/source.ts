@@ -1,0 +1,75 @@
+/** What an engine is built from: an artifact's packed blocks, or an original's as blocks without grids. */
+import type { Checkpoint } from "../../checkpoint/checkpoint.js";
+import { openCheckpoint } from "../../checkpoint/open.js";
+import { PlanishError } from "../../common/errors.js";
+import { parseModelConfig } from "../../models/architectures/index.js";
+import type { Architecture, LinearRole, ModelConfig } from "../../models/config.js";
+import { readBlock, type HostBlock } from "../../models/weights.js";
+import { isArtifact, readQuantizationInfo } from "../../quantize/artifact.js";
+import type { PackedBlock, PackedLinear } from "../../quantize/packed-block.js";
+import { readPackedBlock } from "../../quantize/packed-tensors.js";
+import { formatScheme, parseScheme, type Scheme } from "../../quantize/scheme.js";
+import type { PackedKind } from "./packed-matrix.js";
+
+export interface EngineSource extends Disposable {
+  readonly checkpoint: Checkpoint;
+  readonly architecture: Architecture;
+  readonly config: ModelConfig;
+  readonly scheme: Scheme;
+  block(layer: number): PackedBlock;
+}
+
+/** @throws PlanishError when the path holds no model. The caller disposes the source once the engine is built. */
+export function openSource(path: string): EngineSource {
+  const scheme = isArtifact(path)
+    ? parseScheme(readQuantizationInfo(path).scheme)
+    : parseScheme("w16a16kv16");
+  const artifact = isArtifact(path);
+  const checkpoint = openCheckpoint(path);
+  try {
+    const { architecture, config } = parseModelConfig(checkpoint.config);
+    return {
+      checkpoint,
+      architecture,
+      config,
+      scheme,
+      block: (layer) =>
+        artifact
+          ? readPackedBlock(checkpoint, architecture, config, scheme, layer)
+          : unquantized(readBlock(checkpoint, architecture, config, layer)),
+      [Symbol.dispose]: () => checkpoint[Symbol.dispose](),
+    };
+  } catch (error) {
+    checkpoint[Symbol.dispose]();
+    throw error;
+  }
+}
+
+function unquantized(host: HostBlock): PackedBlock {
+  const linears: Partial<Record<LinearRole, PackedLinear>> = {};
+  for (const [role, { path, weight, bias }] of Object.entries(host.linears) as [
+    LinearRole,
+    NonNullable<HostBlock["linears"][LinearRole]>,
+  ][])
+    linears[role] = {
+      path,
+      shape: [weight.shape[0], weight.shape[1]],
+      weight: Float32Array.from(weight.data),
+      bias: bias && Float32Array.from(bias.data),
+    };
+  const { inputNorm, postNorm, qNorm, kNorm } = host;
+  return { inputNorm, postNorm, qNorm, kNorm, linears, transforms: {} };
+}
+
+/** How a scheme's linears are kept and multiplied. @throws PlanishError for the schemes that have no such kernel. */
+export function linearKind(scheme: Scheme): PackedKind {
+  const { weightBits, activationBits } = scheme;
+  if (weightBits >= 16 && activationBits >= 16) return "bf16Real";
+  if (weightBits >= 16)
+    throw new PlanishError(
+      `scheme ${formatScheme(scheme)} has no integer kernels: activations of ${activationBits} bits need weights below 16; ` +
+        "run it simulated (planish eval, planish generate)",
+    );
+  if (activationBits >= 16) return weightBits <= 4 ? "int4Real" : "int8Real";
+  return weightBits <= 4 ? "int4" : "int8";
+}
