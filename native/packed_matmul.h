@@ -257,12 +257,12 @@ inline int packed_matmul_parts(int32_t kind, int64_t m, int64_t k, int64_t parts
       return PackedProduct<Int4Weights>().run(kind, m, k, parts, list, add);
     case INT8:
       return PackedProduct<Int8Weights>().run(kind, m, k, parts, list, add);
-    case INT4_REAL:
-      return PackedProduct<Int4RealWeights>().run(kind, m, k, parts, list, add);
-    case INT8_REAL:
-      return PackedProduct<Int8RealWeights>().run(kind, m, k, parts, list, add);
-    case BF16_REAL:
-      return PackedProduct<Bf16RealWeights>().run(kind, m, k, parts, list, add);
+    case INT4_F32:
+      return PackedProduct<Int4F32Weights>().run(kind, m, k, parts, list, add);
+    case INT8_F32:
+      return PackedProduct<Int8F32Weights>().run(kind, m, k, parts, list, add);
+    case BF16_BF16:
+      return PackedProduct<Bf16Bf16Weights>().run(kind, m, k, parts, list, add);
     case HALF_F32:
       return PackedProduct<HalfF32Weights>().run(kind, m, k, parts, list, add);
     case BF16_F32:

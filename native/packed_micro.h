@@ -44,28 +44,26 @@ struct Int8Weights {
   }
 };
 
-// Codes are small integers, exact in bf16.
-struct Int4RealWeights {
-  using Unit = UnitBf16;
+// Codes times f32 activations: weight-only schemes keep the activations' precision.
+struct Int4F32Weights {
+  using Unit = UnitF32;
   static constexpr int SHIFT = 0;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
 #if PL_ISA >= 2
-    // bf16 of code − 8 at each index.
-    alignas(64) static constexpr uint16_t TABLE[32] = {
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
-    const VI table = _mm512_load_si512(TABLE);
-    const VI both = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    out[0] = _mm512_permutexvar_epi16(_mm512_and_si512(both, _mm512_set1_epi16(15)), table);
-    out[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
+    const VF table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    const VI both = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    // The permutation reads the low four bits of each index.
+    out[0] = as_i(_mm512_permutexvar_ps(both, table));
+    out[1] = as_i(_mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), table));
 #elif PL_ISA == 1
     const VI both = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), eight = _mm256_set1_epi32(8);
     out[0] = as_i(_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(both, _mm256_set1_epi32(15)), eight)));
     out[1] = as_i(_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(both, 4), eight)));
 #else
-    VF low, high;
+    VF low = zero_f(), high = zero_f();
     for (int l = 0; l < LANES; l++) {
-      low[l] = static_cast<float>((p[l] & 15) - 8);
-      high[l] = static_cast<float>((p[l] >> 4) - 8);
+      low[l] = static_cast<float>((p[l] & 15) - SHIFT_INT4);
+      high[l] = static_cast<float>((p[l] >> 4) - SHIFT_INT4);
     }
     out[0] = as_i(low);
     out[1] = as_i(high);
@@ -73,18 +71,12 @@ struct Int4RealWeights {
   }
 };
 
-struct Int8RealWeights {
-  using Unit = UnitBf16;
+struct Int8F32Weights {
+  using Unit = UnitF32;
   static constexpr int SHIFT = 0;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
     const int8_t* codes = reinterpret_cast<const int8_t*>(p);
-    for (int v = 0; v < VECTORS; v++) {
-#if PL_ISA >= 2
-      out[v] = (VI)_mm512_cvtne2ps_pbh(load_f(codes + 32 * v + 16), load_f(codes + 32 * v));
-#else
-      out[v] = as_i(load_f(codes + LANES * v));
-#endif
-    }
+    for (int v = 0; v < VECTORS; v++) out[v] = as_i(load_f(codes + LANES * v));
   }
 };
 
@@ -102,7 +94,7 @@ inline VF widen_bf16(const uint8_t* p) {
 #endif
 }
 
-struct Bf16RealWeights {
+struct Bf16Bf16Weights {
   using Unit = UnitBf16;
   static constexpr int SHIFT = 0;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {

@@ -10,13 +10,13 @@ namespace PL_LEVEL {
 
 // What a packed matrix holds, and what it is multiplied with.
 enum PackedKind : int32_t {
-  INT4 = 0,       // 4-bit codes, by int8 codes: exact
-  INT8 = 1,       // 8-bit codes, by int8 codes: exact
-  INT4_REAL = 2,  // 4-bit codes, by activations rounded to bf16
-  INT8_REAL = 3,  // 8-bit codes, by activations rounded to bf16
-  BF16_REAL = 4,  // bf16 weights, by activations rounded to bf16
-  HALF_F32 = 5,   // IEEE half weights, by f32 activations
-  BF16_F32 = 6,   // bf16 weights, by f32 activations
+  INT4 = 0,      // 4-bit codes, by int8 codes: exact
+  INT8 = 1,      // 8-bit codes, by int8 codes: exact
+  INT4_F32 = 2,  // 4-bit codes, by f32 activations
+  INT8_F32 = 3,  // 8-bit codes, by f32 activations
+  BF16_BF16 = 4,  // bf16 weights, by activations rounded to bf16
+  HALF_F32 = 5,  // IEEE half weights, by f32 activations
+  BF16_F32 = 6,  // bf16 weights, by f32 activations
   PACKED_KINDS = 7
 };
 
@@ -32,11 +32,11 @@ inline PackedForm packed_form(int32_t kind) {
       return {UnitI8::GROUP, GROUP_STEP<UnitI8>, 4};
     case INT8:
       return {UnitI8::GROUP, GROUP_STEP<UnitI8>, 8};
-    case INT4_REAL:
-      return {UnitBf16::GROUP, GROUP_STEP<UnitBf16>, 4};
-    case INT8_REAL:
-      return {UnitBf16::GROUP, GROUP_STEP<UnitBf16>, 8};
-    case BF16_REAL:
+    case INT4_F32:
+      return {1, 1, 4};
+    case INT8_F32:
+      return {1, 1, 8};
+    case BF16_BF16:
       return {UnitBf16::GROUP, GROUP_STEP<UnitBf16>, 16};
     default:
       return {1, 1, 16};

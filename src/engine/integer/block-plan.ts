@@ -1,9 +1,5 @@
 /** Turns a packed block into kernel calls: which activations, which transforms, which matrices, in which order. */
-import type {
-  LinearRole,
-  LinearSite,
-  ModelConfig,
-} from "../../models/config.js";
+import type { LinearRole, LinearSite, ModelConfig } from "../../models/config.js";
 import { LINEAR_SITES } from "../../models/config.js";
 import type { HostNorm } from "../../models/weights.js";
 import { PlanishError } from "../../common/errors.js";
@@ -11,7 +7,12 @@ import type { ClipLogits, PackedBlock, PackedTransform } from "../../quantize/pa
 import type { Scheme } from "../../quantize/scheme.js";
 import { MOST_SETS, STEP_ROWS, type StepBuffers } from "./buffers.js";
 import type { EngineMemory } from "./memory.js";
-import { PACKED_KIND, type MatrixPacker, type PackedKind, type PackedMatrix } from "./packed-matrix.js";
+import {
+  PACKED_KIND,
+  type MatrixPacker,
+  type PackedKind,
+  type PackedMatrix,
+} from "./packed-matrix.js";
 import { Plan, Real, type ProductPart } from "./plan.js";
 
 /** SiteInput in native/kernels/site.h. */
@@ -119,7 +120,9 @@ function placeTransform(
   nRight ??= width / (nLeft ?? 1);
   nLeft ??= width / nRight;
   if (nLeft * nRight !== width)
-    throw new PlanishError(`the transform at ${site} is ${nLeft}×${nRight}, its activation ${width} wide`);
+    throw new PlanishError(
+      `the transform at ${site} is ${nLeft}×${nRight}, its activation ${width} wide`,
+    );
   return {
     nLeft,
     nRight,
@@ -155,11 +158,22 @@ export function planBlock(context: PlanContext, block: PlacedBlock, cache: bigin
   const { hiddenSize, intermediateSize, headDim, numHeads, numKvHeads, norm, mlp } = config;
   const before = config.normPlacement !== "after";
   const normed = (w: PlacedNorm): SiteInput =>
-    before ? { input: norm.kind, x: buffers.x.address, norm: w } : { input: "plain", x: buffers.x.address };
+    before
+      ? { input: norm.kind, x: buffers.x.address, norm: w }
+      : { input: "plain", x: buffers.x.address };
   const normAfter = (w: PlacedNorm) => {
     if (before) return;
     const { address } = buffers.x;
-    plan.add("norm", norm.kind === "layer" ? 1 : 0, address, hiddenSize, w.gain, w.bias, new Real(norm.epsilon), address);
+    plan.add(
+      "norm",
+      norm.kind === "layer" ? 1 : 0,
+      address,
+      hiddenSize,
+      w.gain,
+      w.bias,
+      new Real(norm.epsilon),
+      address,
+    );
   };
   const rotary = config.positions.kind === "rope";
 
@@ -207,7 +221,13 @@ export function planBlock(context: PlanContext, block: PlacedBlock, cache: bigin
     buffers.mixed.address,
   );
   const residual = { address: buffers.x.address, width: hiddenSize };
-  linears(context, block, "attn_out", { input: "plain", x: buffers.mixed.address }, { o: residual });
+  linears(
+    context,
+    block,
+    "attn_out",
+    { input: "plain", x: buffers.mixed.address },
+    { o: residual },
+  );
   normAfter(block.inputNorm);
   linears(context, block, "mlp_in", normed(block.postNorm), {
     gate: { address: buffers.gate.address, width: intermediateSize },
@@ -218,7 +238,12 @@ export function planBlock(context: PlanContext, block: PlacedBlock, cache: bigin
     block,
     "mlp_down",
     mlp.gated
-      ? { input: "gated", x: buffers.gate.address, x2: buffers.up.address, op: ACTIVATION[mlp.activation] }
+      ? {
+          input: "gated",
+          x: buffers.gate.address,
+          x2: buffers.up.address,
+          op: ACTIVATION[mlp.activation],
+        }
       : { input: "activation", x: buffers.up.address, op: ACTIVATION[mlp.activation] },
     { down: residual },
   );
@@ -297,5 +322,12 @@ function linears(
     ];
   });
   const accumulate = site === "attn_out" || site === "mlp_down";
-  plan.add("product", PACKED_KIND[kind], width, parts.length, plan.parts(parts), accumulate ? 1 : 0);
+  plan.add(
+    "product",
+    PACKED_KIND[kind],
+    width,
+    parts.length,
+    plan.parts(parts),
+    accumulate ? 1 : 0,
+  );
 }

@@ -51,8 +51,11 @@ export class IntegerExecutor implements Executor {
   private readonly headBytes: number;
   private readonly kernels: Readonly<Record<"run" | "gather" | "norm" | "product", Kernel>>;
 
-  private cache: { readonly memory: EngineMemory; readonly place: Place<Uint8Array>; readonly pages: number } | undefined;
-  private planned: { readonly memory: EngineMemory; readonly address: bigint; readonly calls: number } | undefined;
+  private cache:
+    | { readonly memory: EngineMemory; readonly place: Place<Uint8Array>; readonly pages: number }
+    | undefined;
+  private planned:
+    { readonly memory: EngineMemory; readonly address: bigint; readonly calls: number } | undefined;
   private pageList: Place<Int32Array> | undefined;
   private seconds: Float64Array | null = null;
   private logitSeconds = 0;
@@ -86,12 +89,23 @@ export class IntegerExecutor implements Executor {
         ? ropeFrequencies(headDim, positions.theta, positions.scaling, positions.frequencyType)
         : undefined;
     const size = new BigInt64Array(1);
-    library.kernel("int pl_cache_head_bytes(int64_t headDim, int32_t bits, void* bytes)")(headDim, scheme.kvBits, size);
+    library.kernel("int pl_cache_head_bytes(int64_t headDim, int32_t bits, void* bytes)")(
+      headDim,
+      scheme.kvBits,
+      size,
+    );
     this.headBytes = Number(size[0]);
     this.bytesPerPage = numLayers * numKvHeads * this.headBytes;
-    this.weightBytes = [...matricesOf(this.blocks, this.outer)].reduce((sum, { bytes }) => sum + bytes, 0);
+    this.weightBytes = [...matricesOf(this.blocks, this.outer)].reduce(
+      (sum, { bytes }) => sum + bytes,
+      0,
+    );
     const arithmetic =
-      scheme.activationBits < 16 ? "integer" : scheme.weightBits < 16 ? "integer weights, bf16 activations" : "bf16";
+      scheme.activationBits < 16
+        ? "integer"
+        : scheme.weightBits < 16
+          ? "integer weights, f32 activations"
+          : "bf16";
     this.description = `${library.description()}, ${threads} ${threads === 1 ? "thread" : "threads"}, ${formatScheme(scheme)}, ${arithmetic}`;
   }
 
@@ -103,7 +117,11 @@ export class IntegerExecutor implements Executor {
     this.cache = undefined;
     this.dropPlan();
     const memory = new EngineMemory(this.library);
-    this.cache = { memory, place: memory.alloc<Uint8Array>("u8", pages * this.bytesPerPage), pages };
+    this.cache = {
+      memory,
+      place: memory.alloc<Uint8Array>("u8", pages * this.bytesPerPage),
+      pages,
+    };
   }
 
   copyPage(from: number, to: number): void {
@@ -119,7 +137,9 @@ export class IntegerExecutor implements Executor {
     this.checkLive();
     for (const chunk of chunks) this.checkChunk(chunk);
     const { vocabSize } = this.config;
-    const wanted = chunks.map(({ logits, tokens }) => (logits === "all" ? tokens.length : logits === "last" ? 1 : 0));
+    const wanted = chunks.map(({ logits, tokens }) =>
+      logits === "all" ? tokens.length : logits === "last" ? 1 : 0,
+    );
     const total = wanted.reduce((sum, rows) => sum + rows, 0);
     const all = new Float32Array(total * vocabSize);
     let filled = 0;
@@ -146,7 +166,10 @@ export class IntegerExecutor implements Executor {
     const { seconds } = this;
     if (!seconds) return undefined;
     const entries = Object.entries(OPERATION).map(([name, index]) => [name, seconds[index]]);
-    return { ...(Object.fromEntries(entries) as Record<Operation, number>), logits: this.logitSeconds };
+    return {
+      ...(Object.fromEntries(entries) as Record<Operation, number>),
+      logits: this.logitSeconds,
+    };
   }
 
   [Symbol.dispose](): void {
@@ -200,16 +223,35 @@ export class IntegerExecutor implements Executor {
     }
     if (count === 0) return 0;
     const { hiddenSize, norm, vocabSize } = config;
-    kernels.gather(buffers.x.address, rows, hiddenSize, buffers.chosen.address, count, buffers.last.address);
+    kernels.gather(
+      buffers.x.address,
+      rows,
+      hiddenSize,
+      buffers.chosen.address,
+      count,
+      buffers.last.address,
+    );
     let { address } = buffers.last;
     if (outer.finalNorm) {
       const { gain, bias } = outer.finalNorm;
       const kind = norm.kind === "layer" ? 1 : 0;
-      kernels.norm(kind, address, count, hiddenSize, gain, bias, norm.epsilon, buffers.normed.address);
+      kernels.norm(
+        kind,
+        address,
+        count,
+        hiddenSize,
+        gain,
+        bias,
+        norm.epsilon,
+        buffers.normed.address,
+      );
       ({ address } = buffers.normed);
     }
-    const multiply = ({ kind, shape: [n, k], address: packed }: PackedMatrix, a: bigint, to: Float32Array) =>
-      kernels.product(PACKED_KIND[kind], count, n, k, a, 0n, packed, 0n, 0n, to, 0);
+    const multiply = (
+      { kind, shape: [n, k], address: packed }: PackedMatrix,
+      a: bigint,
+      to: Float32Array,
+    ) => kernels.product(PACKED_KIND[kind], count, n, k, a, 0n, packed, 0n, 0n, to, 0);
     if (outer.projectOut) {
       multiply(outer.projectOut, address, buffers.embedded.data);
       ({ address } = buffers.embedded);
@@ -241,7 +283,9 @@ export class IntegerExecutor implements Executor {
       pageBytes: this.bytesPerPage,
     };
     const layerBytes = config.numKvHeads * this.headBytes;
-    this.blocks.forEach((block, layer) => planBlock(context, block, place.address + BigInt(layer * layerBytes)));
+    this.blocks.forEach((block, layer) =>
+      planBlock(context, block, place.address + BigInt(layer * layerBytes)),
+    );
     this.planned = { memory, address: plan.finish(), calls: plan.length };
     this.pageList = pages;
     return { ...this.planned, pages };
@@ -253,7 +297,15 @@ export class IntegerExecutor implements Executor {
     const { embedding, projectIn, positions } = outer;
     const width = embedding.shape[1];
     const into = projectIn ? buffers.embedded.address : buffers.x.address;
-    plan.add("embed", PACKED_KIND[embedding.kind], vocabSize, width, embedding.address, buffers.ids.address, into);
+    plan.add(
+      "embed",
+      PACKED_KIND[embedding.kind],
+      vocabSize,
+      width,
+      embedding.address,
+      buffers.ids.address,
+      into,
+    );
     if (projectIn) {
       const part = {
         n: hiddenSize,
@@ -304,14 +356,21 @@ export class IntegerExecutor implements Executor {
     const { config } = this;
     const end = start + tokens.length;
     if (tokens.length === 0) throw new PlanishError("a chunk holds no tokens; give at least one");
-    if (!Number.isSafeInteger(start) || start < 0) throw new PlanishError(`a chunk starts at position ${start}`);
+    if (!Number.isSafeInteger(start) || start < 0)
+      throw new PlanishError(`a chunk starts at position ${start}`);
     if (pages.length * PAGE_TOKENS < end)
-      throw new PlanishError(`${pages.length} pages hold ${pages.length * PAGE_TOKENS} positions; the chunk ends at ${end}`);
+      throw new PlanishError(
+        `${pages.length} pages hold ${pages.length * PAGE_TOKENS} positions; the chunk ends at ${end}`,
+      );
     if (config.positions.kind === "learned" && end > config.maxPositions)
-      throw new PlanishError(`position ${end} is past the model's ${config.maxPositions} learned positions`);
+      throw new PlanishError(
+        `position ${end} is past the model's ${config.maxPositions} learned positions`,
+      );
     for (const token of tokens)
       if (token < 0 || token >= config.vocabSize)
-        throw new PlanishError(`token id ${token} is outside the vocabulary of ${config.vocabSize}`);
+        throw new PlanishError(
+          `token id ${token} is outside the vocabulary of ${config.vocabSize}`,
+        );
     for (const page of pages.subarray(0, Math.ceil(end / PAGE_TOKENS))) this.checkPage(page);
   }
 }
@@ -326,7 +385,7 @@ function cut(chunks: readonly Chunk[]): Piece[][] {
   const steps: Piece[][] = [];
   let room = 0;
   for (const chunk of chunks)
-    for (let from = 0; from < chunk.tokens.length; ) {
+    for (let from = 0; from < chunk.tokens.length;) {
       if (room === 0) {
         steps.push([]);
         room = STEP_ROWS;
@@ -345,9 +404,13 @@ function* matricesOf(blocks: readonly PlacedBlock[], outer: PlacedOuter): Genera
   yield* new Set([embedding, head, projectIn, projectOut].filter((matrix) => matrix !== undefined));
 }
 
-function bindKernels(library: NativeLibrary): Record<"run" | "gather" | "norm" | "product", Kernel> {
+function bindKernels(
+  library: NativeLibrary,
+): Record<"run" | "gather" | "norm" | "product", Kernel> {
   return {
-    run: library.kernel("int pl_run_plan(int64_t plan, int64_t calls, int64_t rows, int64_t chunks, void* seconds)"),
+    run: library.kernel(
+      "int pl_run_plan(int64_t plan, int64_t calls, int64_t rows, int64_t chunks, void* seconds)",
+    ),
     gather: library.kernel(
       "int pl_gather_rows(int64_t table, int64_t tableRows, int64_t cols, int64_t ids, int64_t rows, int64_t out)",
     ),

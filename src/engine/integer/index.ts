@@ -13,10 +13,13 @@ export interface IntegerExecutorOptions {
 
 /**
  * Opens a local model for the engine: an artifact with its integer kernels, or an original with bf16 weights. Its schemes
- * are w2–w8 with a2–a8 (integer products) or a16 (bf16 products), and w16a16, each with any cache width.
+ * are w2–w8 with a2–a8 (integer products) or a16 (f32 products), and w16a16, each with any cache width.
  * @throws PlanishError when there is no such model, when its scheme has no kernels, or when the native library is not built.
  */
-export function openIntegerExecutor(path: string, options: IntegerExecutorOptions = {}): IntegerExecutor {
+export function openIntegerExecutor(
+  path: string,
+  options: IntegerExecutorOptions = {},
+): IntegerExecutor {
   const { threads } = options;
   if (threads !== undefined && !(Number.isInteger(threads) && threads > 0))
     throw new PlanishError(`threads is ${threads}; give an integer of at least 1`);

@@ -40,7 +40,8 @@ export function placeOuter(
   const embedding = matrix(names.embedding, [vocabSize, width]);
   const tied = config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead);
   const finalBias = names.finalNorm.replace(/\.weight$/, ".bias");
-  const learned = config.positions.kind === "learned" ? config.maxPositions + config.positions.offset : 0;
+  const learned =
+    config.positions.kind === "learned" ? config.maxPositions + config.positions.offset : 0;
   return {
     embedding,
     head: tied ? embedding : matrix(names.lmHead, [vocabSize, width]),

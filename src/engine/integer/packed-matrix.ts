@@ -8,11 +8,11 @@ export const PACKED_KIND = {
   int4: 0,
   /** 8-bit codes by int8 codes. */
   int8: 1,
-  /** 4-bit codes by activations rounded to bf16. */
-  int4Real: 2,
-  int8Real: 3,
+  /** 4-bit codes by f32 activations. */
+  int4F32: 2,
+  int8F32: 3,
   /** bf16 weights by activations rounded to bf16. */
-  bf16Real: 4,
+  bf16Bf16: 4,
   /** IEEE half weights by f32 activations. */
   halfF32: 5,
   /** bf16 weights by f32 activations. */

@@ -64,12 +64,12 @@ function unquantized(host: HostBlock): PackedBlock {
 /** How a scheme's linears are kept and multiplied. @throws PlanishError for the schemes that have no such kernel. */
 export function linearKind(scheme: Scheme): PackedKind {
   const { weightBits, activationBits } = scheme;
-  if (weightBits >= 16 && activationBits >= 16) return "bf16Real";
+  if (weightBits >= 16 && activationBits >= 16) return "bf16Bf16";
   if (weightBits >= 16)
     throw new PlanishError(
       `scheme ${formatScheme(scheme)} has no integer kernels: activations of ${activationBits} bits need weights below 16; ` +
         "run it simulated (planish eval, planish generate)",
     );
-  if (activationBits >= 16) return weightBits <= 4 ? "int4Real" : "int8Real";
+  if (activationBits >= 16) return weightBits <= 4 ? "int4F32" : "int8F32";
   return weightBits <= 4 ? "int4" : "int8";
 }
