@@ -13,7 +13,8 @@ import {
   type PackedKind,
   type PackedMatrix,
 } from "./packed-matrix.js";
-import { Plan, Real, type ProductPart } from "./plan.js";
+import type { Plan} from "./plan.js";
+import { Real, type ProductPart } from "./plan.js";
 
 /** SiteInput in native/kernels/site.h. */
 const SITE_INPUT = { plain: 0, rms: 1, layer: 2, activation: 3, gated: 4 } as const;
