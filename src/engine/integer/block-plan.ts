@@ -13,7 +13,7 @@ import {
   type PackedKind,
   type PackedMatrix,
 } from "./packed-matrix.js";
-import type { Plan} from "./plan.js";
+import type { Plan } from "./plan.js";
 import { Real, type ProductPart } from "./plan.js";
 
 /** SiteInput in native/kernels/site.h. */
