@@ -28,6 +28,12 @@ PL_KERNEL(clip_rows_backward, (const float* x, int64_t rows, int64_t cols, const
           const float* clipMin, const float* grad, float* gradX, float* gradClipMax, float* gradClipMin),
           (x, rows, cols, clipMax, clipMin, grad, gradX, gradClipMax, gradClipMin))
 
+// flatten.h
+PL_KERNEL(flatten_rows, (const float* x, int64_t rows, int64_t cols, int32_t bits, float step, const float* factor,
+          int64_t extras, const int32_t* channel, const int32_t* part, int64_t stride, const int32_t* copies,
+          int8_t* codes, float* scale, int32_t* clipped),
+          (x, rows, cols, bits, step, factor, extras, channel, part, stride, copies, codes, scale, clipped))
+
 // kronecker.h
 PL_KERNEL(kronecker, (const float* x, int64_t rows, int64_t nLeft, int64_t nRight, const float* left,
           const float* right, const float* diag, float* out),

@@ -37,6 +37,7 @@
 #include "../kernels/attention_backward.h"
 #include "../kernels/cache.h"
 #include "../kernels/elementwise.h"
+#include "../kernels/flatten.h"
 #include "../kernels/kronecker.h"
 #include "../kernels/linalg.h"
 #include "../kernels/norm.h"

@@ -52,6 +52,29 @@ DriverCase kronecker_case("Kronecker transform and its gradient", [] {
   return 0;
 });
 
+DriverCase flatten_case("split channels on a grid of the whole tensor", [] {
+  for (int64_t rows : {1, 3, 70})
+    for (int64_t cols : {1, 2, 15, 16, 17, 33, 100, 1025})
+      for (int64_t extras : {int64_t{0}, int64_t{1}, cols / 3})
+        for (int64_t padding : {0, 7}) {
+          const int64_t stride = cols + extras + padding;
+          const auto x = pattern<float>(rows * cols), factor = pattern<float>(cols);
+          std::vector<int32_t> channel(extras), part(extras), copies(cols, 1), clipped(rows);
+          for (int64_t e = 0; e < extras; e++) {
+            channel[e] = static_cast<int32_t>((e * 7) % cols);
+            part[e] = copies[channel[e]]++;
+          }
+          std::vector<int8_t> codes(rows * stride);
+          Floats scale(rows);
+          int code = pl_flatten_rows(x.data(), rows, cols, 4, 0.05f, nullptr, extras, channel.data(), part.data(),
+                                     stride, copies.data(), codes.data(), scale.data(), clipped.data());
+          code |= pl_flatten_rows(x.data(), rows, cols, 8, 1e-30f, factor.data(), extras, channel.data(), part.data(),
+                                  stride, nullptr, codes.data(), nullptr, nullptr);
+          if (code != 0) return code;
+        }
+  return 0;
+});
+
 DriverCase rows_case("grids, norms and losses over rows", [] {
   for (int64_t rows : {1, 3, 70})
     for (int64_t cols : {1, 2, 15, 16, 17, 31, 33, 64, 100, 4099}) {

@@ -89,6 +89,39 @@ export interface QuantizeRowsArgs {
 }
 
 /**
+ * Static symmetric grid with one scale for the whole tensor, its large channels split over several columns. With
+ * Q = 2^(b−1) − 1 and r = round_half_even(x[t,j]·factor[j] / step), column j < cols of `codes` is channel j's first copy,
+ * clamp(r, −Q, Q), and column cols + e is copy p = part[e] of channel j = channel[e], what lies beyond p·Q steps:
+ * clamp(r, −(p+1)Q, (p+1)Q) − clamp(r, −pQ, pQ). So a channel's copies 0 … m−1 add up to clamp(r, −mQ, mQ).
+ * Source: spec/flattenquant.md, Flattening.
+ */
+export interface FlattenRowsArgs {
+  readonly x: Buffer;
+  readonly rows: number;
+  readonly cols: number;
+  readonly bits: number;
+  /** The grid's step, positive. */
+  readonly step: number;
+  /** Real [cols]; ones when absent. */
+  readonly factor?: Buffer;
+  /** Columns beyond the channels' own. */
+  readonly extras: number;
+  /** i32 [extras] each; needed when there are any. A channel or part that does not exist throws. */
+  readonly channel?: Buffer;
+  readonly part?: Buffer;
+  /** Elements from one row of `codes` to the next, at least cols + extras; what is between is zeroed. */
+  readonly stride: number;
+  /** i8 [rows, stride]. */
+  readonly codes: Buffer;
+  /** Real [rows], all set to `step`. */
+  readonly scale?: Buffer;
+  /** i32 [rows]: how many channels of the row lie beyond the reach copies[j]·Q of their copies. Both or neither. */
+  readonly clipped?: Buffer;
+  /** i32 [cols]. */
+  readonly copies?: Buffer;
+}
+
+/**
  * Gradient of `scale·code` with respect to x, clips and offset, straight-through rounding.
  * In-range elements (round(x/s + offset) within the grid) pass the gradient to x and s·gradient to the offset;
  * the scale receives Σ g·(code − x/s·[in range]); it flows to the larger of |lo| and hi (half to each when equal), there
@@ -458,6 +491,7 @@ export interface Kernels {
     cols: number;
     out: Buffer;
   }): void;
+  flattenRows(args: FlattenRowsArgs): void;
   fakeQuantizeAsym(args: FakeQuantizeAsymArgs): void;
   fakeQuantizeAsymBackward(args: FakeQuantizeAsymBackwardArgs): void;
   clipRows(args: ClipRowsArgs): void;

@@ -45,6 +45,10 @@ export const quantizationSchema = z.object({
       errorPacked: z.number().optional(),
       epochLoss: z.array(z.number()).optional(),
       moved: z.record(z.string(), z.number()).optional(),
+      /** What the method found out about each linear, by its path. */
+      linears: z
+        .record(z.string(), z.record(z.string(), z.union([z.number(), z.string()])))
+        .optional(),
       parameters: z.record(z.string(), z.array(z.number())),
     }),
   ),

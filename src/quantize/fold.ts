@@ -9,9 +9,17 @@ import type { LinearRole, LinearSite } from "../models/config.js";
 import { uploadBlock, type HostBlock, type HostLinear, type HostNorm } from "../models/weights.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
 import type { WeightRounder } from "./rounding/rounder.js";
+import { gridStep, type TensorGrid } from "./grids/tensor.js";
 import { bindSimulated, WEIGHT_SCALE_FLOOR, type BlockDescription } from "./simulated-block.js";
 import { diagFolds, settleParameters, type ParameterValues } from "./settle.js";
-import type { ClipLogits, PackedBlock, PackedLinear, PackedTransform } from "./packed-block.js";
+import { siteOf } from "./transforms/sites.js";
+import type {
+  ClipLogits,
+  PackedBlock,
+  PackedGrid,
+  PackedLinear,
+  PackedTransform,
+} from "./packed-block.js";
 
 export { diagFolds, type ParameterValues } from "./settle.js";
 
@@ -39,6 +47,11 @@ export function foldBlock(
       throw new Error(`a diag at ${site} folds into nothing in ${description.config.architecture}`);
     return diag;
   };
+  /** A factor that a static grid applies when it rounds the activation. */
+  const factorAt = (role: LinearRole): Float32Array | undefined => {
+    const factor = values.get(`${siteOf(role)}.factor`)?.data;
+    return factor && Float32Array.from(factor);
+  };
   const clipOf = (name: string): ClipLogits | undefined => {
     const max = settled.get(`clip.${name}.a_max`);
     const min = settled.get(`clip.${name}.a_min`);
@@ -50,22 +63,25 @@ export function foldBlock(
     const unrounded = simulated.unroundedWeight(role);
     const folded = simulated.roundedWeight(role, unrounded);
     const bias = host(simulated.bias(role));
-    // mlp_down's diag multiplies up_proj's output rows: their scales (or weights) and bias.
-    const rowFactors = role === "up" ? diagOf("mlp_down") : undefined;
+    const grid = simulated.grid(role);
+    // mlp_down's diag multiplies up_proj's output rows: their scales (or weights) and bias. Rows that share one scale have
+    // it in their weights already.
+    const rowFactors = role === "up" && !grid ? diagOf("mlp_down") : undefined;
     const offset = values.get(`round.${l.path}`)?.data;
+    const bits = folded.codes?.bits;
     const nearest =
-      folded.codes && roundInSingle(g.read(unrounded), l.weight.shape, folded.codes.bits, offset);
-    const quantized = nearest && {
-      codes:
-        rounder?.(
-          role,
-          g.read(unrounded),
-          l.weight.shape,
-          nearest.scale,
-          description.scheme.weightBits,
-        ) ?? nearest.codes,
-      scale: scaleRows(nearest.scale, rowFactors, 1),
-    };
+      bits &&
+      (grid
+        ? roundOnGrid(g.read(unrounded), unrounded.rows, grid)
+        : roundInSingle(g.read(unrounded), l.weight.shape, bits, offset));
+    const quantized = nearest
+      ? {
+          codes:
+            rounder?.(role, g.read(unrounded), unrounded.shape, nearest.scale, bits) ??
+            nearest.codes,
+          scale: scaleRows(nearest.scale, rowFactors, 1),
+        }
+      : undefined;
     linears[role] = {
       path: l.path,
       shape: [l.weight.shape[0], l.weight.shape[1]],
@@ -73,6 +89,7 @@ export function foldBlock(
       weight: quantized ? undefined : scaleRows(g.read(folded), rowFactors, l.weight.shape[1]),
       bias: bias && scaleRows(bias, rowFactors, 1),
       activationClip: clipOf(l.path),
+      grid: grid && packGrid(grid, factorAt(role)),
     };
   }
 
@@ -103,6 +120,18 @@ export function foldBlock(
   };
 }
 
+function packGrid(grid: TensorGrid, factor: Float32Array | undefined): PackedGrid {
+  const { activationBits, weightBits, split } = grid;
+  return {
+    activationBits,
+    weightBits,
+    step: gridStep(grid.activationThreshold, activationBits),
+    channel: split.channel,
+    part: split.part,
+    factor,
+  };
+}
+
 function scaleRows(data: RealArray, factors: RealArray | undefined, cols: number): Float32Array {
   return factors
     ? Float32Array.from(data, (x, i) => x * factors[Math.floor(i / cols)])
@@ -117,6 +146,20 @@ function scaleNorm(norm: HostNorm, diag: RealArray | undefined): HostNorm {
     gain: { shape: norm.gain.shape, data: scaled(norm.gain.data) },
     bias: norm.bias && { shape: norm.bias.shape, data: scaled(norm.bias.data) },
   };
+}
+
+/** The static grid of a whole weight in single precision, one scale for all rows. */
+function roundOnGrid(
+  weight: RealArray,
+  rows: number,
+  { weightThreshold, weightBits }: TensorGrid,
+): { codes: Int8Array; scale: Float32Array } {
+  const step = gridStep(weightThreshold, weightBits);
+  const highest = 2 ** (weightBits - 1) - 1;
+  const codes = Int8Array.from(weight, (w) =>
+    Math.min(Math.max(roundHalfEven(Math.fround(Math.fround(w) / step)), -highest), highest),
+  );
+  return { codes, scale: new Float32Array(rows).fill(step) };
 }
 
 /**

@@ -208,7 +208,8 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
   const resumed = journal.hasBlock(0);
 
   const trainingStart = performance.now();
-  const calibrates = windows && method.calibrateBlock !== undefined;
+  const calibrates =
+    windows && method.calibrateBlock !== undefined && (run.need?.stepsPerBlock ?? 0) > 0;
   if (calibrates && options.workers)
     await calibrateSideBySide(
       { ...run, stepsPerBlock: run.need?.stepsPerBlock ?? 0 },
@@ -273,8 +274,15 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
 
 function reportFields(report: BlockReport | undefined) {
   if (!report) return {};
-  const { errorRounded, errorInitial, errorFinal, epochLoss, moved } = report;
-  return { errorRounded, errorInitial, errorFinal, epochLoss: [...epochLoss], moved: { ...moved } };
+  const { errorRounded, errorInitial, errorFinal, epochLoss, moved, linears } = report;
+  return {
+    errorRounded,
+    errorInitial,
+    errorFinal,
+    epochLoss: [...epochLoss],
+    moved: { ...moved },
+    linears: linears && { ...linears },
+  };
 }
 
 type Settings = Omit<QuantizationInfo, "formatVersion" | "layers" | "fallbacks" | "calibration"> & {

@@ -19,7 +19,7 @@ import type { Scheme } from "./scheme.js";
 export interface CalibrationNeed {
   readonly samples: number;
   readonly seqLen: number;
-  /** Optimisation steps per block, for estimates and progress. */
+  /** Optimisation steps per block, for estimates and progress; 0: blocks need no stage of their own. */
   readonly stepsPerBlock: number;
   /** Sequences per step, for memory estimates. */
   readonly batch: number;
@@ -43,7 +43,12 @@ export interface BlockReport {
   readonly moved: Readonly<Record<string, number>>;
   /** Fallbacks and remarks. */
   readonly notes: readonly string[];
+  /** What the method found out about each linear, by its path; in the order and under the names to be shown. */
+  readonly linears?: Readonly<Record<string, LinearFacts>>;
 }
+
+/** Facts about one linear by name, in camel case: tables show them as columns. */
+export type LinearFacts = Readonly<Record<string, number | string>>;
 
 export interface BlockJob<Recipe> {
   readonly backend: Backend;

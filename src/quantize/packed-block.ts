@@ -14,10 +14,18 @@ import {
 import type { LinearRole, LinearSite, ModelConfig } from "../models/config.js";
 import type { Layer } from "../models/language-model.js";
 import type { HostNorm, HostTensor } from "../models/weights.js";
-import { kronecker, linear, quantizeRows, type ClipPair } from "../tensor/ops/index.js";
+import {
+  flattenRows,
+  kronecker,
+  linear,
+  quantizeRows,
+  type ClipPair,
+  type FlattenOptions,
+} from "../tensor/ops/index.js";
 import { frozen, Tensor, type Graph } from "../tensor/tensor.js";
 import type { Scheme } from "./scheme.js";
 import { quantizeCache, quantizeQueries } from "./simulated-block.js";
+import { copiesOf } from "./transforms/split.js";
 
 /** Clipping logits of one grid. */
 export interface ClipLogits {
@@ -25,16 +33,38 @@ export interface ClipLogits {
   readonly min: number;
 }
 
+/**
+ * A static grid with one step for the whole activation, some channels split over further columns
+ * (`src/quantize/transforms/split.ts`); the weight's codes have the same columns.
+ */
+export interface PackedGrid {
+  readonly activationBits: number;
+  /** Width of this linear's own codes, whatever the scheme says. */
+  readonly weightBits: number;
+  /** Step of the activation's grid. */
+  readonly step: number;
+  /** Of the columns beyond the channels' own: channel, and which copy of it. */
+  readonly channel: Int32Array;
+  readonly part: Int32Array;
+  /** Multiplies the activation's channels before they are rounded, [in]. */
+  readonly factor?: Float32Array;
+}
+
 export interface PackedLinear {
   /** Path inside the block, e.g. "self_attn.q_proj". */
   readonly path: string;
   readonly shape: readonly [number, number];
-  /** Integer codes [out, in] with one scale per output row; absent when weights stay at 16 bits. */
+  /**
+   * Integer codes [out, in] with one scale per output row; absent when weights stay at 16 bits. With a grid, codes have
+   * its further columns too, and all scales are equal.
+   */
   readonly quantized?: { readonly codes: Int8Array; readonly scale: Float32Array };
   /** 16-bit weights, when not quantized. */
   readonly weight?: Float32Array;
   readonly bias?: Float32Array;
   readonly activationClip?: ClipLogits;
+  /** Absent: the activation's scale is found per token. */
+  readonly grid?: PackedGrid;
 }
 
 /** Run-time transform of a site: Kronecker factors (either may be absent) or one matrix. Row-major squares. */
@@ -57,12 +87,16 @@ export interface PackedBlock {
   readonly valueClip?: ClipLogits;
 }
 
+/** Hears how many of the values that met a linear's static grid lay beyond its reach. */
+export type ClipObserver = (linear: string, clipped: number, values: number) => void;
+
 /** Puts a packed block on a backend, ready to run with the simulated arithmetic of that backend. */
 export function packedLayer(
   backend: Backend,
   config: ModelConfig,
   scheme: Scheme,
   block: PackedBlock,
+  onClipped?: ClipObserver,
 ): Layer {
   const put = (shape: readonly number[], data: Float32Array | HostTensor["data"]): Tensor =>
     frozen(backend, shape, data);
@@ -77,6 +111,7 @@ export function packedLayer(
 
   const linears: Partial<Record<LinearRole, LinearWeights>> = {};
   const clips: Partial<Record<LinearRole, ClipPair>> = {};
+  const grids = bindGrids(backend, block, onClipped);
   for (const [role, l] of Object.entries(block.linears) as [LinearRole, PackedLinear][]) {
     linears[role] = {
       weight: putWeight(backend, l, scheme),
@@ -101,7 +136,7 @@ export function packedLayer(
   };
   return {
     weights,
-    hooks: packedHooks(config, scheme, weights, clips, transforms, keys, {
+    hooks: packedHooks(config, scheme, weights, clips, grids, transforms, keys, {
       k: putClip(block.keyClip),
       v: putClip(block.valueClip),
     }),
@@ -115,7 +150,48 @@ function putWeight(backend: Backend, l: PackedLinear, scheme: Scheme): Tensor {
   backend.write(codes, l.quantized.codes);
   const scale = backend.alloc(backend.realType, l.quantized.scale.length);
   backend.write(scale, l.quantized.scale);
-  return new Tensor(l.shape, undefined, false, { codes, scale, bits: scheme.weightBits });
+  const shape = [l.shape[0], l.quantized.codes.length / l.shape[0]];
+  const bits = l.grid?.weightBits ?? scheme.weightBits;
+  return new Tensor(shape, undefined, false, { codes, scale, bits });
+}
+
+/** How each linear with a static grid takes its activation. */
+type BoundGrids = ReadonlyMap<LinearRole, (g: Graph, x: Tensor) => Tensor>;
+
+function bindGrids(
+  backend: Backend,
+  block: PackedBlock,
+  onClipped: ClipObserver | undefined,
+): BoundGrids {
+  const grids = new Map<LinearRole, (g: Graph, x: Tensor) => Tensor>();
+  const integers = (values: Int32Array) => {
+    const buffer = backend.alloc("i32", values.length);
+    backend.write(buffer, values);
+    return buffer;
+  };
+  for (const [role, { grid, path, shape }] of Object.entries(block.linears) as [
+    LinearRole,
+    PackedLinear,
+  ][]) {
+    if (!grid) continue;
+    const { activationBits, step, channel, part, factor } = grid;
+    const split = channel.length > 0;
+    const options: FlattenOptions = {
+      bits: activationBits,
+      step,
+      channel: split ? integers(channel) : undefined,
+      part: split ? integers(part) : undefined,
+      factor: factor && frozen(backend, [factor.length], factor),
+    };
+    const copies = onClipped && integers(copiesOf(shape[1], channel, part));
+    grids.set(role, (g, x) =>
+      flattenRows(g, x, {
+        ...options,
+        count: copies && { copies, add: (clipped) => onClipped(path, clipped, x.size) },
+      }),
+    );
+  }
+  return grids;
 }
 
 function packedHooks(
@@ -123,6 +199,7 @@ function packedHooks(
   scheme: Scheme,
   weights: BlockWeights,
   clips: Partial<Record<LinearRole, ClipPair>>,
+  grids: BoundGrids,
   transforms: Partial<Record<LinearSite, { left?: Tensor; right?: Tensor }>>,
   keys: { matrix: Tensor; inverseT: Tensor } | undefined,
   cacheClips: { k?: ClipPair; v?: ClipPair },
@@ -148,7 +225,8 @@ function packedHooks(
       return roles.map((role) => {
         const clip = clips[role];
         const quantize = () => quantizeRows(g, input, { bits: scheme.activationBits, clip });
-        const activation = clip ? quantize() : (shared ??= quantize());
+        const onGrid = grids.get(role);
+        const activation = onGrid ? onGrid(g, input) : clip ? quantize() : (shared ??= quantize());
         const { weight, bias } = requireLinear(weights, role);
         return linear(g, activation, weight, bias);
       });

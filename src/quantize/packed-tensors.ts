@@ -9,7 +9,13 @@ import { PlanishError } from "../common/errors.js";
 import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../models/config.js";
 import { linearShape, readTensor, type HostNorm } from "../models/weights.js";
 import { packNibbles, packedRowBytes, unpackNibbles } from "./pack.js";
-import type { ClipLogits, PackedBlock, PackedLinear, PackedTransform } from "./packed-block.js";
+import type {
+  ClipLogits,
+  PackedBlock,
+  PackedGrid,
+  PackedLinear,
+  PackedTransform,
+} from "./packed-block.js";
 import type { Scheme } from "./scheme.js";
 import { invertMatrix } from "./transforms/matrix.js";
 
@@ -54,6 +60,7 @@ export function packedEntries(prefix: string, block: PackedBlock, scheme: Scheme
     linearEntries(entries, prefix, l, scheme);
     if (l.bias) half(`${l.path}.bias`, [l.shape[0]], l.bias);
     clip(`${l.path}.act_quantizer`, l.activationClip);
+    if (l.grid) gridEntries(entries, prefix, l.path, l.grid);
   }
   for (const [site, t] of Object.entries(block.transforms) as [LinearSite, PackedTransform][]) {
     const module = TRANSFORM_MODULES[site];
@@ -68,13 +75,36 @@ export function packedEntries(prefix: string, block: PackedBlock, scheme: Scheme
   return entries;
 }
 
+function gridEntries(
+  entries: TensorEntry[],
+  prefix: string,
+  path: string,
+  { activationBits, weightBits, step, channel, part, factor }: PackedGrid,
+): void {
+  const module = `${prefix}${path}.act_quantizer`;
+  const put = (name: string, type: "F32" | "I32", data: Float32Array | Int32Array): void => {
+    entries.push({
+      name: `${module}.${name}`,
+      type,
+      shape: [data.length],
+      data: () => new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
+    });
+  };
+  put("scale", "F32", Float32Array.of(step));
+  put("bits", "I32", Int32Array.of(weightBits, activationBits));
+  if (factor) put("factor", "F32", factor);
+  if (channel.length === 0) return;
+  put("channel", "I32", channel);
+  put("part", "I32", part);
+}
+
 function linearEntries(
   entries: TensorEntry[],
   prefix: string,
   l: PackedLinear,
   scheme: Scheme,
 ): void {
-  const [rows, cols] = l.shape;
+  const [rows] = l.shape;
   const name = `${prefix}${l.path}`;
   if (!l.quantized) {
     const weight = l.weight ?? new Float32Array();
@@ -87,18 +117,20 @@ function linearEntries(
     return;
   }
   const { codes, scale } = l.quantized;
-  if (scheme.weightBits <= 4)
+  // With a grid there are more columns than channels.
+  const columns = codes.length / rows;
+  if ((l.grid?.weightBits ?? scheme.weightBits) <= 4)
     entries.push({
       name: `${name}.linear.weight`,
       type: "U8",
-      shape: [rows, packedRowBytes(cols)],
-      data: () => packNibbles(codes, rows, cols),
+      shape: [rows, packedRowBytes(columns)],
+      data: () => packNibbles(codes, rows, columns),
     });
   else
     entries.push({
       name: `${name}.linear.weight`,
       type: "I8",
-      shape: l.shape,
+      shape: [rows, columns],
       data: () => new Uint8Array(codes.buffer, codes.byteOffset, codes.byteLength),
     });
   entries.push({
@@ -137,10 +169,12 @@ export function readPackedBlock(
   const linears: Partial<Record<LinearRole, PackedLinear>> = {};
   for (const [role, path] of Object.entries(names.linears) as [LinearRole, string][]) {
     const shape = linearShape(config, role);
+    const grid = readGrid(checkpoint, `${prefix}${path}`, shape);
     linears[role] = {
       path,
       shape,
-      ...readWeight(checkpoint, `${prefix}${path}`, shape, scheme),
+      grid,
+      ...readWeight(checkpoint, `${prefix}${path}`, shape, scheme, grid),
       bias: optional(`${path}.bias`),
       activationClip: clip(`${path}.act_quantizer`),
     };
@@ -169,20 +203,53 @@ export function readPackedBlock(
   };
 }
 
+/** @throws PlanishError naming a part of the grid that cannot be. */
+function readGrid(
+  checkpoint: Checkpoint,
+  name: string,
+  [, channels]: readonly [number, number],
+): PackedGrid | undefined {
+  const module = `${name}.act_quantizer`;
+  const floats = (part: string): Float32Array | undefined =>
+    checkpoint.tensors.has(`${module}.${part}`)
+      ? Float32Array.from(checkpoint.read(`${module}.${part}`))
+      : undefined;
+  const integers = (part: string): Int32Array => Int32Array.from(floats(part) ?? []);
+  const step = floats("scale")?.[0];
+  if (step === undefined) return undefined;
+  const [weightBits, activationBits] = integers("bits");
+  const grid = { channel: integers("channel"), part: integers("part"), factor: floats("factor") };
+  const unfit = (what: string): PlanishError =>
+    new PlanishError(`${checkpoint.path}: ${module}: ${what}`);
+  if (!(step > 0)) throw unfit(`its scale is ${step}; a step is positive`);
+  for (const bits of [weightBits, activationBits])
+    if (!(bits >= 2 && bits <= 8)) throw unfit(`${bits} bits; codes have 2 to 8`);
+  if (grid.channel.length !== grid.part.length)
+    throw unfit(`${grid.channel.length} channels and ${grid.part.length} parts; they go together`);
+  if (grid.channel.some((j) => j < 0 || j >= channels) || grid.part.some((p) => p < 0))
+    throw unfit(`a column copies a channel that is not among the ${channels}`);
+  if (grid.factor && grid.factor.length !== channels)
+    throw unfit(`${grid.factor.length} factors for ${channels} channels`);
+  return { step, weightBits, activationBits, ...grid };
+}
+
 function readWeight(
   checkpoint: Checkpoint,
   name: string,
-  [rows, cols]: readonly [number, number],
+  [rows, channels]: readonly [number, number],
   scheme: Scheme,
+  grid: PackedGrid | undefined,
 ): Pick<PackedLinear, "quantized" | "weight"> {
   if (scheme.weightBits >= 16)
     return {
-      weight: Float32Array.from(readTensor(checkpoint, `${name}.weight`, [rows, cols]).data),
+      weight: Float32Array.from(readTensor(checkpoint, `${name}.weight`, [rows, channels]).data),
     };
+  const bits = grid?.weightBits ?? scheme.weightBits;
+  const cols = channels + (grid?.channel.length ?? 0);
   const stored = checkpoint.tensors.get(`${name}.linear.weight`);
   if (!stored)
     throw new PlanishError(`${checkpoint.path}: tensor ${name}.linear.weight is missing`);
-  const nibbles = scheme.weightBits <= 4;
+  const nibbles = bits <= 4;
   const width = nibbles ? packedRowBytes(cols) : cols;
   if (
     stored.type !== (nibbles ? "U8" : "I8") ||
@@ -190,7 +257,7 @@ function readWeight(
     stored.shape[1] !== width
   )
     throw new PlanishError(
-      `${checkpoint.path}: ${stored.name} is ${stored.type} [${stored.shape.join(", ")}]; ${scheme.weightBits}-bit weights are ${nibbles ? "U8" : "I8"} [${rows}, ${width}]`,
+      `${checkpoint.path}: ${stored.name} is ${stored.type} [${stored.shape.join(", ")}]; ${bits}-bit weights are ${nibbles ? "U8" : "I8"} [${rows}, ${width}]`,
     );
   const bytes = checkpoint.readBytes(stored.name);
   const codes = nibbles ? unpackNibbles(bytes, rows, cols) : new Int8Array(bytes.slice().buffer);

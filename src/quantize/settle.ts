@@ -15,7 +15,8 @@ import { bindMatrix, type Side } from "./transforms/affine.js";
 /**
  * Whether a positive factor per channel of a site's activation can be folded into what comes before it. Norms give
  * way, unless they stand after the residual sum: then the residual stream itself feeds the linears, and scaling it
- * would scale the residual too. The MLP's inner activation gives way through the gate's linear half, or through ReLU.
+ * would scale the residual too. The MLP's inner activation gives way through the gate's linear half, or through ReLU, and
+ * the attention's output through v.
  */
 export function diagFolds(config: ModelConfig, site: LinearSite): boolean {
   switch (site) {
@@ -24,8 +25,9 @@ export function diagFolds(config: ModelConfig, site: LinearSite): boolean {
       return config.normPlacement !== "after";
     case "mlp_down":
       return config.mlp.gated || config.mlp.activation === "relu";
+    // Attention mixes values linearly: v's rows give way, where all query heads of a KV head agree on the factors.
     case "attn_out":
-      return false;
+      return true;
   }
 }
 

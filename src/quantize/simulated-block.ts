@@ -4,26 +4,24 @@
  * to nearest. Every method that works by transforms and grids shares this one statement of the arithmetic.
  * Source: spec/flatquant.md, Sites, Kronecker transform, Quantizers.
  */
+import type { RealArray } from "../backend/backend.js";
 import { requireLinear, type BlockHooks, type BlockWeights } from "../models/block.js";
 import type { HostBlock } from "../models/weights.js";
-import {
-  LINEAR_SITES,
-  type LinearRole,
-  type LinearSite,
-  type ModelConfig,
-  type SiteName,
-} from "../models/config.js";
+import type { LinearRole, LinearSite, ModelConfig, SiteName } from "../models/config.js";
 import {
   binary,
   clipRows,
   fakeQuantizeAsym,
+  flattenRows,
   kronecker,
   linear,
   quantizeRows,
   reshape,
+  unary,
   type ClipPair,
 } from "../tensor/ops/index.js";
 import type { Graph, Tensor } from "../tensor/tensor.js";
+import { gridStep, readTensorGrid, type TensorGrid } from "./grids/tensor.js";
 import type { Scheme } from "./scheme.js";
 import {
   bindTransform,
@@ -31,6 +29,9 @@ import {
   type MatrixPair,
   type Parameters,
 } from "./transforms/affine.js";
+import { diagFolds } from "./settle.js";
+import { siteOf } from "./transforms/sites.js";
+import { splitRows } from "./transforms/split.js";
 
 /** Smallest weight scale (spec/flatquant.md, Quantizers). */
 export const WEIGHT_SCALE_FLOOR = 1e-5;
@@ -57,11 +58,20 @@ export function describeBlock(
 export interface SimulatedBlock extends BlockHooks {
   /** Bound transforms by site; k_head and v_head carry their matrix in `right`. */
   readonly transforms: Readonly<Record<SiteName, BoundTransform | undefined>>;
-  /** The transformed and (below 16 bits) clipped weight; the upstream share of mlp_down's diag is not in it. */
+  /**
+   * The transformed and (below 16 bits) clipped weight, its channels split where it has a grid of its own. The upstream
+   * share of mlp_down's diag is in it only where all rows share one grid: scales per row carry it otherwise.
+   */
   unroundedWeight(role: LinearRole): Tensor;
   /** An unrounded weight on its grid: to nearest, or where the learned offsets say. As it was at 16 bits. */
   roundedWeight(role: LinearRole, unrounded: Tensor): Tensor;
   bias(role: LinearRole): Tensor | undefined;
+  /** The linear's static grids, where the method gives it some. */
+  grid(role: LinearRole): TensorGrid | undefined;
+  /** Whether a site's diag stands in the rows of the linear before it, and so is in its activation already. */
+  carries(site: LinearSite): boolean;
+  /** What a linear's outputs are multiplied with on behalf of the site they go to, [out]. */
+  rowFactors(role: LinearRole): RealArray | undefined;
 }
 
 /** Sees what each of a site's linears reads, in the order of `roles`; equal activations are one tensor. */
@@ -94,19 +104,50 @@ export function bindSimulated(
     return max && min ? { max, min } : undefined;
   };
 
+  const grids = new Map<LinearRole, TensorGrid>();
+  for (const role of Object.keys(paths) as LinearRole[]) {
+    const grid = readTensorGrid(paths[role] ?? role, (name) => {
+      const value = params.get(name);
+      return value && g.read(value);
+    });
+    if (grid) grids.set(role, grid);
+  }
+  /** The linear whose rows carry a site's diag, in the graph as in the folded model. */
+  const carrier = (name: LinearSite): LinearRole | undefined => {
+    if (name === "attn_out") return "v";
+    return name === "mlp_down" && grids.has("up") && diagFolds(config, name) ? "up" : undefined;
+  };
+  /** What a linear's outputs are multiplied with on behalf of a site further on, [out]. */
+  const rowFactors = (role: LinearRole): Tensor | undefined => {
+    const name = role === "v" ? "attn_out" : role === "up" ? "mlp_down" : undefined;
+    const diag = name && site[name]?.diag;
+    if (!diag || carrier(name) !== role) return undefined;
+    if (role === "up") return diag;
+    const factors = valueRows(config, g.read(diag));
+    return g.constant([factors.length], factors);
+  };
+
+  /** A factor per channel that only static grids apply, when they round the activation. */
+  const gridFactor = (name: LinearSite): Tensor | undefined => params.get(`${name}.factor`);
+
   const activationTransform = (name: LinearSite, x: Tensor): Tensor => {
+    const factor = gridFactor(name);
+    if (factor) return binary(g, "mul", x, factor, "row");
     const t = site[name];
     if (!t) return x;
     // P_o acts over heads: the single matrix of attn_out is the left factor of P_o ⊗ P_v.
-    if (name === "attn_out") return kronecker(g, x, { left: t.right?.p, nRight: headDim });
+    if (name === "attn_out")
+      return t.right ? kronecker(g, x, { left: t.right.p, nRight: headDim }) : x;
+    if (!t.left && !t.right && carrier(name)) return x;
     if (!t.left && !t.right) return t.diag ? binary(g, "mul", x, t.diag, "row") : x;
     return kronecker(g, x, { left: t.left?.p, right: t.right?.p, diag: t.diag });
   };
 
   const weightTransform = (name: LinearSite, weight: Tensor): Tensor => {
+    const factor = gridFactor(name);
+    if (factor) return binary(g, "mul", weight, unary(g, "reciprocal", factor), "row");
     const t: BoundTransform | undefined = site[name];
-    if (name === "attn_out") {
-      if (!t && !valueTransform) return weight;
+    if (name === "attn_out" && (t?.right ?? valueTransform)) {
       return kronecker(g, weight, {
         left: t?.right?.inverseT,
         right: valueTransform?.inverseT,
@@ -133,38 +174,64 @@ export function bindSimulated(
     // P_v on the output side: rows of each head are mixed, after clipping (spec: "the clamp comes before").
     if (role === "v" && valueTransform)
       w = kronecker(g, w, { left: valueTransform.p, nRight: w.shape[1] });
-    return w;
+    const factors = rowFactors(role);
+    if (factors) w = binary(g, "mul", w, factors, "column");
+    const grid = grids.get(role);
+    if (!grid || grid.split.channel.length === 0) return w;
+    const [rows, cols] = w.shape;
+    const { channel, weightPart } = grid.split;
+    const reach = threshold(grid.weightThreshold, grid.weightBits);
+    const split = splitRows(g.read(w), rows, cols, reach, channel, weightPart);
+    return g.constant([rows, cols + channel.length], split);
   };
 
-  const roundedWeight = (role: LinearRole, unrounded: Tensor): Tensor =>
-    scheme.weightBits < 16
-      ? quantizeRows(g, unrounded, {
-          bits: scheme.weightBits,
-          scaleFloor: WEIGHT_SCALE_FLOOR,
-          offset: params.get(`round.${paths[role] ?? role}`),
-        })
-      : unrounded;
+  const roundedWeight = (role: LinearRole, unrounded: Tensor): Tensor => {
+    if (scheme.weightBits >= 16) return unrounded;
+    const grid = grids.get(role);
+    if (grid)
+      return flattenRows(g, unrounded, {
+        bits: grid.weightBits,
+        step: gridStep(grid.weightThreshold, grid.weightBits),
+      });
+    return quantizeRows(g, unrounded, {
+      bits: scheme.weightBits,
+      scaleFloor: WEIGHT_SCALE_FLOOR,
+      offset: params.get(`round.${paths[role] ?? role}`),
+    });
+  };
 
   const bias = (role: LinearRole): Tensor | undefined => {
     const b = requireLinear(weights, role).bias;
-    return b && role === "v" && valueTransform ? kronecker(g, b, { right: valueTransform.p }) : b;
+    if (!b) return undefined;
+    if (role === "v" && valueTransform) return kronecker(g, b, { right: valueTransform.p });
+    const factors = rowFactors(role);
+    return factors ? binary(g, "mul", b, factors, "full") : b;
   };
-
-  const siteOf = (role: LinearRole): LinearSite =>
-    (Object.keys(LINEAR_SITES) as LinearSite[]).find((name) => LINEAR_SITES[name].includes(role)) ??
-    "attn_in";
 
   const quantizedActivations = (x: Tensor, roles: readonly LinearRole[]): Tensor[] => {
     if (scheme.activationBits >= 16) return roles.map(() => x);
     const bits = scheme.activationBits;
-    const bounds = roles.map((role) => clip(paths[role] ?? role, "a"));
-    // Without clips of their own, the linears of a site share one quantization.
-    if (bounds.every((b) => b === undefined)) {
-      const shared = quantizeRows(g, x, { bits });
-      return roles.map(() => shared);
-    }
-    return bounds.map((bound) => quantizeRows(g, x, { bits, clip: bound }));
+    // Without clips or grids of their own, the linears of a site share one quantization.
+    let shared: Tensor | undefined;
+    return roles.map((role) => {
+      const grid = grids.get(role);
+      if (grid) return onGrid(x, grid);
+      const bound = clip(paths[role] ?? role, "a");
+      return bound
+        ? quantizeRows(g, x, { bits, clip: bound })
+        : (shared ??= quantizeRows(g, x, { bits }));
+    });
   };
+
+  const onGrid = (x: Tensor, { activationBits, activationThreshold, split }: TensorGrid): Tensor =>
+    flattenRows(g, x, {
+      bits: activationBits,
+      step: gridStep(activationThreshold, activationBits),
+      ...(split.channel.length > 0 && {
+        channel: g.indices(split.channel),
+        part: g.indices(split.part),
+      }),
+    });
 
   return {
     transforms: {
@@ -175,6 +242,12 @@ export function bindSimulated(
     unroundedWeight: (role) => unroundedWeight(siteOf(role), role),
     roundedWeight,
     bias,
+    grid: (role) => grids.get(role),
+    carries: (name) => site[name]?.diag !== undefined && carrier(name) !== undefined,
+    rowFactors(role) {
+      const factors = rowFactors(role);
+      return factors && g.read(factors);
+    },
     linears(_g, name, x, roles) {
       const activations = quantizedActivations(activationTransform(name, x), roles);
       observe?.(activations, roles);
@@ -192,6 +265,21 @@ export function bindSimulated(
     },
     values: (_g, v) => quantizeCache(g, v, scheme, headDim, clip("v", "a")),
   };
+}
+
+/** The reach of one copy exactly as the grid has it: whole steps. */
+function threshold(value: number, bits: number): number {
+  return gridStep(value, bits) * (2 ** (bits - 1) - 1);
+}
+
+/** Factors of the attention's output channels as factors of v's rows: those of each KV head's first query head. */
+export function valueRows(config: ModelConfig, factors: ArrayLike<number>): Float64Array {
+  const { headDim, numHeads, numKvHeads } = config;
+  const perGroup = numHeads / numKvHeads;
+  return Float64Array.from(
+    { length: numKvHeads * headDim },
+    (_, row) => factors[Math.floor(row / headDim) * perGroup * headDim + (row % headDim)],
+  );
 }
 
 function bindOnly(right: MatrixPair | undefined): BoundTransform | undefined {

@@ -6,6 +6,7 @@ import { PlanishError } from "../../src/common/errors.js";
 import { createReferenceBackend } from "../../src/backend/reference/index.js";
 import { attentionGroups } from "./cases/attention.js";
 import { elementwiseGroups } from "./cases/elementwise.js";
+import { flattenGroups } from "./cases/flatten.js";
 import { linearAlgebraGroups } from "./cases/linear-algebra.js";
 import { matmulGroups } from "./cases/matmul.js";
 import { quantizeGroups } from "./cases/quantize.js";
@@ -15,6 +16,7 @@ import { checkCase, type CaseGroup } from "./harness.js";
 export const caseGroups: readonly CaseGroup[] = [
   ...matmulGroups,
   ...quantizeGroups,
+  ...flattenGroups,
   ...rowGroups,
   ...attentionGroups,
   ...elementwiseGroups,

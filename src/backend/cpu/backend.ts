@@ -9,6 +9,7 @@ import { PlanishError } from "../../common/errors.js";
 import { loadNativeLibrary, type NativeLibrary } from "./library.js";
 import { attentionKernels } from "./kernels/attention.js";
 import { elementwiseKernels } from "./kernels/elementwise.js";
+import { flattenKernels } from "./kernels/flatten.js";
 import { kroneckerKernels } from "./kernels/kronecker.js";
 import { linalgKernels } from "./kernels/linalg.js";
 import { normKernels } from "./kernels/norm.js";
@@ -20,6 +21,7 @@ import { NativeArena, NativeMemory, nativeBuffer } from "./memory.js";
 const PARTS: readonly ((library: NativeLibrary) => Partial<Kernels>)[] = [
   matmulKernels,
   quantizeKernels,
+  flattenKernels,
   kroneckerKernels,
   normKernels,
   attentionKernels,
@@ -33,6 +35,7 @@ const KERNEL_NAMES = [
   "quantizeRows",
   "quantizeRowsBackward",
   "dequantizeRows",
+  "flattenRows",
   "fakeQuantizeAsym",
   "fakeQuantizeAsymBackward",
   "clipRows",

@@ -17,6 +17,7 @@ import {
   unaryBackward,
 } from "./elementwise.js";
 import { gatherRows } from "./gather.js";
+import { flattenRows } from "./flatten.js";
 import { kronecker, kroneckerBackward } from "./kronecker.js";
 import { mse, nll, softmaxKl } from "./loss.js";
 import { intMatmul, matmul } from "./matmul.js";
@@ -41,6 +42,7 @@ const KERNELS: Kernels = {
   quantizeRows,
   quantizeRowsBackward,
   dequantizeRows,
+  flattenRows,
   fakeQuantizeAsym,
   fakeQuantizeAsymBackward,
   clipRows,

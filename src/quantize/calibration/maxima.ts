@@ -6,9 +6,15 @@ import {
   type BlockHooks,
   type BlockWeights,
 } from "../../models/block.js";
-import { LINEAR_SITES, type LinearSite, type ModelConfig } from "../../models/config.js";
+import {
+  LINEAR_SITES,
+  type LinearRole,
+  type LinearSite,
+  type ModelConfig,
+} from "../../models/config.js";
 import { ropeTables } from "../../models/rope.js";
-import { Graph } from "../../tensor/tensor.js";
+import { Graph, type Tensor } from "../../tensor/tensor.js";
+import type { BlockJob } from "../method.js";
 import { siteSize } from "../transforms/sites.js";
 import { sampleRange, type Activations } from "./windows.js";
 
@@ -57,25 +63,49 @@ function gather(
   const gathered = Object.fromEntries(
     sites.map((site) => [site, new Float64Array(siteSize(config, site))]),
   ) as unknown as Record<LinearSite, Float64Array>;
+  observeSites({ backend, config, weights, inputs, layer }, ({ g, site, x }) => {
+    const into = gathered[site];
+    const data = g.read(x);
+    for (let i = 0, j = 0; i < data.length; i++) {
+      into[j] = fold(into[j], Math.abs(data[i]));
+      if (++j === into.length) j = 0;
+    }
+  });
+  return gathered;
+}
+
+/** What one linear site of the full-precision block reads and gives in one window. */
+export interface SiteEvent {
+  readonly g: Graph;
+  readonly site: LinearSite;
+  /** [tokens, in]. */
+  readonly x: Tensor;
+  readonly roles: readonly LinearRole[];
+  /** The linears' outputs, in the order of `roles`. */
+  readonly outputs: readonly Tensor[];
+}
+
+/** Runs the full-precision block over the calibration windows (or the first few) and shows every linear site to `visit`. */
+export function observeSites(
+  job: Pick<BlockJob<unknown>, "backend" | "config" | "weights" | "inputs" | "layer">,
+  visit: (event: SiteEvent) => void,
+  windows = Infinity,
+): void {
+  const { backend, config, weights, inputs, layer } = job;
   const plain = plainHooks(weights);
-  const observed: BlockHooks = {
-    linears(g, site, x, roles) {
-      const into = gathered[site];
-      const data = g.read(x);
-      for (let i = 0, j = 0; i < data.length; i++) {
-        into[j] = fold(into[j], Math.abs(data[i]));
-        if (++j === into.length) j = 0;
-      }
-      return plain.linears(g, site, x, roles);
-    },
-  };
   using arena = backend.arena();
-  for (let s = 0; s < inputs.samples; s++) {
+  for (let window = 0; window < Math.min(windows, inputs.samples); window++) {
     using g = new Graph(backend, { arena });
+    const observed: BlockHooks = {
+      linears(graph, site, x, roles) {
+        const outputs = plain.linears(graph, site, x, roles);
+        visit({ g: graph, site, x, roles, outputs });
+        return outputs;
+      },
+    };
     const rope =
       config.positions.kind === "rope" ? ropeTables(g, config, 0, inputs.time) : undefined;
-    const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
+    const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, window, 1));
     blockForward(g, config, weights, observed, x, { layer, batch: 1, rope });
   }
-  return gathered;
 }

@@ -3,6 +3,7 @@ import { UsageError } from "../../common/errors.js";
 import type { Method } from "../method.js";
 import { awq } from "./awq/index.js";
 import { flatquant } from "./flatquant/index.js";
+import { flattenquant } from "./flattenquant/index.js";
 import { quarot } from "./quarot/index.js";
 import { rtn } from "./rtn/index.js";
 import { smoothquant } from "./smoothquant/index.js";
@@ -11,7 +12,15 @@ import { spinquant } from "./spinquant/index.js";
 /** A method with its recipe type forgotten: recipes are validated by the method's own schema before use. */
 export type AnyMethod = Method;
 
-export const METHODS: readonly AnyMethod[] = [flatquant, rtn, smoothquant, quarot, spinquant, awq];
+export const METHODS: readonly AnyMethod[] = [
+  flatquant,
+  flattenquant,
+  rtn,
+  smoothquant,
+  quarot,
+  spinquant,
+  awq,
+];
 
 /** @throws UsageError naming the accepted methods. */
 export function findMethod(name: string): AnyMethod {

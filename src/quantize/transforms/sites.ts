@@ -60,3 +60,9 @@ export function matrixPlaces(config: ModelConfig, scheme: Scheme): MatrixPlace[]
   if (active.values) places.push({ site: "v_head", side: "", size: config.headDim });
   return places;
 }
+
+/** The site whose activation a linear reads. */
+export function siteOf(role: LinearRole): LinearSite {
+  const sites = Object.keys(LINEAR_SITES) as LinearSite[];
+  return sites.find((name) => LINEAR_SITES[name].includes(role)) ?? "attn_in";
+}

@@ -1,6 +1,7 @@
 /** All differentiable operations. */
 export * from "./attention.js";
 export * from "./elementwise.js";
+export * from "./flatten.js";
 export * from "./gather.js";
 export * from "./kronecker.js";
 export * from "./loss.js";

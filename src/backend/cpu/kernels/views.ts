@@ -44,3 +44,12 @@ export function codes(buffer: Buffer, length: number, what: string): HostArray {
 export function indices(buffer: Buffer, length: number, what: string): HostArray {
   return elements(buffer, "i32", length, what);
 }
+
+/** As `indices`; null when absent. */
+export function optionalIndices(
+  buffer: Buffer | undefined,
+  length: number,
+  what: string,
+): HostArray | null {
+  return buffer === undefined ? null : elements(buffer, "i32", length, what);
+}

@@ -6,6 +6,11 @@ import { diagFolds, type ParameterValues } from "../../fold.js";
 import { balancingDiag } from "../../transforms/diag.js";
 import { KRONECKER_SITES, linearsAt, siteSize } from "../../transforms/sites.js";
 
+export type SmoothedSite = (typeof KRONECKER_SITES)[number];
+
+/** Sites behind a norm: the paper's. */
+export const NORM_SITES: readonly SmoothedSite[] = ["attn_in", "mlp_in"];
+
 /**
  * `<site>.diag` = 1/s with s_j = max|X_j|^α / max|W_j|^(1−α), over all linears that read the site: the block multiplies
  * activations with its diag, where the paper divides by s.
@@ -15,14 +20,17 @@ export function smoothingDiags(
   config: ModelConfig,
   maxima: SiteMaxima,
   alpha: number,
+  sites: readonly SmoothedSite[] = KRONECKER_SITES,
 ): ParameterValues {
   return new Map(
-    KRONECKER_SITES.filter((site) => diagFolds(config, site)).map((site) => [
-      `${site}.diag`,
-      {
-        shape: [siteSize(config, site)],
-        data: balancingDiag(linearsAt(block, site), maxima[site], alpha),
-      },
-    ]),
+    sites
+      .filter((site) => diagFolds(config, site))
+      .map((site) => [
+        `${site}.diag`,
+        {
+          shape: [siteSize(config, site)],
+          data: balancingDiag(linearsAt(block, site), maxima[site], alpha),
+        },
+      ]),
   );
 }

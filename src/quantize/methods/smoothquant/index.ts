@@ -1,7 +1,8 @@
 /**
  * SmoothQuant: a factor per channel, chosen from maxima, that divides activations and multiplies the weights reading
- * them, so that outliers are shared between the two. No rotation, no learning; activations get a scale per token while
- * the model runs (dynamic), static scales are not offered. Source: Xiao et al., ICML 2023, equations 3 and 4.
+ * them, so that outliers are shared between the two. No rotation, no learning. Activations get a scale per token while the
+ * model runs, or with granularity "tensor" (preset `tensor`) the paper's O3: one static scale for each activation and each
+ * weight. Source: Xiao et al., ICML 2023, equations 3 and 4, table 2.
  *
  * The factor stands where it folds for nothing: in the norms before attention and MLP, and in up_proj before
  * down_proj. The attention's output has no such place and is left alone, as are keys and values.
@@ -10,11 +11,17 @@ import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
 import { measureBlock } from "../../block-training.js";
 import { captureMaxima } from "../../calibration/maxima.js";
+import {
+  checkGranularity,
+  granularityDefaults,
+  granularityFields,
+  withFullRangeGrids,
+} from "../../grids/full-range.js";
 import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme } from "../../scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
-import { smoothingDiags } from "./diags.js";
+import { NORM_SITES, smoothingDiags } from "./diags.js";
 
 export const smoothQuantRecipe = z.strictObject({
   /** How much of the activations' range moves into the weights: 0 none, 1 all. */
@@ -23,16 +30,27 @@ export const smoothQuantRecipe = z.strictObject({
   samples: z.number().int().positive(),
   seqLen: z.number().int().positive(),
   ...roundingFields,
+  ...granularityFields,
 });
 export type SmoothQuantRecipe = z.infer<typeof smoothQuantRecipe>;
 
-const preset: SmoothQuantRecipe = { alpha: 0.5, samples: 128, seqLen: 2048, ...roundingDefaults };
+const preset: SmoothQuantRecipe = {
+  alpha: 0.5,
+  samples: 128,
+  seqLen: 2048,
+  ...roundingDefaults,
+  ...granularityDefaults,
+};
 
 export const smoothquant: Method<SmoothQuantRecipe> = {
   name: "smoothquant",
   summary: "activation outliers moved into weights, channel by channel (Xiao et al., ICML 2023)",
   recipe: smoothQuantRecipe,
-  presets: { default: preset, gptq: { ...preset, rounding: "gptq" } },
+  presets: {
+    default: preset,
+    gptq: { ...preset, rounding: "gptq" },
+    tensor: { ...preset, granularity: "tensor" },
+  },
   defaultPreset: "default",
   calibration: (recipe): CalibrationNeed => ({
     samples: recipe.samples,
@@ -44,7 +62,8 @@ export const smoothquant: Method<SmoothQuantRecipe> = {
     secondMoments: recipe.rounding === "gptq",
   }),
   gptq: gptqOf,
-  check: (config, scheme) => {
+  check: (config, scheme, recipe) => {
+    checkGranularity("smoothquant", scheme, recipe);
     if (scheme.activationBits >= 16)
       throw new UsageError(
         `method "smoothquant" moves outliers from activations into weights, and scheme ${formatScheme(scheme)} keeps activations at 16 bits, so the weights would only get harder to round; give fewer activation bits, such as w8a8kv16, or --method rtn`,
@@ -59,7 +78,11 @@ export const smoothquant: Method<SmoothQuantRecipe> = {
 };
 
 function calibrateBlock(job: BlockJob<SmoothQuantRecipe>): Promise<BlockOutcome> {
-  const { backend, block, weights, config, recipe, layer, inputs } = job;
+  const { backend, block, config, weights, inputs, layer, recipe } = job;
+  const { alpha, granularity } = recipe;
   const maxima = captureMaxima(backend, config, weights, inputs, layer);
-  return measureBlock(job, smoothingDiags(block, config, maxima, recipe.alpha));
+  if (granularity === "row") return measureBlock(job, smoothingDiags(block, config, maxima, alpha));
+  // Factors in up's rows would make the one scale of its weight hold rows of very uneven size.
+  const diags = smoothingDiags(block, config, maxima, alpha, NORM_SITES);
+  return measureBlock(job, withFullRangeGrids(job, diags));
 }

@@ -1,0 +1,289 @@
+/**
+ * FlattenQuant: static grids with one scale per tensor, made accurate by splitting large channels over copies, and a
+ * choice of 4 or 8 bits for each linear. Source: Zhang et al., "FlattenQuant" (LREC-COLING 2024, arXiv 2402.17985), as
+ * told in spec/flattenquant.md with our choices where the paper leaves one open.
+ *
+ * Per block: maxima of the full-precision activations, smoothing factors, thresholds and copies per linear, one pass for
+ * histograms, bits. Rounding, folding and packing are the pipeline's, as for every method.
+ */
+import type { RealArray } from "../../../backend/backend.js";
+import { UsageError } from "../../../common/errors.js";
+import type { LinearRole, LinearSite } from "../../../models/config.js";
+import { binary } from "../../../tensor/ops/index.js";
+import { freeTensor, frozen, type Tensor } from "../../../tensor/tensor.js";
+import { measureBlock } from "../../block-training.js";
+import { captureMaxima, observeSites, type SiteMaxima } from "../../calibration/maxima.js";
+import type { ParameterValues } from "../../fold.js";
+import { gridParameters, type TensorGrid } from "../../grids/tensor.js";
+import type { BlockJob, BlockOutcome, CalibrationNeed, LinearFacts, Method } from "../../method.js";
+import { gptqOf } from "../../rounding/settings.js";
+import { formatScheme, type Scheme } from "../../scheme.js";
+import { bindSimulated, describeBlock } from "../../simulated-block.js";
+import { planTransforms } from "../../transforms/plan.js";
+import { siteOf } from "../../transforms/sites.js";
+import { columnMaxima, NO_SPLIT, splitRows } from "../../transforms/split.js";
+import { chooseBits, FlattenedHistogram, type BitChoice, type SideDivergence } from "./bits.js";
+import { flattenQuantPresets, flattenQuantRecipe, type FlattenQuantRecipe } from "./recipe.js";
+import {
+  smoothBlock,
+  smoothedMaxima,
+  smoothingFolds,
+  type SmoothedWeights,
+  type SmoothingFactors,
+} from "./smoothing.js";
+import { countOutliers, flatten, type Flattening } from "./thresholds.js";
+
+/** Windows on which each linear's error is measured. */
+const ERROR_WINDOWS = 4;
+
+export const flattenquant: Method<FlattenQuantRecipe> = {
+  name: "flattenquant",
+  summary:
+    "static per-tensor scales with large channels split, 4 or 8 bits per linear (Zhang et al., 2024)",
+  recipe: flattenQuantRecipe,
+  presets: flattenQuantPresets,
+  defaultPreset: "default",
+  calibration: (recipe): CalibrationNeed => ({
+    samples: recipe.samples,
+    seqLen: recipe.seqLen,
+    stepsPerBlock: 1,
+    batch: 1,
+    refineSteps: 0,
+    refineBatch: 1,
+    secondMoments: recipe.rounding === "gptq",
+  }),
+  gptq: gptqOf,
+  check: (_config, scheme) => void lowestBits(scheme),
+  plan: (config, _paths, scheme) => planTransforms(config, scheme, { diag: true }),
+  calibrateBlock,
+};
+
+/** @throws UsageError for a scheme that FlattenQuant's rule cannot serve. */
+function lowestBits(scheme: Scheme): 4 | 8 {
+  const { weightBits, activationBits } = scheme;
+  if (weightBits === activationBits && (weightBits === 4 || weightBits === 8)) return weightBits;
+  throw new UsageError(
+    `method "flattenquant" runs each linear at 4 or at 8 bits on both sides, and scheme ${formatScheme(scheme)} asks for something else; give w4a4kv… (4 where the rule allows, 8 elsewhere) or w8a8kv… (8 everywhere)`,
+  );
+}
+
+/** What has been decided about one linear, and what is still being found out. */
+interface Layer {
+  readonly role: LinearRole;
+  readonly path: string;
+  readonly weight: Float64Array;
+  readonly rows: number;
+  readonly channels: number;
+  readonly flattening: Flattening;
+  readonly activations: FlattenedHistogram;
+  readonly weightDivergence: SideDivergence;
+  /** Largest magnitudes of what the plain grids would have to hold, unsmoothed and unsplit. */
+  readonly plainMaxima: { readonly activation: Float64Array; readonly weight: Float64Array };
+}
+
+async function calibrateBlock(job: BlockJob<FlattenQuantRecipe>): Promise<BlockOutcome> {
+  const { backend, block, config, weights: original, inputs, layer: number, scheme, recipe } = job;
+  const lowest = lowestBits(scheme);
+  const maxima = captureMaxima(backend, config, original, inputs, number);
+  const { factors, weights } = smoothBlock(block, config, maxima, recipe);
+  const layers = (Object.keys(block.linears) as LinearRole[]).map((role) =>
+    planLayer(job, role, maxima, factors, weights),
+  );
+  observeSites(job, ({ g, site, x, roles }) => {
+    const data = g.read(x);
+    for (const layer of layers)
+      if (roles.includes(layer.role)) layer.activations.add(data, factors[site]);
+  });
+  const decided = layers.map((layer) => {
+    const activation = layer.activations.divergence();
+    return {
+      ...layer,
+      activation,
+      choice: chooseBits(activation, layer.weightDivergence, recipe, lowest),
+    };
+  });
+
+  const parameters = new Map<string, { shape: readonly number[]; data: RealArray }>();
+  for (const [site, data] of Object.entries(factors))
+    parameters.set(
+      `${site}.${smoothingFolds(config, site as LinearSite, recipe.rows) ? "diag" : "factor"}`,
+      { shape: [data.length], data },
+    );
+  for (const layer of decided)
+    for (const [name, value] of gridParameters(layer.path, gridOf(layer)))
+      parameters.set(name, value);
+  const errors = measureLinears(job, decided, parameters, factors);
+  const linears: Record<string, LinearFacts> = {};
+  for (const layer of decided)
+    linears[layer.path] = facts(
+      layer,
+      factors,
+      maxima,
+      errors.get(layer.role) ?? { before: NaN, after: NaN },
+    );
+  const outcome = await measureBlock(job, parameters);
+  return { ...outcome, report: { ...outcome.report, linears } };
+}
+
+function planLayer(
+  { block, recipe }: BlockJob<FlattenQuantRecipe>,
+  role: LinearRole,
+  maxima: SiteMaxima,
+  factors: SmoothingFactors,
+  weights: SmoothedWeights,
+): Layer {
+  const original = block.linears[role];
+  const weight = weights[role];
+  if (!original || !weight) throw new Error(`block has no "${role}"`);
+  const [rows, channels] = original.weight.shape;
+  const flattening = flatten(
+    smoothedMaxima(role, maxima, factors),
+    columnMaxima(weight, channels),
+    recipe,
+  );
+  const histogram = new FlattenedHistogram(channels, flattening, "weight");
+  histogram.add(weight);
+  return {
+    role,
+    path: original.path,
+    weight,
+    rows,
+    channels,
+    flattening,
+    activations: new FlattenedHistogram(channels, flattening, "activation"),
+    weightDivergence: histogram.divergence(),
+    plainMaxima: {
+      activation: maxima[siteOf(role)],
+      weight: columnMaxima(original.weight.data, channels),
+    },
+  };
+}
+
+type DecidedLayer = Layer & { readonly activation: SideDivergence; readonly choice: BitChoice };
+
+function gridOf({ flattening, choice }: DecidedLayer): TensorGrid {
+  return {
+    weightBits: choice.bits,
+    activationBits: choice.bits,
+    weightThreshold: flattening.weightThreshold,
+    activationThreshold: flattening.activationThreshold,
+    split: flattening.split,
+  };
+}
+
+/** Relative squared error of a linear's output: on plain per-tensor grids of the chosen bits, and flattened. */
+interface LinearError {
+  readonly before: number;
+  readonly after: number;
+}
+
+/**
+ * Measures each linear alone on full-precision activations of a few windows, weights to the nearest integer: with plain
+ * per-tensor grids as wide as tensor maxima, and with the parameters found.
+ */
+function measureLinears(
+  job: BlockJob<FlattenQuantRecipe>,
+  layers: readonly DecidedLayer[],
+  parameters: ParameterValues,
+  factors: SmoothingFactors,
+): Map<LinearRole, LinearError> {
+  const { backend, config, weights } = job;
+  const description = describeBlock(job.block, config, job.scheme);
+  const largest = (values: Float64Array) => values.reduce((a, b) => Math.max(a, b), 0);
+  const plain = new Map(
+    layers.flatMap(({ path, choice, plainMaxima }) => [
+      ...gridParameters(path, {
+        weightBits: choice.bits,
+        activationBits: choice.bits,
+        weightThreshold: largest(plainMaxima.weight),
+        activationThreshold: largest(plainMaxima.activation),
+        split: NO_SPLIT,
+      }),
+    ]),
+  );
+  const variants = [plain, parameters].map((values) => {
+    const tensors = new Map<string, Tensor>();
+    for (const [name, { shape, data }] of values) tensors.set(name, frozen(backend, shape, data));
+    return { tensors, smoothed: values === parameters };
+  });
+  const sums = new Map(layers.map(({ role }) => [role, { errors: [0, 0], power: 0 }]));
+  observeSites(
+    job,
+    ({ g, site, x, roles, outputs }) => {
+      const diag = factors[site];
+      variants.forEach(({ tensors, smoothed }, which) => {
+        const bound = bindSimulated(g, description, weights, tensors);
+        // A factor that stands in the rows of the linear before has been applied when the activation arrives.
+        const carried = smoothed && diag && bound.carries(site);
+        const input = carried ? binary(g, "mul", x, g.constant([diag.length], diag), "row") : x;
+        bound.linears(g, site, input, roles).forEach((output, i) => {
+          const sum = sums.get(roles[i]);
+          if (!sum) return;
+          const [expected, found] = [g.read(outputs[i]), g.read(output)];
+          const rows = smoothed ? bound.rowFactors(roles[i]) : undefined;
+          for (let e = 0; e < found.length; e++) {
+            const value = rows ? found[e] / rows[e % rows.length] : found[e];
+            sum.errors[which] += (value - expected[e]) ** 2;
+            if (which === 0) sum.power += expected[e] ** 2;
+          }
+        });
+      });
+    },
+    ERROR_WINDOWS,
+  );
+  for (const { tensors } of variants)
+    for (const tensor of tensors.values()) freeTensor(backend, tensor);
+  return new Map(
+    [...sums].map(([role, { errors, power }]) => [
+      role,
+      { before: errors[0] / power, after: errors[1] / power },
+    ]),
+  );
+}
+
+/** The row of the per-layer table. */
+function facts(
+  layer: DecidedLayer,
+  factors: SmoothingFactors,
+  maxima: SiteMaxima,
+  error: LinearError,
+): LinearFacts {
+  const { role, rows, channels, weight, flattening, choice, activation, weightDivergence } = layer;
+  const s = (factors[siteOf(role)] ?? new Float64Array([1])).map((f) => 1 / f);
+  const smallest = s.reduce((a, b) => Math.min(a, b));
+  const largest = s.reduce((a, b) => Math.max(a, b));
+  const smoothed = smoothedMaxima(role, maxima, factors);
+  return {
+    bits: choice.bits,
+    rule: choice.rule,
+    kl4X: activation.kl4,
+    kl8X: activation.kl8,
+    kl4W: weightDivergence.kl4,
+    kl8W: weightDivergence.kl8,
+    splitX: flattening.splitActivations,
+    splitW: flattening.splitWeights,
+    expansion: flattening.expansion,
+    capFactor: flattening.capFactor,
+    smoothingRange: largest / smallest,
+    outliersX: countOutliers(layer.plainMaxima.activation),
+    outliersXAfter: countOutliers(flattenedMaxima(smoothed, flattening, "activation")),
+    outliersW: countOutliers(layer.plainMaxima.weight),
+    outliersWAfter: countOutliers(
+      flattenedMaxima(columnMaxima(weight, channels), flattening, "weight"),
+    ),
+    errorBefore: error.before,
+    errorAfter: error.after,
+    multiplyAdds: rows * (channels + flattening.split.channel.length),
+  };
+}
+
+/** Largest magnitudes of one side's columns once split. */
+function flattenedMaxima(
+  maxima: Float64Array,
+  { split, activationThreshold, weightThreshold }: Flattening,
+  side: "activation" | "weight",
+): Float64Array {
+  const [threshold, part] =
+    side === "activation" ? [activationThreshold, split.part] : [weightThreshold, split.weightPart];
+  return splitRows(maxima, 1, maxima.length, threshold, split.channel, part);
+}

@@ -1,0 +1,47 @@
+/** FlattenQuant's settings, and the presets that come with it. */
+import { z } from "zod";
+import { roundingDefaults, roundingFields } from "../../rounding/settings.js";
+
+const count = z.number().int().positive();
+
+export const flattenQuantRecipe = z.strictObject({
+  /** Exponent of channel smoothing: how much of the activations' unevenness moves into the weights. */
+  alpha: z.number().min(0).max(1),
+  /**
+   * Where the factors of the MLP's inner activation and of the attention's output go: into the rows of the linear before
+   * ("fold"), whose one scale then has to hold rows of uneven size, or into the quantize kernel ("kernel").
+   */
+  rows: z.enum(["fold", "kernel"]),
+  /** Truncation threshold as a multiple of the mean of the channel maxima that are no outliers. */
+  beta: z.number().positive(),
+  /** What is compared with gamma, of a layer's worse side: KL₄/KL₈ ("ratio"), or KL₄ − KL₈ in nats ("excess"). */
+  criterion: z.enum(["ratio", "excess"]),
+  /** A layer runs at 4 bits where the criterion is below this. */
+  gamma: z.number().nonnegative(),
+  /** Largest K'/K; thresholds are raised until it holds. */
+  maxExpansion: z.number().min(1),
+  /** Windows of calibration text, and tokens in each. */
+  samples: count,
+  seqLen: count,
+  ...roundingFields,
+});
+export type FlattenQuantRecipe = z.infer<typeof flattenQuantRecipe>;
+
+const preset: FlattenQuantRecipe = {
+  alpha: 0.5,
+  rows: "kernel",
+  beta: 1.3,
+  criterion: "excess",
+  gamma: 0.05,
+  maxExpansion: 1.25,
+  samples: 128,
+  seqLen: 2048,
+  ...roundingDefaults,
+  rounding: "gptq",
+};
+
+export const flattenQuantPresets = {
+  default: preset,
+  /** Weights to the nearest integer. */
+  rtn: { ...preset, rounding: "rtn" },
+} satisfies Record<string, FlattenQuantRecipe>;
