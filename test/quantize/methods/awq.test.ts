@@ -5,7 +5,12 @@ import { createReferenceBackend } from "../../../src/backend/reference/index.js"
 import { openBackend } from "../../../src/backend/open.js";
 import { Random } from "../../../src/common/random.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
-import { channelScales, searchScales } from "../../../src/quantize/methods/awq/search.js";
+import {
+  channelScales,
+  clipLogit,
+  searchClips,
+  searchScales,
+} from "../../../src/quantize/methods/awq/search.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
 import { digest, FEW, smallCalibration, tinyLlama } from "./support.js";
 
@@ -80,6 +85,51 @@ describe("the search", () => {
     expect(result.exponent).toBe(expected.indexOf(Math.min(...expected)) / steps);
     // A channel thirty times as loud as the others is worth protecting.
     expect(result.exponent).toBeGreaterThan(0);
+  });
+});
+
+describe("the search for clipping", () => {
+  it("clips each row where its outputs come closest, as found by trying", () => {
+    const [rows, cols, tokens, bits] = [5, 24, 60, 3];
+    const random = new Random(3);
+    // One weight of each row stands far out, in a channel that is hardly used.
+    const w = Float32Array.from({ length: rows * cols }, (_, i) =>
+      i % cols === 4 ? 6 : random.normal(),
+    );
+    const x = Float64Array.from(
+      { length: tokens * cols },
+      (_, i) => random.normal() * (i % cols === 4 ? 0.05 : 1),
+    );
+    const moment = new Float64Array(cols * cols);
+    for (let t = 0; t < tokens; t++)
+      for (let i = 0; i < cols; i++)
+        for (let j = 0; j < cols; j++) moment[i * cols + j] += x[t * cols + i] * x[t * cols + j];
+    const found = searchClips({
+      backend: createReferenceBackend({ realType: "f64" }),
+      weight: { shape: [rows, cols], data: w },
+      scales: new Float64Array(cols).fill(1),
+      moment,
+      bits,
+    });
+    const errorAt = (row: number, ratio: number): number => {
+      const own = Array.from(w.subarray(row * cols, (row + 1) * cols));
+      const [hi, lo] = [ratio * Math.max(...own), ratio * Math.min(...own)];
+      const clipped = own.map((v) => Math.min(Math.max(v, lo), hi));
+      const step = Math.max(hi, -lo) / (2 ** (bits - 1) - 1);
+      const errors = clipped.map((v, j) => Math.round(v / step) * step - own[j]);
+      let sum = 0;
+      for (let t = 0; t < tokens; t++)
+        sum += errors.reduce((dot, e, j) => dot + e * x[t * cols + j], 0) ** 2;
+      return sum;
+    };
+    const ratios = Array.from({ length: 11 }, (_, i) => 1 - i / 20);
+    for (const [row, ratio] of found.entries()) {
+      const errors = ratios.map((r) => errorAt(row, r));
+      expect(ratio).toBe(ratios[errors.indexOf(Math.min(...errors))]);
+      expect(ratio).toBeLessThan(1);
+      expect(1 / (1 + Math.exp(-clipLogit(ratio)))).toBeCloseTo(ratio, 12);
+    }
+    expect(Math.fround(1 / (1 + Math.exp(-clipLogit(1))))).toBe(1);
   });
 });
 

@@ -3,11 +3,14 @@
  * stay at 16 bits. Source: Lin et al., "AWQ" (MLSys 2024).
  *
  * A site's linears share one factor per channel, which folds into the norm or the rows before it; the attention's output
- * has no such place and is left alone. Grids have one scale per row, where the paper's have one per 128 weights, and
- * the paper's search for clipping bounds is not made.
+ * has no such place and is left alone. Then each row of every linear but q and k (whose errors meet in a product, where
+ * the published code leaves them alone too) is clipped to the part of its range that a second search finds best. Grids
+ * have one scale per row, where the paper's have one per 128 weights.
  */
 import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
+import { LINEAR_SITES, type LinearRole, type LinearSite } from "../../../models/config.js";
+import { linearShape } from "../../../models/weights.js";
 import { measureBlock } from "../../block-training.js";
 import { captureMeans } from "../../calibration/maxima.js";
 import { diagFolds, type ParameterValues } from "../../fold.js";
@@ -18,7 +21,7 @@ import { formatScheme, type Scheme } from "../../scheme.js";
 import { describeBlock } from "../../simulated-block.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { KRONECKER_SITES, linearsAt } from "../../transforms/sites.js";
-import { searchScales } from "./search.js";
+import { clipLogit, searchClips, searchScales } from "./search.js";
 
 const count = z.number().int().positive();
 
@@ -28,11 +31,19 @@ export const awqRecipe = z.strictObject({
   seqLen: count,
   /** Exponents tried are 0, 1/gridSteps, …, 1. */
   gridSteps: count,
+  /** Also searches how far rows are clipped. */
+  weightClip: z.boolean(),
   ...roundingFields,
 });
 export type AwqRecipe = z.infer<typeof awqRecipe>;
 
-const preset: AwqRecipe = { samples: 128, seqLen: 2048, gridSteps: 20, ...roundingDefaults };
+const preset: AwqRecipe = {
+  samples: 128,
+  seqLen: 2048,
+  gridSteps: 20,
+  weightClip: true,
+  ...roundingDefaults,
+};
 
 export const awq: Method<AwqRecipe> = {
   name: "awq",
@@ -51,7 +62,15 @@ export const awq: Method<AwqRecipe> = {
     secondMoments: true,
   }),
   gptq: gptqOf,
-  plan: (config, _paths, scheme) => planTransforms(config, scheme, { diag: true }),
+  plan: (config, paths, scheme, recipe) => {
+    const { transforms, parameters } = planTransforms(config, scheme, { diag: true });
+    const clips: Record<string, readonly number[]> = {};
+    for (const [role, path] of Object.entries(paths) as [LinearRole, string][])
+      if (recipe.weightClip && isClipped(role))
+        for (const bound of ["w_max", "w_min"])
+          clips[`clip.${path}.${bound}`] = [linearShape(config, role)[0], 1];
+    return { transforms, parameters: { ...parameters, ...clips } };
+  },
   check: (config, scheme) => {
     if (scheme.activationBits < 16)
       throw new UsageError(
@@ -69,6 +88,11 @@ export const awq: Method<AwqRecipe> = {
   calibrateBlock,
 };
 
+/** Errors of q and k meet in a product, which the search of either cannot see. */
+function isClipped(role: LinearRole): boolean {
+  return role !== "q" && role !== "k";
+}
+
 async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
   const { backend, block, weights, config, scheme, recipe, layer, inputs, signal } = job;
   const means = captureMeans(backend, config, weights, inputs, layer);
@@ -82,24 +106,42 @@ async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
     layer,
     signal,
   });
-  const diags = new Map<string, { shape: readonly number[]; data: Float64Array }>();
+  const values = new Map<string, { shape: readonly number[]; data: Float64Array }>();
   const notes: string[] = [];
-  for (const site of KRONECKER_SITES) {
-    const first = ({ attn_in: "q", mlp_in: "up", mlp_down: "down" } as const)[site];
-    const moment = moments.find(({ roles }) => roles.includes(first));
-    if (!diagFolds(config, site) || !moment) continue;
-    const { scales, exponent } = searchScales({
-      backend,
-      weights: linearsAt(block, site).map(({ weight }) => weight),
-      mean: means[site],
-      moment: moment.sum,
-      bits: scheme.weightBits,
-      steps: recipe.gridSteps,
-    });
-    if (exponent === 0)
-      notes.push(`block ${layer}: awq found no factors better than none at ${site}`);
-    else diags.set(`${site}.diag`, { shape: [scales.length], data: scales.map((s) => 1 / s) });
+  for (const [site, roles] of Object.entries(LINEAR_SITES) as [LinearSite, LinearRole[]][]) {
+    const found = moments.find((each) => each.roles.some((role) => roles.includes(role)));
+    if (!found) continue;
+    const { cols, sum: moment } = found;
+    let scales: Float64Array = new Float64Array(cols).fill(1);
+    if (site !== "attn_out" && diagFolds(config, site)) {
+      const searched = searchScales({
+        backend,
+        weights: linearsAt(block, site).map(({ weight }) => weight),
+        mean: means[site],
+        moment,
+        bits: scheme.weightBits,
+        steps: recipe.gridSteps,
+      });
+      if (searched.exponent === 0)
+        notes.push(`block ${layer}: awq found no factors better than none at ${site}`);
+      else {
+        ({ scales } = searched);
+        values.set(`${site}.diag`, { shape: [cols], data: scales.map((s) => 1 / s) });
+      }
+    }
+    if (!recipe.weightClip) continue;
+    for (const role of roles) {
+      const linear = block.linears[role];
+      if (!linear || !isClipped(role)) continue;
+      const { weight, path } = linear;
+      const ratios = searchClips({ backend, weight, scales, moment, bits: scheme.weightBits });
+      for (const bound of ["w_max", "w_min"])
+        values.set(`clip.${path}.${bound}`, {
+          shape: [weight.shape[0], 1],
+          data: ratios.map(clipLogit),
+        });
+    }
   }
-  const outcome = await measureBlock(job, diags satisfies ParameterValues);
+  const outcome = await measureBlock(job, values satisfies ParameterValues);
   return { ...outcome, report: { ...outcome.report, notes } };
 }

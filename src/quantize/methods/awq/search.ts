@@ -1,10 +1,11 @@
 /**
- * AWQ's search: which power of the activations' mean magnitude, as a factor per input channel, lets rounding change a
- * site's outputs least. Source: Lin et al., "AWQ" (MLSys 2024), section 3.2, equations 4 and 5.
+ * AWQ's searches: which power of the activations' mean magnitude, as a factor per input channel, lets rounding change a
+ * site's outputs least; and how far each row of weights should be clipped. Source: Lin et al., "AWQ" (MLSys 2024), section
+ * 3.2, equations 4 and 5; the clipping as in the published code.
  */
 import type { Backend, RealArray } from "../../../backend/backend.js";
-import { binary, matmul, quantizeRows } from "../../../tensor/ops/index.js";
-import { Graph } from "../../../tensor/tensor.js";
+import { binary, clipRows, matmul, quantizeRows } from "../../../tensor/ops/index.js";
+import { Graph, type Tensor } from "../../../tensor/tensor.js";
 import { WEIGHT_SCALE_FLOOR } from "../../simulated-block.js";
 
 /** Mean magnitudes below this count as this much. */
@@ -51,12 +52,50 @@ export function searchScales(problem: SearchProblem): SearchResult {
   return { exponent: best / steps, scales: channelScales(mean, best / steps), errors };
 }
 
-/** With E = Q(W·s)/s − W the squared error of x·Wᵀ, summed over tokens, is the sum of (E·Σxxᵀ) ⊙ E. */
 function outputError(
   { backend, weights, moment, bits }: SearchProblem,
   scales: Float64Array,
 ): number {
-  const cols = scales.length;
+  let sum = 0;
+  for (const weight of weights)
+    for (const error of rowErrors({ backend, weight, scales, moment, bits }, 1)) sum += error;
+  return sum;
+}
+
+export interface ClipProblem extends Pick<SearchProblem, "backend" | "moment" | "bits"> {
+  readonly weight: SearchProblem["weights"][number];
+  /** s by channel, as the first search found them; ones where there are none. */
+  readonly scales: Float64Array;
+}
+
+/** Ratios tried, from no clipping to half of the range, in steps of 5%. */
+const CLIP_RATIOS = Array.from({ length: 11 }, (_, i) => 1 - i / 20);
+
+/** For each row the part of its range, of `CLIP_RATIOS`, that rounding keeps the outputs closest with; the largest of equals. */
+export function searchClips(problem: ClipProblem): Float64Array {
+  const rows = problem.weight.shape[0];
+  const best = new Float64Array(rows).fill(1);
+  const least = new Float64Array(rows).fill(Infinity);
+  for (const ratio of CLIP_RATIOS)
+    for (const [row, error] of rowErrors(problem, ratio).entries())
+      if (error < least[row]) {
+        least[row] = error;
+        best[row] = ratio;
+      }
+  return best;
+}
+
+/** The clipping logit of a ratio: σ(c) is the ratio, and 1 in float32 for 1 (docs/methods.md, Grids). */
+export function clipLogit(ratio: number): number {
+  return ratio >= 1 ? 20 : Math.log(ratio / (1 - ratio));
+}
+
+/** With E = Q(W·s)/s − W the squared error of x·Wᵀ, summed over tokens, is by row the sum of (E·Σxxᵀ) ⊙ E. */
+function rowErrors(
+  { backend, weight: { shape, data }, scales, moment, bits }: ClipProblem,
+  ratio: number,
+): Float64Array {
+  const [rows, cols] = shape;
   using g = new Graph(backend);
   const factors = g.constant([cols], scales);
   const inverses = g.constant(
@@ -64,14 +103,16 @@ function outputError(
     scales.map((x) => 1 / x),
   );
   const products = g.constant([cols, cols], moment);
-  let sum = 0;
-  for (const { shape, data } of weights) {
-    const weight = g.constant(shape, data);
-    const scaled = binary(g, "mul", weight, factors, "row");
-    const rounded = quantizeRows(g, scaled, { bits, scaleFloor: WEIGHT_SCALE_FLOOR });
-    const error = binary(g, "sub", binary(g, "mul", rounded, inverses, "row"), weight);
-    const [e, weighted] = [g.read(error), g.read(matmul(g, error, products))];
-    for (let i = 0; i < e.length; i++) sum += e[i] * weighted[i];
+  const weight = g.constant(shape, data);
+  let scaled: Tensor = binary(g, "mul", weight, factors, "row");
+  if (ratio < 1) {
+    const logits = g.constant([rows, 1], new Float64Array(rows).fill(clipLogit(ratio)));
+    scaled = clipRows(g, scaled, { max: logits, min: logits });
   }
-  return sum;
+  const rounded = quantizeRows(g, scaled, { bits, scaleFloor: WEIGHT_SCALE_FLOOR });
+  const error = binary(g, "sub", binary(g, "mul", rounded, inverses, "row"), weight);
+  const [e, weighted] = [g.read(error), g.read(matmul(g, error, products))];
+  const errors = new Float64Array(rows);
+  for (let i = 0; i < e.length; i++) errors[Math.floor(i / cols)] += e[i] * weighted[i];
+  return errors;
 }
