@@ -16,6 +16,7 @@ import { quantize } from "../../src/quantize/index.js";
 import { loadModel } from "../../src/quantize/load.js";
 import { compare, type CompareOptions } from "../../src/report/compare/compare.js";
 import { readComparison } from "../../src/report/compare/directory.js";
+import { measureSpeed } from "../../src/report/compare/speed.js";
 import { comparisonMarkdown } from "../../src/report/compare/table.js";
 import { parseWays } from "../../src/report/compare/ways.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
@@ -178,7 +179,7 @@ describe("what --methods may name", () => {
   it.each([
     [["nonsense"], /method "nonsense" is unknown; accepted: fp16, gptq, /],
     [["rtn", "rtn"], /named twice/],
-    [["rtn:paper"], /no preset "paper"; accepted: default, gptq for rtn/],
+    [["rtn:paper"], /no preset "paper"; accepted: default.* for rtn/],
     [["fp16+gptq"], /write it without/],
     [["a b"], /is no method/],
     [[], /no methods/],
@@ -188,5 +189,29 @@ describe("what --methods may name", () => {
 
   it("refuses a preset that no method has", () => {
     expect(() => parseWays(["rtn"], "paper")).toThrow(/none of the methods has a preset "paper"/);
+  });
+});
+
+describe("speed", () => {
+  const tokens = Int32Array.from({ length: 40 }, (_, i) => 5 + i);
+  const few = { promptTokens: 16, decodedTokens: 2, rounds: 3 };
+
+  it("is that of both models in turns; the model as it is is as fast as itself", () => {
+    const artifact = join(directory, "all", "artifacts", "rtn");
+    const { prefill, decode, prefillRatio } = measureSpeed(artifact, model, tokens, few);
+    for (const { median, min, max } of [prefill, decode]) {
+      expect(min).toBeGreaterThan(0);
+      expect(median).toBeGreaterThanOrEqual(min);
+      expect(max).toBeGreaterThanOrEqual(median);
+    }
+    expect(prefillRatio).toBeGreaterThan(0);
+    expect(measureSpeed(model, model, tokens, few)).toMatchObject({
+      prefillRatio: 1,
+      decodeRatio: 1,
+    });
+  });
+
+  it("needs enough text", () => {
+    expect(() => measureSpeed(model, model, tokens)).toThrow(/text has 40 tokens; .* takes 288/);
   });
 });

@@ -33,10 +33,20 @@ interface CompareFlags extends DeviceFlags {
   readonly windowTokens?: number;
   readonly tasks?: string;
   readonly limit?: number;
+  readonly speed?: boolean;
   readonly resume?: boolean;
 }
 
-const DEFAULT_METHODS = ["fp16", "rtn", "smoothquant", "gptq", "quarot", "spinquant", "flatquant"];
+const DEFAULT_METHODS = [
+  "fp16",
+  "rtn",
+  "smoothquant",
+  "gptq",
+  "quarot",
+  "spinquant",
+  "flatquant",
+  "flattenquant",
+];
 const count = integer({ min: 1 });
 
 export function register(program: Command): void {
@@ -70,6 +80,7 @@ export function register(program: Command): void {
     .option("--limit <n>", "score only the first n items of each task", count)
     .addOption(deviceOption())
     .addOption(threadsOption())
+    .option("--speed", "also measure prefill and decode in the engine, beside the model as it is")
     .option("--resume", "go on with an interrupted comparison, or add methods to one")
     .action(
       perform<CompareFlags, [string]>(async ({ reporter, signal }, flags, name) => {

@@ -29,6 +29,7 @@ import { loadModel } from "../../quantize/load.js";
 import { formatScheme, parseScheme, type Scheme } from "../../quantize/scheme.js";
 import { ComparisonDirectory } from "./directory.js";
 import type { Comparison, MethodResult } from "./result.js";
+import { measureSpeed } from "./speed.js";
 import { comparisonMarkdown } from "./table.js";
 import { parseWays, type Way } from "./ways.js";
 
@@ -61,6 +62,10 @@ export interface CompareOptions {
   readonly tasks?: readonly TaskData[];
   /** The limit that cut the tasks, to say so. */
   readonly limit?: number;
+  /** Also measure prefill and decode in the engine, each method beside the original. */
+  readonly speed?: boolean;
+  /** Threads of the engine (default: one per core). */
+  readonly threads?: number;
   /** Go on with an interrupted comparison of the same settings, or add methods to it. */
   readonly resume?: boolean;
   /** Memory for states that are shared between methods, bytes (default: a quarter of what is free, at most 2 GB). */
@@ -117,7 +122,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   using run = new Run(options, scheme, source, tokenizer, tokens, directory);
   const results = ways.map((way) => run.known(way));
   const finish = (): Comparison => {
-    const remarks = [SPEED_REMARK];
+    const remarks = options.speed ? [] : [SPEED_REMARK];
     const comparison = { ...document, remarks, methods: results };
     directory.keepDocument(comparison, comparisonMarkdown(comparison));
     return comparison;
@@ -129,8 +134,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   return finish();
 }
 
-const SPEED_REMARK =
-  "speed of prefill and decode is not in the table: compare does not measure it; see `planish bench`";
+const SPEED_REMARK = "speed was not measured (--speed does)";
 
 function machine({ description }: Backend): Comparison["machine"] {
   const processors = cpus();
@@ -214,6 +218,7 @@ class Run implements Disposable {
       });
     if (result.perplexity === undefined) keep(await this.scoreText(way));
     await this.scoreTasks(way, () => result, keep);
+    if (this.options.speed && result.speed === undefined) keep(this.measureSpeed(way));
     return result;
   }
 
@@ -298,11 +303,24 @@ class Run implements Disposable {
   }
 
   private load(way: Way) {
-    const { backend, model } = this.options;
-    const path = way.quantize
+    return loadModel(this.options.backend, this.pathOf(way));
+  }
+
+  private pathOf(way: Way): string {
+    return way.quantize
       ? join(this.directory.path, this.directory.artifact(way.name))
-      : model;
-    return loadModel(backend, path);
+      : this.options.model;
+  }
+
+  private measureSpeed(way: Way): Partial<MethodResult> {
+    const { model, threads } = this.options;
+    try {
+      const speed = measureSpeed(this.pathOf(way), model, this.tokens, { threads });
+      return { speed, speedReason: undefined };
+    } catch (error) {
+      if (!(error instanceof PlanishError)) throw error;
+      return { speedReason: error.message };
+    }
   }
 
   private async scoreTasks(

@@ -3,6 +3,8 @@ import { z } from "zod";
 
 const measure = z.object({ value: z.number(), stderr: z.number().optional() });
 
+const rate = z.object({ median: z.number(), min: z.number(), max: z.number() });
+
 const taskResult = z.object({
   task: z.string(),
   items: z.number(),
@@ -41,6 +43,12 @@ export const methodResultSchema = z.object({
   /** Mean relative error of states after each block. */
   blockErrors: z.array(z.number()).optional(),
   evaluateSeconds: z.number().optional(),
+  /** Tokens per second in the engine, and how many times as fast as the original in the same run. */
+  speed: z
+    .object({ prefill: rate, decode: rate, prefillRatio: z.number(), decodeRatio: z.number() })
+    .optional(),
+  /** Why there is no speed. */
+  speedReason: z.string().optional(),
   tasks: z.array(taskResult).optional(),
   /** Mean over tasks of the customary metric; present when all tasks are done. */
   average: measure.optional(),

@@ -18,6 +18,7 @@ export interface TableParts {
 /** One row per method. */
 export function mainTable({ methods }: Comparison): TableParts {
   const withTasks = methods.some(({ average }) => average !== undefined);
+  const withSpeed = methods.some(({ speed }) => speed !== undefined);
   const columns = [
     "method",
     { title: "perplexity", decimals: 2 },
@@ -26,6 +27,7 @@ export function mainTable({ methods }: Comparison): TableParts {
     ...(withTasks ? ["zero-shot (%)"] : []),
     "size",
     "quantized in",
+    ...(withSpeed ? ["prefill (tokens/s)", "decode (tokens/s)"] : []),
   ];
   const rows = methods.map((m): Cell[] => [
     m.name,
@@ -35,6 +37,12 @@ export function mainTable({ methods }: Comparison): TableParts {
     ...(withTasks ? [m.average && measured(m.average, 1, 100)] : []),
     m.bytes === undefined ? undefined : formatBytes(m.bytes),
     m.quantizeSeconds === undefined ? undefined : formatDuration(m.quantizeSeconds),
+    ...(withSpeed
+      ? [
+          m.speed && rateText(m.speed.prefill.median, m.speed.prefillRatio),
+          m.speed && rateText(m.speed.decode.median, m.speed.decodeRatio),
+        ]
+      : []),
   ]);
   return { columns, rows };
 }
@@ -83,6 +91,14 @@ export function comparisonNotes(comparison: Comparison): string[] {
     ...methods.flatMap(({ name, fallbacks }) =>
       (fallbacks ?? []).map((fallback) => `${name}, fallback: ${fallback}`),
     ),
+    ...(methods.some(({ speed }) => speed)
+      ? [
+          "Speed in the engine: a prompt of 256 tokens in one step, then 32 tokens in a step each; median of 5 rounds, and × as fast as the model as it is, measured in turns with it.",
+        ]
+      : []),
+    ...methods.flatMap(({ name, speedReason }) =>
+      speedReason === undefined ? [] : [`${name} has no speed: ${speedReason}`],
+    ),
     ...remarks.map((remark) => `${remark[0].toUpperCase()}${remark.slice(1)}.`),
     `${machine.backend}; Node ${machine.node}, Planish ${comparison.planishVersion}.`,
   ];
@@ -109,6 +125,10 @@ export function comparisonMarkdown(comparison: Comparison): string {
       .map((note) => `- ${note}`)
       .join("\n"),
   ].join("\n\n")}\n`;
+}
+
+function rateText(rate: number, ratio: number): string {
+  return `${rate.toFixed(0)} (${ratio.toFixed(2)}×)`;
 }
 
 function measured({ value, stderr }: Measure, decimals: number, factor = 1): string {

@@ -30,7 +30,12 @@ import { freeBlock, readBlock, uploadBlock, type HostBlock } from "../../models/
 import { readQuantizationInfo } from "../../quantize/artifact.js";
 import { freeOuter } from "../../quantize/calibration/forward.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
-import { packedLayer, type PackedBlock, type PackedLinear } from "../../quantize/packed-block.js";
+import {
+  packedLayer,
+  type PackedBlock,
+  type PackedGrid,
+  type PackedLinear,
+} from "../../quantize/packed-block.js";
 import { readPackedBlock } from "../../quantize/packed-tensors.js";
 import { parseScheme, type Scheme } from "../../quantize/scheme.js";
 import { kronecker } from "../../tensor/ops/index.js";
@@ -231,7 +236,10 @@ function plainView(
   };
 }
 
-/** As the artifact has it: transformed activations, and weights as packed. */
+/**
+ * As the artifact has it: transformed activations, and weights as packed. Where the linears of a site have grids of their
+ * own, the first one's; of the others, what is on the same grid.
+ */
 function packedView(
   backend: Backend,
   config: ModelConfig,
@@ -243,20 +251,51 @@ function packedView(
 ): SiteView {
   const roles = comparedRoles(weights, site);
   const linears = roles.flatMap((role) => packed.linears[role] ?? []);
-  const width = linears[0].shape[1];
+  const [first] = linears;
+  const width = first.shape[1];
   const input = transformed(backend, config, site, inputOf(found, site), width, packed);
-  const quantized = linears.filter((l) => l.quantized);
-  const weightGrid = quantized.length > 0 ? new GridCounter(scheme.weightBits, true) : undefined;
-  const columns = storedColumns(linears[0]);
+  const weightBits = first.grid?.weightBits ?? scheme.weightBits;
+  const weightGrid = first.quantized ? new GridCounter(weightBits, true) : undefined;
+  const columns = storedColumns(first);
   const maxima = new Float64Array(columns);
   for (const l of linears) {
-    if (storedColumns(l) === columns) foldColumnMaxima(dequantized(l), maxima);
+    if (storedColumns(l) !== columns || (l.grid?.weightBits ?? weightBits) !== weightBits) continue;
+    foldColumnMaxima(dequantized(l), maxima);
     for (const code of l.quantized?.codes ?? []) weightGrid?.add(code);
   }
   return {
-    ...activationView(input, width, scheme.activationBits, linears[0].activationClip),
+    ...(first.grid
+      ? staticView(input, width, first.grid)
+      : activationView(input, width, scheme.activationBits, first.activationClip)),
     weights: magnitudes(maxima),
     ...(weightGrid ? { weightGrid: weightGrid.distribution() } : {}),
+  };
+}
+
+/** On one grid for the whole activation, large channels split: copy p holds what lies between p·Q and (p+1)·Q steps. */
+function staticView(
+  data: ArrayLike<number>,
+  cols: number,
+  { activationBits, step, channel, part, factor }: PackedGrid,
+): Pick<SiteView, "activations" | "activationGrid"> {
+  const reach = 2 ** (activationBits - 1) - 1;
+  const whole = new Float64Array(cols);
+  const grid = new GridCounter(activationBits);
+  for (let i = 0, j = 0; i < data.length; i++) {
+    const position = (data[i] * (factor?.[j] ?? 1)) / step;
+    whole[j] = Math.max(whole[j], Math.abs(position));
+    grid.add(Math.min(Math.max(position, -reach), reach));
+    if (++j === cols) j = 0;
+  }
+  const held = (position: number, copy: number): number =>
+    Math.min(Math.max(position - copy * reach, 0), reach);
+  const maxima = [
+    ...Array.from(whole, (position) => held(position, 0)),
+    ...Array.from(channel, (j, e) => held(whole[j], part[e])),
+  ];
+  return {
+    activations: magnitudes(Float64Array.from(maxima)),
+    activationGrid: grid.distribution(),
   };
 }
 

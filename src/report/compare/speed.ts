@@ -1,0 +1,115 @@
+/**
+ * How fast the engine runs a model beside the original: one prompt computed at once, then one token after the other.
+ * Both stand in memory and take turns, so that what else the machine does hits both; medians are told, with their spread.
+ */
+import { PlanishError } from "../../common/errors.js";
+import type { Executor } from "../../engine/executor.js";
+import { openIntegerExecutor } from "../../engine/integer/index.js";
+import { isArtifact, readQuantizationInfo } from "../../quantize/artifact.js";
+
+/** Tokens per second: median over rounds, and the smallest and largest. */
+export interface Rate {
+  readonly median: number;
+  readonly min: number;
+  readonly max: number;
+}
+
+export interface Speed {
+  readonly prefill: Rate;
+  readonly decode: Rate;
+  /** Times as fast as the original in the same run: medians over rounds of the ratio within a round. */
+  readonly prefillRatio: number;
+  readonly decodeRatio: number;
+}
+
+export interface SpeedOptions {
+  /** Tokens of the prompt, and tokens decoded after it. */
+  readonly promptTokens?: number;
+  readonly decodedTokens?: number;
+  readonly rounds?: number;
+  readonly threads?: number;
+}
+
+interface Round {
+  readonly prefill: number;
+  readonly decode: number;
+}
+
+/**
+ * Speed of the model at `path` beside the one at `original` (the same path: it is the original).
+ * @throws PlanishError when either has no kernels in the engine, or the text is too short.
+ */
+export function measureSpeed(
+  path: string,
+  original: string,
+  tokens: Int32Array,
+  options: SpeedOptions = {},
+): Speed {
+  const { promptTokens = 256, decodedTokens = 32, rounds = 5, threads } = options;
+  if (tokens.length < promptTokens + decodedTokens)
+    throw new PlanishError(
+      `text has ${tokens.length} tokens; measuring speed takes ${promptTokens + decodedTokens}`,
+    );
+  refuseStaticGrids(path);
+  using own = openIntegerExecutor(path, { threads });
+  using other = path === original ? undefined : openIntegerExecutor(original, { threads });
+  const sides = [own, ...(other ? [other] : [])];
+  for (const side of sides) {
+    side.reserve(Math.ceil((promptTokens + decodedTokens) / side.pageTokens));
+    // The first steps make room for what later ones reuse.
+    runOnce(side, tokens, promptTokens, 2);
+  }
+  const found: Round[][] = sides.map(() => []);
+  for (let round = 0; round < rounds; round++)
+    for (const [i, side] of sides.entries())
+      found[i].push(runOnce(side, tokens, promptTokens, decodedTokens));
+  const [mine, reference = mine] = found;
+  const ratio = (key: keyof Round): number =>
+    median(mine.map((round, i) => round[key] / reference[i][key]));
+  return {
+    prefill: rate(mine.map(({ prefill }) => prefill)),
+    decode: rate(mine.map(({ decode }) => decode)),
+    prefillRatio: ratio("prefill"),
+    decodeRatio: ratio("decode"),
+  };
+}
+
+/** @throws PlanishError for artifacts whose activations have static grids: the engine would compute something else. */
+function refuseStaticGrids(path: string): void {
+  if (isArtifact(path) && readQuantizationInfo(path).method === "flattenquant")
+    throw new PlanishError("the engine has no kernels for static grids with split channels yet");
+}
+
+/** Tokens per second of a prompt in one step, and of tokens after it in a step each. */
+function runOnce(
+  executor: Executor,
+  tokens: Int32Array,
+  promptTokens: number,
+  decodedTokens: number,
+): Round {
+  const pages = Int32Array.from(
+    { length: Math.ceil((promptTokens + decodedTokens) / executor.pageTokens) },
+    (_, page) => page,
+  );
+  const seconds = (first: number, count: number): number => {
+    const started = performance.now();
+    executor.step([
+      { tokens: tokens.slice(first, first + count), start: first, pages, logits: "last" },
+    ]);
+    return (performance.now() - started) / 1000;
+  };
+  const prefill = promptTokens / seconds(0, promptTokens);
+  let sum = 0;
+  for (let t = 0; t < decodedTokens; t++) sum += seconds(promptTokens + t, 1);
+  return { prefill, decode: decodedTokens / sum };
+}
+
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+function rate(values: readonly number[]): Rate {
+  return { median: median(values), min: Math.min(...values), max: Math.max(...values) };
+}
