@@ -10,10 +10,9 @@ typedef signed char i8;
 
 #define FULL_MASK 0xffffffffu
 #define INFINITE __int_as_float(0x7f800000)
+#define NOT_A_NUMBER __int_as_float(0x7fffffff)
 
-struct __align__(16) f4 {
-  float x, y, z, w;
-};
+typedef float4 f4;
 
 // Two floats to two bfloat16, nearest even; `low` in the low half.
 __device__ __forceinline__ u32 packBf16(float low, float high) {
@@ -74,3 +73,62 @@ __device__ __forceinline__ float groupReduce(float value, float* shared) {
   for (int i = 1; i < GROUP / 32; i++) result = Op::join(result, shared[i]);
   return result;
 }
+
+// W consecutive elements (4 when rows are 16-byte aligned, else 1) to and from registers.
+template <int W>
+__device__ __forceinline__ void load(const float* from, float (&v)[W]) {
+  if (W == 4) {
+    const float4 word = *(const float4*)from;
+    v[0] = word.x, v[W > 1 ? 1 : 0] = word.y, v[W > 2 ? 2 : 0] = word.z, v[W > 3 ? 3 : 0] = word.w;
+  } else {
+    v[0] = *from;
+  }
+}
+
+template <int W>
+__device__ __forceinline__ void store(float* to, const float (&v)[W]) {
+  if (W == 4) {
+    *(float4*)to = make_float4(v[0], v[W > 1 ? 1 : 0], v[W > 2 ? 2 : 0], v[W > 3 ? 3 : 0]);
+  } else {
+    *to = v[0];
+  }
+}
+
+template <int W>
+__device__ __forceinline__ void loadCodes(const i8* from, int (&v)[W]) {
+  if (W == 4) {
+    const char4 word = *(const char4*)from;
+    v[0] = (i8)word.x, v[W > 1 ? 1 : 0] = (i8)word.y, v[W > 2 ? 2 : 0] = (i8)word.z, v[W > 3 ? 3 : 0] = (i8)word.w;
+  } else {
+    v[0] = *from;
+  }
+}
+
+template <int W>
+__device__ __forceinline__ void storeCodes(i8* to, const int (&v)[W]) {
+  if (W == 4) {
+    *(char4*)to = make_char4((i8)v[0], (i8)v[W > 1 ? 1 : 0], (i8)v[W > 2 ? 2 : 0], (i8)v[W > 3 ? 3 : 0]);
+  } else {
+    *to = (i8)v[0];
+  }
+}
+
+// Rows are worked on by groups of GROUP threads: eight warps of a block each with a row, or the block with one.
+#define ROW_THREADS 256
+template <int GROUP>
+__device__ __forceinline__ i64 groupRow() {
+  return (i64)blockIdx.x * (ROW_THREADS / GROUP) + threadIdx.x / GROUP;
+}
+
+// Both forms of a row kernel: NAME_warp for short rows, NAME_block for long ones; 16-byte accesses where rows allow.
+#define ROW_KERNEL(NAME, PARAMETERS, ...)                                                  \
+  extern "C" __global__ void __launch_bounds__(ROW_THREADS) NAME##_warp PARAMETERS {      \
+    __shared__ float shared[16];                                                           \
+    if (cols % 4 == 0) NAME<32, 4>(__VA_ARGS__, shared);                                   \
+    else NAME<32, 1>(__VA_ARGS__, shared);                                                 \
+  }                                                                                        \
+  extern "C" __global__ void __launch_bounds__(ROW_THREADS) NAME##_block PARAMETERS {     \
+    __shared__ float shared[16];                                                           \
+    if (cols % 4 == 0) NAME<ROW_THREADS, 4>(__VA_ARGS__, shared);                          \
+    else NAME<ROW_THREADS, 1>(__VA_ARGS__, shared);                                        \
+  }

@@ -39,7 +39,7 @@ __device__ void pack(const Source* source, i64 rows, i64 cols, i64 stride, i64 b
       word.z = packBf16(v[4], v[5]), word.w = packBf16(v[6], v[7]);
       *(uint4*)((u16*)out + to) = word;
     } else {
-      f4 a = {v[0], v[1], v[2], v[3]}, b = {v[4], v[5], v[6], v[7]};
+      const f4 a = make_float4(v[0], v[1], v[2], v[3]), b = make_float4(v[4], v[5], v[6], v[7]);
       *(f4*)((float*)out + to) = a;
       *(f4*)((float*)out + to + 4) = b;
     }
@@ -92,8 +92,8 @@ extern "C" __global__ void int_epilogue(float* out, i64 rows, i64 cols, const fl
     const i64 r = at / quads, c = (at - r * quads) * 4;
     const float scale = aScale[r];
     const int4 sums = *(const int4*)(out + r * cols + c);
-    f4 value = {scale * bScale[c] * (float)sums.x, scale * bScale[c + 1] * (float)sums.y,
-                scale * bScale[c + 2] * (float)sums.z, scale * bScale[c + 3] * (float)sums.w};
+    f4 value = make_float4(scale * bScale[c] * (float)sums.x, scale * bScale[c + 1] * (float)sums.y,
+                           scale * bScale[c + 2] * (float)sums.z, scale * bScale[c + 3] * (float)sums.w);
     if (bias) value.x += bias[c], value.y += bias[c + 1], value.z += bias[c + 2], value.w += bias[c + 3];
     *(f4*)(out + r * cols + c) = value;
   }

@@ -5,17 +5,46 @@ import { silentProgress, type ProgressSink } from "../common/progress.js";
 import type { Backend } from "./backend.js";
 import { createCpuBackend } from "./cpu/backend.js";
 import { nativeLibraryExists } from "./cpu/library.js";
+import { createCudaBackend } from "./cuda/backend.js";
 import { createReferenceBackend } from "./reference/index.js";
 
-export const DEVICES = ["cpu", "reference"] as const;
+export const DEVICES = ["auto", "cuda", "cpu", "reference"] as const;
 export type Device = (typeof DEVICES)[number];
 
 export interface OpenBackendOptions {
-  /** Absent: `cpu`, or `reference` with a warning when the native kernels were not built. */
+  /**
+   * `auto`: the GPU where one works, else `cpu`, else `reference`; what was picked is logged.
+   * Absent: `cpu`, or `reference` with a warning when the native kernels were not built.
+   */
   readonly device?: Device;
   /** Threads of the native kernels (default: one per core); the reference backend has one. */
   readonly threads?: number;
   readonly progress?: ProgressSink;
+}
+
+function openHost(threads: number | undefined, progress: ProgressSink): Backend {
+  if (nativeLibraryExists()) return createCpuBackend({ threads });
+  progress.warn(
+    "the CPU kernels are not built (npm run build:native needs a C++17 compiler): " +
+      "plain TypeScript serves instead, hundreds of times slower",
+  );
+  return createReferenceBackend({ realType: "f32" });
+}
+
+/** The GPU when it opens, else the processor, with the reason. */
+function openBest(threads: number | undefined, progress: ProgressSink): Backend {
+  try {
+    const backend = createCudaBackend();
+    progress.note(`device: cuda (${backend.description})`);
+    return backend;
+  } catch (error) {
+    if (!(error instanceof PlanishError)) throw error;
+    const backend = openHost(threads, progress);
+    progress.note(
+      `device: ${backend.name} (${backend.description}); no GPU: ${error.message.replace(/^--device cuda:? ?/, "")}`,
+    );
+    return backend;
+  }
 }
 
 /**
@@ -26,12 +55,11 @@ export function openBackend(options: OpenBackendOptions = {}): Backend {
   const { device, threads, progress = silentProgress } = options;
   switch (device) {
     case undefined:
-      if (nativeLibraryExists()) return createCpuBackend({ threads });
-      progress.warn(
-        "the CPU kernels are not built (npm run build:native needs a C++17 compiler): " +
-          "plain TypeScript serves instead, hundreds of times slower",
-      );
-      return createReferenceBackend({ realType: "f32" });
+      return openHost(threads, progress);
+    case "auto":
+      return openBest(threads, progress);
+    case "cuda":
+      return createCudaBackend();
     case "cpu":
       return createCpuBackend({ threads });
     case "reference":

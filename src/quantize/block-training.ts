@@ -4,12 +4,12 @@
  * Source: spec/flatquant.md, Calibration.
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { Arena, Backend, RealArray } from "../backend/backend.js";
+import type { Arena, Backend, Buffer, RealArray } from "../backend/backend.js";
 import { InterruptedError } from "../common/errors.js";
 import { blockForward, type BlockWeights } from "../models/block.js";
 import { ropeTables } from "../models/rope.js";
 import { meanSquaredError } from "../tensor/ops/index.js";
-import { freeTensor, frozen, Graph, parameter, type Tensor } from "../tensor/tensor.js";
+import { freeTensor, frozen, Graph, parameter, Tensor } from "../tensor/tensor.js";
 import { sampleRange } from "./calibration/windows.js";
 import type { ParameterValues } from "./fold.js";
 import type { BlockJob, BlockOutcome } from "./method.js";
@@ -32,12 +32,16 @@ export interface BlockTraining {
   readonly rule: (name: string) => ParameterRule;
 }
 
-/** A step's share of the calibration set, on the host: [batch·time, hidden] each. */
+/** A step's share of the calibration set, on the host or on the backend already: [batch·time, hidden] each. */
 export interface Batch {
-  readonly input: Float32Array | Float64Array;
-  readonly target: Float32Array | Float64Array;
+  readonly input: RealArray | Buffer;
+  readonly target: RealArray | Buffer;
   /** Sequences in the batch. */
   readonly sequences: number;
+}
+
+function onBackend(g: Graph, shape: readonly number[], data: RealArray | Buffer): Tensor {
+  return "dtype" in data ? new Tensor(shape, data, false) : g.constant(shape, data);
 }
 
 export interface BlockTrainerOptions extends Pick<
@@ -67,7 +71,7 @@ export class BlockTrainer implements Disposable {
     const { backend, precision } = this.options;
     return trainStep(backend, this.optimizer, { precision, arena: this.arena }, (g) => {
       const out = this.forward(g, batch.input, batch.sequences);
-      return meanSquaredError(g, out, g.constant(out.shape, batch.target));
+      return meanSquaredError(g, out, onBackend(g, out.shape, batch.target));
     });
   }
 
@@ -76,7 +80,7 @@ export class BlockTrainer implements Disposable {
     const { backend, precision } = this.options;
     using g = new Graph(backend, { precision, arena: this.arena });
     const out = this.forward(g, batch.input, batch.sequences);
-    return g.scalar(meanSquaredError(g, out, g.constant(out.shape, batch.target)));
+    return g.scalar(meanSquaredError(g, out, onBackend(g, out.shape, batch.target)));
   }
 
   private forward(g: Graph, input: Batch["input"], sequences: number): Tensor {
@@ -89,7 +93,7 @@ export class BlockTrainer implements Disposable {
       config,
       weights,
       bindSimulated(g, block, weights, params),
-      g.constant([rows, config.hiddenSize], input),
+      onBackend(g, [rows, config.hiddenSize], input),
       {
         layer,
         batch: sequences,

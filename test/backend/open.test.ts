@@ -1,4 +1,6 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
+import * as cuda from "../../src/backend/cuda/backend.js";
+import { PlanishError } from "../../src/common/errors.js";
 import * as library from "../../src/backend/cpu/library.js";
 import { openBackend, type Device } from "../../src/backend/open.js";
 import { silentProgress } from "../../src/common/progress.js";
@@ -8,7 +10,13 @@ vi.mock(import("../../src/backend/cpu/library.js"), async (original) => {
   return { ...actual, nativeLibraryExists: vi.fn(actual.nativeLibraryExists) };
 });
 
+vi.mock(import("../../src/backend/cuda/backend.js"), async (original) => {
+  const actual = await original();
+  return { ...actual, createCudaBackend: vi.fn(actual.createCudaBackend) };
+});
+
 afterEach(() => {
+  vi.mocked(cuda.createCudaBackend).mockReset();
   vi.mocked(library.nativeLibraryExists).mockReset();
 });
 
@@ -26,6 +34,40 @@ describe("openBackend", () => {
     expect(backend.name).toBe("reference");
     expect(warnings).toHaveLength(1);
     expect(warnings[0]).toContain("npm run build:native");
+  });
+
+  it("auto takes the processor where no GPU works, and says what is missing", () => {
+    vi.mocked(cuda.createCudaBackend).mockImplementation(() => {
+      throw new PlanishError("--device cuda: no NVIDIA GPU is visible here");
+    });
+    vi.mocked(library.nativeLibraryExists).mockReturnValue(false);
+    const notes: string[] = [];
+    const progress = { ...silentProgress, note: (message: string) => notes.push(message) };
+    using backend = openBackend({ device: "auto", progress });
+    expect(backend.name).toBe("reference");
+    expect(notes).toEqual([
+      expect.stringMatching(/^device: reference .*; no GPU: no NVIDIA GPU is visible here$/),
+    ]);
+  });
+
+  it("auto takes the GPU where there is one; other failures are not hidden", () => {
+    const gpu = { name: "cuda", description: "a GPU" } as cuda.CudaBackend;
+    vi.mocked(cuda.createCudaBackend).mockReturnValueOnce(gpu);
+    const notes: string[] = [];
+    const progress = { ...silentProgress, note: (message: string) => notes.push(message) };
+    expect(openBackend({ device: "auto", progress })).toBe(gpu);
+    expect(notes).toEqual(["device: cuda (a GPU)"]);
+    vi.mocked(cuda.createCudaBackend).mockImplementation(() => {
+      throw new TypeError("a bug");
+    });
+    expect(() => openBackend({ device: "auto" })).toThrow(TypeError);
+  });
+
+  it("cuda by name throws what is missing", () => {
+    vi.mocked(cuda.createCudaBackend).mockImplementation(() => {
+      throw new PlanishError("--device cuda needs NVIDIA's driver library");
+    });
+    expect(() => openBackend({ device: "cuda" })).toThrow(/driver library/);
   });
 
   it("refuses unknown devices, naming the known ones", () => {

@@ -6,7 +6,8 @@ import { readdirSync } from "node:fs";
 import { kernelSource, kernelSourceFolder } from "../../src/backend/cuda/modules.js";
 import { Nvrtc } from "../../src/backend/cuda/nvrtc.js";
 
-const architectures = process.argv.slice(2);
+const architectures = process.argv.slice(2).filter((word) => word.startsWith("sm_"));
+const only = process.argv.slice(2).filter((word) => !word.startsWith("sm_"));
 if (architectures.length === 0) architectures.push("sm_80", "sm_90a");
 const compiler = new Nvrtc();
 const print = (line: string) => process.stdout.write(`${line}\n`);
@@ -16,8 +17,10 @@ print(`NVRTC ${compiler.version.join(".")} from ${compiler.path}`);
 const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   kronecker: [
     ["LEFT=64", "RIGHT=64"],
-    ["LEFT=112", "RIGHT=128"],
+    ["LEFT=112", "RIGHT=128", "DIAG=1"],
     ["LEFT=0", "RIGHT=128"],
+    ["LEFT=128", "RIGHT=0"],
+    ["LEFT=5", "RIGHT=7"],
   ],
   attention_mma: [["HEAD_DIM=64"], ["HEAD_DIM=128"]],
 };
@@ -26,6 +29,7 @@ let failures = 0;
 for (const architecture of architectures) {
   for (const file of readdirSync(kernelSourceFolder()).filter((name) => name.endsWith(".cu"))) {
     const name = file.slice(0, -".cu".length);
+    if (only.length > 0 && !only.includes(name)) continue;
     for (const defines of VARIANTS[name] ?? [[]]) {
       const start = performance.now();
       const label = [file, ...defines, architecture].join(" ");

@@ -5,116 +5,25 @@
  */
 import { describe, expect, it } from "vitest";
 import { createReferenceBackend } from "../../src/backend/reference/index.js";
-import { LLAMA_NAMES } from "../../src/models/architectures/common.js";
 import { blockForward, plainHooks } from "../../src/models/block.js";
-import type { LinearRole, ModelConfig } from "../../src/models/config.js";
 import { ropeTables } from "../../src/models/rope.js";
-import {
-  uploadBlock,
-  type HostBlock,
-  type HostLinear,
-  type HostTensor,
-} from "../../src/models/weights.js";
+import { uploadBlock } from "../../src/models/weights.js";
 import { bindSimulated, describeBlock } from "../../src/quantize/simulated-block.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
-import { flatQuantPresets } from "../../src/quantize/methods/flatquant/recipe.js";
 import { BlockTrainer } from "../../src/quantize/block-training.js";
 import { parameterRule } from "../../src/quantize/methods/flatquant/train.js";
 import { Random } from "../../src/common/random.js";
-import type { Bits } from "../../src/quantize/scheme.js";
 import { meanSquaredError } from "../../src/tensor/ops/index.js";
 import { Graph, parameter, type Tensor } from "../../src/tensor/tensor.js";
-import {
-  expectClose,
-  goldenFiles,
-  goldenSettings,
-  readGolden,
-  type GoldenTensors,
-} from "./support.js";
-
-interface Settings {
-  hidden: number;
-  heads: number;
-  kv: number;
-  head_dim: number;
-  inter: number;
-  eps: number;
-  theta: number;
-  bits: { w: Bits; a: Bits; kv: Bits };
-  batch: number;
-  epochs: number;
-  lr: number;
-  lr_clip: number;
-  weight_decay: number;
-  eta_min: number;
-  alpha: number;
-  clip: boolean;
-  diag: boolean;
-}
+import { loadBlock, recipeOf, type BlockSettings } from "./block-golden.js";
+import { expectClose, goldenFiles, goldenSettings, readGolden } from "./support.js";
 
 const backend = createReferenceBackend({ realType: "f64" });
 
-function load(golden: GoldenTensors, s: Settings) {
-  const tensor = (name: string): HostTensor => {
-    const found = golden.get(name);
-    if (!found) throw new Error(`golden lacks ${name}`);
-    return found;
-  };
-  const optional = (name: string) => (golden.has(name) ? tensor(name) : undefined);
-  const config: ModelConfig = {
-    architecture: "llama",
-    hiddenSize: s.hidden,
-    intermediateSize: s.inter,
-    numLayers: 1,
-    numHeads: s.heads,
-    numKvHeads: s.kv,
-    headDim: s.head_dim,
-    vocabSize: 1,
-    maxPositions: 4096,
-    norm: { kind: "rms", epsilon: s.eps },
-    positions: { kind: "rope", theta: s.theta, scaling: { type: "default" } },
-    mlp: { gated: true, activation: "silu" },
-    qkNorm: false,
-    tiedEmbeddings: true,
-  };
-  const linears: Partial<Record<LinearRole, HostLinear>> = {};
-  for (const [role, path] of Object.entries(LLAMA_NAMES.linears) as [LinearRole, string][])
-    linears[role] = {
-      path,
-      weight: tensor(`weights/${path}.weight`),
-      bias: optional(`weights/${path}.bias`),
-    };
-  const norm = (path: string) => ({ path, gain: tensor(`weights/${path}.weight`) });
-  const block: HostBlock = {
-    inputNorm: norm(LLAMA_NAMES.norms.input),
-    postNorm: norm(LLAMA_NAMES.norms.post),
-    linears,
-  };
-  return { config, block };
-}
-
-function recipeOf(s: Settings) {
-  return {
-    ...flatQuantPresets.paper,
-    precision: "f32" as const,
-    epochs: s.epochs,
-    batch: s.batch,
-    learningRate: s.lr,
-    clipLearningRate: s.lr_clip,
-    finalLearningRate: s.eta_min,
-    weightDecay: s.weight_decay,
-    diag: s.diag,
-    diagAlpha: s.alpha,
-    weightClip: s.clip,
-    activationClip: s.clip,
-    kvClip: s.clip,
-  };
-}
-
 describe.each(goldenFiles("block"))("$name", (file) => {
   const golden = readGolden(file.path);
-  const settings = goldenSettings(file) as Settings;
-  const { config, block } = load(golden, settings);
+  const settings = goldenSettings(file) as BlockSettings;
+  const { config, block } = loadBlock(golden, settings);
   const weights = uploadBlock(backend, block);
   const scheme = {
     weightBits: settings.bits.w,

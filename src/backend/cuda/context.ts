@@ -2,7 +2,14 @@
 import type { Buffer, DType } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
 import type { CublasLt } from "./cublaslt.js";
-import type { CudaDriver, CudaKernel, DevicePointer, Grid, Stream } from "./driver.js";
+import type {
+  CudaDriver,
+  CudaKernel,
+  DevicePointer,
+  Grid,
+  KernelSignature,
+  Stream,
+} from "./driver.js";
 import type { KernelModules } from "./modules.js";
 import { CudaBuffer, type Scratch, type Transfers } from "./memory.js";
 
@@ -27,6 +34,25 @@ export function launch(
   // An empty grid is an error to the driver and nothing to do for us.
   if (grid.some((size) => size === 0)) return;
   driver.launch(kernel, grid, [block], sharedBytes, stream, args);
+}
+
+const ROW_THREADS = 256;
+/** Rows up to this long are worked on by a warp each, longer ones by a block of their own. */
+const LONGEST_WARP_ROW = 1024;
+
+/** Launches one of the pair of kernels that ROW_KERNEL (native/cuda/common.cuh) makes. */
+export function launchRows(
+  ctx: CudaContext,
+  file: string,
+  name: string,
+  signature: KernelSignature,
+  rows: number,
+  cols: number,
+  args: readonly number[],
+): void {
+  const byWarp = cols <= LONGEST_WARP_ROW;
+  const kernel = ctx.modules.get(file, `${name}_${byWarp ? "warp" : "block"}`, signature);
+  launch(ctx, kernel, [byWarp ? Math.ceil(rows / (ROW_THREADS / 32)) : rows], ROW_THREADS, args);
 }
 
 /** Blocks of `threads` that cover `items`, at most enough to fill the device several times (kernels stride). */

@@ -12,7 +12,8 @@ export interface DeviceFlags {
 export const deviceOption = (): Option =>
   new Option(
     "--device <name>",
-    "what computes: native kernels, or plain TypeScript (very slow); default: cpu where it is built",
+    "what computes: an NVIDIA GPU (cuda), native kernels (cpu), plain TypeScript (reference, very slow), or the best " +
+      "of these (auto); default: cpu where it is built",
   ).choices(DEVICES);
 
 export const threadsOption = (): Option =>

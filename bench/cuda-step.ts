@@ -1,0 +1,213 @@
+/**
+ * One training step of a LLaMA-3-8B-shaped block on the GPU (batch 4 × 2048, six sites, W4A4KV4, random weights): time,
+ * peak memory and the time of each kernel, beside the ceilings measured in the same run.
+ * Run: node scripts/bundle-cuda-tests.mjs bench (needs a GPU).
+ */
+import { createCudaBackend, type CudaBackend } from "../src/backend/cuda/backend.js";
+import { Random } from "../src/common/random.js";
+import { LLAMA_NAMES } from "../src/models/architectures/common.js";
+import {
+  LINEAR_SITES,
+  type LinearRole,
+  type LinearSite,
+  type ModelConfig,
+} from "../src/models/config.js";
+import {
+  linearShape,
+  uploadBlock,
+  type HostBlock,
+  type HostLinear,
+} from "../src/models/weights.js";
+import { BlockTrainer } from "../src/quantize/block-training.js";
+import { describeBlock } from "../src/quantize/simulated-block.js";
+import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";
+import { flatQuantPresets } from "../src/quantize/methods/flatquant/recipe.js";
+import { parameterRule } from "../src/quantize/methods/flatquant/train.js";
+import { parameter, type Tensor } from "../src/tensor/tensor.js";
+
+const print = (line: string) => process.stdout.write(`${line}\n`);
+const BATCH = 4;
+const TIME = 2048;
+const REPEATS = 7;
+
+const config: ModelConfig = {
+  architecture: "llama",
+  hiddenSize: 4096,
+  intermediateSize: 14336,
+  numLayers: 1,
+  numHeads: 32,
+  numKvHeads: 8,
+  headDim: 128,
+  vocabSize: 1,
+  maxPositions: 8192,
+  norm: { kind: "rms", epsilon: 1e-5 },
+  positions: { kind: "rope", theta: 500000, scaling: { type: "default" } },
+  mlp: { gated: true, activation: "silu" },
+  qkNorm: false,
+  tiedEmbeddings: true,
+};
+const scheme = { weightBits: 4, activationBits: 4, kvBits: 4 } as const;
+
+/** Sums of three uniform numbers, scaled to unit variance: normal enough, and fast for hundreds of millions. */
+function noise(random: Random, length: number, deviation: number): Float32Array {
+  const values = new Float32Array(length);
+  const scale = (deviation * 2) / 2 ** 32;
+  for (let i = 0; i < length; i++)
+    values[i] =
+      scale * (random.nextUint32() + random.nextUint32() + random.nextUint32() - 1.5 * 2 ** 32);
+  return values;
+}
+
+function randomBlock(random: Random): HostBlock {
+  const norm = (path: string) => ({
+    path,
+    gain: { shape: [config.hiddenSize], data: new Float32Array(config.hiddenSize).fill(1) },
+  });
+  const linears: Partial<Record<LinearRole, HostLinear>> = {};
+  for (const [role, path] of Object.entries(LLAMA_NAMES.linears) as [LinearRole, string][]) {
+    const shape = linearShape(config, role);
+    const data = noise(random, shape[0] * shape[1], 1 / Math.sqrt(shape[1]));
+    linears[role] = { path, weight: { shape, data } };
+  }
+  return {
+    inputNorm: norm(LLAMA_NAMES.norms.input),
+    postNorm: norm(LLAMA_NAMES.norms.post),
+    linears,
+  };
+}
+
+/** Median seconds between events around `run`. */
+function median(backend: CudaBackend, run: () => void, repeats = REPEATS): number {
+  const { driver, stream } = backend.context;
+  const times = Array.from({ length: repeats }, () => {
+    const [start, end] = [driver.createEvent(), driver.createEvent()];
+    driver.record(start, stream);
+    run();
+    driver.record(end, stream);
+    driver.synchronizeEvent(end);
+    return driver.elapsed(start, end) / 1000;
+  });
+  return times.sort((a, b) => a - b)[Math.floor(repeats / 2)];
+}
+
+function ceilings(backend: CudaBackend): void {
+  const [m, n, k] = [8192, 8192, 8192];
+  const random = new Random(3);
+  const { driver, stream, blas } = backend.context;
+  for (const [type, outType, bytes] of [
+    ["bf16", "bf16", 2],
+    ["bf16", "f32", 2],
+    ["i8", "i32", 1],
+  ] as const) {
+    const a = backend.alloc("u8", m * k * bytes);
+    const b = backend.alloc("u8", n * k * bytes);
+    const c = backend.alloc("f32", m * n);
+    for (const operand of [a, b]) {
+      // Random mantissas and signs with exponents near one, or random codes.
+      const words = new Uint32Array((m * k * bytes) / 4);
+      for (let i = 0; i < words.length; i++)
+        words[i] =
+          type === "i8" ? random.nextUint32() : (random.nextUint32() & 0x807f807f) | 0x3f003f00;
+      backend.write(operand, new Uint8Array(words.buffer));
+    }
+    const pointer = (buffer: unknown) => (buffer as { pointer: number }).pointer;
+    const run = () => {
+      blas.gemm({
+        ...{ m, n, k, batch: 1, type, outType, alpha: 1, beta: 0 },
+        a: { pointer: pointer(a), stride: k, transposed: false, batchStride: 0 },
+        b: { pointer: pointer(b), stride: k, transposed: true, batchStride: 0 },
+        c: { pointer: pointer(c), stride: n, batchStride: 0 },
+      });
+    };
+    run();
+    const seconds = median(backend, run);
+    print(
+      `ceiling: ${type} → ${outType} product 8192³: ${((2 * m * n * k) / seconds / 1e12).toFixed(0)} T operations/s`,
+    );
+    for (const buffer of [a, b, c]) backend.free(buffer);
+  }
+  const size = 2 ** 30;
+  const [from, to] = [backend.alloc("f32", size / 4), backend.alloc("f32", size / 4)];
+  const copy = () => {
+    backend.copy(from, to, size / 4);
+  };
+  copy();
+  print(`ceiling: device copy ${((2 * size) / median(backend, copy) / 1e12).toFixed(2)} TB/s`);
+  const host = new Float32Array(size / 16);
+  const start = performance.now();
+  backend.write(from, host);
+  driver.synchronize(stream);
+  print(
+    `host to device, through pinned stages: ${(host.byteLength / (performance.now() - start) / 1e6).toFixed(1)} GB/s`,
+  );
+  for (const buffer of [from, to]) backend.free(buffer);
+}
+
+const backend = createCudaBackend();
+print(backend.description);
+ceilings(backend);
+
+const random = new Random(1);
+const block = randomBlock(random);
+const maxima = Object.fromEntries(
+  (Object.keys(LINEAR_SITES) as LinearSite[]).map((site) => [
+    site,
+    new Float64Array(site === "mlp_down" ? config.intermediateSize : config.hiddenSize).fill(3),
+  ]),
+) as Record<LinearSite, Float64Array>;
+const recipe = { ...flatQuantPresets.paper, precision: "bf16" as const };
+const initial = initialParameters(block, config, scheme, recipe, maxima, random);
+const weights = uploadBlock(backend, block);
+const params = new Map<string, Tensor>();
+for (const [name, { shape, data }] of initial) params.set(name, parameter(backend, shape, data));
+print(`${params.size} parameters, ${(backend.memory().used / 1e9).toFixed(2)} GB with weights`);
+
+const size = BATCH * TIME * config.hiddenSize;
+const [input, target] = [backend.alloc("f32", size), backend.alloc("f32", size)];
+backend.write(input, noise(random, size, 1));
+backend.write(target, noise(random, size, 1));
+using trainer = new BlockTrainer({
+  backend,
+  block: describeBlock(block, config, scheme),
+  weights,
+  params,
+  precision: recipe.precision,
+  finalLearningRate: recipe.finalLearningRate,
+  rule: parameterRule(recipe),
+  totalSteps: 1000,
+  layer: 0,
+});
+const batch = { input, target, sequences: BATCH };
+const losses: number[] = [];
+const step = () => {
+  losses.push(trainer.step(batch));
+};
+backend.resetMemoryPeak();
+step();
+backend.synchronize();
+print(`first step done, loss ${losses[0]}`);
+step();
+backend.synchronize();
+const wall: number[] = [];
+const seconds = median(backend, () => {
+  const start = performance.now();
+  step();
+  wall.push((performance.now() - start) / 1000);
+});
+const start = performance.now();
+for (let i = 0; i < REPEATS; i++) step();
+backend.synchronize();
+const together = (performance.now() - start) / 1000 / REPEATS;
+const { peak } = backend.memory();
+print(
+  `step: ${(seconds * 1000).toFixed(1)} ms on the device (median of ${REPEATS}), ${(together * 1000).toFixed(1)} ms in a row, ` +
+    `peak ${(peak / 1e9).toFixed(2)} GB with weights; JavaScript busy ${(Math.min(...wall) * 1000).toFixed(1)} ms`,
+);
+print(`losses ${losses.map((loss) => loss.toPrecision(5)).join(" ")}`);
+const times = backend.profile(step);
+const sum = times.reduce((total, { seconds: s }) => total + s, 0);
+print(`by kernel (one step with events around every call, ${(sum * 1000).toFixed(1)} ms in all):`);
+for (const { kernel, calls, seconds: s } of times)
+  print(
+    `  ${kernel.padEnd(26)} ${String(calls).padStart(4)} calls ${(s * 1000).toFixed(3).padStart(9)} ms ${((100 * s) / sum).toFixed(1).padStart(5)}%`,
+  );

@@ -1,0 +1,240 @@
+// The Kronecker transform of rows and its gradients on tensor cores: bf16 factors, f32 sums. Definitions:
+// src/backend/kernels.ts. Compiled per shape: LEFT and RIGHT are the matrices' sizes, 0 where a matrix is absent;
+// DIAG is 1 when the gradient of diag is wanted too.
+//
+// The work is a list of tiles. With both matrices a tile is one row, nLeft×nRight. With only the right one, rows and
+// their nLeft parts are all alike, and a tile is 64 of them. With only the left one, columns are all alike, and a tile
+// is one row's nLeft × 128 columns. Each block holds the matrices and walks over tiles.
+#include "mma.cuh"
+
+#ifndef LEFT
+#define LEFT 64
+#endif
+#ifndef RIGHT
+#define RIGHT 64
+#endif
+#ifndef DIAG
+#define DIAG 0
+#endif
+
+#define PAD16(n) (((n) + 15) / 16 * 16)
+constexpr int ROWS = LEFT ? PAD16(LEFT) : 64;
+constexpr int COLS = RIGHT ? PAD16(RIGHT) : 128;
+constexpr int WARPS = ROWS * COLS > 96 * 96 ? 16 : 8;
+constexpr int THREADS = WARPS * 32;
+// Eight bf16 of padding put the rows that ldmatrix reads together into different banks.
+constexpr int TILE_STRIDE = COLS + 8;
+constexpr int LEFT_STRIDE = ROWS + 8;
+constexpr int RIGHT_STRIDE = COLS + 8;
+constexpr int R16 = ROWS / 16, C16 = COLS / 16;
+
+struct Tile {
+  i64 base;    // of its first element
+  i64 stride;  // between its rows
+  int rows, cols;
+};
+
+__device__ __forceinline__ Tile tileAt(i64 item, i64 rows, i64 nLeft, i64 nRight) {
+  Tile tile;
+  tile.stride = nRight;
+  if (LEFT && RIGHT) {
+    tile.base = item * nLeft * nRight;
+    tile.rows = (int)nLeft, tile.cols = (int)nRight;
+  } else if (RIGHT) {
+    const i64 left = rows * nLeft - item * ROWS;
+    tile.base = item * ROWS * nRight;
+    tile.rows = left < ROWS ? (int)left : ROWS, tile.cols = (int)nRight;
+  } else {
+    const i64 chunks = (nRight + COLS - 1) / COLS, row = item / chunks, chunk = item - row * chunks;
+    const i64 left = nRight - chunk * COLS;
+    tile.base = row * nLeft * nRight + chunk * COLS;
+    tile.rows = (int)nLeft, tile.cols = left < COLS ? (int)left : COLS;
+  }
+  return tile;
+}
+
+// A tile of f32 as bf16 in shared memory, times diag (which only tiles of whole rows have), zero outside.
+__device__ __forceinline__ void loadTile(const float* x, const Tile& tile, const float* diag, u16* to) {
+  const bool wide = tile.stride % 4 == 0;
+  for (int at = threadIdx.x; at < ROWS * (COLS / 4); at += THREADS) {
+    const int i = at / (COLS / 4), j = at % (COLS / 4) * 4;
+    float v[4] = {0.f, 0.f, 0.f, 0.f};
+    if (i < tile.rows && j < tile.cols) {
+      const i64 from = (i64)i * tile.stride + j;
+      if (wide && j + 4 <= tile.cols) {
+        load<4>(x + tile.base + from, v);
+        if (diag) {
+          float d[4];
+          load<4>(diag + from, d);
+#pragma unroll
+          for (int c = 0; c < 4; c++) v[c] *= d[c];
+        }
+      } else {
+#pragma unroll
+        for (int c = 0; c < 4; c++)
+          if (j + c < tile.cols) v[c] = x[tile.base + from + c] * (diag ? diag[from + c] : 1.f);
+      }
+    }
+    uint2 word;
+    word.x = packBf16(v[0], v[1]), word.y = packBf16(v[2], v[3]);
+    *(uint2*)(to + i * TILE_STRIDE + j) = word;
+  }
+}
+
+__device__ __forceinline__ void loadMatrix(const float* matrix, int n, int padded, int stride, u16* to) {
+  for (int at = threadIdx.x; at < padded * padded; at += THREADS) {
+    const int i = at / padded, j = at % padded;
+    to[i * stride + j] = i < n && j < n ? toBf16(matrix[i * n + j]) : (u16)0;
+  }
+}
+
+// Rounds a product into shared memory.
+template <class Product>
+__device__ __forceinline__ void keep(float (&acc)[Product::PER_WARP][8], u16* to) {
+  Product::each(acc, [&](int i, int j, float v0, float v1) { *(u32*)(to + i * TILE_STRIDE + j) = packBf16(v0, v1); });
+}
+
+__device__ __forceinline__ void storePair(float* to, const Tile& tile, int i, int j, float v0, float v1) {
+  if (i >= tile.rows) return;
+  float* at = to + tile.base + (i64)i * tile.stride + j;
+  if (j + 1 < tile.cols && tile.stride % 2 == 0) *(float2*)at = make_float2(v0, v1);
+  else {
+    if (j < tile.cols) at[0] = v0;
+    if (j + 1 < tile.cols) at[1] = v1;
+  }
+}
+
+typedef TileProduct<R16, C16, R16, true, false, WARPS> LeftTransposed;  // Lᵀ·X
+typedef TileProduct<R16, C16, R16, false, false, WARPS> LeftPlain;      // L·G
+typedef TileProduct<R16, C16, C16, false, false, WARPS> RightPlain;     // X·R
+typedef TileProduct<R16, C16, C16, false, true, WARPS> RightTransposed; // U·Rᵀ
+typedef TileProduct<R16, R16, C16, false, true, WARPS> GradLeft;        // T·Gᵀ
+typedef TileProduct<C16, C16, R16, true, false, WARPS> GradRight;       // Tᵀ·G
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kronecker(const float* x, i64 items, i64 rows, i64 nLeft, i64 nRight, const float* left, const float* right,
+              const float* diag, float* out) {
+  extern __shared__ __align__(16) u16 memory[];
+  u16* tileX = memory;
+  u16* matrixLeft = tileX + ROWS * TILE_STRIDE;
+  u16* matrixRight = matrixLeft + (LEFT ? ROWS * LEFT_STRIDE : 0);
+  if (LEFT) loadMatrix(left, LEFT, ROWS, LEFT_STRIDE, matrixLeft);
+  if (RIGHT) loadMatrix(right, RIGHT, COLS, RIGHT_STRIDE, matrixRight);
+  for (i64 item = blockIdx.x; item < items; item += gridDim.x) {
+    const Tile tile = tileAt(item, rows, nLeft, nRight);
+    __syncthreads();
+    loadTile(x, tile, diag, tileX);
+    __syncthreads();
+    float acc[LeftTransposed::PER_WARP][8];
+    LeftTransposed::clear(acc);
+    if (LEFT) LeftTransposed::run(matrixLeft, LEFT_STRIDE, tileX, TILE_STRIDE, acc);
+    if (LEFT && RIGHT) {
+      __syncthreads();
+      keep<LeftTransposed>(acc, tileX);
+      __syncthreads();
+      LeftTransposed::clear(acc);
+    }
+    if (RIGHT) RightPlain::run(tileX, TILE_STRIDE, matrixRight, RIGHT_STRIDE, acc);
+    RightPlain::each(acc, [&](int i, int j, float v0, float v1) { storePair(out, tile, i, j, v0, v1); });
+  }
+}
+
+// partialLeft, partialRight, partialDiag: one slice per block, summed afterwards in order. gradX may be null; the
+// gradient of diag needs both matrices.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    kronecker_backward(const float* x, i64 items, i64 rows, i64 nLeft, i64 nRight, const float* left,
+                       const float* right, const float* diag, const float* grad, float* gradX, float* partialLeft,
+                       float* partialRight, float* partialDiag) {
+  extern __shared__ __align__(16) u16 memory[];
+  u16* tileX = memory;
+  u16* tileG = tileX + ROWS * TILE_STRIDE;
+  u16* tileT = tileG + ROWS * TILE_STRIDE;
+  u16* matrixLeft = tileT + ROWS * TILE_STRIDE;
+  u16* matrixRight = matrixLeft + (LEFT ? ROWS * LEFT_STRIDE : 0);
+  float* sumDiag = (float*)(matrixRight + (RIGHT ? COLS * RIGHT_STRIDE : 0));
+  if (LEFT) loadMatrix(left, LEFT, ROWS, LEFT_STRIDE, matrixLeft);
+  if (RIGHT) loadMatrix(right, RIGHT, COLS, RIGHT_STRIDE, matrixRight);
+  if (DIAG)
+    for (int at = threadIdx.x; at < ROWS * COLS; at += THREADS) sumDiag[at] = 0.f;
+  float accLeft[GradLeft::PER_WARP][8];
+  float accRight[GradRight::PER_WARP][8];
+  if (LEFT) GradLeft::clear(accLeft);
+  if (RIGHT) GradRight::clear(accRight);
+  const bool wantsX = gradX || DIAG;
+  for (i64 item = blockIdx.x; item < items; item += gridDim.x) {
+    const Tile tile = tileAt(item, rows, nLeft, nRight);
+    __syncthreads();
+    loadTile(x, tile, diag, tileX);
+    loadTile(grad, tile, nullptr, tileG);
+    __syncthreads();
+    if (LEFT && partialLeft) {
+      if (RIGHT) {
+        float acc[RightPlain::PER_WARP][8];
+        RightPlain::clear(acc);
+        RightPlain::run(tileX, TILE_STRIDE, matrixRight, RIGHT_STRIDE, acc);
+        keep<RightPlain>(acc, tileT);
+        __syncthreads();
+      }
+      GradLeft::run(RIGHT ? tileT : tileX, TILE_STRIDE, tileG, TILE_STRIDE, accLeft);
+      __syncthreads();
+    }
+    if (RIGHT && partialRight) {
+      if (LEFT) {
+        float acc[LeftTransposed::PER_WARP][8];
+        LeftTransposed::clear(acc);
+        LeftTransposed::run(matrixLeft, LEFT_STRIDE, tileX, TILE_STRIDE, acc);
+        keep<LeftTransposed>(acc, tileT);
+        __syncthreads();
+      }
+      GradRight::run(LEFT ? tileT : tileX, TILE_STRIDE, tileG, TILE_STRIDE, accRight);
+      __syncthreads();
+    }
+    if (wantsX) {
+      float acc[LeftPlain::PER_WARP][8];
+      LeftPlain::clear(acc);
+      if (LEFT) LeftPlain::run(matrixLeft, LEFT_STRIDE, tileG, TILE_STRIDE, acc);
+      if (LEFT && RIGHT) {
+        keep<LeftPlain>(acc, tileT);
+        __syncthreads();
+        LeftPlain::clear(acc);
+      }
+      if (RIGHT) RightTransposed::run(LEFT ? tileT : tileG, TILE_STRIDE, matrixRight, RIGHT_STRIDE, acc);
+      RightTransposed::each(acc, [&](int i, int j, float v0, float v1) {
+        if (i >= tile.rows) return;
+        const i64 within = (i64)i * tile.stride + j;
+        if (DIAG) {
+          // Each position belongs to one thread throughout.
+          if (j < tile.cols) sumDiag[i * COLS + j] += v0 * x[tile.base + within];
+          if (j + 1 < tile.cols) sumDiag[i * COLS + j + 1] += v1 * x[tile.base + within + 1];
+        }
+        if (diag) {
+          if (j < tile.cols) v0 *= diag[within];
+          if (j + 1 < tile.cols) v1 *= diag[within + 1];
+        }
+        if (gradX) storePair(gradX, tile, i, j, v0, v1);
+      });
+    }
+  }
+  __syncthreads();
+  if (LEFT && partialLeft) {
+    float* to = partialLeft + (i64)blockIdx.x * LEFT * LEFT;
+    GradLeft::each(accLeft, [&](int i, int j, float v0, float v1) {
+      if (i < LEFT && j < LEFT) to[i * LEFT + j] = v0;
+      if (i < LEFT && j + 1 < LEFT) to[i * LEFT + j + 1] = v1;
+    });
+  }
+  if (RIGHT && partialRight) {
+    float* to = partialRight + (i64)blockIdx.x * RIGHT * RIGHT;
+    GradRight::each(accRight, [&](int i, int j, float v0, float v1) {
+      if (i < RIGHT && j < RIGHT) to[i * RIGHT + j] = v0;
+      if (i < RIGHT && j + 1 < RIGHT) to[i * RIGHT + j + 1] = v1;
+    });
+  }
+  if (DIAG) {
+    float* to = partialDiag + (i64)blockIdx.x * nLeft * nRight;
+    for (int at = threadIdx.x; at < ROWS * COLS; at += THREADS) {
+      const int i = at / COLS, j = at % COLS;
+      if (i < nLeft && j < nRight) to[i * nRight + j] = sumDiag[at];
+    }
+  }
+}

@@ -1,0 +1,101 @@
+// bf16 tensor-core products of matrices in shared memory (mma.sync m16n8k16, f32 accumulation).
+#pragma once
+#include "common.cuh"
+
+__device__ __forceinline__ u32 sharedAddress(const void* pointer) {
+  return (u32)__cvta_generic_to_shared(pointer);
+}
+
+__device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix4Transposed(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+__device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The 16×16 piece of A at (m, k): A stored [m][k], or [k][m] when TRANSPOSED. Strides count bf16 elements, multiples
+// of 8.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void loadA(u32 (&a)[4], const u16* base, int stride, int m, int k) {
+  const int lane = threadIdx.x % 32;
+  if (!TRANSPOSED) {
+    ldmatrix4(a, sharedAddress(base + (m + lane % 16) * stride + k + lane / 16 * 8));
+  } else {
+    ldmatrix4Transposed(a, sharedAddress(base + (k + lane % 8 + lane / 16 * 8) * stride + m + lane / 8 % 2 * 8));
+  }
+}
+
+// The 16×16 piece of B at (k, n), for two mma of 8 columns: B stored [k][n], or [n][k] when TRANSPOSED.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void loadB(u32 (&b)[4], const u16* base, int stride, int k, int n) {
+  const int lane = threadIdx.x % 32;
+  if (TRANSPOSED) {
+    ldmatrix4(b, sharedAddress(base + (n + lane % 8 + lane / 16 * 8) * stride + k + lane / 8 % 2 * 8));
+  } else {
+    ldmatrix4Transposed(b, sharedAddress(base + (k + lane % 8 + lane / 8 % 2 * 8) * stride + n + lane / 16 * 8));
+  }
+}
+
+// C (M16·16 × N16·16) += A·B. Its 16×16 tiles are dealt to WARPS warps in turn; acc holds this warp's.
+template <int M16, int N16, int K16, bool TA, bool TB, int WARPS>
+struct TileProduct {
+  static constexpr int TILES = M16 * N16;
+  static constexpr int PER_WARP = (TILES + WARPS - 1) / WARPS;
+
+  static __device__ __forceinline__ void run(const u16* a, int aStride, const u16* b, int bStride,
+                                             float (&acc)[PER_WARP][8]) {
+    const int warp = threadIdx.x / 32;
+#pragma unroll
+    for (int s = 0; s < PER_WARP; s++) {
+      const int tile = warp + s * WARPS;
+      if (tile >= TILES) continue;
+      const int m = tile / N16 * 16, n = tile % N16 * 16;
+#pragma unroll
+      for (int k = 0; k < K16; k++) {
+        u32 fa[4], fb[4];
+        loadA<TA>(fa, a, aStride, m, k * 16);
+        loadB<TB>(fb, b, bStride, k * 16, n);
+        mma(acc[s], fa, fb[0], fb[1]);
+        mma(acc[s] + 4, fa, fb[2], fb[3]);
+      }
+    }
+  }
+
+  // visit(i, j, v0, v1) for this thread's elements, two neighbours of a row at a time.
+  template <class Visit>
+  static __device__ __forceinline__ void each(float (&acc)[PER_WARP][8], Visit visit) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < PER_WARP; s++) {
+      const int tile = warp + s * WARPS;
+      if (tile >= TILES) continue;
+      const int m = tile / N16 * 16 + lane / 4, n = tile % N16 * 16 + lane % 4 * 2;
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        visit(m, n + half * 8, acc[s][half * 4 + 0], acc[s][half * 4 + 1]);
+        visit(m + 8, n + half * 8, acc[s][half * 4 + 2], acc[s][half * 4 + 3]);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void clear(float (&acc)[PER_WARP][8]) {
+#pragma unroll
+    for (int s = 0; s < PER_WARP; s++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) acc[s][i] = 0.f;
+  }
+};

@@ -1,0 +1,30 @@
+/**
+ * The GPU lane (`npm run test:cuda`): compiles every kernel, runs the conformance suite and the block goldens on the
+ * GPU. It fails where there is no GPU, so that a skipped run cannot look like a passed one.
+ */
+import { createCudaBackend } from "../../src/backend/cuda/backend.js";
+import { describeConformance } from "../backend/conformance-suite.js";
+import { registerBlockGoldens } from "./blocks.js";
+import { registerLayerTests } from "./layer.js";
+import { runRegistered } from "./vitest-shim.js";
+
+const print = (line: string) => process.stdout.write(`${line}\n`);
+
+try {
+  const backend = createCudaBackend();
+  print(`GPU: ${backend.description}`);
+  registerLayerTests(backend);
+  describeConformance("cuda", () => backend);
+  registerBlockGoldens(backend, print);
+  const start = performance.now();
+  const { passed, failed } = await runRegistered(print);
+  const { compiled, cached } = backend.compiler.counts;
+  print(
+    `${passed} passed, ${failed} failed in ${((performance.now() - start) / 1000).toFixed(1)} s; ` +
+      `${compiled} kernel sources compiled, ${cached} from the cache`,
+  );
+  if (failed > 0 || passed === 0) process.exitCode = 1;
+} catch (error) {
+  print(`FAIL: ${(error as Error).message}`);
+  process.exitCode = 1;
+}

@@ -1,0 +1,125 @@
+/**
+ * The few functions of vitest that the conformance suite uses, so that it runs as one bundled file on a machine that
+ * has a GPU, Node.js and nothing else. Tests run in the order of their registration; failures are counted and printed.
+ */
+import { isDeepStrictEqual } from "node:util";
+
+class AssertionError extends Error {}
+
+function show(value: unknown): string {
+  return JSON.stringify(value) ?? String(value);
+}
+
+function matches(value: unknown, pattern: Record<string, unknown>): boolean {
+  return Object.entries(pattern).every(([key, wanted]) =>
+    isDeepStrictEqual((value as Record<string, unknown>)[key], wanted),
+  );
+}
+
+function check(condition: boolean, text: string, message: string | undefined): void {
+  if (!condition) throw new AssertionError(message === undefined ? text : `${message}: ${text}`);
+}
+
+function assertions(value: unknown, message?: string) {
+  const that = (condition: boolean, text: string) => {
+    check(condition, `${show(value)} ${text}`, message);
+  };
+  return {
+    toBe: (wanted: unknown) => {
+      that(Object.is(value, wanted), `is not ${show(wanted)}`);
+    },
+    toEqual: (wanted: unknown) => {
+      that(isDeepStrictEqual(value, wanted), `does not equal ${show(wanted)}`);
+    },
+    toMatchObject: (wanted: Record<string, unknown>) => {
+      that(matches(value, wanted), `does not match ${show(wanted)}`);
+    },
+    toBeGreaterThan: (limit: number) => {
+      that((value as number) > limit, `is not above ${limit}`);
+    },
+    toBeGreaterThanOrEqual: (limit: number) => {
+      that((value as number) >= limit, `is below ${limit}`);
+    },
+    toBeLessThanOrEqual: (limit: number) => {
+      that((value as number) <= limit, `is above ${limit}`);
+    },
+    toThrow: (wanted: RegExp | (new (...args: never[]) => Error)) => {
+      let thrown: unknown;
+      try {
+        (value as () => unknown)();
+      } catch (error) {
+        thrown = error;
+      }
+      check(thrown !== undefined, "nothing was thrown", message);
+      const fits =
+        wanted instanceof RegExp ? wanted.test(String(thrown)) : thrown instanceof wanted;
+      check(fits, `threw ${String(thrown)}`, message);
+    },
+  };
+}
+
+export const expect = Object.assign(assertions, {
+  fail(message: string): never {
+    throw new AssertionError(message);
+  },
+});
+
+interface Registered {
+  readonly name: string;
+  readonly run: () => unknown;
+}
+
+const path: string[] = [];
+const before: (() => unknown)[] = [];
+const after: (() => unknown)[] = [];
+const registered: Registered[] = [];
+
+export function describe(name: string, body: () => void): void {
+  path.push(name);
+  body();
+  path.pop();
+}
+
+function register(name: string, run: () => unknown): void {
+  registered.push({ name: [...path, name].join(" › "), run });
+}
+
+/** Fills %s and %i of a title in order. */
+function titled(title: string, values: readonly unknown[]): string {
+  let next = 0;
+  return title.replace(/%[sdio]/g, () => String(values[next++]));
+}
+
+export const test = Object.assign(register, {
+  each:
+    (rows: readonly unknown[]) =>
+    (title: string, run: (...values: never[]) => unknown): void => {
+      for (const row of rows) {
+        const values: unknown[] = Array.isArray(row) ? row : [row];
+        register(titled(title, values), () => run(...(values as never[])));
+      }
+    },
+});
+
+export const it = test;
+export const beforeAll = (run: () => unknown): number => before.push(run);
+export const afterAll = (run: () => unknown): number => after.push(run);
+
+/** Runs everything that was registered; prints failures as they come. Returns how many passed and failed. */
+export async function runRegistered(
+  print: (line: string) => void,
+): Promise<{ passed: number; failed: number }> {
+  const counts = { passed: 0, failed: 0 };
+  for (const run of before) await run();
+  for (const { name, run } of registered) {
+    try {
+      await run();
+      counts.passed++;
+    } catch (error) {
+      counts.failed++;
+      print(`FAIL ${name}\n     ${(error as Error).message.slice(0, 400)}`);
+    }
+  }
+  for (const run of after) await run();
+  return counts;
+}
