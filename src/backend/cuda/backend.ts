@@ -19,6 +19,7 @@ import { CublasLt } from "./cublaslt.js";
 import { CudaDriver, type Event } from "./driver.js";
 import { attentionKernels } from "./kernels/attention.js";
 import { elementwiseKernels } from "./kernels/elementwise.js";
+import { flattenKernels } from "./kernels/flatten.js";
 import { kroneckerKernels } from "./kernels/kronecker.js";
 import { linalgKernels, type PendingSolves } from "./kernels/linalg.js";
 import { lossKernels } from "./kernels/losses.js";
@@ -66,6 +67,7 @@ function assembleKernels(context: CudaContext): { kernels: Kernels; solves: Pend
     kernels: {
       ...matmulKernels(context),
       ...quantizeKernels(context),
+      ...flattenKernels(context),
       ...kroneckerKernels(context),
       ...normKernels(context),
       ...attentionKernels(context),

@@ -99,6 +99,15 @@ export function indices(buffer: Buffer, length: number, what: string): DevicePoi
   return pointerTo(buffer, "i32", length, what);
 }
 
+/** As `indices`; 0 when absent. */
+export function optionalIndices(
+  buffer: Buffer | undefined,
+  length: number,
+  what: string,
+): DevicePointer {
+  return buffer === undefined ? 0 : pointerTo(buffer, "i32", length, what);
+}
+
 /** The checked pair of scalar clipping logits: both or neither. */
 export function scalarClips(
   clipMax: Buffer | undefined,

@@ -1,6 +1,6 @@
 /** Binding of native/kernels/flatten.h: a static grid per tensor with split channels. */
-import type { FlattenRowsArgs, Kernels } from "../../backend.js";
-import { PlanishError } from "../../../common/errors.js";
+import type { Kernels } from "../../backend.js";
+import { checkFlattenRows } from "../../flatten-check.js";
 import type { NativeLibrary } from "../library.js";
 import { codes, optionalIndices, optionalReal, real } from "./views.js";
 
@@ -32,21 +32,4 @@ export function flattenKernels(library: NativeLibrary): Pick<Kernels, "flattenRo
       );
     },
   };
-}
-
-/** @throws PlanishError naming the argument that does not fit. */
-function checkFlattenRows(args: FlattenRowsArgs): void {
-  const { bits, step, cols, extras, stride } = args;
-  if (!(Number.isInteger(bits) && bits >= 2 && bits <= 8))
-    throw new PlanishError(`flattenRows: bits is ${bits}; give 2 … 8`);
-  if (!(step > 0 && Number.isFinite(step)))
-    throw new PlanishError(`flattenRows: step is ${step}; give a positive number`);
-  if (stride < cols + extras)
-    throw new PlanishError(
-      `flattenRows: stride is ${stride}; ${cols} channels and ${extras} extra columns need ${cols + extras}`,
-    );
-  if (extras > 0 && !(args.channel && args.part))
-    throw new PlanishError("flattenRows: extra columns need both channel and part");
-  if ((args.clipped === undefined) !== (args.copies === undefined))
-    throw new PlanishError("flattenRows: clipped and copies go together");
 }
