@@ -88,6 +88,11 @@ export default defineConfig(
     },
   },
   {
+    // Programs whose output is the point.
+    files: ["examples/**/*.ts"],
+    rules: { "no-console": "off" },
+  },
+  {
     // Scripts of pages; types are checked by assets/tsconfig.json.
     files: ["assets/**/*.js"],
     languageOptions: {

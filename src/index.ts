@@ -64,3 +64,4 @@ export { compare, type CompareOptions } from "./report/compare/compare.js";
 export { readComparison } from "./report/compare/directory.js";
 export type { Comparison, MethodResult } from "./report/compare/result.js";
 export { comparisonMarkdown, comparisonText } from "./report/compare/table.js";
+export { report, type ReportOptions } from "./report/page/report.js";
