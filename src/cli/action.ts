@@ -27,6 +27,11 @@ export interface CommandContext {
   readonly signal: AbortSignal;
 }
 
+export interface PerformOptions {
+  /** The command runs until it is told to end: a signal is no interruption, and the exit code says how the work went. */
+  readonly signalsEndNormally?: boolean;
+}
+
 /**
  * Wraps a command's work as a commander action. `Flags` are the command's own options, `Args` its arguments.
  * Failures end in `process.exitCode`, never in a thrown error.
@@ -34,6 +39,7 @@ export interface CommandContext {
 // eslint-disable-next-line @typescript-eslint/no-unnecessary-type-parameters -- they type the work's parameters
 export function perform<Flags, Args extends unknown[]>(
   work: (context: CommandContext, flags: Flags, ...args: Args) => Promise<void> | void,
+  { signalsEndNormally = false }: PerformOptions = {},
 ): (...raw: unknown[]) => Promise<void> {
   return async (...raw) => {
     // Commander appends the options and the command itself to the declared arguments.
@@ -42,10 +48,10 @@ export function perform<Flags, Args extends unknown[]>(
     const args = raw.slice(0, -2) as Args;
     const globals = command.optsWithGlobals<GlobalFlags>();
     const reporter = new Reporter(globals);
-    const interruption = listenForSignals(reporter);
+    const interruption = listenForSignals(reporter, signalsEndNormally);
     try {
       await work({ reporter, signal: interruption.signal }, flags, ...args);
-      if (interruption.signal.aborted) process.exitCode = EXIT_INTERRUPTED;
+      if (interruption.signal.aborted && !signalsEndNormally) process.exitCode = EXIT_INTERRUPTED;
     } catch (error) {
       process.exitCode = reportFailure(error, reporter, interruption.signal.aborted, command);
     } finally {
@@ -56,14 +62,18 @@ export function perform<Flags, Args extends unknown[]>(
 }
 
 /** The first signal asks for a clean stop, the second ends the process. */
-function listenForSignals(reporter: Reporter): { signal: AbortSignal; dispose: () => void } {
+function listenForSignals(
+  reporter: Reporter,
+  endsNormally: boolean,
+): { signal: AbortSignal; dispose: () => void } {
   const controller = new AbortController();
   const onSignal = (name: NodeJS.Signals): void => {
     if (controller.signal.aborted) {
       reporter.close();
       process.exit(EXIT_INTERRUPTED);
     }
-    reporter.info("stopping after the current step; press again to quit at once");
+    const what = endsNormally ? "finishing what is under way" : "stopping after the current step";
+    reporter.info(`${what}; press again to quit at once`);
     controller.abort(new InterruptedError(`stopped by ${name}`));
   };
   process.on("SIGINT", onSignal);

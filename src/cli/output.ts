@@ -18,7 +18,7 @@ export interface ReporterOptions {
 export class Reporter implements ProgressSink {
   readonly json: boolean;
   readonly verbose: boolean;
-  readonly #quiet: boolean;
+  readonly quiet: boolean;
   readonly #stdout: NodeJS.WriteStream;
   readonly #stderr: NodeJS.WriteStream;
   readonly #display: ProgressDisplay;
@@ -27,10 +27,10 @@ export class Reporter implements ProgressSink {
   constructor(options: ReporterOptions = {}) {
     this.json = options.json ?? false;
     this.verbose = options.verbose ?? false;
-    this.#quiet = options.quiet ?? false;
+    this.quiet = options.quiet ?? false;
     this.#stdout = options.stdout ?? process.stdout;
     this.#stderr = options.stderr ?? process.stderr;
-    if (this.#quiet) this.#display = new NoProgress();
+    if (this.quiet) this.#display = new NoProgress();
     else if (this.#stderr.isTTY && process.env.TERM !== "dumb") {
       this.#display = new BarProgress(this.#stderr);
     } else {
@@ -45,7 +45,7 @@ export class Reporter implements ProgressSink {
 
   /** A remark; hidden by `--quiet`. */
   info(message: string): void {
-    if (!this.#quiet) this.#log(message);
+    if (!this.quiet) this.#log(message);
   }
 
   /** `info`, under the name that lower rooms know. */

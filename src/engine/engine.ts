@@ -81,9 +81,11 @@ export class Engine implements AsyncDisposable {
   private readonly requests = new Map<number, EventQueue<GenerateEvent>>();
   private nextId = 1;
   private current: EngineStats;
-  private down: Error | undefined;
+  private down: EngineError | undefined;
   private closing: Promise<void> | undefined;
   private readonly ended: Promise<void>;
+  /** Settles with the error when the engine's thread ends without having been closed; otherwise never. */
+  readonly failure: Promise<EngineError>;
 
   private constructor(
     private readonly host: HostConnection,
@@ -101,6 +103,11 @@ export class Engine implements AsyncDisposable {
         { cause: reason },
       );
       for (const queue of this.requests.values()) queue.fail(this.down);
+    });
+    this.failure = new Promise((resolve) => {
+      void this.ended.then(() => {
+        if (!this.closing && this.down) resolve(this.down);
+      });
     });
   }
 

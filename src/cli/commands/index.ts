@@ -10,6 +10,7 @@ import { register as inspect } from "./inspect.js";
 import { register as pull } from "./pull.js";
 import { register as quantize } from "./quantize.js";
 import { register as report } from "./report.js";
+import { register as serve } from "./serve.js";
 
 export const commands: readonly Register[] = [
   pull,
@@ -18,6 +19,7 @@ export const commands: readonly Register[] = [
   compare,
   report,
   generate,
+  serve,
   inspect,
   bench,
   demo,

@@ -1,0 +1,184 @@
+/** `planish serve`: an OpenAI-compatible server over one model, with a chat page. */
+
+import { basename, extname } from "node:path";
+import { Option, type Command } from "commander";
+import pino from "pino";
+import { resolveModel } from "../../checkpoint/hub.js";
+import { PlanishError } from "../../common/errors.js";
+import { formatBytes, formatNumber } from "../../common/format.js";
+import { Engine } from "../../engine/engine.js";
+import { isLoopback, readApiKeys } from "../../serve/guards.js";
+import { createServer, type ChatServer } from "../../serve/server.js";
+import { perform } from "../action.js";
+import { decimal, integer } from "../flags.js";
+import type { Reporter } from "../output.js";
+import { addExamples } from "../program.js";
+import {
+  byteCount,
+  chatTemplateOption,
+  engineOptions,
+  kvMemoryOption,
+  type EngineFlags,
+} from "./engine-flags.js";
+import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
+
+interface ServeFlags extends DeviceFlags, EngineFlags {
+  readonly host: string;
+  readonly port: number;
+  readonly apiKeyFile?: string;
+  readonly modelName?: string;
+  readonly concurrency: number;
+  readonly queue: number;
+  readonly rateLimit: number;
+  readonly maxBody: number;
+  readonly maxConnections: number;
+  readonly clientTimeout: number;
+  readonly drainTimeout: number;
+  readonly logLevel: string;
+}
+
+const LOG_LEVELS = ["error", "warn", "info", "debug"];
+
+export function register(program: Command): void {
+  const command = program
+    .command("serve")
+    .summary("serve a model over HTTP, as OpenAI's API")
+    .description(
+      "Serves a model over HTTP: OpenAI's API under /v1, a chat page at /, /health and /metrics. " +
+        "SIGTERM or Ctrl-C lets running answers finish, then it ends.",
+    )
+    .argument("<model>", MODEL_ARGUMENT)
+    .option("--host <address>", "address to listen on; 0.0.0.0 for every network", "127.0.0.1")
+    .option("--port <n>", "0 takes a free one", integer({ min: 0, max: 65535 }), 8080)
+    .option("--api-key-file <file>", "API keys, one on each line; requests must carry one")
+    .option("--model-name <name>", "name of the model in the API (default: its file's name)")
+    .option("--concurrency <n>", "sequences at the same time", integer({ min: 1, max: 1024 }), 32)
+    .option("--queue <n>", "requests that may wait; more get 503", integer({ min: 0 }), 256)
+    .option(
+      "--rate-limit <n>",
+      "requests a minute for each key or address; more get 429; 0 for no limit",
+      integer({ min: 0 }),
+      600,
+    )
+    .addOption(
+      new Option("--max-body <size>", "size of a request; larger ones get 413")
+        .argParser(byteCount)
+        .default(1_000_000, "1MB"),
+    )
+    .option("--max-connections <n>", "connections at the same time", integer({ min: 1 }), 1024)
+    .option(
+      "--client-timeout <seconds>",
+      "a client that takes nothing for so long is given up",
+      decimal({ min: 0.1 }),
+      30,
+    )
+    .option(
+      "--drain-timeout <seconds>",
+      "time that running answers get when the server is told to end",
+      decimal({ min: 0 }),
+      60,
+    )
+    .addOption(kvMemoryOption())
+    .addOption(chatTemplateOption())
+    .addOption(new Option("--log-level <level>", "logs on stderr").choices(LOG_LEVELS))
+    .addOption(deviceOption())
+    .addOption(threadsOption())
+    .action(
+      perform<ServeFlags, [string]>(
+        async ({ reporter, signal }, flags, name) => {
+          const apiKeys = flags.apiKeyFile === undefined ? [] : readApiKeys(flags.apiKeyFile);
+          const path = await resolveModel(name, { progress: reporter, signal });
+          await using engine = await Engine.load(path, {
+            ...engineOptions(flags, reporter),
+            maxRunning: flags.concurrency,
+            maxWaiting: flags.queue,
+          });
+          const model = flags.modelName ?? basename(name, extname(name) === ".gguf" ? ".gguf" : "");
+          const level = flags.logLevel ?? (reporter.quiet ? "warn" : "info");
+          const server = await createServer(engine, {
+            model,
+            host: flags.host,
+            apiKeys,
+            bodyLimit: flags.maxBody,
+            requestsPerMinute: flags.rateLimit,
+            maxConnections: flags.maxConnections,
+            clientPatience: flags.clientTimeout * 1000,
+            logger: pino({ level, base: undefined }, pino.destination({ dest: 2, sync: true })),
+          });
+          await listen(server, flags, reporter);
+          announce(engine, model, flags, apiKeys.length, server, reporter);
+          const started = performance.now();
+          const failure = await Promise.race([aborted(signal), engine.failure]);
+          const cutOff = await server.drain(failure ? 0 : flags.drainTimeout * 1000);
+          if (failure) throw failure;
+          if (cutOff > 0) reporter.warn(`${cutOff} answers were cut off by --drain-timeout`);
+          const { promptTokens, cachedTokens, generatedTokens } = engine.stats;
+          const seconds = Math.round((performance.now() - started) / 1000);
+          reporter.result(
+            { model, seconds, promptTokens, cachedTokens, generatedTokens, cutOff },
+            () =>
+              `served ${formatNumber(promptTokens)} prompt tokens (${formatNumber(cachedTokens)} from the cache) ` +
+              `and ${formatNumber(generatedTokens)} new tokens in ${formatNumber(seconds)} s`,
+          );
+        },
+        { signalsEndNormally: true },
+      ),
+    );
+  addExamples(command, [
+    "planish serve smollm2-w4a4kv4",
+    "planish serve smollm2-135m-instruct --port 8000 --api-key-file keys.txt --kv-memory 2GB",
+  ]);
+}
+
+async function listen(
+  { app }: ChatServer,
+  { host, port }: ServeFlags,
+  reporter: Reporter,
+): Promise<void> {
+  try {
+    await app.listen({ host, port, listenTextResolver: (address) => `listening at ${address}` });
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    await app.close();
+    const reason =
+      code === "EADDRINUSE"
+        ? "is taken; give another --port"
+        : `cannot be used (${code ?? "unknown error"})`;
+    reporter.debug(String(cause));
+    throw new PlanishError(`address ${host}:${port} ${reason}`, { cause });
+  }
+}
+
+function announce(
+  engine: Engine,
+  model: string,
+  { host }: ServeFlags,
+  keys: number,
+  { app }: ChatServer,
+  reporter: Reporter,
+): void {
+  const { description, contextTokens, cacheBytes, pages, pageTokens } = engine.info;
+  const address = app.server.address();
+  const port = typeof address === "object" && address ? address.port : 0;
+  const shown = host.includes(":") ? `[${host}]` : host;
+  if (!isLoopback(host) && keys === 0)
+    reporter.warn(
+      `everybody who reaches ${host} may use this server; give --api-key-file to ask for keys`,
+    );
+  if (!engine.info.hasChatTemplate)
+    reporter.warn(
+      `${model} has no chat template, so /v1/chat/completions and the page answer 400; give --chat-template FILE`,
+    );
+  reporter.info(`${model}: ${description}`);
+  reporter.info(
+    `context ${formatNumber(contextTokens)} tokens, KV cache ${formatBytes(cacheBytes)} for ${formatNumber(pages * pageTokens)} tokens`,
+  );
+  reporter.info(`listening on http://${shown}:${port}`);
+}
+
+function aborted(signal: AbortSignal): Promise<undefined> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve(undefined);
+    signal.addEventListener("abort", () => resolve(undefined), { once: true });
+  });
+}

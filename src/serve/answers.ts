@@ -1,0 +1,160 @@
+/** The engine's events as OpenAI's API writes them: whole answers, and the chunks of streamed ones. */
+import type { Choice, Completion } from "../engine/engine.js";
+import type { FinishReason, GenerateEvent, TokenText, Usage } from "../engine/request.js";
+
+type TokenEvent = Extract<GenerateEvent, { type: "token" }>;
+
+/** What all parts of one answer have in common. */
+export interface AnswerHead {
+  readonly id: string;
+  readonly created: number;
+  readonly model: string;
+  /** Whether log-probabilities were asked for. */
+  readonly logprobs: boolean;
+}
+
+/** How one endpoint writes its answers. `index` counts choices over all prompts of the request. */
+export interface AnswerStyle {
+  readonly prefix: string;
+  whole(head: AnswerHead, choices: readonly Choice[], usage: Usage): unknown;
+  /** Sent before a choice's first token; nothing where undefined. */
+  begin(head: AnswerHead, index: number): unknown;
+  /** `offset`: characters of the choice before this token. */
+  token(head: AnswerHead, index: number, event: TokenEvent, offset: number): unknown;
+  finish(head: AnswerHead, index: number, reason: FinishReason): unknown;
+  usage(head: AnswerHead, usage: Usage): unknown;
+}
+
+export function usageOf({ promptTokens, generatedTokens, cachedTokens }: Usage) {
+  return {
+    prompt_tokens: promptTokens,
+    completion_tokens: generatedTokens,
+    total_tokens: promptTokens + generatedTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+  };
+}
+
+/** The sum over several prompts. */
+export function addUsage(parts: readonly Completion[]): Usage {
+  const sum = (key: keyof Usage): number =>
+    parts.reduce((total, part) => total + part.usage[key], 0);
+  return {
+    promptTokens: sum("promptTokens"),
+    cachedTokens: sum("cachedTokens"),
+    generatedTokens: sum("generatedTokens"),
+  };
+}
+
+/** The API knows no third reason: a full context is a length. */
+function finishReason(reason: FinishReason): "stop" | "length" {
+  return reason === "stop" ? "stop" : "length";
+}
+
+const chatLogprob = ({ text, logprob, bytes }: TokenText) => ({
+  token: text,
+  logprob,
+  bytes: bytes ?? null,
+});
+
+function chatLogprobs(head: AnswerHead, tokens: readonly TokenEvent[]) {
+  if (!head.logprobs) return null;
+  return {
+    content: tokens.flatMap(({ logprobs }) =>
+      logprobs ? [{ ...chatLogprob(logprobs), top_logprobs: logprobs.top.map(chatLogprob) }] : [],
+    ),
+    refusal: null,
+  };
+}
+
+function completionLogprobs(head: AnswerHead, tokens: readonly TokenEvent[], offset = 0) {
+  if (!head.logprobs) return null;
+  const offsets: number[] = [];
+  let at = offset;
+  for (const { text } of tokens) {
+    offsets.push(at);
+    at += text.length;
+  }
+  return {
+    tokens: tokens.map(({ logprobs }) => logprobs?.text ?? ""),
+    token_logprobs: tokens.map(({ logprobs }) => logprobs?.logprob ?? null),
+    top_logprobs: tokens.map(({ logprobs }) =>
+      Object.fromEntries((logprobs?.top ?? []).map(({ text, logprob }) => [text, logprob])),
+    ),
+    text_offset: offsets,
+  };
+}
+
+const head = (object: string, { id, created, model }: AnswerHead) => ({
+  id,
+  object,
+  created,
+  model,
+});
+
+const chatChunk = (
+  answer: AnswerHead,
+  index: number,
+  delta: object,
+  reason: string | null,
+  logprobs: unknown = null,
+) => ({
+  ...head("chat.completion.chunk", answer),
+  choices: [{ index, delta, logprobs, finish_reason: reason }],
+});
+
+export const chatStyle: AnswerStyle = {
+  prefix: "chatcmpl",
+  whole: (answer, choices, usage) => ({
+    ...head("chat.completion", answer),
+    choices: choices.map((choice, index) => ({
+      index,
+      message: { role: "assistant", content: choice.text, refusal: null },
+      logprobs: chatLogprobs(answer, choice.tokens),
+      finish_reason: finishReason(choice.finishReason),
+    })),
+    usage: usageOf(usage),
+  }),
+  begin: (answer, index) => chatChunk(answer, index, { role: "assistant", content: "" }, null),
+  token: (answer, index, event) =>
+    chatChunk(answer, index, { content: event.text }, null, chatLogprobs(answer, [event])),
+  finish: (answer, index, reason) => chatChunk(answer, index, {}, finishReason(reason)),
+  usage: (answer, usage) => ({
+    ...head("chat.completion.chunk", answer),
+    choices: [],
+    usage: usageOf(usage),
+  }),
+};
+
+const completionChunk = (
+  answer: AnswerHead,
+  index: number,
+  text: string,
+  reason: string | null,
+  logprobs: unknown = null,
+) => ({
+  ...head("text_completion", answer),
+  choices: [{ index, text, logprobs, finish_reason: reason }],
+});
+
+export const completionStyle: AnswerStyle = {
+  prefix: "cmpl",
+  whole: (answer, choices, usage) => ({
+    ...head("text_completion", answer),
+    choices: choices.map((choice, index) => ({
+      index,
+      text: choice.text,
+      logprobs: completionLogprobs(answer, choice.tokens),
+      finish_reason: finishReason(choice.finishReason),
+    })),
+    usage: usageOf(usage),
+  }),
+  begin: () => undefined,
+  token: (answer, index, event, offset) =>
+    completionChunk(answer, index, event.text, null, completionLogprobs(answer, [event], offset)),
+  finish: (answer, index, reason) => completionChunk(answer, index, "", finishReason(reason)),
+  usage: (answer, usage) => ({
+    ...head("text_completion", answer),
+    choices: [],
+    usage: usageOf(usage),
+  }),
+};

@@ -1,0 +1,148 @@
+/** From a translated request to an answer, streamed or whole. The client's going ends the work at once. */
+import { randomUUID } from "node:crypto";
+import type { FastifyReply, FastifyRequest } from "fastify";
+import { collect } from "../engine/engine.js";
+import type { GenerateEvent, Usage } from "../engine/request.js";
+import { addUsage, type AnswerHead, type AnswerStyle } from "./answers.js";
+import { describeError } from "./errors.js";
+import { ClientGone, EventStream, type EventStreamOptions } from "./event-stream.js";
+import { merge } from "./merge.js";
+import type { Metrics } from "./metrics.js";
+import type { Translated } from "./requests.js";
+
+type Events = AsyncGenerator<GenerateEvent, void>;
+
+export interface GenerationContext {
+  readonly model: string;
+  readonly metrics: Metrics;
+  readonly stream: EventStreamOptions;
+}
+
+/** The body that answers a request, or nothing where it was streamed; `start` puts a prompt to the engine. */
+export async function answer<Request>(
+  context: GenerationContext,
+  style: AnswerStyle,
+  translated: Translated<Request>,
+  start: (request: Request & { signal: AbortSignal }) => Events,
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<unknown> {
+  const controller = new AbortController();
+  const onClose = (): void => {
+    if (!reply.raw.writableFinished) controller.abort(new ClientGone("the client has gone"));
+  };
+  reply.raw.on("close", onClose);
+  const { metrics } = context;
+  const head: AnswerHead = {
+    id: `${style.prefix}-${randomUUID()}`,
+    created: Math.floor(Date.now() / 1000),
+    model: context.model,
+    logprobs: translated.logprobs,
+  };
+  metrics.generations(1);
+  try {
+    const sources = translated.requests.map((each) =>
+      timed(start({ ...each, signal: controller.signal }), metrics),
+    );
+    if (translated.stream) {
+      await stream(context, style, head, translated, sources, request, reply);
+      return undefined;
+    }
+    const parts = await Promise.all(sources.map((source) => collect(source)));
+    return style.whole(
+      head,
+      parts.flatMap(({ choices }) => choices),
+      addUsage(parts),
+    );
+  } finally {
+    // One prompt's failure ends the others.
+    controller.abort(new ClientGone("the request has ended"));
+    reply.raw.off("close", onClose);
+    metrics.generations(-1);
+  }
+}
+
+async function stream<Request>(
+  context: GenerationContext,
+  style: AnswerStyle,
+  head: AnswerHead,
+  translated: Translated<Request>,
+  sources: readonly Events[],
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<void> {
+  // A refusal comes before the first event, and is answered with its status.
+  const accepted = await Promise.all(sources.map((source) => source.next()));
+  const perPrompt = choicesPerPrompt(translated);
+  // Headers that hooks have set, such as the rate limit's.
+  const headers = Object.entries(reply.getHeaders()).map(([name, value]) => [name, String(value)]);
+  reply.hijack();
+  const out = new EventStream(reply.raw, context.stream);
+  try {
+    out.open(Object.fromEntries(headers) as Record<string, string>);
+    for (let index = 0; index < accepted.length * perPrompt; index++) {
+      const beginning = style.begin(head, index);
+      if (beginning !== undefined) await out.send(beginning);
+    }
+    const usage = await sendEvents(style, head, perPrompt, sources, out);
+    if (translated.includeUsage) await out.send(style.usage(head, usage));
+    await out.send("[DONE]");
+    out.end();
+  } catch (error) {
+    if (error instanceof ClientGone) {
+      request.log.info({ reason: error.message }, "stream given up");
+      reply.raw.destroy();
+      return;
+    }
+    request.log.error({ err: error }, "stream failed");
+    await out.send(describeError(error).body).catch(() => undefined);
+    out.end();
+  }
+}
+
+async function sendEvents(
+  style: AnswerStyle,
+  head: AnswerHead,
+  perPrompt: number,
+  sources: readonly Events[],
+  out: EventStream,
+): Promise<Usage> {
+  const usage = { promptTokens: 0, cachedTokens: 0, generatedTokens: 0 };
+  const offsets = new Map<number, number>();
+  const merged = merge(sources);
+  for (;;) {
+    const next = await out.awaiting(merged.next());
+    if (next.done) return usage;
+    const { source, item } = next.value;
+    if (item.type === "token") {
+      const index = source * perPrompt + item.choice;
+      const offset = offsets.get(index) ?? 0;
+      offsets.set(index, offset + item.text.length);
+      if (item.text !== "" || head.logprobs) await out.send(style.token(head, index, item, offset));
+    } else if (item.type === "finish") {
+      await out.send(style.finish(head, source * perPrompt + item.choice, item.reason));
+    } else if (item.type === "end") {
+      usage.promptTokens += item.usage.promptTokens;
+      usage.cachedTokens += item.usage.cachedTokens;
+      usage.generatedTokens += item.usage.generatedTokens;
+    }
+  }
+}
+
+function choicesPerPrompt<Request>({ requests }: Translated<Request>): number {
+  const [first] = requests as readonly { readonly n?: number }[];
+  return first.n ?? 1;
+}
+
+/** The same events; the first token's time is noted. */
+async function* timed(events: Events, metrics: Metrics): Events {
+  const started = performance.now();
+  let isFirst = true;
+  for await (const event of events) {
+    if (event.type === "token" && isFirst) {
+      isFirst = false;
+      metrics.gotFirstToken((performance.now() - started) / 1000);
+    }
+    yield event;
+  }
+}

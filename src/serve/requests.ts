@@ -1,0 +1,177 @@
+/**
+ * Requests as OpenAI's API writes them, checked and translated for the engine. What the engine does not do is refused,
+ * not ignored; what changes nothing here (`user`, `store`, …) is taken and dropped.
+ */
+import { z } from "zod";
+import { REQUEST_LIMITS, type ChatRequest, type GenerateRequest } from "../engine/request.js";
+import { ApiError } from "./errors.js";
+
+/** Prompts that one completion request may hold. */
+const MOST_PROMPTS = 32;
+
+const dropped = z.unknown().optional();
+
+/** Accepted only with the value that changes nothing. */
+const only = <T extends z.ZodType>(schema: T): z.ZodOptional<z.ZodNullable<T>> =>
+  schema.nullable().optional();
+
+const common = {
+  model: z.string().optional(),
+  stream: z.boolean().nullish(),
+  stream_options: z
+    .strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: dropped })
+    .nullish(),
+  max_tokens: z.int().min(1).nullish(),
+  n: z.int().min(1).max(REQUEST_LIMITS.choices).nullish(),
+  temperature: z.number().min(0).max(2).nullish(),
+  top_p: z.number().min(0).max(1).nullish(),
+  presence_penalty: z.number().min(-2).max(2).nullish(),
+  frequency_penalty: z.number().min(-2).max(2).nullish(),
+  logit_bias: z.record(z.string(), z.number().min(-100).max(100)).nullish(),
+  seed: z.int().nullish(),
+  stop: z.union([z.string(), z.array(z.string()).max(REQUEST_LIMITS.stopStrings)]).nullish(),
+  // Beyond OpenAI's, by the names that other servers use.
+  top_k: z.int().min(-1).nullish(),
+  min_p: z.number().min(0).max(1).nullish(),
+  repetition_penalty: z.number().gt(0).max(100).nullish(),
+  ignore_eos: z.boolean().nullish(),
+  user: dropped,
+  metadata: dropped,
+  store: dropped,
+  service_tier: dropped,
+  safety_identifier: dropped,
+  prompt_cache_key: dropped,
+};
+
+const completionSchema = z.strictObject({
+  ...common,
+  prompt: z.union([
+    z.string(),
+    z.array(z.string()).min(1).max(MOST_PROMPTS),
+    z.array(z.int().min(0)).min(1),
+    z
+      .array(z.array(z.int().min(0)).min(1))
+      .min(1)
+      .max(MOST_PROMPTS),
+  ]),
+  logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).nullish(),
+  echo: only(z.literal(false)),
+  suffix: only(z.literal("")),
+  best_of: z.int().min(1).nullish(),
+});
+
+const textPart = z.strictObject({ type: z.literal("text"), text: z.string() });
+
+const messageSchema = z.looseObject({
+  role: z.enum(["system", "developer", "user", "assistant", "tool"]),
+  content: z.union([z.string(), z.array(textPart)]).nullish(),
+});
+
+const chatSchema = z.strictObject({
+  ...common,
+  messages: z.array(messageSchema).min(1).max(10_000),
+  max_completion_tokens: z.int().min(1).nullish(),
+  logprobs: z.boolean().nullish(),
+  top_logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).nullish(),
+  response_format: only(z.strictObject({ type: z.literal("text") })),
+  modalities: only(z.tuple([z.literal("text")])),
+  tools: only(z.tuple([])),
+  tool_choice: only(z.literal("none")),
+  parallel_tool_calls: dropped,
+  reasoning_effort: dropped,
+  verbosity: dropped,
+});
+
+type Common = Pick<z.infer<typeof completionSchema>, keyof typeof common>;
+
+/** What the engine is asked, and how the answer is to be written. */
+export interface Translated<Request> {
+  readonly model: string | undefined;
+  /** One for each prompt. */
+  readonly requests: readonly Request[];
+  readonly stream: boolean;
+  readonly includeUsage: boolean;
+  readonly logprobs: boolean;
+}
+
+/** @throws ApiError (400) naming the field. */
+export function translateCompletion(body: unknown): Translated<GenerateRequest> {
+  const request = check(completionSchema, body);
+  const { prompt, n, best_of: bestOf, logprobs, max_tokens: maxTokens } = request;
+  if (bestOf !== undefined && bestOf !== null && bestOf !== (n ?? 1))
+    throw new ApiError(400, "best_of: only the value of n is supported", { param: "best_of" });
+  const settings = {
+    ...translateCommon(request),
+    // OpenAI's default of this endpoint.
+    maxTokens: maxTokens ?? 16,
+    logprobs: logprobs ?? undefined,
+  };
+  const one = typeof prompt === "string" || typeof prompt[0] === "number";
+  const prompts = (one ? [prompt] : prompt) as (string | number[])[];
+  return {
+    ...translateOutput(request),
+    requests: prompts.map((each) => ({ prompt: each, ...settings })),
+    logprobs: logprobs !== undefined && logprobs !== null,
+  };
+}
+
+/** @throws ApiError (400) naming the field. */
+export function translateChat(body: unknown): Translated<ChatRequest> {
+  const request = check(chatSchema, body);
+  const { logprobs, top_logprobs: top, max_tokens, max_completion_tokens } = request;
+  if (typeof top === "number" && !logprobs)
+    throw new ApiError(400, "top_logprobs: set logprobs to true as well", {
+      param: "top_logprobs",
+    });
+  const messages = request.messages.map(({ role, content, ...rest }) => ({
+    ...rest,
+    // Templates know the older name.
+    role: role === "developer" ? "system" : role,
+    content: Array.isArray(content) ? content.map(({ text }) => text).join("") : content,
+  }));
+  return {
+    ...translateOutput(request),
+    requests: [
+      {
+        messages,
+        ...translateCommon(request),
+        maxTokens: max_completion_tokens ?? max_tokens ?? undefined,
+        logprobs: logprobs ? (top ?? 0) : undefined,
+      },
+    ],
+    logprobs: logprobs === true,
+  };
+}
+
+function translateCommon(request: Common) {
+  const { stop, top_p: topP, top_k: topK, logit_bias: biases } = request;
+  const stops = typeof stop === "string" ? [stop] : (stop ?? []);
+  return {
+    n: request.n ?? undefined,
+    temperature: request.temperature ?? 1,
+    // 0 stands for "only the likeliest" there, which every positive share does that is small enough.
+    topP: topP === null || topP === undefined ? undefined : Math.max(topP, 1e-9),
+    topK: topK === null || topK === undefined || topK < 0 ? undefined : topK,
+    minP: request.min_p ?? undefined,
+    repetitionPenalty: request.repetition_penalty ?? undefined,
+    presencePenalty: request.presence_penalty ?? undefined,
+    frequencyPenalty: request.frequency_penalty ?? undefined,
+    logitBias: biases ?? undefined,
+    seed: request.seed ?? undefined,
+    stop: stops.filter((text) => text !== ""),
+    ignoreEnd: request.ignore_eos ?? undefined,
+  };
+}
+
+function translateOutput({ model, stream, stream_options: options }: Common) {
+  return { model, stream: stream === true, includeUsage: options?.include_usage === true };
+}
+
+function check<T extends z.ZodType>(schema: T, body: unknown): z.infer<T> {
+  const result = schema.safeParse(body);
+  if (result.success) return result.data;
+  const [issue] = result.error.issues;
+  const param = issue.path.join(".");
+  const message = param === "" ? issue.message : `${param}: ${issue.message}`;
+  throw new ApiError(400, message, { param: param || undefined });
+}

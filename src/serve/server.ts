@@ -1,0 +1,228 @@
+/** The HTTP server: OpenAI's API over one engine, health, metrics, and a chat page. */
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import bearerAuth from "@fastify/bearer-auth";
+import rateLimit from "@fastify/rate-limit";
+import Fastify, {
+  type FastifyBaseLogger,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+} from "fastify";
+import type { Engine } from "../engine/engine.js";
+import { chatStyle, completionStyle } from "./answers.js";
+import { ApiError, describeError } from "./errors.js";
+import { answer, type GenerationContext } from "./generation.js";
+import { checkHost, isLoopback, Keys } from "./guards.js";
+import { Metrics } from "./metrics.js";
+import { translateChat, translateCompletion, type Translated } from "./requests.js";
+
+export interface ServerOptions {
+  /** Name that requests call the model by. */
+  readonly model: string;
+  /** Address to listen on; for one of this machine only, other host names are refused. */
+  readonly host: string;
+  /** Keys of which requests must carry one; none: everybody may ask. */
+  readonly apiKeys: readonly string[];
+  /** Bytes of a request's body at most. */
+  readonly bodyLimit: number;
+  /** Requests a minute that one client (key or address) may make; 0: any number. */
+  readonly requestsPerMinute: number;
+  /** Connections at the same time at most. */
+  readonly maxConnections: number;
+  /** Milliseconds that a client may leave its answer untaken before it is given up. */
+  readonly clientPatience: number;
+  readonly logger: FastifyBaseLogger;
+}
+
+/** Milliseconds for a client to send its whole request: slow senders must not hold connections. */
+const REQUEST_TIMEOUT = 30_000;
+const HEARTBEAT = 15_000;
+
+export interface ChatServer {
+  readonly app: FastifyInstance;
+  /** Requests that are being answered. */
+  readonly active: number;
+  /**
+   * Refuses new requests, waits until those under way are answered (or for `patience` milliseconds), and closes. Returns
+   * how many were cut off.
+   */
+  drain(patience: number): Promise<number>;
+}
+
+/** Builds the server; `app.listen` starts it. The engine stays the caller's. */
+export async function createServer(engine: Engine, options: ServerOptions): Promise<ChatServer> {
+  const app = Fastify({
+    loggerInstance: options.logger,
+    bodyLimit: options.bodyLimit,
+    requestTimeout: REQUEST_TIMEOUT,
+    // Sockets that are kept open between requests must not hold up closing.
+    forceCloseConnections: "idle",
+    return503OnClosing: false,
+    routerOptions: { ignoreTrailingSlash: true, maxParamLength: 200 },
+    requestIdHeader: false,
+  });
+  app.server.maxConnections = options.maxConnections;
+  const metrics = new Metrics(engine);
+  const keys = new Keys(options.apiKeys);
+  let draining = false;
+  let active = 0;
+
+  app.removeContentTypeParser("text/plain");
+  app.setErrorHandler(sendError);
+  app.setNotFoundHandler((request) => {
+    throw new ApiError(404, `there is no ${request.method} ${request.url.slice(0, 100)} here`);
+  });
+  app.addHook("onRequest", (request, reply, done) => {
+    void reply.headers({ "x-request-id": request.id, "x-content-type-options": "nosniff" });
+    if (isLoopback(options.host)) checkHost(request);
+    done();
+  });
+  app.addHook("onResponse", (request, reply, done) => {
+    const route = request.routeOptions.url ?? "unknown";
+    metrics.answered(route, reply.raw.statusCode, reply.elapsedTime / 1000);
+    done();
+  });
+  app.addHook("onClose", (_instance, done) => {
+    metrics.dispose();
+    done();
+  });
+  if (options.requestsPerMinute > 0)
+    await app.register(rateLimit, {
+      max: options.requestsPerMinute,
+      timeWindow: "1 minute",
+      keyGenerator: (request) => keys.clientOf(request),
+      allowList: (request) => request.routeOptions.url === "/health",
+      errorResponseBuilder: (_request, { max, after }) =>
+        new ApiError(429, `more than ${max} requests in a minute; try again in ${after}`, {
+          code: "rate_limit_exceeded",
+        }),
+    });
+
+  app.get("/health", (_request, reply) => {
+    const status = draining ? "draining" : engine.isOpen ? "ok" : "failed";
+    return reply.code(status === "ok" ? 200 : 503).send({ status });
+  });
+  servePage(app);
+
+  await app.register(async (api) => {
+    if (keys.areSet) {
+      await api.register(bearerAuth, {
+        keys: new Set<string>(),
+        auth: (key) => keys.has(key),
+        addHook: false,
+        verifyErrorLogLevel: "info",
+      });
+      api.addHook("onRequest", api.verifyBearerAuth ?? refuseAll);
+    }
+    api.get("/metrics", async (_request, reply) =>
+      reply.type(metrics.contentType).send(await metrics.text()),
+    );
+    const created = Math.floor(Date.now() / 1000);
+    const model = { id: options.model, object: "model", created, owned_by: "planish" };
+    api.get("/v1/models", () => ({ object: "list", data: [model] }));
+    api.get<{ Params: { model: string } }>("/v1/models/:model", ({ params }) => {
+      checkModel(params.model, options.model);
+      return model;
+    });
+
+    const context: GenerationContext = {
+      model: options.model,
+      metrics,
+      stream: { patience: options.clientPatience, heartbeat: HEARTBEAT },
+    };
+    /** Counts what is under way, and takes nothing new while draining. */
+    const post = (
+      url: string,
+      work: (request: FastifyRequest, reply: FastifyReply) => Promise<unknown>,
+    ): void => {
+      api.post(url, async (request, reply) => {
+        if (draining)
+          throw new ApiError(503, "the server is shutting down", { code: "shutting_down" });
+        active += 1;
+        try {
+          return await work(request, reply);
+        } finally {
+          active -= 1;
+        }
+      });
+    };
+    post("/v1/completions", (request, reply) => {
+      const translated = checked(translateCompletion(request.body), options.model);
+      const start = engine.generate.bind(engine);
+      return answer(context, completionStyle, translated, start, request, reply);
+    });
+    post("/v1/chat/completions", (request, reply) => {
+      const translated = checked(translateChat(request.body), options.model);
+      return answer(context, chatStyle, translated, engine.chat.bind(engine), request, reply);
+    });
+  });
+
+  return {
+    app,
+    get active() {
+      return active;
+    },
+    async drain(patience) {
+      draining = true;
+      const deadline = performance.now() + patience;
+      while (active > 0 && performance.now() < deadline)
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      const left = active;
+      // Those who are cut off see their connection end.
+      if (left > 0) app.server.closeAllConnections();
+      await app.close();
+      return left;
+    },
+  };
+}
+
+/** Where the plugin's hook is missing, keys could not be checked. */
+function refuseAll(): void {
+  throw new ApiError(500, "API keys cannot be checked");
+}
+
+function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
+  const { status, body } = describeError(error);
+  if (status >= 500 && status !== 503) request.log.error({ err: error }, "request failed");
+  if (status === 503) void reply.header("retry-after", "2");
+  void reply.code(status).type("application/json; charset=utf-8").send(body);
+}
+
+function checked<T>(translated: Translated<T>, model: string): Translated<T> {
+  if (translated.model !== undefined) checkModel(translated.model, model);
+  return translated;
+}
+
+function checkModel(asked: string, served: string): void {
+  if (asked !== served)
+    throw new ApiError(404, `model "${asked.slice(0, 100)}" is not served; this is ${served}`, {
+      code: "model_not_found",
+      param: "model",
+    });
+}
+
+/** The page talks to this server only, runs its own script only, and may not be framed. */
+function servePage(app: FastifyInstance): void {
+  const page = readFileSync(new URL("./page.html", import.meta.url), "utf8");
+  const hashes = (tag: string): string =>
+    [...page.matchAll(new RegExp(`<${tag}>([\\s\\S]*?)</${tag}>`, "g"))]
+      .map(([, text]) => `'sha256-${createHash("sha256").update(text).digest("base64")}'`)
+      .join(" ");
+  const policy = [
+    "default-src 'none'",
+    "connect-src 'self'",
+    `script-src ${hashes("script")}`,
+    `style-src ${hashes("style")}`,
+    "img-src data:",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+  ].join("; ");
+  app.get("/", (_request, reply) =>
+    reply
+      .headers({ "content-security-policy": policy, "referrer-policy": "no-referrer" })
+      .type("text/html; charset=utf-8")
+      .send(page),
+  );
+}
