@@ -3,6 +3,7 @@
 import type { Register } from "../program.js";
 import { register as bench } from "./bench.js";
 import { register as compare } from "./compare.js";
+import { register as chat } from "./chat.js";
 import { register as demo } from "./demo.js";
 import { register as evaluate } from "./eval.js";
 import { register as generate } from "./generate.js";
@@ -19,6 +20,7 @@ export const commands: readonly Register[] = [
   compare,
   report,
   generate,
+  chat,
   serve,
   inspect,
   bench,
