@@ -38,6 +38,10 @@ export interface ServerOptions {
 /** Milliseconds for a client to send its whole request: slow senders must not hold connections. */
 const REQUEST_TIMEOUT = 30_000;
 const HEARTBEAT = 15_000;
+/** Milliseconds that connections without answers under way get when the server closes. */
+const LAST_MOMENT = 200;
+/** What the metrics call the status of an answer whose client did not wait for it (as nginx does). */
+const CLIENT_GONE = 499;
 
 export interface ChatServer {
   readonly app: FastifyInstance;
@@ -75,12 +79,13 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
   });
   app.addHook("onRequest", (request, reply, done) => {
     void reply.headers({ "x-request-id": request.id, "x-content-type-options": "nosniff" });
+    // The last event of a response, whether it was sent to its end or its client has gone.
+    reply.raw.once("close", () => {
+      const route = request.routeOptions.url ?? "unknown";
+      const status = reply.raw.writableFinished ? reply.raw.statusCode : CLIENT_GONE;
+      metrics.answered(route, status, reply.elapsedTime / 1000);
+    });
     if (isLoopback(options.host)) checkHost(request);
-    done();
-  });
-  app.addHook("onResponse", (request, reply, done) => {
-    const route = request.routeOptions.url ?? "unknown";
-    metrics.answered(route, reply.raw.statusCode, reply.elapsedTime / 1000);
     done();
   });
   app.addHook("onClose", (_instance, done) => {
@@ -140,11 +145,8 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
         if (draining)
           throw new ApiError(503, "the server is shutting down", { code: "shutting_down" });
         active += 1;
-        try {
-          return await work(request, reply);
-        } finally {
-          active -= 1;
-        }
+        reply.raw.once("close", () => (active -= 1));
+        return work(request, reply);
       });
     };
     post("/v1/completions", (request, reply) => {
@@ -169,9 +171,10 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       while (active > 0 && performance.now() < deadline)
         await new Promise((resolve) => setTimeout(resolve, 20));
       const left = active;
-      // Those who are cut off see their connection end.
-      if (left > 0) app.server.closeAllConnections();
+      // Connections without a request end; so do, after a moment, those that are cut off or have never sent one.
+      const timer = setTimeout(() => app.server.closeAllConnections(), left > 0 ? 0 : LAST_MOMENT);
       await app.close();
+      clearTimeout(timer);
       return left;
     },
   };

@@ -1,0 +1,416 @@
+/** The HTTP server over an engine that computes nothing, asked by OpenAI's own client and by hand. */
+import { connect } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
+import OpenAI from "openai";
+import pino from "pino";
+import { afterEach, describe, expect, it } from "vitest";
+import type { Engine } from "../../src/engine/engine.js";
+import type { HostOptions } from "../../src/engine/host.js";
+import { createServer, type ChatServer, type ServerOptions } from "../../src/serve/server.js";
+import { fakeEngine, fakeExecutor, fakeTokenizer } from "../engine/fake-executor.js";
+
+const TEMPLATE = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}w";
+const KEY = "test-key-0123456789";
+
+interface Started {
+  readonly server: ChatServer;
+  readonly engine: Engine;
+  readonly crash: (error: Error) => void;
+  readonly url: string;
+  readonly client: OpenAI;
+}
+
+const cleanup: (() => Promise<unknown>)[] = [];
+afterEach(async () => {
+  for (const each of cleanup.splice(0).reverse()) await each();
+});
+
+async function start(
+  options: Partial<ServerOptions> = {},
+  host: Partial<HostOptions> = {},
+  stepMilliseconds = 0,
+): Promise<Started> {
+  const onStep = (): void => {
+    const end = performance.now() + stepMilliseconds;
+    while (performance.now() < end);
+  };
+  const executor = fakeExecutor({ onStep, maxPositions: 200 });
+  const { engine, crash } = await fakeEngine(
+    executor,
+    { pages: 200, ...host },
+    fakeTokenizer(TEMPLATE),
+  );
+  const server = await createServer(engine, {
+    model: "fake",
+    host: "127.0.0.1",
+    apiKeys: [],
+    bodyLimit: 10_000,
+    requestsPerMinute: 0,
+    maxConnections: 100,
+    clientPatience: 1000,
+    logger: pino({ level: "silent" }),
+    ...options,
+  });
+  const url = await server.app.listen({ host: "127.0.0.1", port: 0 });
+  cleanup.push(
+    () => engine.close(),
+    () => server.drain(0),
+  );
+  const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: KEY, maxRetries: 0 });
+  return { server, engine, crash, url, client };
+}
+
+async function until(holds: () => boolean): Promise<void> {
+  for (let i = 0; !holds(); i++) {
+    if (i > 500) throw new Error("it never came to hold");
+    await delay(10);
+  }
+}
+
+const post = (
+  url: string,
+  body: unknown,
+  headers: Record<string, string> = {},
+): Promise<Response> =>
+  fetch(url, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...headers },
+    body: typeof body === "string" ? body : JSON.stringify(body),
+  });
+
+const messages = [{ role: "user" as const, content: "abc" }];
+const chat = {
+  model: "fake",
+  messages,
+  max_completion_tokens: 12,
+  seed: 5,
+  logit_bias: { 0: -100 },
+};
+
+describe("the API", () => {
+  it("lists its model", async () => {
+    const { client } = await start();
+    expect((await client.models.list()).data.map(({ id }) => id)).toEqual(["fake"]);
+    expect((await client.models.retrieve("fake")).id).toBe("fake");
+    await expect(client.models.retrieve("other")).rejects.toBeInstanceOf(OpenAI.NotFoundError);
+  });
+
+  it("streams the very text that it gives whole, with usage", async () => {
+    const { client } = await start();
+    const whole = await client.chat.completions.create({ ...chat, n: 2 });
+    expect(whole.usage).toMatchObject({
+      prompt_tokens: 5,
+      completion_tokens: 24,
+      total_tokens: 29,
+    });
+    const texts = ["", ""];
+    const reasons: (string | null)[] = [];
+    let usage: OpenAI.CompletionUsage | null | undefined;
+    const stream = await client.chat.completions.create({
+      ...chat,
+      n: 2,
+      stream: true,
+      stream_options: { include_usage: true },
+    });
+    for await (const { choices, usage: own } of stream) {
+      for (const { index, delta, finish_reason: reason } of choices) {
+        texts[index] += delta.content ?? "";
+        if (reason) reasons[index] = reason;
+      }
+      usage = own ?? usage;
+    }
+    expect(texts).toEqual(whole.choices.map(({ message }) => message.content));
+    expect(texts[0]).toHaveLength(12);
+    expect(reasons).toEqual(["length", "length"]);
+    expect(usage).toMatchObject({ completion_tokens: 24 });
+  });
+
+  it("stops before stop strings, and says so", async () => {
+    const { client } = await start();
+    const { choices } = await client.chat.completions.create(chat);
+    const text = choices[0].message.content ?? "";
+    const stop = text.slice(4, 7);
+    const cut = await client.chat.completions.create({ ...chat, stop: [stop] });
+    expect(cut.choices[0]).toMatchObject({
+      message: { content: text.slice(0, text.indexOf(stop)) },
+      finish_reason: "stop",
+    });
+  });
+
+  it("reports log-probabilities in both forms", async () => {
+    const { client } = await start();
+    const { choices } = await client.chat.completions.create({
+      ...chat,
+      logprobs: true,
+      top_logprobs: 2,
+    });
+    const content = choices[0].logprobs?.content ?? [];
+    expect(content.map(({ token }) => token).join("")).toBe(choices[0].message.content);
+    expect(content.every(({ top_logprobs: top }) => top.length === 2)).toBe(true);
+    const completion = await client.completions.create({
+      model: "fake",
+      prompt: "abc",
+      max_tokens: 4,
+      logprobs: 3,
+      logit_bias: { 0: -100 },
+    });
+    const [{ logprobs, text }] = completion.choices;
+    expect(logprobs?.tokens?.join("")).toBe(text);
+    expect(logprobs?.text_offset).toEqual([0, 1, 2, 3]);
+    expect(Object.keys(logprobs?.top_logprobs?.[0] ?? {})).toHaveLength(3);
+  });
+
+  it("takes several prompts, as text and as token ids, streamed and not", async () => {
+    const { client } = await start();
+    const request = { model: "fake", max_tokens: 6, seed: 1, n: 2, logit_bias: { 0: -100 } };
+    const texts = await client.completions.create({ ...request, prompt: ["abc", "bcd"] });
+    const ids = await client.completions.create({
+      ...request,
+      prompt: [
+        [1, 2, 3],
+        [2, 3, 4],
+      ],
+    });
+    expect(texts.choices.map(({ index }) => index)).toEqual([0, 1, 2, 3]);
+    expect(ids.choices.map(({ text }) => text)).toEqual(texts.choices.map(({ text }) => text));
+    const streamed = ["", "", "", ""];
+    const stream = await client.completions.create({
+      ...request,
+      prompt: ["abc", "bcd"],
+      stream: true,
+    });
+    for await (const { choices } of stream)
+      for (const { index, text } of choices) streamed[index] += text;
+    expect(streamed).toEqual(texts.choices.map(({ text }) => text));
+  });
+
+  it("takes messages in parts, and developers for the system", async () => {
+    const { client } = await start();
+    const plain = await client.chat.completions.create({
+      ...chat,
+      messages: [{ role: "system", content: "ab" }, ...messages],
+    });
+    const parts = await client.chat.completions.create({
+      ...chat,
+      messages: [
+        { role: "developer", content: "ab" },
+        {
+          role: "user",
+          content: [
+            { type: "text", text: "ab" },
+            { type: "text", text: "c" },
+          ],
+        },
+      ],
+    });
+    expect(parts.choices).toEqual(plain.choices);
+  });
+});
+
+describe("what it refuses", () => {
+  it.each<[string, unknown, number, RegExp]>([
+    ["no JSON", "{", 400, /not valid JSON/],
+    ["an empty body", "", 400, /empty|expected object/],
+    ["a list", [], 400, /expected object/],
+    ["no messages", { messages: [] }, 400, /^messages: /],
+    ["messages of another type", { messages: "hello" }, 400, /^messages: /],
+    ["an unknown role", { messages: [{ role: "root", content: "a" }] }, 400, /^messages.0.role: /],
+    [
+      "a picture",
+      { messages: [{ role: "user", content: [{ type: "image_url", image_url: {} }] }] },
+      400,
+      /^messages.0.content/,
+    ],
+    ["tools", { messages, tools: [{ type: "function", function: { name: "f" } }] }, 400, /^tools/],
+    [
+      "JSON output",
+      { messages, response_format: { type: "json_object" } },
+      400,
+      /^response_format/,
+    ],
+    ["an unknown setting", { messages, tempurature: 1 }, 400, /tempurature/],
+    [
+      "a prototype for a body",
+      '{"messages": [{"role": "user", "content": "a"}], "__proto__": {"n": 5}}',
+      400,
+      /not valid JSON/,
+    ],
+    ["a temperature out of range", { messages, temperature: 3 }, 400, /^temperature: /],
+    ["infinitely many choices", { messages, n: 1e9 }, 400, /^n: /],
+    ["a bias for no token", { messages, logit_bias: { a: 1 } }, 400, /logitBias|logit_bias/],
+    ["top_logprobs without logprobs", { messages, top_logprobs: 2 }, 400, /set logprobs/],
+    ["another model", { messages, model: "gpt-9" }, 404, /"gpt-9" is not served; this is fake/],
+    [
+      "a prompt beyond the context",
+      { messages: [{ role: "user", content: "a".repeat(300) }] },
+      400,
+      /context is 200/,
+    ],
+    [
+      "a body beyond the limit",
+      { messages: [{ role: "user", content: "a".repeat(20_000) }] },
+      413,
+      /too large/,
+    ],
+    [
+      "nesting without end",
+      `{"messages":${"[".repeat(4000)}${"]".repeat(4000)}}`,
+      400,
+      /^messages/,
+    ],
+  ])("refuses %s", async (_name, body, status, message) => {
+    const { url, engine } = await start();
+    for (const stream of [false, true]) {
+      const sent =
+        stream && typeof body === "object" && !Array.isArray(body) ? { ...body, stream } : body;
+      const response = await post(`${url}/v1/chat/completions`, sent);
+      expect(response.status).toBe(status);
+      const { error } = (await response.json()) as { error: { message: string; type: string } };
+      expect(error.message).toMatch(message);
+      expect(error.type).toMatch(/_error$/);
+    }
+    expect((await fetch(`${url}/health`)).status).toBe(200);
+    expect(engine.stats.pagesUsed).toBe(0);
+  });
+
+  it("refuses bodies that are not JSON, and places that are not there", async () => {
+    const { url } = await start();
+    const text = await post(`${url}/v1/completions`, "prompt", { "content-type": "text/plain" });
+    expect(text.status).toBe(415);
+    expect((await fetch(`${url}/v1/nothing`)).status).toBe(404);
+    expect((await fetch(`${url}/../../etc/passwd`)).status).toBe(404);
+    expect((await fetch(`${url}/v1/chat/completions`)).status).toBe(404);
+  });
+
+  it("refuses other host names on this machine's own address", async () => {
+    const { url } = await start();
+    const socket = connect(Number(new URL(url).port), "127.0.0.1");
+    socket.write("GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
+    let text = "";
+    for await (const part of socket) text += String(part);
+    expect(text).toMatch(/^HTTP\/1.1 403 /);
+  });
+
+  it("asks for a key where keys are set, everywhere but for health and the page", async () => {
+    const { url, client } = await start({ apiKeys: ["another-key-0123456789", KEY] });
+    for (const [path, status] of [
+      ["/v1/models", 401],
+      ["/metrics", 401],
+      ["/health", 200],
+      ["/", 200],
+    ] as const)
+      expect((await fetch(url + path)).status).toBe(status);
+    const wrong = new OpenAI({ baseURL: `${url}/v1`, apiKey: `${KEY}x`, maxRetries: 0 });
+    await expect(wrong.chat.completions.create(chat)).rejects.toBeInstanceOf(
+      OpenAI.AuthenticationError,
+    );
+    expect((await client.chat.completions.create(chat)).choices).toHaveLength(1);
+  });
+
+  it("limits the rate of a client", async () => {
+    const { client, url } = await start({ requestsPerMinute: 3, apiKeys: [KEY] });
+    for (let i = 0; i < 3; i++) await client.models.list();
+    await expect(client.models.list()).rejects.toBeInstanceOf(OpenAI.RateLimitError);
+    const response = await fetch(`${url}/v1/models`, {
+      headers: { authorization: `Bearer ${KEY}` },
+    });
+    expect(response.headers.get("retry-after")).toMatch(/^\d+$/);
+    expect((await fetch(`${url}/health`)).status).toBe(200);
+  });
+
+  it("answers 503 when too many wait", async () => {
+    const { client } = await start({}, { maxRunning: 1, maxWaiting: 1 }, 2);
+    const outcomes = await Promise.allSettled(
+      Array.from({ length: 5 }, () =>
+        client.chat.completions.create({ ...chat, max_completion_tokens: 60 }),
+      ),
+    );
+    const errors = outcomes.flatMap((o) => (o.status === "rejected" ? [o.reason as unknown] : []));
+    expect(errors.length).toBeGreaterThan(0);
+    expect(errors.length).toBeLessThan(5);
+    for (const error of errors) expect(error).toMatchObject({ status: 503, code: "overloaded" });
+  });
+});
+
+describe("clients that go", () => {
+  it.each([true, false])("frees the place of a client that goes (streamed: %s)", async (stream) => {
+    const { client, engine } = await start({}, {}, 2);
+    const controller = new AbortController();
+    const { signal } = controller;
+    const asking = client.chat.completions.create(
+      { ...chat, max_completion_tokens: 150, stream },
+      { signal },
+    );
+    await until(() => engine.stats.running === 1);
+    controller.abort();
+    await asking.catch(() => undefined);
+    await until(() => engine.stats.running === 0 && engine.stats.pagesUsed === 0);
+    expect(engine.stats.generatedTokens).toBe(0);
+  });
+
+  it("finishes what runs when it drains, and takes nothing new", async () => {
+    const { client, server, url } = await start({}, {}, 3);
+    const stream = await client.chat.completions.create({
+      ...chat,
+      max_completion_tokens: 100,
+      stream: true,
+    });
+    let text = "";
+    const reading = (async () => {
+      for await (const { choices } of stream) text += choices[0].delta.content ?? "";
+    })();
+    await until(() => text !== "");
+    const draining = server.drain(10_000);
+    await expect(client.chat.completions.create(chat)).rejects.toMatchObject({ status: 503 });
+    expect((await fetch(`${url}/health`)).status).toBe(503);
+    await reading;
+    expect(text).toHaveLength(100);
+    expect(await draining).toBe(0);
+    await expect(fetch(`${url}/health`)).rejects.toThrow();
+  });
+
+  it("cuts off what does not finish in time", async () => {
+    const { client, server, engine } = await start({}, {}, 5);
+    const asking = client.chat.completions.create({ ...chat, max_completion_tokens: 190 });
+    await until(() => engine.stats.running === 1);
+    const failed = expect(asking).rejects.toThrow();
+    expect(await server.drain(30)).toBe(1);
+    await failed;
+  });
+});
+
+describe("what it shows", () => {
+  it("counts in Prometheus' form", async () => {
+    const { client, url } = await start();
+    await client.chat.completions.create(chat);
+    const text = await (await fetch(`${url}/metrics`)).text();
+    const value = (name: string): number =>
+      Number(new RegExp(`^planish_${name} (\\S+)$`, "m").exec(text)?.[1]);
+    expect(value("generated_tokens_total")).toBe(12);
+    expect(value("prompt_tokens_total")).toBe(5);
+    expect(value("sequences_running")).toBe(0);
+    expect(value("cache_pages")).toBe(200);
+    expect(value("generations_open")).toBe(0);
+    expect(value("time_to_first_token_seconds_count")).toBe(1);
+    expect(value('http_requests_total{route="/v1/chat/completions",status="200"}')).toBe(1);
+    expect(text).toContain("process_resident_memory_bytes");
+  });
+
+  it("is not healthy when its engine has failed", async () => {
+    const { client, crash, url } = await start();
+    crash(new Error("out of memory"));
+    await until(() => true);
+    const { status } = await fetch(`${url}/health`);
+    expect(status).toBe(503);
+    await expect(client.chat.completions.create(chat)).rejects.toMatchObject({ status: 500 });
+  });
+
+  it("serves a page that loads nothing from elsewhere", async () => {
+    const { url } = await start();
+    const response = await fetch(url);
+    const page = await response.text();
+    expect(response.headers.get("content-security-policy")).toContain("default-src 'none'");
+    expect(page).not.toMatch(/(?:src|href)="(?!data:)/);
+    expect(page).not.toMatch(/https?:/);
+  });
+});
