@@ -1,7 +1,8 @@
 /**
- * Items per second of a zero-shot task, three ways on the same items in one run, alternating: each choice by itself with the
+ * Items per second of a zero-shot task, five ways on the same items in one run, alternating: each choice by itself with the
  * logits of every position (a harness with batch size 1); the same with logits only where a scored token is
- * predicted; and as `planish eval --tasks` scores. A few items warm each way up first.
+ * predicted; and as `planish eval --tasks` scores; then both by the engine (bf16 products of an original, integers of an
+ * artifact): each choice by itself, and with contexts shared by pages. A few items warm each way up first.
  *
  *   npx tsx bench/zero-shot.ts MODEL [--tasks piqa,arc_easy] [--limit 100] [--rounds 3] [--threads N]
  *     [--precision bf16] [--step TOKENS]
@@ -13,6 +14,8 @@ import { openBackend } from "../src/backend/open.js";
 import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { formatTable } from "../src/common/format.js";
 import { packageVersion } from "../src/common/package.js";
+import type { Executor } from "../src/engine/executor.js";
+import { openIntegerExecutor } from "../src/engine/integer/index.js";
 import { pairEncoder, type EncodedPair } from "../src/evaluate/encode-pair.js";
 import { parseTasks, readTask, type TaskData } from "../src/evaluate/tasks/index.js";
 import { evaluateTask } from "../src/evaluate/zero-shot.js";
@@ -50,6 +53,27 @@ function scoreAlone(model: LanguageModel, pair: EncodedPair, everyLogit: boolean
   return -Array.from(nll).reduce((sum, x) => sum + x, 0);
 }
 
+/** The same by one step of the engine, logits of every position. */
+function scoreAloneInEngine(executor: Executor, { context, continuation }: EncodedPair): number {
+  const ids = Int32Array.from([...context, ...continuation]).slice(0, -1);
+  const pages = Int32Array.from(
+    { length: Math.ceil(ids.length / executor.pageTokens) },
+    (_, i) => i,
+  );
+  executor.reserve(pages.length);
+  const [logits] = executor.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
+  if (!logits) throw new Error("no logits");
+  const { vocabSize } = executor.config;
+  const first = ids.length - continuation.length;
+  let sum = 0;
+  for (const [t, token] of continuation.entries()) {
+    const row = logits.subarray((first + t) * vocabSize, (first + t + 1) * vocabSize);
+    const top = row.reduce((a, b) => Math.max(a, b));
+    sum += row[token] - top - Math.log(row.reduce((total, x) => total + Math.exp(x - top), 0));
+  }
+  return sum;
+}
+
 function print(text: string): void {
   process.stdout.write(`${text}\n`);
 }
@@ -62,6 +86,9 @@ async function measure(backend: Backend, path: string, data: TaskData): Promise<
   using loaded = loadModel(backend, path);
   const tokenizer = loadTokenizer(loaded.checkpoint);
   const { model } = loaded;
+  using executor = openIntegerExecutor(path, {
+    threads: flags.threads === undefined ? undefined : Number(flags.threads),
+  });
   const alone =
     (everyLogit: boolean) =>
     ({ items }: TaskData): number => {
@@ -79,6 +106,20 @@ async function measure(backend: Backend, path: string, data: TaskData): Promise<
     "shared beginnings, batched": async (some) => {
       const tokensPerStep = flags.step === undefined ? undefined : Number(flags.step);
       const { metrics } = await evaluateTask(model, tokenizer, some, { tokensPerStep, precision });
+      return Math.round((metrics.acc?.value ?? 0) * some.items.length);
+    },
+    "engine: each choice separately": ({ items }) => {
+      const encode = pairEncoder(tokenizer);
+      return items.filter(({ options, gold }) => {
+        const sums = options.map(({ context, continuation }) => {
+          const pair = encode(context, continuation);
+          return scoreAloneInEngine(executor, pair);
+        });
+        return sums.indexOf(Math.max(...sums)) === gold;
+      }).length;
+    },
+    "engine: contexts shared by pages, batched": async (some) => {
+      const { metrics } = await evaluateTask(model, tokenizer, some, { executor });
       return Math.round((metrics.acc?.value ?? 0) * some.items.length);
     },
   };

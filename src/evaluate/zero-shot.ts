@@ -8,7 +8,10 @@ import type { Precision } from "../backend/backend.js";
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
+import type { Executor } from "../engine/executor.js";
+import type { ModelConfig } from "../models/config.js";
 import type { LanguageModel } from "../models/language-model.js";
+import { scoreWithExecutor } from "./engine-score.js";
 import { pairEncoder, type EncodedPair } from "./encode-pair.js";
 import { scoreContinuations, type ContinuationScore } from "./score.js";
 import { meanWithError, type Measure } from "./statistics.js";
@@ -21,6 +24,8 @@ export interface ZeroShotOptions {
   readonly tokensPerStep?: number;
   /** How large products are computed (default f32). */
   readonly precision?: Precision;
+  /** An engine's executor of the same model, to score through instead. */
+  readonly executor?: Executor;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
   readonly label?: string;
@@ -129,11 +134,10 @@ export async function evaluateTask(
           `stopped in ${task.name} after ${results.filter(Boolean).length} of ${items.length} items`,
         );
       const pairs = step.flatMap((item) => item.pairs);
-      const scores = scoreContinuations(model, pairs, {
-        arena,
-        greedy: task.kind === "cloze",
-        precision: options.precision,
-      });
+      const greedy = task.kind === "cloze";
+      const scores = options.executor
+        ? scoreWithExecutor(options.executor, pairs.map(fitting(model.config)), { greedy })
+        : scoreContinuations(model, pairs, { arena, greedy, precision: options.precision });
       let first = 0;
       for (const item of step) {
         const own = scores.slice(first, first + item.pairs.length);
@@ -160,6 +164,14 @@ export async function evaluateTask(
     ).length,
     seconds: (performance.now() - started) / 1000,
   };
+}
+
+/** A pair whose context has lost what lies beyond the model's positions, as `scoreContinuations` cuts it. */
+function fitting({ maxPositions }: ModelConfig): (pair: EncodedPair) => EncodedPair {
+  return ({ context, continuation }) => ({
+    context: context.slice(Math.max(0, context.length + continuation.length - maxPositions - 1)),
+    continuation,
+  });
 }
 
 function lengthOf({ context, continuation }: EncodedPair): number {

@@ -19,6 +19,7 @@ export interface SimulationFlags {
 /** A model with the name to print, and its tokenizer. */
 export interface Candidate extends Disposable {
   readonly name: string;
+  readonly path: string;
   readonly loaded: LoadedModel;
   readonly tokenizer: Tokenizer;
   readonly scheme: string;
@@ -85,8 +86,8 @@ async function fill(
   const resolve = (model: string): Promise<string> =>
     resolveModel(model, { progress: context.reporter, signal: context.signal });
   const path = await resolve(name);
-  const add = (title: string, loaded: LoadedModel, scheme?: string): void => {
-    all.push(candidate(title, loaded, scheme));
+  const add = (title: string, at: string, loaded: LoadedModel, scheme?: string): void => {
+    all.push(candidate(title, at, loaded, scheme));
   };
   let simulated = false;
   if (flags.simulated && isArtifact(path)) {
@@ -97,8 +98,8 @@ async function fill(
           : `artifact ${name} has its scheme already; give --source MODEL instead of --scheme`,
       );
     const source = await resolve(flags.source);
-    add(name, loadModel(backend, path));
-    add(`${name} (simulated)`, await loadSimulated(backend, path, source));
+    add(name, path, loadModel(backend, path));
+    add(`${name} (simulated)`, path, await loadSimulated(backend, path, source));
     simulated = true;
     if (all[0].loaded.info?.recipe.rounding === "gptq")
       context.reporter.warn(
@@ -112,18 +113,21 @@ async function fill(
           : `${name} is no artifact, so it has no --source; give --scheme instead, such as w4a4kv4`,
       );
     const scheme = parseScheme(flags.scheme);
-    add(`${name} (rounded)`, loadRounded(backend, path, scheme), formatScheme(scheme));
-  } else add(name, loadModel(backend, path));
-  if (flags.against !== undefined)
-    add(flags.against, loadModel(backend, await resolve(flags.against)));
+    add(`${name} (rounded)`, path, loadRounded(backend, path, scheme), formatScheme(scheme));
+  } else add(name, path, loadModel(backend, path));
+  if (flags.against !== undefined) {
+    const other = await resolve(flags.against);
+    add(flags.against, other, loadModel(backend, other));
+  }
   return simulated;
 }
 
 /** `scheme`: what an original was rounded to. */
-function candidate(name: string, loaded: LoadedModel, scheme?: string): Candidate {
+function candidate(name: string, path: string, loaded: LoadedModel, scheme?: string): Candidate {
   try {
     return {
       name,
+      path,
       loaded,
       tokenizer: loadTokenizer(loaded.checkpoint),
       scheme: scheme ?? loaded.info?.scheme ?? "as stored",

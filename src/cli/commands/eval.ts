@@ -6,6 +6,7 @@ import { openBackend } from "../../backend/open.js";
 import { describeFsError } from "../../checkpoint/file-reader.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
+import { openEngine } from "../../evaluate/engine-score.js";
 import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perplexity.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
 import { evaluateTasks, type ItemResult, type ZeroShotResult } from "../../evaluate/zero-shot.js";
@@ -29,6 +30,7 @@ interface EvalFlags extends DeviceFlags, SimulationFlags {
   readonly limit?: number;
   readonly items?: string;
   readonly addBos?: boolean;
+  readonly engine?: boolean;
 }
 
 /** What was measured of one model. */
@@ -87,6 +89,7 @@ export function register(program: Command): void {
     )
     .option("--items <file>", "write every item's scores as JSON lines")
     .option("--add-bos", "begin the contexts of tasks with the tokenizer's BOS (default: without)")
+    .option("--engine", "score tasks through the engine, which is what `planish serve` runs")
     .option("--against <model>", "score this model as well, and compare")
     .option(
       "--simulated",
@@ -112,6 +115,13 @@ export function register(program: Command): void {
 async function evaluate(context: CommandContext, flags: EvalFlags, name: string): Promise<void> {
   if (flags.items !== undefined && flags.tasks === undefined)
     throw new UsageError("--items writes the items of tasks; give --tasks as well");
+  if (
+    flags.engine &&
+    (flags.tasks === undefined || flags.simulated || flags.device === "reference")
+  )
+    throw new UsageError(
+      "--engine scores tasks with the engine's own kernels; give --tasks, and neither --simulated nor --device reference",
+    );
   checkSimulationFlags(flags);
   // Read first: a misspelled name should not cost the loading of a model.
   const text = flags.ppl ?? (flags.tasks === undefined ? "wikitext2" : undefined);
@@ -198,14 +208,16 @@ function incomparable(
 
 async function scoreTasks(
   { reporter, signal }: CommandContext,
-  { addBos, against, simulated }: EvalFlags,
+  { addBos, against, simulated, engine, threads }: EvalFlags,
   tasks: readonly TaskData[],
-  { name, loaded, tokenizer }: Candidate,
+  { name, path, loaded, tokenizer }: Candidate,
   items: ItemFile | undefined,
 ): Promise<ZeroShotResult | undefined> {
   if (tasks.length === 0) return undefined;
+  using executor = engine ? openEngine(path, threads) : undefined;
   const result = await evaluateTasks(loaded.model, tokenizer, tasks, {
     addBos,
+    executor,
     progress: reporter,
     signal,
     label: against === undefined && !simulated ? undefined : name,

@@ -14,7 +14,9 @@ import { InterruptedError, PlanishError, UsageError } from "../../common/errors.
 import { packageVersion } from "../../common/package.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
+import { openEngine } from "../../evaluate/engine-score.js";
 import { captureReference, type ReferenceStates } from "../../evaluate/reference.js";
+import type { Executor } from "../../engine/executor.js";
 import type { TaskData } from "../../evaluate/tasks/index.js";
 import { averageOfTasks, evaluateTask } from "../../evaluate/zero-shot.js";
 import { parseModelConfig } from "../../models/architectures/index.js";
@@ -127,10 +129,12 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
     directory.keepDocument(comparison, comparisonMarkdown(comparison));
     return comparison;
   };
-  for (const [i, way] of ways.entries()) {
-    results[i] = await run.perform(way, results[i]);
-    finish();
-  }
+  // Stage by stage, so that what a stage shares between methods (calibration states, the reference) is there at once.
+  for (const stage of STAGES)
+    for (const [i, way] of ways.entries()) {
+      results[i] = await run.perform(stage, way, results[i]);
+      finish();
+    }
   return finish();
 }
 
@@ -147,6 +151,9 @@ function machine({ description }: Backend): Comparison["machine"] {
     backend: description,
   };
 }
+
+const STAGES = ["quantize", "text", "tasks", "speed"] as const;
+type Stage = (typeof STAGES)[number];
 
 const SHARED_BYTES = 2e9;
 
@@ -202,23 +209,33 @@ class Run implements Disposable {
     );
   }
 
-  /** Does what is missing of a method, stage by stage. */
-  async perform(way: Way, known: MethodResult): Promise<MethodResult> {
+  /** Does what is missing of a stage of a method. */
+  async perform(stage: Stage, way: Way, known: MethodResult): Promise<MethodResult> {
     let result = known;
     const keep = (found: Partial<MethodResult>): void => {
       result = { ...result, ...found };
       this.directory.keepResult(result);
     };
     if (result.refused !== undefined) return result;
-    this.progress.note(`${way.name}:`);
-    if (way.quantize && result.quantizeSeconds === undefined) keep(await this.quantize(way));
-    if (!way.quantize && result.bytes === undefined)
-      keep({
-        bytes: [...this.source.tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0),
-      });
-    if (result.perplexity === undefined) keep(await this.scoreText(way));
-    await this.scoreTasks(way, () => result, keep);
-    if (this.options.speed && result.speed === undefined) keep(this.measureSpeed(way));
+    switch (stage) {
+      case "quantize":
+        if (way.quantize && result.quantizeSeconds === undefined) {
+          this.progress.note(`${way.name}:`);
+          keep(await this.quantize(way));
+        } else if (!way.quantize && result.bytes === undefined) {
+          const tensors = [...this.source.tensors.values()];
+          keep({ bytes: tensors.reduce((sum, { bytes }) => sum + bytes, 0) });
+        }
+        break;
+      case "text":
+        if (result.perplexity === undefined) keep(await this.scoreText(way));
+        break;
+      case "tasks":
+        await this.scoreTasks(way, () => result, keep);
+        break;
+      case "speed":
+        if (this.options.speed && result.speed === undefined) keep(this.measureSpeed(way));
+    }
     return result;
   }
 
@@ -312,6 +329,23 @@ class Run implements Disposable {
       : this.options.model;
   }
 
+  /** The engine on a method's model; where it has no kernels, tasks are scored by the simulated model, and the result says so. */
+  private engineOf(
+    way: Way,
+    keep: (found: Partial<MethodResult>) => void,
+  ): (Disposable & { readonly executor: Executor }) | undefined {
+    const { threads } = this.options;
+    try {
+      const executor = openEngine(this.pathOf(way), threads);
+      keep({ tasksBy: `engine: ${executor.description}` });
+      return { executor, [Symbol.dispose]: () => executor[Symbol.dispose]() };
+    } catch (error) {
+      if (!(error instanceof PlanishError)) throw error;
+      keep({ tasksBy: `simulated arithmetic: ${error.message}` });
+      return undefined;
+    }
+  }
+
   private measureSpeed(way: Way): Partial<MethodResult> {
     const { model, threads } = this.options;
     try {
@@ -334,13 +368,14 @@ class Run implements Disposable {
     );
     if (missing.length === 0) return;
     using loaded = this.load(way);
+    using engine = this.engineOf(way, keep);
     for (const data of missing) {
       if (signal?.aborted) throw new InterruptedError(`stopped before ${data.task.name}`);
       const { task, items, available, metrics, customary, seconds } = await evaluateTask(
         loaded.model,
         this.tokenizer,
         data,
-        { progress: this.progress, signal, label: way.name },
+        { progress: this.progress, signal, label: way.name, executor: engine?.executor },
       );
       const done = { task, items, available, metrics, customary, seconds };
       keep({ tasks: [...(known().tasks ?? []), done] });

@@ -50,6 +50,8 @@ export const methodResultSchema = z.object({
   /** Why there is no speed. */
   speedReason: z.string().optional(),
   tasks: z.array(taskResult).optional(),
+  /** What computed them: the engine, or the simulated model and why. */
+  tasksBy: z.string().optional(),
   /** Mean over tasks of the customary metric; present when all tasks are done. */
   average: measure.optional(),
 });

@@ -4,8 +4,7 @@
  */
 import { PlanishError } from "../../common/errors.js";
 import type { Executor } from "../../engine/executor.js";
-import { openIntegerExecutor } from "../../engine/integer/index.js";
-import { isArtifact, readQuantizationInfo } from "../../quantize/artifact.js";
+import { openEngine } from "../../evaluate/engine-score.js";
 
 /** Tokens per second: median over rounds, and the smallest and largest. */
 export interface Rate {
@@ -50,9 +49,8 @@ export function measureSpeed(
     throw new PlanishError(
       `text has ${tokens.length} tokens; measuring speed takes ${promptTokens + decodedTokens}`,
     );
-  refuseStaticGrids(path);
-  using own = openIntegerExecutor(path, { threads });
-  using other = path === original ? undefined : openIntegerExecutor(original, { threads });
+  using own = openEngine(path, threads);
+  using other = path === original ? undefined : openEngine(original, threads);
   const sides = [own, ...(other ? [other] : [])];
   for (const side of sides) {
     side.reserve(Math.ceil((promptTokens + decodedTokens) / side.pageTokens));
@@ -72,12 +70,6 @@ export function measureSpeed(
     prefillRatio: ratio("prefill"),
     decodeRatio: ratio("decode"),
   };
-}
-
-/** @throws PlanishError for artifacts whose activations have static grids: the engine would compute something else. */
-function refuseStaticGrids(path: string): void {
-  if (isArtifact(path) && readQuantizationInfo(path).method === "flattenquant")
-    throw new PlanishError("the engine has no kernels for static grids with split channels yet");
 }
 
 /** Tokens per second of a prompt in one step, and of tokens after it in a step each. */

@@ -82,7 +82,7 @@ export function comparisonNotes(comparison: Comparison): string[] {
     `Perplexity, KL and top-1 agreement on the first ${text.windows} windows of ${text.seqLen} tokens of ${text.name}; KL in nats per token; ± is a standard error.`,
     ...(tasks
       ? [
-          `Zero-shot: customary metric in percent (* acc_norm, else acc)${limit === undefined ? "" : `, the first ${limit} items of each task only`}: ${tasks.map((t) => `${t.task} ${t.items} of ${t.available}`).join(", ")}.`,
+          `Zero-shot through the engine: customary metric in percent (* acc_norm, else acc)${limit === undefined ? "" : `, the first ${limit} items of each task only`}: ${tasks.map((t) => `${t.task} ${t.items} of ${t.available}`).join(", ")}.`,
         ]
       : []),
     ...methods.flatMap(({ name, refused }) =>
@@ -96,6 +96,9 @@ export function comparisonNotes(comparison: Comparison): string[] {
           "Speed in the engine: a prompt of 256 tokens in one step, then 32 tokens in a step each; median of 5 rounds, and × as fast as the model as it is, measured in turns with it.",
         ]
       : []),
+    ...methods.flatMap(({ name, tasksBy }) =>
+      tasksBy?.startsWith("simulated") ? [`Zero-shot of ${name} by ${tasksBy}.`] : [],
+    ),
     ...methods.flatMap(({ name, speedReason }) =>
       speedReason === undefined ? [] : [`${name} has no speed: ${speedReason}`],
     ),

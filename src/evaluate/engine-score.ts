@@ -1,0 +1,147 @@
+/**
+ * Log-likelihoods of continuations through an engine's executor: a context that several continuations share is computed
+ * once into pages of the cache, and every continuation reads those pages. One step runs the contexts of many items, a
+ * second one all of their continuations.
+ */
+import { PlanishError } from "../common/errors.js";
+import type { Chunk, Executor } from "../engine/executor.js";
+import { openIntegerExecutor, type IntegerExecutor } from "../engine/integer/index.js";
+import { isArtifact, readQuantizationInfo } from "../quantize/artifact.js";
+import type { EncodedPair } from "./encode-pair.js";
+import type { ContinuationScore } from "./score.js";
+
+/** @throws PlanishError for what the engine has no kernels for. */
+export function openEngine(path: string, threads: number | undefined): IntegerExecutor {
+  // It would compute something else.
+  if (isArtifact(path) && readQuantizationInfo(path).method === "flattenquant")
+    throw new PlanishError("the engine has no kernels for static grids with split channels yet");
+  return openIntegerExecutor(path, { threads });
+}
+
+export interface EngineScoreOptions {
+  /** Also tell whether each token is the likeliest in its place. */
+  readonly greedy?: boolean;
+}
+
+/** Continuations of one context. */
+interface Group {
+  readonly context: Int32Array;
+  readonly members: { readonly pair: number; readonly continuation: readonly number[] }[];
+}
+
+/** Rows of logits of one step: a vocabulary of 49k takes 100 MB for them. */
+const ROWS_PER_STEP = 512;
+
+/**
+ * Scores of pairs, in their order. Neighbouring pairs with the same context share it.
+ * @throws PlanishError for a sequence longer than the model's positions.
+ */
+export function scoreWithExecutor(
+  executor: Executor,
+  pairs: readonly EncodedPair[],
+  options: EngineScoreOptions = {},
+): ContinuationScore[] {
+  const { maxPositions } = executor.config;
+  const groups: Group[] = [];
+  let rows = 0;
+  const scores = pairs.map(() => ({ logLikelihood: 0, greedy: true }));
+  const flush = (): void => {
+    if (groups.length > 0) runGroups(executor, groups, scores, options.greedy ?? false);
+    groups.length = 0;
+    rows = 0;
+  };
+  let last: readonly number[] | undefined;
+  for (const [pair, { context, continuation }] of pairs.entries()) {
+    if (context.length + continuation.length - 1 > maxPositions)
+      throw new PlanishError(
+        `sequence of ${context.length + continuation.length} tokens is longer than the model's ${maxPositions} positions`,
+      );
+    const same = last?.length === context.length && last.every((id, i) => id === context[i]);
+    if (!same) {
+      if (rows > ROWS_PER_STEP) flush();
+      groups.push({ context: Int32Array.from(context), members: [] });
+    }
+    groups[groups.length - 1].members.push({ pair, continuation });
+    rows += continuation.length;
+    last = context;
+  }
+  flush();
+  return scores.map(({ logLikelihood, greedy }) =>
+    options.greedy ? { logLikelihood, greedy } : { logLikelihood },
+  );
+}
+
+function runGroups(
+  executor: Executor,
+  groups: readonly Group[],
+  scores: { logLikelihood: number; greedy: boolean }[],
+  greedy: boolean,
+): void {
+  const { pageTokens } = executor;
+  const { vocabSize } = executor.config;
+  let pages = 0;
+  const take = (count: number): Int32Array => Int32Array.from({ length: count }, () => pages++);
+  const contextPages = groups.map(({ context }) => take(Math.ceil(context.length / pageTokens)));
+  const branches = groups.map(({ context, members }, i) =>
+    members.map(({ continuation }) => {
+      // Whole pages of the context are read where they are; one that is begun is copied and continued.
+      const whole = Math.floor(context.length / pageTokens);
+      const total = Math.ceil((context.length + continuation.length - 1) / pageTokens);
+      const own = take(Math.max(0, total - whole));
+      return { own, whole, all: Int32Array.from([...contextPages[i].slice(0, whole), ...own]) };
+    }),
+  );
+  executor.reserve(pages);
+  const firsts = executor.step(
+    groups.map(({ context }, i): Chunk => ({
+      tokens: context,
+      start: 0,
+      pages: contextPages[i],
+      logits: "last",
+    })),
+  );
+  const chunks: Chunk[] = [];
+  const owners: number[] = [];
+  for (const [i, { context, members }] of groups.entries())
+    for (const [m, { pair, continuation }] of members.entries()) {
+      count(scores[pair], firsts[i], 0, vocabSize, continuation[0], greedy);
+      if (continuation.length === 1) continue;
+      const { own, whole, all } = branches[i][m];
+      if (context.length % pageTokens > 0) executor.copyPage(contextPages[i][whole], own[0]);
+      chunks.push({
+        tokens: Int32Array.from(continuation.slice(0, -1)),
+        start: context.length,
+        pages: all,
+        logits: "all",
+      });
+      owners.push(pair);
+    }
+  if (chunks.length === 0) return;
+  const found = executor.step(chunks);
+  const continuations = new Map(
+    groups.flatMap(({ members }) => members.map(({ pair, continuation }) => [pair, continuation])),
+  );
+  for (const [c, pair] of owners.entries())
+    for (const [t, token] of (continuations.get(pair) ?? []).slice(1).entries())
+      count(scores[pair], found[c], t, vocabSize, token, greedy);
+}
+
+/** Adds the log-probability of a token in a row of logits. */
+function count(
+  score: { logLikelihood: number; greedy: boolean },
+  logits: Float32Array | undefined,
+  row: number,
+  width: number,
+  token: number,
+  greedy: boolean,
+): void {
+  if (!logits) throw new PlanishError("the engine gave no logits where they were asked for");
+  const values = logits.subarray(row * width, (row + 1) * width);
+  let best = 0;
+  for (let i = 1; i < width; i++) if (values[i] > values[best]) best = i;
+  const top = values[best];
+  let sum = 0;
+  for (let i = 0; i < width; i++) sum += Math.exp(values[i] - top);
+  score.logLikelihood += values[token] - top - Math.log(sum);
+  if (greedy && best !== token) score.greedy = false;
+}
