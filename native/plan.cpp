@@ -22,7 +22,8 @@ enum Operation : int64_t {
   CACHE = 4,
   ATTENTION = 5,
   NORM = 6,
-  OPERATIONS = 7,
+  FLATTEN = 7,
+  OPERATIONS = 8,
 };
 
 double now() {
@@ -127,6 +128,23 @@ int run(int64_t operation, Words w, int64_t rows, int64_t chunks) {
           w.small(), w.pointer<const float>(), w.integer(), w.pointer<const float>(), w.pointer<const float>(), w.real(),
           w.pointer<float>()};
       return pl_norm(p.kind, p.x, rows, p.cols, p.gain, p.bias, p.epsilon, p.out);
+    }
+    case FLATTEN: {
+      struct {
+        const float* x;
+        int64_t cols;
+        int32_t bits;
+        float step;
+        const float* factor;
+        int64_t extras;
+        const int32_t *channel, *part;
+        int64_t stride;
+        int8_t* codes;
+        float* scale;
+      } p{w.pointer<const float>(), w.integer(), w.small(), w.real(), w.pointer<const float>(), w.integer(),
+          w.pointer<const int32_t>(), w.pointer<const int32_t>(), w.integer(), w.pointer<int8_t>(), w.pointer<float>()};
+      return pl_flatten_rows(p.x, rows, p.cols, p.bits, p.step, p.factor, p.extras, p.channel, p.part, p.stride, nullptr,
+                             p.codes, p.scale, nullptr);
     }
     default:
       return planish::fail(PL_BAD_ARGUMENT, "plan: unknown operation %lld", static_cast<long long>(operation));

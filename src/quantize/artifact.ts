@@ -14,6 +14,7 @@ import { PlanishError } from "../common/errors.js";
 import { parseModelConfig } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
+import { ClipCounter } from "./clipping.js";
 import { writeAtomically } from "./journal.js";
 import { packedLayer } from "./packed-block.js";
 import type { ParameterValues } from "./fold.js";
@@ -84,24 +85,31 @@ export function readQuantizationInfo(path: string): QuantizationInfo {
 export function loadArtifact(
   backend: Backend,
   path: string,
-): { model: LanguageModel; info: QuantizationInfo; checkpoint: Checkpoint } {
+): {
+  model: LanguageModel;
+  info: QuantizationInfo;
+  checkpoint: Checkpoint;
+  /** Counts from the moment of loading; empty where there are no static grids. */
+  clipping: ClipCounter;
+} {
   const info = readQuantizationInfo(path);
   const scheme = parseScheme(info.scheme);
   const checkpoint = openCheckpoint(path);
   const { architecture, config } = parseModelConfig(checkpoint.config);
-  const layers = Array.from({ length: config.numLayers }, (_, layer) =>
-    packedLayer(
-      backend,
-      config,
-      scheme,
-      readPackedBlock(checkpoint, architecture, config, scheme, layer),
-    ),
-  );
+  const clipping = new ClipCounter();
+  const layers = Array.from({ length: config.numLayers }, (_, layer) => {
+    const prefix = architecture.names.blockPrefix(layer);
+    const block = readPackedBlock(checkpoint, architecture, config, scheme, layer);
+    return packedLayer(backend, config, scheme, block, (linear, clipped, values) => {
+      clipping.add(prefix + linear, clipped, values);
+    });
+  });
   const outer = loadOuter(backend, checkpoint, architecture, config);
   return {
     model: new LanguageModel(backend, architecture, config, outer, layers),
     info,
     checkpoint,
+    clipping,
   };
 }
 

@@ -11,6 +11,7 @@ import {
   readQuantizationInfo,
   type QuantizationInfo,
 } from "./artifact.js";
+import type { ClipCounter } from "./clipping.js";
 import { parseScheme, type Scheme } from "./scheme.js";
 import { readKeptParameters, simulatedModel } from "./simulated-model.js";
 
@@ -20,6 +21,8 @@ export interface LoadedModel extends Disposable {
   readonly checkpoint: Checkpoint;
   /** How an artifact came to be; absent for an original. */
   readonly info?: QuantizationInfo;
+  /** Activations beyond an artifact's static grids, counted since it was loaded. */
+  readonly clipping?: ClipCounter;
 }
 
 /**

@@ -1,7 +1,8 @@
 /** What `planish eval` prints without `--json`. */
 
-import { formatDuration, formatTable, type Cell } from "../../common/format.js";
+import { formatDuration, formatNumber, formatTable, type Cell } from "../../common/format.js";
 import type { Measure } from "../../evaluate/statistics.js";
+import type { ClipSummary } from "../../quantize/clipping.js";
 import type { EvalDocument, ModelScore } from "./eval.js";
 
 export function renderEvaluation(document: EvalDocument): string {
@@ -14,6 +15,7 @@ export function renderEvaluation(document: EvalDocument): string {
       : `perplexity, artifact over simulated: ${document.simulatedRatio.toFixed(5)}`,
     document.divergence && divergenceLines(document.divergence),
     document.zeroShot && taskTable(scores),
+    document.clipping && clippingLine(document.clipping),
     limitLine(document),
   ];
   return parts.filter((part) => part !== undefined).join("\n\n");
@@ -87,6 +89,17 @@ function taskTable(scores: readonly ModelScore[]): string {
 function measured({ value, stderr }: Measure, decimals: number, factor = 1): string {
   const text = (value * factor).toFixed(decimals);
   return stderr === undefined ? text : `${text} ± ${(stderr * factor).toFixed(decimals)}`;
+}
+
+const SHOWN_LINEARS = 3;
+
+function clippingLine({ clipped, values, linears }: ClipSummary): string {
+  const share = ((100 * clipped) / values).toPrecision(2);
+  const most = Object.entries(linears)
+    .slice(0, SHOWN_LINEARS)
+    .map(([name, count]) => `${name} ${formatNumber(count.clipped)}`);
+  const where = most.length > 0 ? `, most at ${most.join(", ")}` : "";
+  return `activations beyond their static grid: ${formatNumber(clipped)} of ${formatNumber(values)} (${share}%)${where}`;
 }
 
 function limitLine({ limit, text, zeroShot }: EvalDocument): string | undefined {

@@ -11,6 +11,7 @@ import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perple
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
 import { evaluateTasks, type ItemResult, type ZeroShotResult } from "../../evaluate/zero-shot.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
+import type { ClipSummary } from "../../quantize/clipping.js";
 import { perform, type CommandContext } from "../action.js";
 import { integer } from "../flags.js";
 import { addExamples } from "../program.js";
@@ -54,6 +55,8 @@ export interface EvalDocument extends ModelScore {
   readonly simulatedRatio?: number;
   /** How far the model is from that of `--against` or its simulated model, on the text. */
   readonly divergence?: Pick<DivergenceResult, "kl" | "topAgreement" | "blockErrors">;
+  /** Of an artifact with static grids: activations beyond their reach, in all that was scored. */
+  readonly clipping?: ClipSummary;
   /** `--limit`: only the first windows and items were scored. */
   readonly limit?: number;
 }
@@ -145,11 +148,13 @@ async function evaluate(context: CommandContext, flags: EvalFlags, name: string)
       ...perplexities?.results[i],
       zeroShot: await scoreTasks(context, flags, tasks, each, items),
     });
+  const clipping = pair[0].loaded.clipping?.summary();
   const document: EvalDocument = {
     text,
     ...scores[0],
     ...(models.simulated ? simulatedPart(scores) : { against: scores[1] }),
     divergence: perplexities?.divergence,
+    clipping: clipping && clipping.values > 0 ? clipping : undefined,
     limit: flags.limit,
   };
   context.reporter.result(document, () => renderEvaluation(document));

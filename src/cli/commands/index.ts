@@ -12,12 +12,14 @@ import { register as pull } from "./pull.js";
 import { register as quantize } from "./quantize.js";
 import { register as report } from "./report.js";
 import { register as serve } from "./serve.js";
+import { register as sweep } from "./sweep.js";
 
 export const commands: readonly Register[] = [
   pull,
   quantize,
   evaluate,
   compare,
+  sweep,
   report,
   generate,
   chat,

@@ -24,6 +24,7 @@ import { planRun, type RunPlan } from "../../quantize/plan.js";
 import { parseScheme } from "../../quantize/scheme.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
+import { linearSections } from "./linear-table.js";
 import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
 
 interface InspectFlags extends DeviceFlags {
@@ -233,6 +234,7 @@ function renderArtifact({ path, bytes, tensors, quantization: q }: ArtifactDescr
       ),
     );
   }
+  sections.push(...linearSections(q.layers));
   return sections.join("\n\n");
 }
 

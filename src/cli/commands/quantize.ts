@@ -1,11 +1,9 @@
 /** `planish quantize`: a checkpoint in, a packed artifact out. */
 
-import { readFileSync } from "node:fs";
 import { InvalidArgumentError, Option, type Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
-import { UsageError } from "../../common/errors.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
 import { calibrateBlocks, quantize, type QuantizeResult } from "../../quantize/index.js";
 import { movedGroups, type MovedGroup } from "../../quantize/moved.js";
@@ -13,9 +11,11 @@ import { METHODS } from "../../quantize/methods/index.js";
 import { LEGAL_BITS, parseScheme } from "../../quantize/scheme.js";
 import type { BlockRange } from "../../quantize/workers.js";
 import { perform } from "../action.js";
-import { integer } from "../flags.js";
+import { decimal, integer } from "../flags.js";
 import { addExamples } from "../program.js";
 import { workerProcesses } from "../worker-process.js";
+import { linearSections } from "./linear-table.js";
+import { readRecipe } from "./recipe-file.js";
 import {
   deviceOption,
   MODEL_ARGUMENT,
@@ -35,6 +35,10 @@ interface QuantizeFlags extends DeviceFlags {
   readonly seqLen?: number;
   readonly epochs?: number;
   readonly batch?: number;
+  readonly alpha?: number;
+  readonly beta?: number;
+  readonly gamma?: number;
+  readonly maxExpansion?: number;
   readonly seed: number;
   readonly resume?: boolean;
   readonly keepParameters?: boolean;
@@ -71,6 +75,18 @@ export function register(program: Command): void {
     .option("--seq-len <n>", "tokens per window", integer({ min: 2 }))
     .option("--epochs <n>", "passes over the windows", integer({ min: 0 }))
     .option("--batch <n>", "windows per training step", count)
+    .option(
+      "--alpha <x>",
+      "smoothing exponent (flattenquant, smoothquant)",
+      decimal({ min: 0, max: 1 }),
+    )
+    .option(
+      "--beta <x>",
+      "truncation threshold over the mean maximum (flattenquant)",
+      decimal({ min: 0 }),
+    )
+    .option("--gamma <x>", "4 bits below this divergence (flattenquant)", decimal({ min: 0 }))
+    .option("--max-expansion <x>", "largest K'/K (flattenquant)", decimal({ min: 1 }))
     .addOption(seedOption())
     .addOption(deviceOption())
     .addOption(threadsOption())
@@ -123,6 +139,7 @@ export function register(program: Command): void {
     "planish quantize models/tiny-llama --out tiny-w4a4kv4",
     "planish quantize smollm2-135m-instruct --out smollm2-w4a4kv4 --preset paper --seed 1",
     "planish quantize models/tiny-llama --out tiny-rtn --method rtn --scheme w4a16kv16",
+    "planish quantize models/tiny-opt --out tiny-flat --method flattenquant --scheme w4a4kv8",
     "planish quantize models/tiny-llama --out tiny-w4a4kv4 --resume",
   ]);
 }
@@ -142,28 +159,12 @@ function presetHelp(): string {
 }
 
 /** Flags that stand for a field of the recipe; what was not given is not replaced. */
-function recipeFlags({ samples, seqLen, epochs, batch }: QuantizeFlags): Record<string, number> {
+function recipeFlags(flags: QuantizeFlags): Record<string, number> {
+  const { samples, seqLen, epochs, batch, alpha, beta, gamma, maxExpansion } = flags;
+  const fields = { samples, seqLen, epochs, batch, alpha, beta, gamma, maxExpansion };
   return Object.fromEntries(
-    Object.entries({ samples, seqLen, epochs, batch }).flatMap(([key, value]) =>
-      value === undefined ? [] : [[key, value]],
-    ),
+    Object.entries(fields).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
   );
-}
-
-/** A recipe file's object. @throws UsageError when it cannot be read or is no JSON object. */
-function readRecipe(file: string | undefined): Record<string, unknown> {
-  if (file === undefined) return {};
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(readFileSync(file, "utf8"));
-  } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new UsageError(`recipe ${file} cannot be read as JSON: ${reason}`, { cause });
-  }
-  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {
-    throw new UsageError(`recipe ${file} holds no JSON object; give one such as {"epochs": 5}`);
-  }
-  return parsed as Record<string, unknown>;
 }
 
 function render(result: QuantizeResult, moved: readonly (readonly MovedGroup[])[]): string {
@@ -183,6 +184,7 @@ function render(result: QuantizeResult, moved: readonly (readonly MovedGroup[])[
       ),
     );
   }
+  sections.push(...linearSections(info.layers));
   for (const fallback of info.fallbacks) sections.push(`fallback: ${fallback}`);
   if (result.trainingSeconds > 0) sections.push(trainingLine(result));
   const share = (100 * result.bytes) / result.sourceBytes;

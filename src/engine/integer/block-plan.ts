@@ -3,9 +3,15 @@ import type { LinearRole, LinearSite, ModelConfig } from "../../models/config.js
 import { LINEAR_SITES } from "../../models/config.js";
 import type { HostNorm } from "../../models/weights.js";
 import { PlanishError } from "../../common/errors.js";
-import type { ClipLogits, PackedBlock, PackedTransform } from "../../quantize/packed-block.js";
+import type {
+  ClipLogits,
+  PackedBlock,
+  PackedGrid,
+  PackedLinear,
+  PackedTransform,
+} from "../../quantize/packed-block.js";
 import type { Scheme } from "../../quantize/scheme.js";
-import { MOST_SETS, STEP_ROWS, type StepBuffers } from "./buffers.js";
+import { MOST_SETS, STEP_ROWS, widestSite, type StepBuffers } from "./buffers.js";
 import type { EngineMemory } from "./memory.js";
 import {
   PACKED_KIND,
@@ -33,9 +39,22 @@ interface PlacedTransform {
   readonly right: bigint;
 }
 
+/** A static grid of one linear's whole activation, with the columns that its split channels add. */
+interface PlacedGrid {
+  readonly bits: number;
+  readonly step: number;
+  readonly extras: number;
+  readonly channel: bigint;
+  readonly part: bigint;
+  readonly factor: bigint;
+  /** Equal for linears that can share their codes. */
+  readonly key: string;
+}
+
 /** A block's weights in the engine's memory. */
 export interface PlacedBlock {
   readonly linears: Readonly<Partial<Record<LinearRole, PackedMatrix>>>;
+  readonly grids: Readonly<Partial<Record<LinearRole, PlacedGrid>>>;
   readonly clips: Readonly<Partial<Record<LinearRole, ClipLogits>>>;
   readonly inputNorm: PlacedNorm;
   readonly postNorm: PlacedNorm;
@@ -62,12 +81,16 @@ export function placeBlock(
   });
   const linears: Partial<Record<LinearRole, PackedMatrix>> = {};
   const clips: Partial<Record<LinearRole, ClipLogits>> = {};
+  const grids: Partial<Record<LinearRole, PlacedGrid>> = {};
   for (const role of Object.keys(block.linears) as LinearRole[]) {
     const linear = block.linears[role];
     if (!linear) continue;
     const values = linear.quantized?.codes ?? linear.weight;
     if (!values) throw new PlanishError(`${linear.path} holds neither codes nor weights`);
-    linears[role] = packer.packed(kind, linear.shape, {
+    const { grid } = linear;
+    if (grid) grids[role] = placeGrid(memory, config, grid, linear);
+    const own: PackedKind = grid ? (grid.weightBits <= 4 ? "int4" : "int8") : kind;
+    linears[role] = packer.packed(own, [linear.shape[0], values.length / linear.shape[0]], {
       values,
       scale: linear.quantized?.scale,
       bias: linear.bias,
@@ -81,6 +104,7 @@ export function placeBlock(
   const { keyTransform, keyClip, valueClip } = block;
   return {
     linears,
+    grids,
     clips,
     inputNorm: norm(block.inputNorm),
     postNorm: norm(block.postNorm),
@@ -95,6 +119,29 @@ export function placeBlock(
     queryMatrix: keyTransform ? memory.floats(keyTransform.inverseT).address : 0n,
     keyMatrix: keyTransform ? memory.floats(keyTransform.matrix).address : 0n,
     cacheClips: memory.floats([...logits(keyClip), ...logits(valueClip)]).address,
+  };
+}
+
+function placeGrid(
+  memory: EngineMemory,
+  config: ModelConfig,
+  grid: PackedGrid,
+  { path, shape }: PackedLinear,
+): PlacedGrid {
+  const { activationBits, step, channel, part, factor } = grid;
+  const room = MOST_SETS * widestSite(config);
+  if (shape[1] + channel.length > room)
+    throw new PlanishError(
+      `${path} reads ${shape[1]} channels split into ${shape[1] + channel.length} columns; the engine has room for ${room}: quantize with a smaller maxExpansion`,
+    );
+  return {
+    bits: activationBits,
+    step,
+    extras: channel.length,
+    channel: channel.length > 0 ? memory.integers(channel).address : 0n,
+    part: part.length > 0 ? memory.integers(part).address : 0n,
+    factor: factor ? memory.floats(factor).address : 0n,
+    key: JSON.stringify([activationBits, step, [...channel], [...part], factor && [...factor]]),
   };
 }
 
@@ -263,7 +310,8 @@ function linears(
   const width = siteWidth(config, site);
   const roles = LINEAR_SITES[site].filter((role) => block.linears[role]);
   const transform = block.transforms[site] ?? { nLeft: 1, nRight: width, left: 0n, right: 0n };
-  const real = scheme.activationBits >= 16;
+  const gridded = roles.some((role) => block.grids[role]);
+  const real = scheme.activationBits >= 16 || gridded;
 
   // Linears without clips of their own share one set of codes.
   const clips: [number, number][] = [];
@@ -300,6 +348,12 @@ function linears(
       buffers.scales.address,
       buffers.reals.address,
     );
+  const accumulate = site === "attn_out" || site === "mlp_down" ? 1 : 0;
+  if (gridded) {
+    const x = untouched ? from.x : buffers.reals.address;
+    gridProducts(context, block, roles, { x, width }, outputs, accumulate);
+    return;
+  }
   const parts = roles.flatMap((role, i): ProductPart[] => {
     const matrix = block.linears[role];
     const out = outputs[role];
@@ -322,13 +376,73 @@ function linears(
       },
     ];
   });
-  const accumulate = site === "attn_out" || site === "mlp_down";
-  plan.add(
-    "product",
-    PACKED_KIND[kind],
-    width,
-    parts.length,
-    plan.parts(parts),
-    accumulate ? 1 : 0,
-  );
+  plan.add("product", PACKED_KIND[kind], width, parts.length, plan.parts(parts), accumulate);
+}
+
+/**
+ * Linears with static grids of their own: each quantizes the activation its way and multiplies at its own width; linears
+ * whose grids are the same share both, where their weights have the same width too.
+ */
+function gridProducts(
+  { plan, buffers }: PlanContext,
+  block: PlacedBlock,
+  roles: readonly LinearRole[],
+  from: { readonly x: bigint; readonly width: number },
+  outputs: Partial<Record<LinearRole, { address: bigint; width: number }>>,
+  accumulate: number,
+): void {
+  const groups = new Map<string, LinearRole[]>();
+  for (const role of roles) {
+    const grid = block.grids[role];
+    const matrix = block.linears[role];
+    if (!grid || !matrix)
+      throw new PlanishError(`linear "${role}" has no static grid, and others of its site do`);
+    const key = `${matrix.kind} ${grid.key}`;
+    groups.set(key, [...(groups.get(key) ?? []), role]);
+  }
+  for (const members of groups.values()) {
+    const grid = block.grids[members[0]];
+    const first = block.linears[members[0]];
+    if (!grid || !first) continue;
+    const columns = first.shape[1];
+    plan.add(
+      "flatten",
+      from.x,
+      from.width,
+      grid.bits,
+      new Real(grid.step),
+      grid.factor,
+      grid.extras,
+      grid.channel,
+      grid.part,
+      columns,
+      buffers.codes.address,
+      buffers.scales.address,
+    );
+    const parts = members.flatMap((role): ProductPart[] => {
+      const matrix = block.linears[role];
+      const out = outputs[role];
+      if (!matrix || !out) return [];
+      return [
+        {
+          n: matrix.shape[0],
+          a: buffers.codes.address,
+          aScale: buffers.scales.address,
+          packed: matrix.address,
+          bScale: matrix.scale,
+          bias: matrix.bias,
+          out: out.address,
+          outStride: out.width,
+        },
+      ];
+    });
+    plan.add(
+      "product",
+      PACKED_KIND[first.kind],
+      columns,
+      parts.length,
+      plan.parts(parts),
+      accumulate,
+    );
+  }
 }

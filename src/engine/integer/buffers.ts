@@ -24,7 +24,10 @@ export interface StepBuffers {
   readonly mixed: Place<Float32Array>;
   readonly gate: Place<Float32Array>;
   readonly up: Place<Float32Array>;
-  /** Codes that linears read, [MOST_SETS][rows, widest], and their scales. */
+  /**
+   * Codes that linears read, [MOST_SETS][rows, widest], and their scales. Linears with static grids take turns in it, with
+   * as many columns as they have.
+   */
   readonly codes: Place<Int8Array>;
   readonly scales: Place<Float32Array>;
   /** The same for linears that read reals. */
@@ -35,11 +38,17 @@ export interface StepBuffers {
   readonly normed: Place<Float32Array>;
 }
 
+/** Channels of the widest activation that linears read. */
+export function widestSite(config: ModelConfig): number {
+  const { hiddenSize, intermediateSize, headDim, numHeads } = config;
+  return Math.max(hiddenSize, intermediateSize, numHeads * headDim);
+}
+
 export function stepBuffers(memory: EngineMemory, config: ModelConfig): StepBuffers {
   const { hiddenSize, intermediateSize, headDim, numHeads, numKvHeads } = config;
   const embedding = config.embeddingSize ?? hiddenSize;
   const attention = numHeads * headDim;
-  const widest = Math.max(hiddenSize, intermediateSize, attention);
+  const widest = widestSite(config);
   const rows = (width: number) => memory.alloc<Float32Array>("f32", STEP_ROWS * width);
   const integers = (count: number) => memory.alloc<Int32Array>("i32", count);
   return {

@@ -67,6 +67,13 @@ export class EngineMemory implements Disposable {
     return place;
   }
 
+  /** A copy of indices. */
+  integers(values: ArrayLike<number>): Place<Int32Array> {
+    const place = this.alloc<Int32Array>("i32", values.length);
+    place.data.set(values);
+    return place;
+  }
+
   /** Gives back a block that was mapped on its own (more than a quarter of a slab); others stay until the end. */
   free(place: Place): void {
     const at = this.mappings.findIndex(

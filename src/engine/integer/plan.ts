@@ -9,6 +9,7 @@ export const OPERATION = {
   cache: 4,
   attention: 5,
   norm: 6,
+  flatten: 7,
 } as const;
 export type Operation = keyof typeof OPERATION;
 

@@ -38,7 +38,7 @@ export function renderPage(content: PageContent): string {
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 <title>${escape(title)}</title>
 <link rel="icon" href="data:,">
-<style>${asset("page.css")}</style>
+<style>${readAsset("report", "page.css")}</style>
 </head>
 <body>
 <header>
@@ -61,16 +61,14 @@ ${details.map((d) => `<details><summary>${escape(d.title)}</summary><pre tabinde
 </section>
 </main>
 <script id="data" type="application/json">${JSON.stringify(data).replace(/</g, "\\u003c")}</script>
-<script>${inlineScript(library("d3", "dist/d3.min.js"))}</script>
-<script>${inlineScript(library("@observablehq/plot", "dist/plot.umd.min.js"))}</script>
-<script>${inlineScript(asset("page.js"))}</script>
+${plotScripts(readAsset("report", "page.js"))}
 </body>
 </html>
 `;
 }
 
 /** Numeric columns stand right; a wide table scrolls by itself, and can be scrolled with the keyboard. */
-function renderTable({ caption, columns, rows }: PageTable): string {
+export function renderTable({ caption, columns, rows }: PageTable): string {
   const specs = columns.map((c): Column => (typeof c === "string" ? { title: c } : c));
   const head = specs.map(({ title }) => `<th scope="col">${escape(title)}</th>`).join("");
   const body = rows
@@ -106,8 +104,19 @@ function inlineScript(text: string): string {
   return text.replace(/<\/(script)/gi, "<\\/$1");
 }
 
-function asset(name: string): string {
-  return readFileSync(join(packageRoot, "assets", "report", name), "utf8");
+/** A page's own file, from `assets/<page>/`. */
+export function readAsset(page: string, name: string): string {
+  return readFileSync(join(packageRoot, "assets", page, name), "utf8");
+}
+
+/** Script elements with Observable Plot and d3, its only need, inlined, and then the page's own script. */
+export function plotScripts(own: string): string {
+  const scripts = [
+    library("d3", "dist/d3.min.js"),
+    library("@observablehq/plot", "dist/plot.umd.min.js"),
+    own,
+  ];
+  return scripts.map((text) => `<script>${inlineScript(text)}</script>`).join("\n");
 }
 
 /** A file of an installed package, wherever the package manager put it. */

@@ -21,12 +21,15 @@ export interface SideDivergence {
  * How much worse 4 bits are than 8. "ratio": KL₄/KL₈, infinite where 8 bits lose nothing and 4 bits do, 0 where neither
  * does. "excess": KL₄ − KL₈, in which the sampling noise that both histograms share cancels.
  */
-export function compareBits({ kl4, kl8 }: SideDivergence, criterion: Criterion): number {
+export function compareBits(
+  { kl4, kl8 }: SideDivergence,
+  criterion: Exclude<Criterion, "output">,
+): number {
   if (criterion === "excess") return kl4 - kl8;
   return kl4 === 0 ? 0 : kl4 / kl8;
 }
 
-export type Criterion = "ratio" | "excess";
+export type Criterion = "ratio" | "excess" | "output";
 
 /** Counts rows of one side's tensor as its flattened self: every copy, once for each copy of the other side. */
 export class FlattenedHistogram {
@@ -73,18 +76,27 @@ export interface BitChoice {
   readonly rule: string;
 }
 
-/** `lowest`: the narrowest width that the scheme allows. */
+/** `added`: what the layer at 4 bits adds to its block's relative error, for the criterion that asks. */
 export function chooseBits(
   activation: SideDivergence,
   weight: SideDivergence,
+  added: () => number,
   { criterion, gamma }: { readonly criterion: Criterion; readonly gamma: number },
-  lowest: 4 | 8,
 ): BitChoice {
-  if (lowest === 8) return { bits: 8, rule: "scheme" };
-  const [x, w] = [compareBits(activation, criterion), compareBits(weight, criterion)];
-  const [side, worse] = x >= w ? ["x", x] : ["w", w];
-  const rule = `${criterion} of ${side} ${worse.toPrecision(3)}`;
-  return worse < gamma
+  const [name, value] = judge(activation, weight, added, criterion);
+  const rule = `${name} ${value.toPrecision(3)}`;
+  return value < gamma
     ? { bits: 4, rule: `${rule} < ${gamma}` }
     : { bits: 8, rule: `${rule} ≥ ${gamma}` };
+}
+
+function judge(
+  activation: SideDivergence,
+  weight: SideDivergence,
+  added: () => number,
+  criterion: Criterion,
+): [string, number] {
+  if (criterion === "output") return ["output", added()];
+  const [x, w] = [compareBits(activation, criterion), compareBits(weight, criterion)];
+  return x >= w ? [`${criterion} of X`, x] : [`${criterion} of W`, w];
 }

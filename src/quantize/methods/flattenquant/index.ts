@@ -21,8 +21,10 @@ import { formatScheme, type Scheme } from "../../scheme.js";
 import { bindSimulated, describeBlock } from "../../simulated-block.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { siteOf } from "../../transforms/sites.js";
-import { columnMaxima, NO_SPLIT, splitRows } from "../../transforms/split.js";
+import { columnMaxima, copiesOf, NO_SPLIT, splitRows } from "../../transforms/split.js";
 import { chooseBits, FlattenedHistogram, type BitChoice, type SideDivergence } from "./bits.js";
+import { columnPower, RowSample, SEARCH_ROWS, searchReach } from "./reach.js";
+import { blockError } from "./sensitivity.js";
 import { flattenQuantPresets, flattenQuantRecipe, type FlattenQuantRecipe } from "./recipe.js";
 import {
   smoothBlock,
@@ -89,29 +91,53 @@ async function calibrateBlock(job: BlockJob<FlattenQuantRecipe>): Promise<BlockO
   const layers = (Object.keys(block.linears) as LinearRole[]).map((role) =>
     planLayer(job, role, maxima, factors, weights),
   );
+  const every = Math.ceil((inputs.samples * inputs.time) / SEARCH_ROWS);
+  const samples = new Map(
+    layers.map(({ role, channels }) => [siteOf(role), new RowSample(channels, every)]),
+  );
   observeSites(job, ({ g, site, x, roles }) => {
     const data = g.read(x);
+    samples.get(site)?.add(data);
     for (const layer of layers)
       if (roles.includes(layer.role)) layer.activations.add(data, factors[site]);
   });
-  const decided = layers.map((layer) => {
-    const activation = layer.activations.divergence();
-    return {
-      ...layer,
-      activation,
-      choice: chooseBits(activation, layer.weightDivergence, recipe, lowest),
-    };
-  });
 
-  const parameters = new Map<string, { shape: readonly number[]; data: RealArray }>();
+  const smoothing = new Map<string, { shape: readonly number[]; data: RealArray }>();
   for (const [site, data] of Object.entries(factors))
-    parameters.set(
+    smoothing.set(
       `${site}.${smoothingFolds(config, site as LinearSite, recipe.rows) ? "diag" : "factor"}`,
       { shape: [data.length], data },
     );
-  for (const layer of decided)
-    for (const [name, value] of gridParameters(layer.path, gridOf(layer)))
-      parameters.set(name, value);
+  const reached = layers.map((layer) => {
+    const site = siteOf(layer.role);
+    const values = samples.get(site)?.values() ?? new Float32Array();
+    const reach = searchedReach(layer, values, factors[site], recipe.reach);
+    return { ...layer, reach, activation: layer.activations.divergence() };
+  });
+  const withBits = (bitsOf: (layer: ReachedLayer) => 4 | 8): ParameterValues =>
+    new Map([
+      ...smoothing,
+      ...reached.flatMap((layer) => [...gridParameters(layer.path, gridOf(layer, bitsOf(layer)))]),
+    ]);
+  const all8 =
+    recipe.criterion === "output" && lowest === 4
+      ? blockError(
+          job,
+          withBits(() => 8),
+        )
+      : 0;
+  const decided = reached.map((layer): DecidedLayer => {
+    if (lowest === 8) return { ...layer, choice: { bits: 8, rule: "scheme" } };
+    const added = () =>
+      blockError(
+        job,
+        withBits((other) => (other === layer ? 4 : 8)),
+      ) - all8;
+    const { activation, weightDivergence } = layer;
+    return { ...layer, choice: chooseBits(activation, weightDivergence, added, recipe) };
+  });
+  const bitsOf = new Map(decided.map(({ role, choice }) => [role, choice.bits]));
+  const parameters = withBits(({ role }) => bitsOf.get(role) ?? 8);
   const errors = measureLinears(job, decided, parameters, factors);
   const linears: Record<string, LinearFacts> = {};
   for (const layer of decided)
@@ -159,14 +185,51 @@ function planLayer(
   };
 }
 
-type DecidedLayer = Layer & { readonly activation: SideDivergence; readonly choice: BitChoice };
+/** Shares of both thresholds that a 4-bit grid reaches to. */
+interface Reach {
+  readonly activation: number;
+  readonly weight: number;
+}
 
-function gridOf({ flattening, choice }: DecidedLayer): TensorGrid {
+type ReachedLayer = Layer & { readonly activation: SideDivergence; readonly reach: Reach };
+type DecidedLayer = ReachedLayer & { readonly choice: BitChoice };
+
+/** `values`: some rows of the activation that the linear reads. */
+function searchedReach(
+  { flattening, weight, channels }: Layer,
+  values: RealArray,
+  factor: Float64Array | undefined,
+  reach: FlattenQuantRecipe["reach"],
+): Reach {
+  if (reach === "calibrated") return { activation: 1, weight: 1 };
+  const { channel, part, weightPart } = flattening.split;
+  const power = columnPower(values, channels).map((sum, j) => sum * (factor?.[j] ?? 1) ** 2);
   return {
-    weightBits: choice.bits,
-    activationBits: choice.bits,
-    weightThreshold: flattening.weightThreshold,
-    activationThreshold: flattening.activationThreshold,
+    activation: searchReach({
+      values,
+      factor,
+      copies: copiesOf(channels, channel, part),
+      threshold: flattening.activationThreshold,
+      power: columnPower(weight, channels),
+      bits: 4,
+    }),
+    weight: searchReach({
+      values: weight,
+      copies: copiesOf(channels, channel, weightPart),
+      threshold: flattening.weightThreshold,
+      power,
+      bits: 4,
+    }),
+  };
+}
+
+function gridOf({ flattening, reach }: ReachedLayer, bits: 4 | 8): TensorGrid {
+  const share = bits === 4 ? reach : { activation: 1, weight: 1 };
+  return {
+    weightBits: bits,
+    activationBits: bits,
+    weightThreshold: flattening.weightThreshold * share.weight,
+    activationThreshold: flattening.activationThreshold * share.activation,
     split: flattening.split,
   };
 }
@@ -264,6 +327,8 @@ function facts(
     splitW: flattening.splitWeights,
     expansion: flattening.expansion,
     capFactor: flattening.capFactor,
+    reachX: choice.bits === 4 ? layer.reach.activation : 1,
+    reachW: choice.bits === 4 ? layer.reach.weight : 1,
     smoothingRange: largest / smallest,
     outliersX: countOutliers(layer.plainMaxima.activation),
     outliersXAfter: countOutliers(flattenedMaxima(smoothed, flattening, "activation")),

@@ -14,10 +14,18 @@ export const flattenQuantRecipe = z.strictObject({
   rows: z.enum(["fold", "kernel"]),
   /** Truncation threshold as a multiple of the mean of the channel maxima that are no outliers. */
   beta: z.number().positive(),
-  /** What is compared with gamma, of a layer's worse side: KL₄/KL₈ ("ratio"), or KL₄ − KL₈ in nats ("excess"). */
-  criterion: z.enum(["ratio", "excess"]),
+  /**
+   * What is compared with gamma: of a layer's worse side KL₄/KL₈ ("ratio") or KL₄ − KL₈ in nats ("excess"), or what the
+   * layer at 4 bits adds to its block's relative squared error ("output").
+   */
+  criterion: z.enum(["ratio", "excess", "output"]),
   /** A layer runs at 4 bits where the criterion is below this. */
   gamma: z.number().nonnegative(),
+  /**
+   * How far a 4-bit grid reaches: to the threshold ("calibrated"), or to the share of it where the linear's output is
+   * rounded best ("searched"). Grids of 8 bits reach to the threshold.
+   */
+  reach: z.enum(["calibrated", "searched"]),
   /** Largest K'/K; thresholds are raised until it holds. */
   maxExpansion: z.number().min(1),
   /** Windows of calibration text, and tokens in each. */
@@ -33,6 +41,7 @@ const preset: FlattenQuantRecipe = {
   beta: 1.3,
   criterion: "excess",
   gamma: 0.05,
+  reach: "searched",
   maxExpansion: 1.25,
   samples: 128,
   seqLen: 2048,
