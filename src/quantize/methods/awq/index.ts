@@ -14,8 +14,9 @@ import { linearShape } from "../../../models/weights.js";
 import { measureBlock } from "../../block-training.js";
 import { captureMeans } from "../../calibration/maxima.js";
 import { diagFolds, type ParameterValues } from "../../fold.js";
-import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
+import type { BlockJob, BlockOutcome, Method } from "../../method.js";
 import { collectMoments } from "../../rounding/moments.js";
+import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme, type Scheme } from "../../scheme.js";
 import { describeBlock } from "../../simulated-block.js";
@@ -26,9 +27,7 @@ import { clipLogit, searchClips, searchScales } from "./search.js";
 const count = z.number().int().positive();
 
 export const awqRecipe = z.strictObject({
-  /** Windows of calibration text, and tokens in each. */
-  samples: count,
-  seqLen: count,
+  ...windowFields,
   /** Exponents tried are 0, 1/gridSteps, …, 1. */
   gridSteps: count,
   /** Also searches how far rows are clipped. */
@@ -51,16 +50,8 @@ export const awq: Method<AwqRecipe> = {
   recipe: awqRecipe,
   presets: { default: preset, gptq: { ...preset, rounding: "gptq" } },
   defaultPreset: "default",
-  calibration: (recipe): CalibrationNeed => ({
-    samples: recipe.samples,
-    seqLen: recipe.seqLen,
-    stepsPerBlock: 1,
-    batch: 1,
-    refineSteps: 0,
-    refineBatch: 1,
-    // The search weighs errors by them, whatever the rounding.
-    secondMoments: true,
-  }),
+  // The search weighs errors by second moments, whatever the rounding.
+  calibration: (recipe) => needOfWindows(recipe, { secondMoments: true }),
   gptq: gptqOf,
   plan: (config, paths, scheme, recipe) => {
     const { transforms, parameters } = planTransforms(config, scheme, { diag: true });

@@ -15,7 +15,8 @@ import { measureBlock } from "../../block-training.js";
 import { captureMaxima, observeSites, type SiteMaxima } from "../../calibration/maxima.js";
 import type { ParameterValues } from "../../fold.js";
 import { gridParameters, type TensorGrid } from "../../grids/tensor.js";
-import type { BlockJob, BlockOutcome, CalibrationNeed, LinearFacts, Method } from "../../method.js";
+import type { BlockJob, BlockOutcome, LinearFacts, Method } from "../../method.js";
+import { needOfWindows } from "../../calibration/windows-recipe.js";
 import { gptqOf } from "../../rounding/settings.js";
 import { formatScheme, type Scheme } from "../../scheme.js";
 import { bindSimulated, describeBlock } from "../../simulated-block.js";
@@ -45,15 +46,7 @@ export const flattenquant: Method<FlattenQuantRecipe> = {
   recipe: flattenQuantRecipe,
   presets: flattenQuantPresets,
   defaultPreset: "default",
-  calibration: (recipe): CalibrationNeed => ({
-    samples: recipe.samples,
-    seqLen: recipe.seqLen,
-    stepsPerBlock: 1,
-    batch: 1,
-    refineSteps: 0,
-    refineBatch: 1,
-    secondMoments: recipe.rounding === "gptq",
-  }),
+  calibration: (recipe) => needOfWindows(recipe, { secondMoments: recipe.rounding === "gptq" }),
   gptq: gptqOf,
   check: (_config, scheme) => void lowestBits(scheme),
   plan: (config, _paths, scheme) => planTransforms(config, scheme, { diag: true }),

@@ -1,8 +1,7 @@
 /** FlattenQuant's settings, and the presets that come with it. */
 import { z } from "zod";
+import { windowFields } from "../../calibration/windows-recipe.js";
 import { roundingDefaults, roundingFields } from "../../rounding/settings.js";
-
-const count = z.number().int().positive();
 
 export const flattenQuantRecipe = z.strictObject({
   /** Exponent of channel smoothing: how much of the activations' unevenness moves into the weights. */
@@ -28,9 +27,7 @@ export const flattenQuantRecipe = z.strictObject({
   reach: z.enum(["calibrated", "searched"]),
   /** Largest K'/K; thresholds are raised until it holds. */
   maxExpansion: z.number().min(1),
-  /** Windows of calibration text, and tokens in each. */
-  samples: count,
-  seqLen: count,
+  ...windowFields,
   ...roundingFields,
 });
 export type FlattenQuantRecipe = z.infer<typeof flattenQuantRecipe>;

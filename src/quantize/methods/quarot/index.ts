@@ -10,7 +10,8 @@ import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
 import { Random } from "../../../common/random.js";
 import { measureBlock } from "../../block-training.js";
-import type { CalibrationNeed, Method } from "../../method.js";
+import type { Method } from "../../method.js";
+import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme } from "../../scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
@@ -18,9 +19,7 @@ import { matrixPlaces } from "../../transforms/sites.js";
 import { rotations } from "./rotations.js";
 
 export const quarotRecipe = z.strictObject({
-  /** Windows of calibration text, and tokens in each: for the report's errors, and for GPTQ. */
-  samples: z.number().int().positive(),
-  seqLen: z.number().int().positive(),
+  ...windowFields,
   ...roundingFields,
 });
 export type QuarotRecipe = z.infer<typeof quarotRecipe>;
@@ -33,15 +32,7 @@ export const quarot: Method<QuarotRecipe> = {
   recipe: quarotRecipe,
   presets: { default: preset, gptq: { ...preset, samples: 128, rounding: "gptq" } },
   defaultPreset: "default",
-  calibration: (recipe): CalibrationNeed => ({
-    samples: recipe.samples,
-    seqLen: recipe.seqLen,
-    stepsPerBlock: 1,
-    batch: 1,
-    refineSteps: 0,
-    refineBatch: 1,
-    secondMoments: recipe.rounding === "gptq",
-  }),
+  calibration: (recipe) => needOfWindows(recipe, { secondMoments: recipe.rounding === "gptq" }),
   gptq: gptqOf,
   check: (config, scheme) => {
     if (matrixPlaces(config, scheme).length === 0)

@@ -10,15 +10,15 @@ import {
   granularityFields,
   withFullRangeGrids,
 } from "../../grids/full-range.js";
-import type { CalibrationNeed, Method } from "../../method.js";
+import type { Method } from "../../method.js";
+import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 
 export const rtnRecipe = z.strictObject({
   ...roundingFields,
   ...granularityFields,
-  /** Windows of calibration text, and tokens in each; plain rounding with scales per row and token reads none. */
-  samples: z.number().int().positive(),
-  seqLen: z.number().int().positive(),
+  /** Plain rounding with scales per row and token reads no text. */
+  ...windowFields,
 });
 export type RtnRecipe = z.infer<typeof rtnRecipe>;
 
@@ -39,18 +39,10 @@ export const rtn: Method<RtnRecipe> = {
     tensor: { ...preset, granularity: "tensor" },
   },
   defaultPreset: "default",
-  calibration: (recipe): CalibrationNeed | undefined =>
-    recipe.rounding === "gptq" || recipe.granularity === "tensor"
-      ? {
-          samples: recipe.samples,
-          seqLen: recipe.seqLen,
-          stepsPerBlock: recipe.granularity === "tensor" ? 1 : 0,
-          batch: 1,
-          refineSteps: 0,
-          refineBatch: 1,
-          secondMoments: recipe.rounding === "gptq",
-        }
-      : undefined,
+  calibration: (recipe) => {
+    const [looks, secondMoments] = [recipe.granularity === "tensor", recipe.rounding === "gptq"];
+    return looks || secondMoments ? needOfWindows(recipe, { looks, secondMoments }) : undefined;
+  },
   gptq: gptqOf,
   check: (_config, scheme, recipe) => {
     checkGranularity("rtn", scheme, recipe);

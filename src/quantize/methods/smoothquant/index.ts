@@ -17,7 +17,8 @@ import {
   granularityFields,
   withFullRangeGrids,
 } from "../../grids/full-range.js";
-import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
+import type { BlockJob, BlockOutcome, Method } from "../../method.js";
+import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme } from "../../scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
@@ -26,9 +27,7 @@ import { NORM_SITES, smoothingDiags } from "./diags.js";
 export const smoothQuantRecipe = z.strictObject({
   /** How much of the activations' range moves into the weights: 0 none, 1 all. */
   alpha: z.number().min(0).max(1),
-  /** Windows of calibration text, and tokens in each. */
-  samples: z.number().int().positive(),
-  seqLen: z.number().int().positive(),
+  ...windowFields,
   ...roundingFields,
   ...granularityFields,
 });
@@ -52,15 +51,7 @@ export const smoothquant: Method<SmoothQuantRecipe> = {
     tensor: { ...preset, granularity: "tensor" },
   },
   defaultPreset: "default",
-  calibration: (recipe): CalibrationNeed => ({
-    samples: recipe.samples,
-    seqLen: recipe.seqLen,
-    stepsPerBlock: 1,
-    batch: 1,
-    refineSteps: 0,
-    refineBatch: 1,
-    secondMoments: recipe.rounding === "gptq",
-  }),
+  calibration: (recipe) => needOfWindows(recipe, { secondMoments: recipe.rounding === "gptq" }),
   gptq: gptqOf,
   check: (config, scheme, recipe) => {
     checkGranularity("smoothquant", scheme, recipe);
