@@ -1,5 +1,8 @@
-// The Kronecker transform of rows and its gradients on tensor cores: bf16 factors, f32 sums. Definitions:
-// src/backend/kernels.ts. Compiled per shape: LEFT and RIGHT are the matrices' sizes, 0 where a matrix is absent;
+// The Kronecker transform of rows and its gradients on tensor cores. Definitions: src/backend/kernels.ts.
+//
+// What the forward pass computes is rounded to 4 bits next, where an error of 2⁻⁹ would move many codes by a whole step.
+// So it works on pairs of bf16, high and low part (together 16 bits), in three products: high·high, low·high, high·low.
+// Gradients take the high parts only. Sums are f32. Compiled per shape: LEFT and RIGHT are the matrices' sizes, 0 where a matrix is absent;
 // DIAG is 1 when the gradient of diag is wanted too.
 //
 // The work is a list of tiles. With both matrices a tile is one row, nLeft×nRight. With only the right one, rows and
@@ -53,8 +56,15 @@ __device__ __forceinline__ Tile tileAt(i64 item, i64 rows, i64 nLeft, i64 nRight
   return tile;
 }
 
-// A tile of f32 as bf16 in shared memory, times diag (which only tiles of whole rows have), zero outside.
-__device__ __forceinline__ void loadTile(const float* x, const Tile& tile, const float* diag, u16* to) {
+// Two neighbours as bf16, and what that rounding left.
+__device__ __forceinline__ u32 highParts(float v0, float v1) { return packBf16(v0, v1); }
+__device__ __forceinline__ u32 lowParts(float v0, float v1, u32 high) {
+  return packBf16(v0 - fromBf16((u16)high), v1 - fromBf16((u16)(high >> 16)));
+}
+
+// A tile of f32 as bf16 in shared memory, times diag (which only tiles of whole rows have), zero outside; low parts to
+// `low` when given.
+__device__ __forceinline__ void loadTile(const float* x, const Tile& tile, const float* diag, u16* to, u16* low) {
   const bool wide = tile.stride % 4 == 0;
   for (int at = threadIdx.x; at < ROWS * (COLS / 4); at += THREADS) {
     const int i = at / (COLS / 4), j = at % (COLS / 4) * 4;
@@ -76,22 +86,42 @@ __device__ __forceinline__ void loadTile(const float* x, const Tile& tile, const
       }
     }
     uint2 word;
-    word.x = packBf16(v[0], v[1]), word.y = packBf16(v[2], v[3]);
+    word.x = highParts(v[0], v[1]), word.y = highParts(v[2], v[3]);
     *(uint2*)(to + i * TILE_STRIDE + j) = word;
+    if (low) {
+      word.x = lowParts(v[0], v[1], word.x), word.y = lowParts(v[2], v[3], word.y);
+      *(uint2*)(low + i * TILE_STRIDE + j) = word;
+    }
   }
 }
 
-__device__ __forceinline__ void loadMatrix(const float* matrix, int n, int padded, int stride, u16* to) {
+__device__ __forceinline__ void loadMatrix(const float* matrix, int n, int padded, int stride, u16* to, u16* low) {
   for (int at = threadIdx.x; at < padded * padded; at += THREADS) {
     const int i = at / padded, j = at % padded;
-    to[i * stride + j] = i < n && j < n ? toBf16(matrix[i * n + j]) : (u16)0;
+    const float value = i < n && j < n ? matrix[i * n + j] : 0.f;
+    const u16 high = toBf16(value);
+    to[i * stride + j] = high;
+    if (low) low[i * stride + j] = toBf16(value - fromBf16(high));
   }
 }
 
-// Rounds a product into shared memory.
+// Rounds a product into shared memory; low parts to `low` when given.
 template <class Product>
-__device__ __forceinline__ void keep(float (&acc)[Product::PER_WARP][8], u16* to) {
-  Product::each(acc, [&](int i, int j, float v0, float v1) { *(u32*)(to + i * TILE_STRIDE + j) = packBf16(v0, v1); });
+__device__ __forceinline__ void keep(float (&acc)[Product::PER_WARP][8], u16* to, u16* low) {
+  Product::each(acc, [&](int i, int j, float v0, float v1) {
+    const u32 high = highParts(v0, v1);
+    *(u32*)(to + i * TILE_STRIDE + j) = high;
+    if (low) *(u32*)(low + i * TILE_STRIDE + j) = lowParts(v0, v1, high);
+  });
+}
+
+// acc += A·B for pairs of parts; the product of the low parts is below what f32 sums keep.
+template <class Product>
+__device__ __forceinline__ void runParts(const u16* a, const u16* aLow, int aStride, const u16* b, const u16* bLow,
+                                         int bStride, float (&acc)[Product::PER_WARP][8]) {
+  Product::run(aLow, aStride, b, bStride, acc);
+  Product::run(a, aStride, bLow, bStride, acc);
+  Product::run(a, aStride, b, bStride, acc);
 }
 
 __device__ __forceinline__ void storePair(float* to, const Tile& tile, int i, int j, float v0, float v1) {
@@ -116,25 +146,30 @@ extern "C" __global__ void __launch_bounds__(THREADS)
               const float* diag, float* out) {
   extern __shared__ __align__(16) u16 memory[];
   u16* tileX = memory;
-  u16* matrixLeft = tileX + ROWS * TILE_STRIDE;
-  u16* matrixRight = matrixLeft + (LEFT ? ROWS * LEFT_STRIDE : 0);
-  if (LEFT) loadMatrix(left, LEFT, ROWS, LEFT_STRIDE, matrixLeft);
-  if (RIGHT) loadMatrix(right, RIGHT, COLS, RIGHT_STRIDE, matrixRight);
+  u16* tileLow = tileX + ROWS * TILE_STRIDE;
+  u16* matrixLeft = tileLow + ROWS * TILE_STRIDE;
+  u16* leftLow = matrixLeft + (LEFT ? ROWS * LEFT_STRIDE : 0);
+  u16* matrixRight = leftLow + (LEFT ? ROWS * LEFT_STRIDE : 0);
+  u16* rightLow = matrixRight + (RIGHT ? COLS * RIGHT_STRIDE : 0);
+  if (LEFT) loadMatrix(left, LEFT, ROWS, LEFT_STRIDE, matrixLeft, leftLow);
+  if (RIGHT) loadMatrix(right, RIGHT, COLS, RIGHT_STRIDE, matrixRight, rightLow);
   for (i64 item = blockIdx.x; item < items; item += gridDim.x) {
     const Tile tile = tileAt(item, rows, nLeft, nRight);
     __syncthreads();
-    loadTile(x, tile, diag, tileX);
+    loadTile(x, tile, diag, tileX, tileLow);
     __syncthreads();
     float acc[LeftTransposed::PER_WARP][8];
     LeftTransposed::clear(acc);
-    if (LEFT) LeftTransposed::run(matrixLeft, LEFT_STRIDE, tileX, TILE_STRIDE, acc);
+    if (LEFT)
+      runParts<LeftTransposed>(matrixLeft, leftLow, LEFT_STRIDE, tileX, tileLow, TILE_STRIDE, acc);
     if (LEFT && RIGHT) {
       __syncthreads();
-      keep<LeftTransposed>(acc, tileX);
+      keep<LeftTransposed>(acc, tileX, tileLow);
       __syncthreads();
       LeftTransposed::clear(acc);
     }
-    if (RIGHT) RightPlain::run(tileX, TILE_STRIDE, matrixRight, RIGHT_STRIDE, acc);
+    if (RIGHT)
+      runParts<RightPlain>(tileX, tileLow, TILE_STRIDE, matrixRight, rightLow, RIGHT_STRIDE, acc);
     RightPlain::each(acc, [&](int i, int j, float v0, float v1) { storePair(out, tile, i, j, v0, v1); });
   }
 }
@@ -152,8 +187,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   u16* matrixLeft = tileT + ROWS * TILE_STRIDE;
   u16* matrixRight = matrixLeft + (LEFT ? ROWS * LEFT_STRIDE : 0);
   float* sumDiag = (float*)(matrixRight + (RIGHT ? COLS * RIGHT_STRIDE : 0));
-  if (LEFT) loadMatrix(left, LEFT, ROWS, LEFT_STRIDE, matrixLeft);
-  if (RIGHT) loadMatrix(right, RIGHT, COLS, RIGHT_STRIDE, matrixRight);
+  if (LEFT) loadMatrix(left, LEFT, ROWS, LEFT_STRIDE, matrixLeft, nullptr);
+  if (RIGHT) loadMatrix(right, RIGHT, COLS, RIGHT_STRIDE, matrixRight, nullptr);
   if (DIAG)
     for (int at = threadIdx.x; at < ROWS * COLS; at += THREADS) sumDiag[at] = 0.f;
   float accLeft[GradLeft::PER_WARP][8];
@@ -164,15 +199,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   for (i64 item = blockIdx.x; item < items; item += gridDim.x) {
     const Tile tile = tileAt(item, rows, nLeft, nRight);
     __syncthreads();
-    loadTile(x, tile, diag, tileX);
-    loadTile(grad, tile, nullptr, tileG);
+    loadTile(x, tile, diag, tileX, nullptr);
+    loadTile(grad, tile, nullptr, tileG, nullptr);
     __syncthreads();
     if (LEFT && partialLeft) {
       if (RIGHT) {
         float acc[RightPlain::PER_WARP][8];
         RightPlain::clear(acc);
         RightPlain::run(tileX, TILE_STRIDE, matrixRight, RIGHT_STRIDE, acc);
-        keep<RightPlain>(acc, tileT);
+        keep<RightPlain>(acc, tileT, nullptr);
         __syncthreads();
       }
       GradLeft::run(RIGHT ? tileT : tileX, TILE_STRIDE, tileG, TILE_STRIDE, accLeft);
@@ -183,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         float acc[LeftTransposed::PER_WARP][8];
         LeftTransposed::clear(acc);
         LeftTransposed::run(matrixLeft, LEFT_STRIDE, tileX, TILE_STRIDE, acc);
-        keep<LeftTransposed>(acc, tileT);
+        keep<LeftTransposed>(acc, tileT, nullptr);
         __syncthreads();
       }
       GradRight::run(LEFT ? tileT : tileX, TILE_STRIDE, tileG, TILE_STRIDE, accRight);
@@ -194,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       LeftPlain::clear(acc);
       if (LEFT) LeftPlain::run(matrixLeft, LEFT_STRIDE, tileG, TILE_STRIDE, acc);
       if (LEFT && RIGHT) {
-        keep<LeftPlain>(acc, tileT);
+        keep<LeftPlain>(acc, tileT, nullptr);
         __syncthreads();
         LeftPlain::clear(acc);
       }

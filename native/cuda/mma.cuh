@@ -58,17 +58,20 @@ struct TileProduct {
 
   static __device__ __forceinline__ void run(const u16* a, int aStride, const u16* b, int bStride,
                                              float (&acc)[PER_WARP][8]) {
+    // Where the warps are a multiple of a row of tiles, a warp's tiles lie in one column and share B.
+    constexpr bool ONE_COLUMN = WARPS % N16 == 0;
     const int warp = threadIdx.x / 32;
 #pragma unroll
-    for (int s = 0; s < PER_WARP; s++) {
-      const int tile = warp + s * WARPS;
-      if (tile >= TILES) continue;
-      const int m = tile / N16 * 16, n = tile % N16 * 16;
+    for (int k = 0; k < K16; k++) {
+      u32 fb[4];
+      if (ONE_COLUMN) loadB<TB>(fb, b, bStride, k * 16, warp % N16 * 16);
 #pragma unroll
-      for (int k = 0; k < K16; k++) {
-        u32 fa[4], fb[4];
-        loadA<TA>(fa, a, aStride, m, k * 16);
-        loadB<TB>(fb, b, bStride, k * 16, n);
+      for (int s = 0; s < PER_WARP; s++) {
+        const int tile = warp + s * WARPS;
+        if (tile >= TILES) continue;
+        u32 fa[4];
+        loadA<TA>(fa, a, aStride, tile / N16 * 16, k * 16);
+        if (!ONE_COLUMN) loadB<TB>(fb, b, bStride, k * 16, tile % N16 * 16);
         mma(acc[s], fa, fb[0], fb[1]);
         mma(acc[s] + 4, fa, fb[2], fb[3]);
       }

@@ -74,4 +74,6 @@ export interface Backend extends Disposable {
     targetOffset?: number,
   ): void;
   fill(buffer: Buffer, value: number): void;
+  /** Free bytes of a memory of its own; absent where buffers live in the host's memory. */
+  freeBytes?(): number;
 }

@@ -10,7 +10,7 @@ import { blockForward, type BlockWeights } from "../models/block.js";
 import { ropeTables } from "../models/rope.js";
 import { meanSquaredError } from "../tensor/ops/index.js";
 import { freeTensor, frozen, Graph, parameter, Tensor } from "../tensor/tensor.js";
-import { sampleRange } from "./calibration/windows.js";
+import { BatchFeed, type Batch } from "./calibration/feed.js";
 import type { ParameterValues } from "./fold.js";
 import type { BlockJob, BlockOutcome } from "./method.js";
 import { bindSimulated, describeBlock, type BlockDescription } from "./simulated-block.js";
@@ -30,14 +30,6 @@ export interface BlockTraining {
   readonly finalLearningRate: number;
   /** Learning rate and decay by parameter name. */
   readonly rule: (name: string) => ParameterRule;
-}
-
-/** A step's share of the calibration set, on the host or on the backend already: [batch·time, hidden] each. */
-export interface Batch {
-  readonly input: RealArray | Buffer;
-  readonly target: RealArray | Buffer;
-  /** Sequences in the batch. */
-  readonly sequences: number;
 }
 
 function onBackend(g: Graph, shape: readonly number[], data: RealArray | Buffer): Tensor {
@@ -136,14 +128,10 @@ export async function trainBlock(
       totalSteps: training.epochs * batches,
       layer,
     });
+  using feed = new BatchFeed(backend, inputs, targets);
   const batchAt = (index: number): Batch => {
     const first = index * training.batch;
-    const sequences = Math.min(training.batch, inputs.samples - first);
-    return {
-      input: sampleRange(inputs, first, sequences),
-      target: sampleRange(targets, first, sequences),
-      sequences,
-    };
+    return feed.take(first, Math.min(training.batch, inputs.samples - first));
   };
   const measured = Math.min(batches, Math.max(1, Math.floor(REPORT_WINDOWS / training.batch)));
   const errorOf = (trainer: BlockTrainer): number => {

@@ -25,6 +25,7 @@ import { gridStep, readTensorGrid, type TensorGrid } from "./grids/tensor.js";
 import type { Scheme } from "./scheme.js";
 import {
   bindTransform,
+  formOrthogonals,
   type BoundTransform,
   type MatrixPair,
   type Parameters,
@@ -89,14 +90,15 @@ export function bindSimulated(
   observe?: ActivationObserver,
 ): SimulatedBlock {
   const { headDim } = config;
+  const formed = formOrthogonals(g, params);
   const site = {
-    attn_in: bindTransform(g, params, "attn_in"),
-    attn_out: bindTransform(g, params, "attn_out"),
-    mlp_in: bindTransform(g, params, "mlp_in"),
-    mlp_down: bindTransform(g, params, "mlp_down"),
+    attn_in: bindTransform(g, params, "attn_in", formed),
+    attn_out: bindTransform(g, params, "attn_out", formed),
+    mlp_in: bindTransform(g, params, "mlp_in", formed),
+    mlp_down: bindTransform(g, params, "mlp_down", formed),
   };
-  const keyTransform = bindTransform(g, params, "k_head")?.right;
-  const valueTransform = bindTransform(g, params, "v_head")?.right;
+  const keyTransform = bindTransform(g, params, "k_head", formed)?.right;
+  const valueTransform = bindTransform(g, params, "v_head", formed)?.right;
 
   const clip = (name: string, kind: "w" | "a"): ClipPair | undefined => {
     const max = params.get(`clip.${name}.${kind}_max`);

@@ -268,6 +268,11 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
         );
       else throw new PlanishError(`cuda backend: fill of a ${own.dtype} buffer is not supported`);
     },
+    freeBytes() {
+      // What the pool keeps for reuse is as good as free.
+      const { used, reserved } = driver.poolUse();
+      return driver.memory().free + Math.max(0, reserved - used);
+    },
     synchronize() {
       flush();
       driver.synchronize(stream);

@@ -35,6 +35,7 @@ const STREAM_NON_BLOCKING = 1;
 const EVENT_DISABLE_TIMING = 2;
 const CAPTURE_THREAD_LOCAL = 1;
 const POOL_RELEASE_THRESHOLD = 4;
+const POOL_RESERVED_CURRENT = 5;
 const POOL_RESERVED_HIGH = 6;
 const POOL_USED_CURRENT = 7;
 const POOL_USED_HIGH = 8;
@@ -377,8 +378,8 @@ export class CudaDriver implements Disposable {
     return { free: pointerOf(this.out), total: pointerOf(total) };
   }
 
-  /** Bytes the pool has handed out (now, and at most) and holds from the system (at most). */
-  poolUse(): { used: number; usedPeak: number; reservedPeak: number } {
+  /** Bytes that the pool has handed out and that it holds from the system: now, and at most. */
+  poolUse(): { used: number; usedPeak: number; reserved: number; reservedPeak: number } {
     const read = (attribute: number) =>
       this.create((out) => {
         this.cu.cuMemPoolGetAttribute(this.pool, attribute, out);
@@ -386,6 +387,7 @@ export class CudaDriver implements Disposable {
     return {
       used: read(POOL_USED_CURRENT),
       usedPeak: read(POOL_USED_HIGH),
+      reserved: read(POOL_RESERVED_CURRENT),
       reservedPeak: read(POOL_RESERVED_HIGH),
     };
   }

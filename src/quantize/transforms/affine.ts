@@ -80,6 +80,20 @@ export interface MatrixPair {
   readonly inverseT: Tensor;
 }
 
+/** Orthogonal matrices of a graph by their seeds. */
+export type FormedOrthogonals = ReadonlyMap<Tensor, Tensor>;
+
+/**
+ * The Cayley maps of all orthogonal seeds, one after the other: each alone is a long chain of small steps, and a GPU
+ * does neighbouring ones side by side (also in the backward pass, where they are neighbours again).
+ */
+export function formOrthogonals(g: Graph, params: Parameters): FormedOrthogonals {
+  const formed = new Map<Tensor, Tensor>();
+  for (const [name, seed] of params)
+    if (/\.[quv](_left|_right)?$/.test(name)) formed.set(seed, cayley(g, seed));
+  return formed;
+}
+
 /**
  * P and P⁻ᵀ of one matrix on a graph, from whichever parameters there are: `p` itself, the start `r` and the seed `q`
  * of an orthogonal matrix, or `u`, `s` and `v`; undefined when the site has no such matrix.
@@ -89,13 +103,15 @@ export function bindMatrix(
   params: Parameters,
   site: string,
   side: Side,
+  formed: FormedOrthogonals = new Map(),
 ): MatrixPair | undefined {
+  const orthogonal = (seed: Tensor): Tensor => formed.get(seed) ?? cayley(g, seed);
   const direct = params.get(`${site}.p${side}`);
   if (direct) return { p: direct, inverseT: transpose(g, inverse(g, direct)) };
   const seed = params.get(`${site}.q${side}`);
   if (seed) {
     // An orthogonal matrix is its own inverse transpose.
-    const turn = cayley(g, seed);
+    const turn = orthogonal(seed);
     const start = params.get(`${site}.r${side}`);
     const q = start ? matmul(g, start, turn) : turn;
     return { p: q, inverseT: q };
@@ -104,8 +120,8 @@ export function bindMatrix(
   const seedV = params.get(`${site}.v${side}`);
   const s = params.get(`${site}.s${side}`);
   if (!seedU || !seedV || !s) return undefined;
-  const u = cayley(g, seedU);
-  const v = cayley(g, seedV);
+  const u = orthogonal(seedU);
+  const v = orthogonal(seedV);
   // U·diag(s)·Vᵀ: scaling U's columns is a broadcast over rows.
   const scaledU = (factors: Tensor) =>
     matmul(g, binary(g, "mul", u, factors, "row"), v, { transposeB: true });
@@ -132,9 +148,11 @@ export function bindTransform(
   g: Graph,
   params: Parameters,
   site: string,
+  formed: FormedOrthogonals = new Map(),
 ): BoundTransform | undefined {
-  const left = bindMatrix(g, params, site, "_left");
-  const right = bindMatrix(g, params, site, "_right") ?? bindMatrix(g, params, site, "");
+  const left = bindMatrix(g, params, site, "_left", formed);
+  const right =
+    bindMatrix(g, params, site, "_right", formed) ?? bindMatrix(g, params, site, "", formed);
   const diag = params.get(`${site}.diag`);
   if (!left && !right && !diag) return undefined;
   return { left, right, diag, inverseDiag: diag && unary(g, "reciprocal", diag) };

@@ -48,7 +48,8 @@ function planTiles({ rows, nLeft, nRight, left, right, diag }: Sizes, backward: 
     defines: [`LEFT=${left ? nLeft : 0}`, `RIGHT=${right ? nRight : 0}`, `DIAG=${sumsDiag}`],
     items,
     threads: tileRows * tileCols > 96 * 96 ? 512 : 256,
-    forwardBytes: tile + matrices,
+    // High and low parts.
+    forwardBytes: 2 * (tile + matrices),
     backwardBytes: 3 * tile + matrices + sumsDiag * tileRows * tileCols * 4,
   };
 }
