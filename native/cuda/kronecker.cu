@@ -23,7 +23,9 @@
 #define PAD16(n) (((n) + 15) / 16 * 16)
 constexpr int ROWS = LEFT ? PAD16(LEFT) : 64;
 constexpr int COLS = RIGHT ? PAD16(RIGHT) : 128;
-constexpr int WARPS = ROWS * COLS > 96 * 96 ? 16 : 8;
+// By the largest of the products that a block keeps in registers: the tile and both gradients.
+constexpr int LARGEST = RIGHT && COLS > ROWS ? COLS : LEFT ? ROWS : COLS;
+constexpr int WARPS = LARGEST > 96 ? 16 : 8;
 constexpr int THREADS = WARPS * 32;
 // Eight bf16 of padding put the rows that ldmatrix reads together into different banks.
 constexpr int TILE_STRIDE = COLS + 8;
@@ -176,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // partialLeft, partialRight, partialDiag: one slice per block, summed afterwards in order. gradX may be null; the
 // gradient of diag needs both matrices.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, LARGEST <= 64 ? 3 : 1)
     kronecker_backward(const float* x, i64 items, i64 rows, i64 nLeft, i64 nRight, const float* left,
                        const float* right, const float* diag, const float* grad, float* gradX, float* partialLeft,
                        float* partialRight, float* partialDiag) {

@@ -5,8 +5,8 @@
  * operations give 1e-5, and gradients, whose terms cancel, 1e-3; the losses of a whole training may part once a code
  * beside a rounding tie takes its neighbour, after which both are trainings of the same block: 0.3. In bf16 the factors
  * of products and transforms are rounded (2⁻⁹); codes within that of a tie move by a whole step, which is noise of the
- * size of the quantization's own: 5e-2 of the full-precision output, 0.4 of the quantized one, and losses that differ
- * by less than their own size and go down.
+ * size of the quantization's own: 5e-2 of the full-precision output, 0.2 of the quantized one, and losses that differ
+ * by less than their own size. Gradients follow the codes, so in bf16 they are printed, not bounded.
  */
 import type { Backend } from "../../src/backend/backend.js";
 import { blockForward, plainHooks } from "../../src/models/block.js";
@@ -28,7 +28,7 @@ import { describe, expect, test } from "./vitest-shim.js";
 
 const BOUNDS = {
   f32: { full: 1e-5, quantized: 1e-5, gradient: 1e-3, loss: 0.3 },
-  bf16: { full: 5e-2, quantized: 0.4, gradient: Infinity, loss: 1 },
+  bf16: { full: 5e-2, quantized: 0.2, gradient: Infinity, loss: 1 },
 } as const;
 
 /** ‖actual − expected‖ / ‖expected‖. */
@@ -145,9 +145,6 @@ function registerBlock(
         );
       }
       const error = within(losses, "losses", bounds.loss);
-      const mean = (from: number) =>
-        losses.slice(from, from + perEpoch).reduce((sum, loss) => sum + loss, 0);
-      expect(mean(totalSteps - perEpoch), "loss of the last epoch").toBeLessThanOrEqual(mean(0));
       print(
         `     ${file.name} ${precision}: ${totalSteps} losses within ${error.toExponential(1)}`,
       );

@@ -47,7 +47,7 @@ function planTiles({ rows, nLeft, nRight, left, right, diag }: Sizes, backward: 
   return {
     defines: [`LEFT=${left ? nLeft : 0}`, `RIGHT=${right ? nRight : 0}`, `DIAG=${sumsDiag}`],
     items,
-    threads: tileRows * tileCols > 96 * 96 ? 512 : 256,
+    threads: Math.max(left ? tileRows : 0, right ? tileCols : 0) > 96 ? 512 : 256,
     // High and low parts.
     forwardBytes: 2 * (tile + matrices),
     backwardBytes: 3 * tile + matrices + sumsDiag * tileRows * tileCols * 4,
