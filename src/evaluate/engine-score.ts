@@ -5,18 +5,8 @@
  */
 import { PlanishError } from "../common/errors.js";
 import type { Chunk, Executor } from "../engine/executor.js";
-import { openIntegerExecutor, type IntegerExecutor } from "../engine/integer/index.js";
-import { isArtifact, readQuantizationInfo } from "../quantize/artifact.js";
 import type { EncodedPair } from "./encode-pair.js";
 import type { ContinuationScore } from "./score.js";
-
-/** @throws PlanishError for what the engine has no kernels for. */
-export function openEngine(path: string, threads: number | undefined): IntegerExecutor {
-  // It would compute something else.
-  if (isArtifact(path) && readQuantizationInfo(path).method === "flattenquant")
-    throw new PlanishError("the engine has no kernels for static grids with split channels yet");
-  return openIntegerExecutor(path, { threads });
-}
 
 export interface EngineScoreOptions {
   /** Also tell whether each token is the likeliest in its place. */

@@ -4,9 +4,10 @@ import { describe, expect, it } from "vitest";
 import { openBackend } from "../../src/backend/open.js";
 import { createReferenceBackend } from "../../src/backend/reference/index.js";
 import { packageRoot } from "../../src/common/package.js";
+import { openIntegerExecutor } from "../../src/engine/integer/index.js";
 import { SIMULATED_PAGE_TOKENS, SimulatedExecutor } from "../../src/engine/simulated-executor.js";
 import type { EncodedPair } from "../../src/evaluate/encode-pair.js";
-import { openEngine, scoreWithExecutor } from "../../src/evaluate/engine-score.js";
+import { scoreWithExecutor } from "../../src/evaluate/engine-score.js";
 import { scoreContinuations } from "../../src/evaluate/score.js";
 import { embeddedModel } from "./support.js";
 
@@ -39,7 +40,7 @@ describe("scoring through an executor", () => {
   it("comes close with the engine's own kernels, whose products are bfloat16", () => {
     using native = openBackend({ device: "cpu" });
     const { model: same } = embeddedModel(native, "tiny-llama");
-    using executor = openEngine(join(packageRoot, "models", "tiny-llama"), undefined);
+    using executor = openIntegerExecutor(join(packageRoot, "models", "tiny-llama"));
     const found = scoreWithExecutor(executor, pairs);
     const expected = scoreContinuations(same, pairs);
     // 2⁻⁸ relative in every product's operands; logits of some units move by hundredths, a few at each token.

@@ -6,7 +6,7 @@ import { openBackend } from "../../backend/open.js";
 import { describeFsError } from "../../checkpoint/file-reader.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
-import { openEngine } from "../../evaluate/engine-score.js";
+import { openIntegerExecutor } from "../../engine/integer/index.js";
 import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perplexity.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
 import { evaluateTasks, type ItemResult, type ZeroShotResult } from "../../evaluate/zero-shot.js";
@@ -219,7 +219,7 @@ async function scoreTasks(
   items: ItemFile | undefined,
 ): Promise<ZeroShotResult | undefined> {
   if (tasks.length === 0) return undefined;
-  using executor = engine ? openEngine(path, threads) : undefined;
+  using executor = engine ? openIntegerExecutor(path, { threads }) : undefined;
   const result = await evaluateTasks(loaded.model, tokenizer, tasks, {
     addBos,
     executor,

@@ -14,9 +14,9 @@ import { InterruptedError, PlanishError, UsageError } from "../../common/errors.
 import { packageVersion } from "../../common/package.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
-import { openEngine } from "../../evaluate/engine-score.js";
 import { captureReference, type ReferenceStates } from "../../evaluate/reference.js";
 import type { Executor } from "../../engine/executor.js";
+import { openIntegerExecutor } from "../../engine/integer/index.js";
 import type { TaskData } from "../../evaluate/tasks/index.js";
 import { averageOfTasks, evaluateTask } from "../../evaluate/zero-shot.js";
 import { parseModelConfig } from "../../models/architectures/index.js";
@@ -336,7 +336,7 @@ class Run implements Disposable {
   ): (Disposable & { readonly executor: Executor }) | undefined {
     const { threads } = this.options;
     try {
-      const executor = openEngine(this.pathOf(way), threads);
+      const executor = openIntegerExecutor(this.pathOf(way), { threads });
       keep({ tasksBy: `engine: ${executor.description}` });
       return { executor, [Symbol.dispose]: () => executor[Symbol.dispose]() };
     } catch (error) {

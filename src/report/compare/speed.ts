@@ -4,7 +4,7 @@
  */
 import { PlanishError } from "../../common/errors.js";
 import type { Executor } from "../../engine/executor.js";
-import { openEngine } from "../../evaluate/engine-score.js";
+import { openIntegerExecutor } from "../../engine/integer/index.js";
 
 /** Tokens per second: median over rounds, and the smallest and largest. */
 export interface Rate {
@@ -49,8 +49,8 @@ export function measureSpeed(
     throw new PlanishError(
       `text has ${tokens.length} tokens; measuring speed takes ${promptTokens + decodedTokens}`,
     );
-  using own = openEngine(path, threads);
-  using other = path === original ? undefined : openEngine(original, threads);
+  using own = openIntegerExecutor(path, { threads });
+  using other = path === original ? undefined : openIntegerExecutor(original, { threads });
   const sides = [own, ...(other ? [other] : [])];
   for (const side of sides) {
     side.reserve(Math.ceil((promptTokens + decodedTokens) / side.pageTokens));
