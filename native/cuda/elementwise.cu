@@ -207,6 +207,18 @@ extern "C" __global__ void sum_rows_partial(const float* x, const float* y, i64 
   partial[blockIdx.y * cols + c] = sum;
 }
 
+// out[c] = max(out[c], |x[r][c]| of the chunk's rows). The bits of numbers ≥ 0 order as integers, and a maximum does not
+// depend on the order of its terms.
+extern "C" __global__ void column_maxima(const float* x, i64 rows, i64 cols, i64 chunk, float* out) {
+  const i64 c = blockIdx.x * (i64)blockDim.x + threadIdx.x;
+  if (c >= cols) return;
+  const i64 first = blockIdx.y * chunk;
+  const i64 end = first + chunk < rows ? first + chunk : rows;
+  float high = 0.f;
+  for (i64 r = first; r < end; r++) high = fmaxf(high, fabsf(x[r * cols + c]));
+  atomicMax((int*)out + c, __float_as_int(high));
+}
+
 template <int GROUP, int W>
 __device__ __forceinline__ void sum_columns(const float* x, const float* y, i64 rows, i64 cols, double alpha,
                                             float* out, float* shared) {

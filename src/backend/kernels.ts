@@ -370,6 +370,14 @@ export interface ReduceArgs {
   readonly out: Buffer;
 }
 
+/** out[c] = max(out[c], max over rows of |x[r,c]|): adds to the maxima that are there, so start from zeros. */
+export interface ColumnMaximaArgs {
+  readonly rows: number;
+  readonly cols: number;
+  readonly x: Buffer;
+  readonly out: Buffer;
+}
+
 /** y_i = alpha·x_i (+ y_i when accumulate). */
 export interface ScaleArgs {
   readonly x: Buffer;
@@ -507,6 +515,7 @@ export interface Kernels {
   unaryBackward(args: UnaryBackwardArgs): void;
   binary(args: BinaryArgs): void;
   reduce(args: ReduceArgs): void;
+  columnMaxima(args: ColumnMaximaArgs): void;
   scale(args: ScaleArgs): void;
   siluMul(args: SiluMulArgs): void;
   siluMulBackward(args: SiluMulBackwardArgs): void;

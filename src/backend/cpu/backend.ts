@@ -51,6 +51,7 @@ const KERNEL_NAMES = [
   "unaryBackward",
   "binary",
   "reduce",
+  "columnMaxima",
   "scale",
   "siluMul",
   "siluMulBackward",

@@ -2,6 +2,7 @@
 
 import type {
   BinaryArgs,
+  ColumnMaximaArgs,
   ReduceArgs,
   ScaleArgs,
   SiluMulArgs,
@@ -114,6 +115,15 @@ export function reduce(args: ReduceArgs): void {
     }
   }
   for (let i = 0; i < length; i++) out[i] = args.alpha * sums[i];
+}
+
+/** out[c] = max(out[c], max_r |x[r,c]|). */
+export function columnMaxima(args: ColumnMaximaArgs): void {
+  const { rows, cols } = args;
+  const x = reals(args.x, rows * cols, "columnMaxima x");
+  const out = reals(args.out, cols, "columnMaxima out");
+  for (let r = 0; r < rows; r++)
+    for (let c = 0; c < cols; c++) out[c] = Math.max(out[c], Math.abs(x[r * cols + c]));
 }
 
 /** out_i = alpha·x_i, plus the previous out_i when accumulating. `out` may be `x`. */

@@ -9,6 +9,7 @@ import { asHostBuffer, HostBuffer } from "../host-memory.js";
 import { attention, attentionBackward } from "./attention.js";
 import {
   binary,
+  columnMaxima,
   reduce,
   scale,
   siluMul,
@@ -58,6 +59,7 @@ const KERNELS: Kernels = {
   unaryBackward,
   binary,
   reduce,
+  columnMaxima,
   scale,
   siluMul,
   siluMulBackward,

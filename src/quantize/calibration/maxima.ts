@@ -31,7 +31,18 @@ export function captureMaxima(
 ): SiteMaxima {
   const known = inputs.statistics?.get("maxima") as SiteMaxima | undefined;
   if (known) return known;
-  const maxima = gather(backend, config, weights, inputs, layer, Math.max);
+  const sites = Object.keys(LINEAR_SITES) as LinearSite[];
+  const kept = new Map(
+    sites.map((site) => [site, backend.alloc(backend.realType, siteSize(config, site))]),
+  );
+  observeSites({ backend, config, weights, inputs, layer }, ({ g, site, x }) => {
+    const [out, values] = [kept.get(site), g.values(x)];
+    if (out) g.kernels.columnMaxima({ rows: x.rows, cols: x.cols, x: values, out });
+  });
+  const maxima = Object.fromEntries(
+    [...kept].map(([site, out]) => [site, Float64Array.from(backend.read(out))]),
+  ) as unknown as SiteMaxima;
+  for (const out of kept.values()) backend.free(out);
   inputs.statistics?.set("maxima", maxima);
   return maxima;
 }
@@ -44,34 +55,21 @@ export function captureMeans(
   inputs: Activations,
   layer: number,
 ): SiteMaxima {
-  const sums = gather(backend, config, weights, inputs, layer, (kept, value) => kept + value);
-  const tokens = inputs.samples * inputs.time;
-  for (const sum of Object.values(sums)) for (let j = 0; j < sum.length; j++) sum[j] /= tokens;
-  return sums;
-}
-
-/** Folds |x| of every token into one number per channel, starting from 0. */
-function gather(
-  backend: Backend,
-  config: ModelConfig,
-  weights: BlockWeights,
-  inputs: Activations,
-  layer: number,
-  fold: (kept: number, value: number) => number,
-): SiteMaxima {
   const sites = Object.keys(LINEAR_SITES) as LinearSite[];
-  const gathered = Object.fromEntries(
+  const sums = Object.fromEntries(
     sites.map((site) => [site, new Float64Array(siteSize(config, site))]),
   ) as unknown as Record<LinearSite, Float64Array>;
   observeSites({ backend, config, weights, inputs, layer }, ({ g, site, x }) => {
-    const into = gathered[site];
+    const into = sums[site];
     const data = g.read(x);
     for (let i = 0, j = 0; i < data.length; i++) {
-      into[j] = fold(into[j], Math.abs(data[i]));
+      into[j] += Math.abs(data[i]);
       if (++j === into.length) j = 0;
     }
   });
-  return gathered;
+  const tokens = inputs.samples * inputs.time;
+  for (const sum of Object.values(sums)) for (let j = 0; j < sum.length; j++) sum[j] /= tokens;
+  return sums;
 }
 
 /** What one linear site of the full-precision block reads and gives in one window. */

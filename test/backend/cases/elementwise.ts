@@ -125,6 +125,23 @@ function reduceCase(
   };
 }
 
+function columnMaximaCase(rows: number, cols: number): ConformanceCase {
+  const title = `${rows}×${cols}`;
+  const random = new Random(`columnMaxima ${title}`);
+  return {
+    kernel: "columnMaxima",
+    title,
+    buffers: {
+      x: real(random.normals(rows * cols)),
+      // What is there already is larger in some columns.
+      out: real(random.uniforms(cols, 0, 4)),
+    },
+    outputs: ["out"],
+    run: (kernels, { x, out }) => kernels.columnMaxima({ rows, cols, x, out }),
+    bounds: () => ({ out: new Float64Array(cols) }),
+  };
+}
+
 function scaleCase(length: number, accumulate: boolean): ConformanceCase {
   const title = `length ${length}${accumulate ? ", accumulate" : ""}`;
   const random = new Random(`scale ${title}`);
@@ -370,6 +387,15 @@ export const elementwiseGroups: CaseGroup[] = [
         reduceCase(rows, cols, keep, (i + j) % 2 === 0),
       ),
     ),
+  },
+  {
+    bound: "columnMaxima: exact",
+    cases: [
+      columnMaximaCase(1, 1),
+      columnMaximaCase(7, 33),
+      columnMaximaCase(100, 5),
+      columnMaximaCase(64, 600),
+    ],
   },
   {
     bound: "scale: three roundings",

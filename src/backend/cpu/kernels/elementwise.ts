@@ -27,6 +27,7 @@ type ElementwiseKernels = Pick<
   | "unaryBackward"
   | "binary"
   | "reduce"
+  | "columnMaxima"
   | "scale"
   | "siluMul"
   | "siluMulBackward"
@@ -119,6 +120,15 @@ export function elementwiseKernels(library: NativeLibrary): ElementwiseKernels {
         args.alpha,
         real(args.out, lengths[keep], "reduce out"),
       );
+    },
+    columnMaxima({ rows, cols, x, out }) {
+      // One pass over memory, a few times in a calibration: not worth a native kernel.
+      const values = real(x, rows * cols, "columnMaxima x");
+      const maxima = real(out, cols, "columnMaxima out");
+      for (let i = 0, c = 0; i < rows * cols; i++) {
+        maxima[c] = Math.max(maxima[c], Math.abs(values[i]));
+        if (++c === cols) c = 0;
+      }
     },
     scale(args) {
       const { length } = args;

@@ -40,6 +40,7 @@ type ElementwiseKernels = Pick<
   | "unaryBackward"
   | "binary"
   | "reduce"
+  | "columnMaxima"
   | "scale"
   | "siluMul"
   | "siluMulBackward"
@@ -137,6 +138,16 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
       ]);
     },
     reduce,
+    columnMaxima({ rows, cols, x, out }) {
+      const { chunk, chunks, columns } = rowChunks(ctx, rows, cols);
+      launch(ctx, kernel("column_maxima", "piiip"), [columns, chunks], THREADS, [
+        real(x, rows * cols, "columnMaxima x"),
+        rows,
+        cols,
+        chunk,
+        real(out, cols, "columnMaxima out"),
+      ]);
+    },
     scale({ x, length, alpha, accumulate, out }) {
       launch(ctx, kernel("scale", "pidip"), wide(length), THREADS, [
         real(x, length, "scale x"),
