@@ -1,4 +1,10 @@
 /** Turns a packed block into kernel calls: which activations, which transforms, which matrices, in which order. */
+import {
+  PACKED_KIND,
+  SITE_ACTIVATION,
+  SITE_INPUT,
+  type PackedKind,
+} from "../../backend/cpu/engine-kernels.js";
 import type { LinearRole, LinearSite, ModelConfig } from "../../models/config.js";
 import { LINEAR_SITES } from "../../models/config.js";
 import type { HostNorm } from "../../models/weights.js";
@@ -13,19 +19,9 @@ import type {
 import type { Scheme } from "../../quantize/scheme.js";
 import { MOST_SETS, STEP_ROWS, widestSite, type StepBuffers } from "./buffers.js";
 import type { EngineMemory } from "./memory.js";
-import {
-  PACKED_KIND,
-  type MatrixPacker,
-  type PackedKind,
-  type PackedMatrix,
-} from "./packed-matrix.js";
+import type { MatrixPacker, PackedMatrix } from "./packed-matrix.js";
 import type { Plan } from "./plan.js";
 import { Real, type ProductPart } from "./plan.js";
-
-/** SiteInput in native/kernels/site.h. */
-const SITE_INPUT = { plain: 0, rms: 1, layer: 2, activation: 3, gated: 4 } as const;
-/** UnaryCode in native/kernels/elementwise.h. */
-const ACTIVATION = { silu: 1, relu: 2, gelu: 3, geluTanh: 4 } as const;
 
 interface PlacedNorm {
   readonly gain: bigint;
@@ -290,9 +286,9 @@ export function planBlock(context: PlanContext, block: PlacedBlock, cache: bigin
           input: "gated",
           x: buffers.gate.address,
           x2: buffers.up.address,
-          op: ACTIVATION[mlp.activation],
+          op: SITE_ACTIVATION[mlp.activation],
         }
-      : { input: "activation", x: buffers.up.address, op: ACTIVATION[mlp.activation] },
+      : { input: "activation", x: buffers.up.address, op: SITE_ACTIVATION[mlp.activation] },
     { down: residual },
   );
   normAfter(block.postNorm);

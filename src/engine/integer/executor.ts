@@ -5,6 +5,7 @@
  * Every kernel treats rows one by one in an order of its own, fixed by positions in the sequence; so a row's result does
  * not depend on chunks or on what shares the step (test/engine/integer/executor.test.ts checks it bit for bit).
  */
+import { PACKED_KIND, type PackedKind } from "../../backend/cpu/engine-kernels.js";
 import type { NativeLibrary } from "../../backend/cpu/library.js";
 import { PlanishError } from "../../common/errors.js";
 import type { ModelConfig } from "../../models/config.js";
@@ -15,7 +16,7 @@ import { placeBlock, planBlock, type PlacedBlock, type PlanContext } from "./blo
 import { STEP_ROWS, stepBuffers, type StepBuffers } from "./buffers.js";
 import { EngineMemory, type Place } from "./memory.js";
 import { placeOuter, type PlacedOuter } from "./outer.js";
-import { MatrixPacker, PACKED_KIND, type PackedKind, type PackedMatrix } from "./packed-matrix.js";
+import { MatrixPacker, type PackedMatrix } from "./packed-matrix.js";
 import { OPERATION, Plan, type Operation } from "./plan.js";
 import { linearKind, type EngineSource } from "./source.js";
 

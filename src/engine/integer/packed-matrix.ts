@@ -1,24 +1,7 @@
 /** Weights in the order of the native kernels (native/packed_weights.h): packed once, when a model is opened. */
 import type { NativeLibrary } from "../../backend/cpu/library.js";
+import { PACKED_KIND, type PackedKind } from "../../backend/cpu/engine-kernels.js";
 import type { EngineMemory } from "./memory.js";
-
-/** What a matrix holds and what it is multiplied with; the numbers are those of PackedKind. */
-export const PACKED_KIND = {
-  /** 4-bit codes by int8 codes. */
-  int4: 0,
-  /** 8-bit codes by int8 codes. */
-  int8: 1,
-  /** 4-bit codes by f32 activations. */
-  int4F32: 2,
-  int8F32: 3,
-  /** bf16 weights by activations rounded to bf16. */
-  bf16Bf16: 4,
-  /** IEEE half weights by f32 activations. */
-  halfF32: 5,
-  /** bf16 weights by f32 activations. */
-  bf16F32: 6,
-} as const;
-export type PackedKind = keyof typeof PACKED_KIND;
 
 export interface PackedMatrix {
   readonly kind: PackedKind;

@@ -1,4 +1,5 @@
 /** What an engine is built from: an artifact's packed blocks, or an original's as blocks without grids. */
+import type { PackedKind } from "../../backend/cpu/engine-kernels.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { PlanishError } from "../../common/errors.js";
@@ -9,7 +10,6 @@ import { isArtifact, readQuantizationInfo } from "../../quantize/artifact.js";
 import type { PackedBlock, PackedLinear } from "../../quantize/packed-block.js";
 import { readPackedBlock } from "../../quantize/packed-tensors.js";
 import { formatScheme, parseScheme, type Scheme } from "../../quantize/scheme.js";
-import type { PackedKind } from "./packed-matrix.js";
 
 export interface EngineSource extends Disposable {
   readonly checkpoint: Checkpoint;
