@@ -314,7 +314,10 @@ describe.each(LEVELS)("level %s", (level) => {
             expected.k,
             expected.v,
           );
-          const largest = Float64Array.from(expected.v).reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+          const largest = Float64Array.from(expected.v).reduce(
+            (most, x) => Math.max(most, Math.abs(x)),
+            0,
+          );
           // Halves perturb scores by 2⁻¹¹ of Σ|q·k| and values by 2⁻¹¹.
           const bound = bits === 16 ? 2e-2 : 1e-5;
           const worst = out.reduce((most, x, i) => Math.max(most, Math.abs(x - attended[i])), 0);
