@@ -15,18 +15,26 @@ namespace planish::PL_LEVEL {
 /** Rows (queries × heads of a group) per task. */
 constexpr int64_t kTaskRows = 96;
 
-/** VL codes of a row of bytes or nibbles as floats, from element i on; `half`: elements per half row of nibbles. */
-static PL_INLINE vf codesAt(const uint8_t* row, int32_t stored, int64_t i, int64_t half) {
-  typedef uint8_t vb __attribute__((vector_size(VL)));
-  vb raw;
-  if (stored == 4) {
-    const bool high = i >= half;
-    std::memcpy(&raw, row + (high ? i - half : i), sizeof raw);
-    const vi codes = __builtin_convertvector(raw, vi);
-    return __builtin_convertvector(high ? codes >> 4 : codes & 15, vf);
-  }
-  std::memcpy(&raw, row + i, sizeof raw);
-  return __builtin_convertvector(__builtin_convertvector(raw, vi), vf);
+/** VL bytes as integers. */
+static PL_INLINE vi bytesAt(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  vi x;
+  for (int l = 0; l < VL; ++l) x[l] = p[l];
+  return x;
+#endif
+}
+static PL_INLINE vf asFloats(vi x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtepi32_ps((__m512i)x);
+#elif defined(__AVX2__)
+  return (vf)_mm256_cvtepi32_ps((__m256i)x);
+#else
+  return __builtin_convertvector(x, vf);
+#endif
 }
 
 static PL_INLINE vf halvesAt(const uint8_t* p) {
@@ -55,18 +63,27 @@ static inline void unpackKeys(const uint8_t* head, const CacheShape& shape, floa
   vf scale[vectors], zero[vectors];
   for (int64_t i = 0; i < vectors; ++i) {
     scale[i] = load(reinterpret_cast<const float*>(head + shape.keyScale) + i * VL);
-    zero[i] = codesAt(head + shape.keyZero, 8, i * VL, 0);
+    zero[i] = asFloats(bytesAt(head + shape.keyZero + i * VL));
   }
-  const auto rows = [&](auto stored) {
+  if (shape.stored == 4) {
     for (int64_t d = 0; d < shape.headDim; ++d) {
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < vectors; ++i)
-        store(tile + d * kPageTokens + i * VL,
-              scale[i] * (codesAt(head + d * shape.keyRow, stored, i * VL, kPageTokens / 2) - zero[i]));
+      const uint8_t* const row = head + d * shape.keyRow;
+      float* const out = tile + d * kPageTokens;
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < vectors / 2; ++i) {
+        const vi both = bytesAt(row + i * VL);
+        const int64_t j = i + vectors / 2;
+        store(out + i * VL, scale[i] * (asFloats(both & 15) - zero[i]));
+        store(out + j * VL, scale[j] * (asFloats(both >> 4) - zero[j]));
+      }
     }
-  };
-  if (shape.stored == 4) rows(std::integral_constant<int32_t, 4>());
-  else rows(std::integral_constant<int32_t, 8>());
+    return;
+  }
+  for (int64_t d = 0; d < shape.headDim; ++d) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < vectors; ++i)
+      store(tile + d * kPageTokens + i * VL, scale[i] * (asFloats(bytesAt(head + d * shape.keyRow + i * VL)) - zero[i]));
+  }
 }
 
 /** The first `count` values of a page, [count][wide]. */
@@ -79,15 +96,21 @@ static inline void unpackValues(const uint8_t* head, const CacheShape& shape, in
   }
   const float* const scales = reinterpret_cast<const float*>(head + shape.valueScale);
   const uint8_t* const zeros = head + shape.valueZero;
-  const auto rows = [&](auto stored) {
-    for (int64_t t = 0; t < count; ++t) {
-      const vf scale = splat(scales[t]), zero = splat(static_cast<float>(zeros[t]));
-      for (int64_t d = 0; d < shape.wide; d += VL)
-        store(tile + t * shape.wide + d, scale * (codesAt(values + t * shape.valueRow, stored, d, shape.wide / 2) - zero));
+  const int64_t half = shape.wide / 2;
+  for (int64_t t = 0; t < count; ++t) {
+    const vf scale = splat(scales[t]), zero = splat(static_cast<float>(zeros[t]));
+    const uint8_t* const row = values + t * shape.valueRow;
+    float* const out = tile + t * shape.wide;
+    if (shape.stored == 4) {
+      for (int64_t d = 0; d < half; d += VL) {
+        const vi both = bytesAt(row + d);
+        store(out + d, scale * (asFloats(both & 15) - zero));
+        store(out + half + d, scale * (asFloats(both >> 4) - zero));
+      }
+    } else {
+      for (int64_t d = 0; d < shape.wide; d += VL) store(out + d, scale * (asFloats(bytesAt(row + d)) - zero));
     }
-  };
-  if (shape.stored == 4) rows(std::integral_constant<int32_t, 4>());
-  else rows(std::integral_constant<int32_t, 8>());
+  }
 }
 
 /** Queries [begin, end) of a chunk with one KV head. */

@@ -87,7 +87,7 @@ const SAMPLE_MS = 4;
 /** Bytes read for the bandwidth: far more than any last-level cache here. */
 const READ_BYTES = 256 * 2 ** 20;
 
-function timing(samples: readonly number[]): Timing {
+export function timing(samples: readonly number[]): Timing {
   const sorted = [...samples].sort((x, y) => x - y);
   const at = (fraction: number) => {
     const position = fraction * (sorted.length - 1);
@@ -106,7 +106,7 @@ function repetitions(run: () => void): number {
 }
 
 /** Units' ceilings and the memory's, sampled once per call. */
-function ceilingProbe(library: NativeLibrary, threads: number) {
+export function ceilingProbe(library: NativeLibrary, threads: number) {
   const operations = new Float64Array(1);
   const peaks = TYPES.map((type) => {
     const run = library.kernel(`int pl_${PEAK_KERNEL[type]}(int64_t iterations, void* operations)`);

@@ -1,44 +1,130 @@
 /** `planish bench`: what this machine does, beside what it could do. */
 
-import { Argument, type Command } from "commander";
+import { join } from "node:path";
+import { existsSync, mkdirSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { type Command } from "commander";
+import { openBackend } from "../../backend/open.js";
+import { benchEngine, formatEngineReport } from "../../bench/engine.js";
+import { benchEngineKernels, formatEngineKernels } from "../../bench/engine-kernels.js";
 import { benchKernels, formatBenchReport } from "../../bench/kernels.js";
-import { perform } from "../action.js";
-import { integer } from "../flags.js";
+import { resolveModel } from "../../checkpoint/hub.js";
+import { openCheckpoint } from "../../checkpoint/open.js";
+import { isArtifact } from "../../quantize/artifact.js";
+import { quantize } from "../../quantize/index.js";
+import { formatScheme, parseScheme } from "../../quantize/scheme.js";
+import { perform, type CommandContext } from "../action.js";
+import { integer, nameList } from "../flags.js";
 import { addExamples } from "../program.js";
-import { threadsOption } from "./shared.js";
+import { MODEL_ARGUMENT, threadsOption } from "./shared.js";
 
 interface BenchFlags {
   readonly rounds: number;
   readonly threads?: number;
   /** Commander's form of `--no-peer`. */
   readonly peer: boolean;
+  readonly schemes: string[];
+  readonly gguf?: string;
+  readonly prompt: number;
+  readonly generate: number;
+  readonly scratch: string;
 }
 
 export function register(program: Command): void {
   const command = program
     .command("bench")
-    .summary("measure kernels beside the machine's ceilings")
+    .summary("measure kernels, or a model end to end, beside the machine's ceilings")
     .description(
-      "Measures matrix products in f32, bf16 and int8 at the shapes of a small model, each as a fraction of the " +
-        "ceiling measured in the same run, beside onnxruntime-node where bench/peers has it.",
+      "`bench kernels` measures matrix products in f32, bf16 and int8 and the engine's packed products, sites and " +
+        "decoding, each as a fraction of the ceiling measured in the same run, beside onnxruntime-node where bench/peers " +
+        "has it. `bench MODEL` measures prompt and decoding speed, time to the first token and memory of a model in the " +
+        "engine: an artifact alone, an original in 16 bits and rounded to each scheme, beside node-llama-cpp with --gguf.",
     )
-    .addArgument(new Argument("<what>", "what to measure").choices(["kernels"]))
+    .argument("[what]", `"kernels", or ${MODEL_ARGUMENT}`, "kernels")
     .option("--rounds <n>", "measured rounds after the warm-up", integer({ min: 1, max: 1000 }), 9)
-    .option("--no-peer", "leave onnxruntime-node out")
+    .option("--no-peer", "leave the peers out")
+    .option("--schemes <list>", "schemes to round an original to", nameList, [
+      "w4a4kv4",
+      "w4a8kv8",
+      "w8a8kv8",
+      "w4a16kv16",
+    ])
+    .option(
+      "--gguf <file>",
+      "the same model as GGUF, for node-llama-cpp (default: MODEL where it is one)",
+    )
+    .option("--prompt <n>", "tokens of the prompt", integer({ min: 1, max: 1 << 20 }), 512)
+    .option("--generate <n>", "tokens generated after it", integer({ min: 1, max: 1 << 20 }), 64)
+    .option("--scratch <dir>", "where rounded models are kept", join(tmpdir(), "planish-bench"))
     .addOption(threadsOption())
     .action(
-      perform<BenchFlags, [string]>(async ({ reporter, signal }, flags) => {
-        const task = reporter.task("measuring", flags.rounds);
-        const report = await benchKernels({
-          rounds: flags.rounds,
-          threads: flags.threads,
-          withoutPeer: !flags.peer,
-          onRound: () => task.advance(),
-          signal,
-        });
-        task.done();
-        reporter.result(report, () => formatBenchReport(report));
-      }),
+      perform<BenchFlags, [string]>(async (context, flags, what) =>
+        what === "kernels" ? kernels(context, flags) : model(context, flags, what),
+      ),
     );
-  addExamples(command, ["planish bench kernels", "planish bench kernels --threads 1 --json"]);
+  addExamples(command, [
+    "planish bench kernels",
+    "planish bench kernels --threads 1 --json",
+    "planish bench models/tiny-llama --schemes w4a4kv4",
+    "planish bench SmolLM2-135M-Instruct.Q4_1.gguf --rounds 7",
+  ]);
+}
+
+async function kernels({ reporter, signal }: CommandContext, flags: BenchFlags): Promise<void> {
+  const task = reporter.task("measuring", flags.rounds + 1);
+  const { rounds, threads } = flags;
+  const report = await benchKernels({
+    rounds,
+    threads,
+    withoutPeer: !flags.peer,
+    onRound: () => task.advance(),
+    signal,
+  });
+  const engine = benchEngineKernels({ rounds, threads, signal });
+  task.done();
+  reporter.result(
+    { ...report, engine },
+    () => `${formatBenchReport(report)}\n\n${formatEngineKernels(engine)}`,
+  );
+}
+
+async function model(
+  { reporter, signal }: CommandContext,
+  flags: BenchFlags,
+  name: string,
+): Promise<void> {
+  const path = await resolveModel(name, { progress: reporter, signal });
+  const models = [path];
+  if (!isArtifact(path)) models.push(...(await rounded(path, flags)));
+  const task = reporter.task("measuring", flags.rounds);
+  const report = await benchEngine({
+    models,
+    gguf: flags.gguf ?? (path.endsWith(".gguf") ? path : undefined),
+    scratch: flags.scratch,
+    rounds: flags.rounds,
+    threads: flags.threads,
+    prompt: flags.prompt,
+    generate: flags.generate,
+    withoutPeer: !flags.peer,
+    onRound: () => task.advance(),
+    signal,
+  });
+  task.done();
+  reporter.result(report, () => formatEngineReport(report));
+}
+
+/** Artifacts of the schemes, by plain rounding: speed does not depend on how integers were chosen. */
+async function rounded(path: string, flags: BenchFlags): Promise<string[]> {
+  const artifacts: string[] = [];
+  using source = openCheckpoint(path);
+  using backend = openBackend({ threads: flags.threads });
+  const hash = (await source.hash()).slice(0, 12);
+  mkdirSync(flags.scratch, { recursive: true });
+  for (const text of flags.schemes) {
+    const scheme = parseScheme(text);
+    const out = join(flags.scratch, `${formatScheme(scheme)}-${hash}`);
+    if (!existsSync(out)) await quantize({ backend, source, out, method: "rtn", scheme });
+    artifacts.push(out);
+  }
+  return artifacts;
 }

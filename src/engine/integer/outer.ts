@@ -1,4 +1,5 @@
 /** What surrounds the blocks: embedding and head in 16 bits, in one copy where they are tied; positions; final norm. */
+import type { RealArray } from "../../backend/backend.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
 import { readTensor } from "../../models/weights.js";
@@ -17,6 +18,11 @@ export interface PlacedOuter {
   readonly finalNorm?: { readonly gain: bigint; readonly bias: bigint };
 }
 
+/** As f32, without a copy of what is f32 already: an embedding is a model's largest matrix. */
+export function singles(values: RealArray): Float32Array {
+  return values instanceof Float32Array ? values : Float32Array.from(values);
+}
+
 export function placeOuter(
   memory: EngineMemory,
   packer: MatrixPacker,
@@ -29,8 +35,9 @@ export function placeOuter(
   // Products with f32 activations: what the checkpoint stores in 16 bits is exact.
   const matrix = (name: string, shape: readonly [number, number]): PackedMatrix => {
     const kind = checkpoint.tensors.get(name)?.type === "BF16" ? "bf16F32" : "halfF32";
-    const values = Float32Array.from(readTensor(checkpoint, name, shape).data);
-    return packer.packed(kind, shape, { values });
+    return packer.packed(kind, shape, {
+      values: singles(readTensor(checkpoint, name, shape).data),
+    });
   };
   const projection = (name: string | undefined, shape: readonly [number, number]) =>
     embeddingSize === undefined || name === undefined ? undefined : matrix(name, shape);

@@ -10,6 +10,7 @@ import { isArtifact, readQuantizationInfo } from "../../quantize/artifact.js";
 import type { PackedBlock, PackedLinear } from "../../quantize/packed-block.js";
 import { readPackedBlock } from "../../quantize/packed-tensors.js";
 import { formatScheme, parseScheme, type Scheme } from "../../quantize/scheme.js";
+import { singles } from "./outer.js";
 
 export interface EngineSource extends Disposable {
   readonly checkpoint: Checkpoint;
@@ -54,8 +55,8 @@ function unquantized(host: HostBlock): PackedBlock {
     linears[role] = {
       path,
       shape: [weight.shape[0], weight.shape[1]],
-      weight: Float32Array.from(weight.data),
-      bias: bias && Float32Array.from(bias.data),
+      weight: singles(weight.data),
+      bias: bias && singles(bias.data),
     };
   const { inputNorm, postNorm, qNorm, kNorm } = host;
   return { inputNorm, postNorm, qNorm, kNorm, linears, transforms: {} };

@@ -14,6 +14,7 @@ import { describe, expect, test } from "vitest";
 import { createCpuBackend } from "../../../src/backend/cpu/backend.js";
 import {
   engineKernels,
+  type CacheWriteArgs,
   type PackedKind,
   type SiteArgs,
 } from "../../../src/backend/cpu/engine-kernels.js";
@@ -268,6 +269,9 @@ describe.each(LEVELS)("level %s", (level) => {
           const table = (length: number) => normals(random, length);
           const rows = time * kvHeads * headDim;
           const angles = rotary ? table((time * headDim) / 2) : undefined;
+          const clips: CacheWriteArgs["clips"] = clipped
+            ? [2, 3, 1, 4]
+            : [Infinity, Infinity, Infinity, Infinity];
           // One sequence on pages out of order, in two chunks when it is long enough.
           const pages = [4, 0, 2];
           const cut = Math.floor(time / 2);
@@ -293,12 +297,7 @@ describe.each(LEVELS)("level %s", (level) => {
               ? normals(random, headDim * headDim, 1 / Math.sqrt(headDim))
               : undefined,
             queryBits,
-            clips: (clipped ? [2, 3, 1, 4] : [Infinity, Infinity, Infinity, Infinity]) as [
-              number,
-              number,
-              number,
-              number,
-            ],
+            clips,
             cache: kernels.layerCache(headDim, kvHeads, bits, 5),
           };
           const expected = defineCacheWrite(backend, args);
