@@ -352,6 +352,8 @@
         grid.bits <= 4 ? Array.from({ length: 2 ** grid.bits }, (_, i) => low + 0.5 + i) : [];
       const middle = bins.filter(({ from, to }) => from < 0.5 && to > -0.5);
       const zero = middle.reduce((sum, { share }) => sum + share, 0);
+      // Bins wider than a level do not tell.
+      const zeros = width > 1 ? "" : `; ${percent(zero)} of the values become 0`;
       const color = when === "before" ? "var(--before)" : "var(--after)";
       return {
         options: {
@@ -377,8 +379,8 @@
             Plot.ruleY([0], { stroke: "var(--muted)" }),
           ],
         },
-        caption: [`${grid.bits} bits; ${percent(zero)} of the values become 0`],
-        text: `${grid.bits} bits, ${percent(zero)} of the values become zero.`,
+        caption: [`${grid.bits} bits${zeros}`],
+        text: `${grid.bits} bits${zeros}.`,
       };
     });
   }
