@@ -88,6 +88,11 @@ export function comparisonNotes(comparison: Comparison): string[] {
     ...methods.flatMap(({ name, refused }) =>
       refused === undefined ? [] : [`${name} is left out: ${refused}`],
     ),
+    ...methods.flatMap(({ name, refused, perplexity }) =>
+      refused === undefined && perplexity === undefined
+        ? [`${name} is not finished; planish compare … --resume goes on with it.`]
+        : [],
+    ),
     ...methods.flatMap(({ name, fallbacks }) =>
       (fallbacks ?? []).map((fallback) => `${name}, fallback: ${fallback}`),
     ),
