@@ -30,9 +30,12 @@ import {
 import type { WorkerInput } from "./worker.js";
 
 export interface EngineOptions {
+  /** What computes (default: the processor's kernels); any other device runs the simulated arithmetic. */
   readonly device?: Device;
   /** Threads of the native kernels (default: one per core). */
   readonly threads?: number;
+  /** Run the simulated arithmetic in float32, slower, where there are kernels too (default false). */
+  readonly simulated?: boolean;
   /** Bytes for the KV cache; default: a quarter of the free memory, or what all sequences can use if that is less. */
   readonly kvMemory?: number;
   /** Sequences that run at the same time (default 32); the others wait. */

@@ -30,8 +30,11 @@ export type FromHost =
 export interface EngineInfo {
   /** Device, instruction set, threads, arithmetic. */
   readonly description: string;
-  /** `integer`: low-bit kernels; `simulated`: the same grids in float32, slower. */
-  readonly arithmetic: "integer" | "simulated";
+  /**
+   * `integer`: low-bit kernels; `16-bit`: bf16 kernels, for a model that is not quantized; `simulated`: any model in
+   * float32, quantized ones on their grids, slower.
+   */
+  readonly arithmetic: "integer" | "16-bit" | "simulated";
   /** As written, such as w4a4kv4; absent for a model that is not quantized. */
   readonly scheme?: string;
   /** Positions that one sequence may have: the model's, or what the cache holds if that is less. */

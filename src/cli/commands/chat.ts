@@ -17,6 +17,7 @@ import {
   chatTemplateOption,
   engineOptions,
   kvMemoryOption,
+  simulatedOption,
   type EngineFlags,
 } from "./engine-flags.js";
 import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
@@ -76,6 +77,7 @@ export function register(program: Command): void {
       "the same seed gives the same answers to the same messages (default: a new one each time)",
       integer({ min: 0, max: 2 ** 32 - 1 }),
     )
+    .addOption(simulatedOption())
     .addOption(kvMemoryOption())
     .addOption(chatTemplateOption())
     .addOption(deviceOption())

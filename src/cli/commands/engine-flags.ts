@@ -8,9 +8,16 @@ import type { EngineOptions } from "../../engine/engine.js";
 import type { DeviceFlags } from "./shared.js";
 
 export interface EngineFlags {
+  readonly simulated?: boolean;
   readonly kvMemory?: number;
   readonly chatTemplate?: string;
 }
+
+export const simulatedOption = (): Option =>
+  new Option(
+    "--simulated",
+    "run the same grids in float32 instead of the integer kernels: slower, for comparison",
+  );
 
 export const kvMemoryOption = (): Option =>
   new Option(
@@ -29,10 +36,11 @@ export function engineOptions(
   flags: DeviceFlags & EngineFlags,
   progress: ProgressSink,
 ): EngineOptions {
-  const { device, threads, kvMemory, chatTemplate } = flags;
+  const { device, threads, simulated, kvMemory, chatTemplate } = flags;
   return {
     device,
     threads,
+    simulated,
     kvMemory,
     chatTemplate: chatTemplate === undefined ? undefined : readTemplate(chatTemplate),
     progress,

@@ -8,7 +8,7 @@ import type { FinishReason } from "../../engine/request.js";
 import { perform, type CommandContext } from "../action.js";
 import { decimal, integer } from "../flags.js";
 import { addExamples } from "../program.js";
-import { engineOptions } from "./engine-flags.js";
+import { engineOptions, simulatedOption, type EngineFlags } from "./engine-flags.js";
 import {
   deviceOption,
   MODEL_ARGUMENT,
@@ -17,7 +17,7 @@ import {
   type DeviceFlags,
 } from "./shared.js";
 
-interface GenerateFlags extends DeviceFlags {
+interface GenerateFlags extends DeviceFlags, EngineFlags {
   readonly prompt: string;
   readonly maxTokens: number;
   readonly temperature: number;
@@ -45,6 +45,7 @@ export function register(program: Command): void {
       decimal({ min: 1e-6, max: 1 }),
       1,
     )
+    .addOption(simulatedOption())
     .addOption(seedOption())
     .addOption(deviceOption())
     .addOption(threadsOption())

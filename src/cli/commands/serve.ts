@@ -18,6 +18,7 @@ import {
   chatTemplateOption,
   engineOptions,
   kvMemoryOption,
+  simulatedOption,
   type EngineFlags,
 } from "./engine-flags.js";
 import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
@@ -78,6 +79,7 @@ export function register(program: Command): void {
       decimal({ min: 0 }),
       60,
     )
+    .addOption(simulatedOption())
     .addOption(kvMemoryOption())
     .addOption(chatTemplateOption())
     .addOption(new Option("--log-level <level>", "logs on stderr").choices(LOG_LEVELS))
