@@ -216,6 +216,8 @@ export class Engine implements AsyncDisposable {
     const queue = new EventQueue<GenerateEvent>();
     const id = this.nextId++;
     const onAbort = (): void => {
+      // A reader that never comes back must not keep the request known.
+      this.requests.delete(id);
       this.host.postMessage({ type: "cancel", id });
       queue.fail(asError(signal?.reason));
     };

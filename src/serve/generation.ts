@@ -40,10 +40,10 @@ export async function answer<Request>(
     logprobs: translated.logprobs,
   };
   metrics.generations(1);
+  const sources = translated.requests.map((each) =>
+    timed(start({ ...each, signal: controller.signal }), metrics),
+  );
   try {
-    const sources = translated.requests.map((each) =>
-      timed(start({ ...each, signal: controller.signal }), metrics),
-    );
     if (translated.stream) {
       await stream(context, style, head, translated, sources, request, reply);
       return undefined;
@@ -57,6 +57,8 @@ export async function answer<Request>(
   } finally {
     // One prompt's failure ends the others.
     controller.abort(new ClientGone("the request has ended"));
+    // A sequence that was left in the middle cleans up when it is told that nobody goes on.
+    for (const source of sources) source.return().catch(() => undefined);
     reply.raw.off("close", onClose);
     metrics.generations(-1);
   }

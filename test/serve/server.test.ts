@@ -348,6 +348,24 @@ describe("clients that go", () => {
     expect(engine.stats.generatedTokens).toBe(0);
   });
 
+  it("survives clients that go between two pieces of their answer", async () => {
+    const { client, engine } = await start({}, {}, 1);
+    await Promise.all(
+      Array.from({ length: 12 }, async (_, seed) => {
+        const controller = new AbortController();
+        const request = { ...chat, seed, max_completion_tokens: 150 };
+        const stream = await client.chat.completions.create(
+          { ...request, stream: true },
+          { signal: controller.signal },
+        );
+        for await (const { choices } of stream) if (choices[0].delta.content) break;
+        controller.abort();
+      }),
+    );
+    await until(() => engine.stats.running === 0 && engine.stats.pagesUsed === 0);
+    expect((await client.chat.completions.create(chat)).choices).toHaveLength(1);
+  });
+
   it("finishes what runs when it drains, and takes nothing new", async () => {
     const { client, server, url } = await start({}, {}, 3);
     const stream = await client.chat.completions.create({
