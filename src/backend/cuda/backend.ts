@@ -60,7 +60,8 @@ export interface CudaBackend extends Backend {
   profile(run: () => void): KernelTime[];
 }
 
-function assembleKernels(context: CudaContext): { kernels: Kernels; solves: PendingSolves } {
+/** The table over a context, and the Cayley maps that wait in it. */
+export function assembleKernels(context: CudaContext): { kernels: Kernels; solves: PendingSolves } {
   const { solves, ...linalg } = linalgKernels(context);
   return {
     solves,

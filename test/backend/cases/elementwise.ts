@@ -382,11 +382,15 @@ export const elementwiseGroups: CaseGroup[] = [
   },
   {
     bound: "reduce: (terms+3)·u of the absolute sum",
-    cases: RECTANGLES.flatMap(([rows, cols], i) =>
-      (["row", "column", "scalar"] as const).map((keep, j) =>
-        reduceCase(rows, cols, keep, (i + j) % 2 === 0),
+    cases: [
+      ...RECTANGLES.flatMap(([rows, cols], i) =>
+        (["row", "column", "scalar"] as const).map((keep, j) =>
+          reduceCase(rows, cols, keep, (i + j) % 2 === 0),
+        ),
       ),
-    ),
+      reduceCase(6, 1403, "column", false),
+      reduceCase(5, 2052, "column", true),
+    ],
   },
   {
     bound: "columnMaxima: exact",

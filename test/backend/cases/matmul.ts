@@ -252,6 +252,9 @@ export const matmulGroups: CaseGroup[] = [
         ),
         intMatmulCase(m, [48, 3, 100][i % 3], [100, 576, 33][i % 3], i % 2 === 0, false),
       ]),
+      // Sizes that 8-bit matrix units take.
+      intMatmulCase(16, 48, 64, true, false),
+      intMatmulCase(64, 100, 576, false, false),
       intMatmulCase(3, 5, 1000, false, true),
       intMatmulCase(17, 20, 131, true, true),
     ],

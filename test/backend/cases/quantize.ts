@@ -497,6 +497,9 @@ const SIZES = [
   [8, 257],
   [70, 100],
   [400, 96],
+  // Rows that a GPU's block of threads works on together, with and without 16-byte accesses.
+  [7, 1029],
+  [8, 2052],
 ] as const;
 const BITS = [4, 8, 3, 2, 6] as const;
 const CLIPS = [undefined, [4, 4], [1.2, 0.7], [-0.5, 2]] as const;

@@ -261,6 +261,8 @@ const normOptions: NormOptions[] = [
   { kind: "layer", rows: 19, cols: 64 },
   { kind: "layer", rows: 3, cols: 577, mean: 5, bias: true },
   { kind: "layer", rows: 64, cols: 33, size: 20, bias: true },
+  { kind: "rms", rows: 3, cols: 1301 },
+  { kind: "layer", rows: 5, cols: 2052, mean: 1, bias: true },
 ];
 
 function ropeCase(
