@@ -135,14 +135,17 @@ export function cacheKey(request: CompileRequest, version: readonly [number, num
 
 /** Compiles through the cache; a compiler is loaded on the first use only. */
 export class KernelCompiler {
-  private nvrtc: Nvrtc | undefined;
   /** Sources compiled, and found compiled, by this object. */
   readonly counts = { compiled: 0, cached: 0 };
 
-  constructor(private readonly folder: string = kernelCacheFolder()) {}
+  /** @param nvrtc What compiles, when it is not to be NVRTC as installed. */
+  constructor(
+    private readonly folder: string = kernelCacheFolder(),
+    private nvrtc?: Pick<Nvrtc, "version" | "compile">,
+  ) {}
 
   /** The compiler itself, loaded on first use. Throws PlanishError when it is not installed. */
-  get compiler(): Nvrtc {
+  get compiler(): Pick<Nvrtc, "version" | "compile"> {
     return (this.nvrtc ??= new Nvrtc());
   }
 
