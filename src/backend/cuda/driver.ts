@@ -78,6 +78,10 @@ const require = createRequire(import.meta.url);
 /** Bytes of a launch's argument block. */
 const ARGUMENT_BYTES = 4096;
 const HEADER_BYTES = 64;
+/** CUlaunchConfig, then one CUlaunchAttribute. */
+const CONFIG_BYTES = 56;
+const ATTRIBUTE_BYTES = 72;
+const PROGRAMMATIC_STREAM_SERIALIZATION = 6;
 const DEFAULT_SHARED_LIMIT = 48 * 1024;
 
 /** Address range of `bytes` of pinned host memory, seen from both sides. */
@@ -109,6 +113,8 @@ const PROTOTYPES = {
   cuLaunchKernel:
     "int cuLaunchKernel(uint64_t function, uint32_t gx, uint32_t gy, uint32_t gz, uint32_t bx, uint32_t by, " +
     "uint32_t bz, uint32_t shared, uint64_t stream, uint64_t params, uint64_t extra)",
+  cuLaunchKernelEx:
+    "int cuLaunchKernelEx(uint64_t config, uint64_t function, uint64_t params, uint64_t extra)",
   cuStreamCreate: "int cuStreamCreate(void* stream, uint32_t flags)",
   cuStreamDestroy: "int cuStreamDestroy_v2(uint64_t stream)",
   cuStreamSynchronize: "int cuStreamSynchronize(uint64_t stream)",
@@ -272,12 +278,22 @@ export class CudaDriver implements Disposable {
       0n,
       0n,
     ]);
+    const config: unknown = this.koffi.alloc("uint64_t", (CONFIG_BYTES + ATTRIBUTE_BYTES) / 8);
+    this.configAddress = Number(this.koffi.address(config));
+    const configBytes = this.koffi.view(config, CONFIG_BYTES + ATTRIBUTE_BYTES);
+    this.configSizes = new Uint32Array(configBytes, 0, 8);
+    this.configStream = new BigUint64Array(configBytes, 32, 1);
+    new BigUint64Array(configBytes, 40, 2).set([BigInt(this.configAddress + CONFIG_BYTES), 1n]);
+    new Uint32Array(configBytes, CONFIG_BYTES, 4).set([PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1, 0]);
     this.sizeWord = new BigUint64Array(bytes, 40, 1);
     this.argumentWords = new Uint32Array(bytes, HEADER_BYTES, ARGUMENT_BYTES / 4);
     this.argumentReals = new Float64Array(bytes, HEADER_BYTES, ARGUMENT_BYTES / 8);
   }
 
   private readonly sizeWord: BigUint64Array;
+  private readonly configAddress: number;
+  private readonly configSizes: Uint32Array;
+  private readonly configStream: BigUint64Array;
 
   private fail(name: string, status: number, text: string): never {
     if (status === OUT_OF_MEMORY) {
@@ -490,7 +506,11 @@ export class CudaDriver implements Disposable {
     return { registers: read(4), localBytes: read(3) };
   }
 
-  /** Enqueues a launch; arguments in the order and with the types of the kernel's signature. */
+  /**
+   * Enqueues a launch; arguments in the order and with the types of the kernel's signature.
+   * @param overlap The kernel may begin before the one ahead of it on the stream is done; it then waits by itself
+   * (griddepcontrol.wait) before it touches anything that earlier kernels write. Hopper and later only.
+   */
   launch(
     kernel: CudaKernel,
     grid: Grid,
@@ -498,6 +518,7 @@ export class CudaDriver implements Disposable {
     sharedBytes: number,
     stream: Stream,
     args: readonly number[],
+    overlap = false,
   ): void {
     const { signature } = kernel;
     if (args.length !== signature.length) {
@@ -522,21 +543,20 @@ export class CudaDriver implements Disposable {
     }
     const [gx, gy = 1, gz = 1] = grid;
     const [bx, by = 1, bz = 1] = block;
-    const status = Number(
-      this.raw.cuLaunchKernel(
-        kernel.handle,
-        gx,
-        gy,
-        gz,
-        bx,
-        by,
-        bz,
-        sharedBytes,
-        stream,
-        0,
-        this.extraAddress,
-      ),
-    );
+    let status: number;
+    if (overlap) {
+      this.configSizes.set([gx, gy, gz, bx, by, bz, sharedBytes]);
+      this.configStream[0] = BigInt(stream);
+      status = Number(
+        this.raw.cuLaunchKernelEx(this.configAddress, kernel.handle, 0, this.extraAddress),
+      );
+    } else {
+      status = Number(
+        this.raw.cuLaunchKernel(
+          ...[kernel.handle, gx, gy, gz, bx, by, bz, sharedBytes, stream, 0, this.extraAddress],
+        ),
+      );
+    }
     if (status !== 0) {
       throw new PlanishError(
         `CUDA kernel ${kernel.name} was not launched (${loadDriver().errorText(status)}); grid ${grid.join("×")}, ` +

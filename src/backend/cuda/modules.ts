@@ -37,7 +37,9 @@ export function kernelSource(
   defines: readonly string[] = [],
 ): CompileRequest {
   const folder = kernelSourceFolder();
-  const headers = readdirSync(folder).filter((file) => file.endsWith(".cuh"));
+  const headers = readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((file) =>
+    file.endsWith(".cuh"),
+  );
   return {
     name: `${name}.cu`,
     source: readSource(folder, `${name}.cu`),

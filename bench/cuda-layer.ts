@@ -1,0 +1,585 @@
+/**
+ * One LLaMA-2-7B-shaped decoder layer on the GPU: W4A4KV4 with FlatQuant's transforms against FP16, both in captured
+ * graphs, in one process, alternating. Prefill of 2048 tokens; one decoding step with 2048 cached tokens per sequence.
+ *
+ * FP16 is cuBLASLt with fused q/k/v and gate/up, the residual added by cuBLASLt, and the same attention kernels on a
+ * cache of halves. Four layers of their own weights follow one another in a graph, so that weights come from memory and
+ * not from the cache; times are per layer. Medians of CUDA events. `npx tsx bench/cuda-layer.ts [--json FILE]`
+ */
+import { writeFileSync } from "node:fs";
+import { CublasLt } from "../src/backend/cuda/cublaslt.js";
+import type { DevicePointer, GraphExecutable } from "../src/backend/cuda/driver.js";
+import { CudaEngineDevice } from "../src/engine/cuda/device.js";
+import type { EngineKernels } from "../src/engine/cuda/kernels.js";
+import {
+  codeBytes,
+  featureTiles,
+  packedBytes,
+  PAGE_TOKENS,
+  paddedHalves,
+  pageLayout,
+  roundUp,
+  siteGeometry,
+  type FeatureOrder,
+  type SiteShape,
+} from "../src/engine/cuda/layout.js";
+
+const HIDDEN = 4096;
+const INTERMEDIATE = 11008;
+const HEADS = 32;
+const HEAD_DIM = 128;
+const LAYERS = 4;
+const CACHED = 2048;
+const EPSILON = 1e-5;
+
+const print = (line: string) => process.stdout.write(`${line}\n`);
+const flag = process.argv.indexOf("--json");
+const jsonFile = flag > 0 ? process.argv[flag + 1] : undefined;
+const quick = process.argv.includes("--quick");
+const results: Record<string, number | string> = {};
+
+using device = new CudaEngineDevice();
+const { driver, stream, kernels } = device;
+using blas = new CublasLt(driver, stream);
+
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[sorted.length >> 1];
+}
+
+let seed = 1;
+function random(kind: "bytes" | "halves" | "floats", count: number, deviation = 1): DevicePointer {
+  const pointer = device.allocate(count * { bytes: 1, halves: 2, floats: 4 }[kind]);
+  kernels.randomFill(pointer, count, kind, seed++, deviation);
+  return pointer;
+}
+
+const start = driver.createEvent();
+const end = driver.createEvent();
+
+/** Medians in microseconds of several graphs, run in turn. `prepare` is not timed. */
+function timed(graphs: readonly GraphExecutable[], prepare: () => void, rounds = quick ? 7 : 21): number[] {
+  const samples = graphs.map((): number[] => []);
+  for (let round = -2; round < rounds; round++)
+    graphs.forEach((graph, i) => {
+      prepare();
+      driver.record(start, stream);
+      driver.launchGraph(graph, stream);
+      driver.record(end, stream);
+      device.synchronize();
+      if (round >= 0) samples[i].push(driver.elapsed(start, end) * 1000);
+    });
+  return samples.map(median);
+}
+
+function capture(enqueue: () => void): GraphExecutable {
+  // Kernels are compiled and products planned before the capture, which must not wait for the device.
+  enqueue();
+  device.synchronize();
+  return driver.capture(stream, enqueue);
+}
+
+/** A square matrix with orthogonal-like entries, padded for the site kernel. */
+function matrix(size: number, padded: number): DevicePointer {
+  const values = Float32Array.from({ length: size * size }, () => (Math.random() - 0.5) * Math.sqrt(12 / size));
+  return device.put(paddedHalves(values, size, padded));
+}
+
+interface Linear {
+  readonly order: FeatureOrder;
+  readonly columns: number;
+  readonly weights: DevicePointer;
+  readonly scale: DevicePointer;
+}
+
+function quantizedLinear(rows: number, columns: number, gated = false): Linear {
+  const order = { rows, gated };
+  const scale = new Float32Array(featureTiles(order) * 256).fill(0.06 / Math.sqrt(columns));
+  return { order, columns, weights: random("bytes", packedBytes(order, columns, 4)), scale: device.put(scale) };
+}
+
+interface Site {
+  readonly shape: SiteShape;
+  readonly plain: SiteShape;
+  readonly left?: DevicePointer;
+  readonly right?: DevicePointer;
+}
+
+function siteOf(left: number, right: number, hasRight: boolean): Site {
+  const shape = { left, right, hasLeft: true, hasRight };
+  const { rows, columns } = siteGeometry(shape);
+  return {
+    shape,
+    plain: { left, right, hasLeft: false, hasRight: false },
+    left: matrix(left, rows),
+    right: hasRight ? matrix(right, columns) : undefined,
+  };
+}
+
+interface QuantizedLayer {
+  readonly gains: readonly [DevicePointer, DevicePointer];
+  readonly sites: Readonly<Record<"attnIn" | "attnOut" | "mlpIn" | "mlpDown", Site>>;
+  readonly linears: Readonly<Record<"qkv" | "o" | "gateUp" | "down", Linear>>;
+  readonly qMatrix: DevicePointer;
+  readonly kMatrix: DevicePointer;
+}
+
+const ones = device.put(new Float32Array(INTERMEDIATE).fill(1));
+const halfOnes = device.put(new Uint16Array(INTERMEDIATE).fill(0x3c00));
+const clips = device.put(new Float32Array(8).fill(0.98));
+
+function quantizedLayer(): QuantizedLayer {
+  return {
+    gains: [ones, ones],
+    sites: {
+      attnIn: siteOf(64, 64, true),
+      attnOut: siteOf(HEADS, HEAD_DIM, false),
+      mlpIn: siteOf(64, 64, true),
+      mlpDown: siteOf(86, 128, true),
+    },
+    linears: {
+      qkv: quantizedLinear(3 * HIDDEN, HIDDEN),
+      o: quantizedLinear(HIDDEN, HIDDEN),
+      gateUp: quantizedLinear(2 * INTERMEDIATE, HIDDEN, true),
+      down: quantizedLinear(HIDDEN, INTERMEDIATE),
+    },
+    qMatrix: matrix(HEAD_DIM, HEAD_DIM),
+    kMatrix: matrix(HEAD_DIM, HEAD_DIM),
+  };
+}
+
+interface HalfLayer {
+  readonly gain: DevicePointer;
+  readonly qkv: DevicePointer;
+  readonly o: DevicePointer;
+  readonly gateUp: DevicePointer;
+  readonly down: DevicePointer;
+}
+
+const spread = (columns: number) => 0.5 / Math.sqrt(columns);
+const halfLayer = (): HalfLayer => ({
+  gain: halfOnes,
+  qkv: random("halves", 3 * HIDDEN * HIDDEN, spread(HIDDEN)),
+  o: random("halves", HIDDEN * HIDDEN, spread(HIDDEN)),
+  gateUp: random("halves", 2 * INTERMEDIATE * HIDDEN, spread(HIDDEN)),
+  down: random("halves", HIDDEN * INTERMEDIATE, spread(INTERMEDIATE)),
+});
+
+/** The rows of a step: `sequences` of `rows` tokens each at `position`, with pages of their own. */
+interface Step {
+  readonly rows: number;
+  readonly sequences: number;
+  readonly position: number;
+  readonly pagesEach: number;
+  readonly tasks: DevicePointer;
+  readonly taskCount: number;
+  readonly pageOf: DevicePointer;
+  readonly slotOf: DevicePointer;
+  readonly cosine: DevicePointer;
+  readonly sine: DevicePointer;
+  readonly pages: DevicePointer;
+  readonly table: DevicePointer;
+  readonly blocks: DevicePointer;
+  readonly blockCount: number;
+}
+
+function stepOf(sequences: number, each: number, position: number, first = 0): Step {
+  const rows = sequences * each;
+  const pagesEach = Math.ceil((position + each) / PAGE_TOKENS);
+  const positionOf = (row: number) => position + (row % each);
+  const pageOf = (row: number) => (first + Math.floor(row / each)) * 33 + (positionOf(row) >> 6);
+  const half = HEAD_DIM / 2;
+  const angle = (i: number) => positionOf(Math.floor(i / half)) / 10000 ** ((i % half) / half);
+  const table = (length: number, of: (i: number) => number) => device.put(Float32Array.from({ length }, (_, i) => of(i)));
+  const integers = (length: number, of: (i: number) => number) => device.put(Int32Array.from({ length }, (_, i) => of(i)));
+  // Prefill from position 0: a page per task. Decoding: eight tokens of different sequences per task.
+  const taskRows = each > 1 ? 64 : 8;
+  const taskCount = Math.ceil(rows / taskRows);
+  const blocks: number[] = [];
+  for (let s = 0; s < sequences; s++)
+    for (let from = Math.floor((each - 1) / 128) * 128; from >= 0; from -= 128)
+      blocks.push(s * each + from, Math.min(128, each - from), position + from, s * pagesEach);
+  return {
+    rows,
+    sequences,
+    position,
+    pagesEach,
+    tasks: integers(2 * taskCount, (i) => (i % 2 === 0 ? (i / 2) * taskRows : Math.min(taskRows, rows - ((i - 1) / 2) * taskRows))),
+    taskCount,
+    pageOf: integers(rows, pageOf),
+    slotOf: integers(rows, (row) => positionOf(row) & 63),
+    cosine: table(rows * half, (i) => Math.cos(angle(i))),
+    sine: table(rows * half, (i) => Math.sin(angle(i))),
+    pages: integers(sequences * pagesEach, (i) => (first + Math.floor(i / pagesEach)) * 33 + (i % pagesEach)),
+    table: integers(3 * sequences, (i) => [Math.floor(i / 3), position + 1, Math.floor(i / 3) * pagesEach][i % 3]),
+    blocks: device.put(Int32Array.from(blocks)),
+    blockCount: blocks.length / 4,
+  };
+}
+
+interface Space {
+  readonly x: DevicePointer;
+  readonly x0: DevicePointer;
+  readonly xBytes: number;
+  readonly buffers: Readonly<Record<"a" | "b" | "q" | "codes" | "scales" | "partial", DevicePointer>>;
+  readonly capacity: number;
+}
+
+const taken: DevicePointer[] = [];
+function take(bytes: number): DevicePointer {
+  const pointer = device.allocate(bytes);
+  taken.push(pointer);
+  return pointer;
+}
+
+function spaceFor(rows: number, halves: boolean): Space {
+  const capacity = rows <= 64 ? 64 : roundUp(rows, 128);
+  const xBytes = rows * HIDDEN * (halves ? 2 : 4);
+  const x0 = take(xBytes);
+  kernels.randomFill(x0, rows * HIDDEN, halves ? "halves" : "floats", seed++);
+  return {
+    x: take(xBytes),
+    x0,
+    xBytes,
+    buffers: {
+      a: take(rows * 2 * INTERMEDIATE * 4),
+      b: take(rows * INTERMEDIATE * 4),
+      q: take(rows * HIDDEN * 4),
+      codes: take(codeBytes(capacity, INTERMEDIATE)),
+      scales: take(capacity * 4),
+      partial: take(rows * HEADS * 32 * (HEAD_DIM + 2) * 4),
+    },
+    capacity,
+  };
+}
+
+const SHAPE = { headDim: HEAD_DIM, heads: HEADS, kvHeads: HEADS } as const;
+
+interface Options {
+  /** Kronecker transforms, P_o and P_k. */
+  readonly transforms: boolean;
+  /** Rows of transforms as sums of two halves. */
+  readonly precise: boolean;
+  /** Intermediate activations as halves (prefill) or f32. */
+  readonly halves: boolean;
+}
+
+/** The calls of one quantized layer, by name. */
+function quantizedCalls(
+  k: EngineKernels,
+  layer: QuantizedLayer,
+  cache: DevicePointer,
+  step: Step,
+  space: Space,
+  options: Options,
+): readonly (readonly [string, () => void])[] {
+  const { rows } = step;
+  const { x, buffers, capacity } = space;
+  const { a, b, q, codes, scales, partial } = buffers;
+  const decoding = rows === step.sequences;
+  const { halves, transforms, precise } = options;
+  const pageBytes = HEADS * pageLayout(HEAD_DIM, 4).bytes;
+  const width = halves ? 2 : 4;
+  const splits = decoding ? k.splitsFor(SHAPE, step.sequences, step.pagesEach) : 1;
+  const at = { codes, tokenScale: scales, tokens: rows, capacity };
+  const shared = { tokens: rows, clips, sets: 1, capacity, codes, scales, bits: 4, precise };
+  const site = (name: "attnIn" | "attnOut" | "mlpIn" | "mlpDown") => {
+    const { shape, plain, left, right } = layer.sites[name];
+    return transforms ? { ...shared, shape, left, right } : { ...shared, shape: plain };
+  };
+  const linear = (name: "qkv" | "o" | "gateUp" | "down") => {
+    const { order, columns, weights, scale } = layer.linears[name];
+    return { ...at, order, columns, weights, featureScale: scale, bits: 4 as const };
+  };
+  const common = { ...SHAPE, kept: 4 as const, pages: step.pages, window: 0, cache, pageBytes };
+  return [
+    ["site attn_in", () => k.site({ ...site("attnIn"), input: "rms", x, stride: HIDDEN, gain: layer.gains[0], epsilon: EPSILON })],
+    ["gemm qkv", () => k.gemm({ ...linear("qkv"), out: a, outStride: 3 * HIDDEN, halves })],
+    [
+      "heads",
+      () =>
+        k.heads({
+          ...SHAPE,
+          kept: 4,
+          tasks: step.tasks,
+          taskCount: step.taskCount,
+          pageOf: step.pageOf,
+          slotOf: step.slotOf,
+          q: a,
+          qStride: 3 * HIDDEN,
+          k: a + HIDDEN * width,
+          v: a + 2 * HIDDEN * width,
+          kvStride: 3 * HIDDEN,
+          halves,
+          cosine: step.cosine,
+          sine: step.sine,
+          qMatrix: transforms ? layer.qMatrix : undefined,
+          kMatrix: transforms ? layer.kMatrix : undefined,
+          factors: clips,
+          levels: 15,
+          out: q,
+          outHalves: !decoding,
+          cache,
+          pageBytes,
+        }),
+    ],
+    [
+      "attention",
+      () => {
+        if (decoding) k.attendDecode({ ...common, q, sequences: step.table, count: step.sequences, splits, partial });
+        else k.attendPrefill({ ...common, q, blocks: step.blocks, blockCount: step.blockCount, out: b, outHalves: halves });
+      },
+    ],
+    [
+      "site attn_out",
+      () => {
+        if (decoding) k.site({ ...site("attnOut"), input: "splits", x: partial, stride: 0, splits });
+        else k.site({ ...site("attnOut"), input: "plain", x: b, stride: HIDDEN, halves });
+      },
+    ],
+    ["gemm o", () => k.gemm({ ...linear("o"), out: x, outStride: HIDDEN, accumulate: true })],
+    ["site mlp_in", () => k.site({ ...site("mlpIn"), input: "rms", x, stride: HIDDEN, gain: layer.gains[1], epsilon: EPSILON })],
+    ["gemm gate_up", () => k.gemm({ ...linear("gateUp"), out: b, outStride: INTERMEDIATE, halves })],
+    ["site mlp_down", () => k.site({ ...site("mlpDown"), input: "plain", x: b, stride: INTERMEDIATE, halves })],
+    ["gemm down", () => k.gemm({ ...linear("down"), out: x, outStride: HIDDEN, accumulate: true })],
+  ];
+}
+
+/** The calls of one FP16 layer, by name. */
+function halfCalls(
+  k: EngineKernels,
+  layer: HalfLayer,
+  cache: DevicePointer,
+  step: Step,
+  space: Space,
+): readonly (readonly [string, () => void])[] {
+  const { rows } = step;
+  const { x, buffers } = space;
+  const { a, b, q, codes: normed, partial } = buffers;
+  const decoding = rows === step.sequences;
+  const splits = decoding ? k.splitsFor(SHAPE, step.sequences, step.pagesEach) : 1;
+  const pageBytes = HEADS * pageLayout(HEAD_DIM, 16).bytes;
+  const common = { ...SHAPE, kept: 16 as const, pages: step.pages, window: 0, cache, pageBytes };
+  const product = (from: DevicePointer, columns: number, weights: DevicePointer, features: number, out: DevicePointer, beta: number) =>
+    blas.gemm({
+      m: rows,
+      n: features,
+      k: columns,
+      batch: 1,
+      type: "f16",
+      outType: "f16",
+      a: { pointer: from, stride: columns, transposed: false, batchStride: 0 },
+      b: { pointer: weights, stride: columns, transposed: true, batchStride: 0 },
+      c: { pointer: out, stride: features, batchStride: 0 },
+      alpha: 1,
+      beta,
+    });
+  return [
+    ["norm", () => k.halfNorm(x, rows, HIDDEN, layer.gain, EPSILON, normed)],
+    ["gemm qkv", () => product(normed, HIDDEN, layer.qkv, 3 * HIDDEN, a, 0)],
+    [
+      "heads",
+      () =>
+        k.heads({
+          ...SHAPE,
+          kept: 16,
+          tasks: step.tasks,
+          taskCount: step.taskCount,
+          pageOf: step.pageOf,
+          slotOf: step.slotOf,
+          q: a,
+          qStride: 3 * HIDDEN,
+          k: a + HIDDEN * 2,
+          v: a + 2 * HIDDEN * 2,
+          kvStride: 3 * HIDDEN,
+          halves: true,
+          cosine: step.cosine,
+          sine: step.sine,
+          factors: clips,
+          levels: 15,
+          out: q,
+          outHalves: !decoding,
+          cache,
+          pageBytes,
+        }),
+    ],
+    [
+      "attention",
+      () => {
+        if (decoding) {
+          k.attendDecode({ ...common, q, sequences: step.table, count: step.sequences, splits, partial });
+          k.joinSplits({ partial, rows, heads: HEADS, headDim: HEAD_DIM, splits, out: b, halves: true });
+        } else k.attendPrefill({ ...common, q, blocks: step.blocks, blockCount: step.blockCount, out: b, outHalves: true });
+      },
+    ],
+    ["gemm o", () => product(b, HIDDEN, layer.o, HIDDEN, x, 1)],
+    ["norm", () => k.halfNorm(x, rows, HIDDEN, layer.gain, EPSILON, normed)],
+    ["gemm gate_up", () => product(normed, HIDDEN, layer.gateUp, 2 * INTERMEDIATE, a, 0)],
+    ["gated", () => k.halfGated(a, rows, INTERMEDIATE, b)],
+    ["gemm down", () => product(b, INTERMEDIATE, layer.down, HIDDEN, x, 1)],
+  ];
+}
+
+type Calls = readonly (readonly [string, () => void])[];
+
+const runAll = (layers: readonly Calls[], only?: string) => {
+  for (const calls of layers) for (const [name, call] of calls) if (only === undefined || only === name) call();
+};
+
+/** A cache of every layer with CACHED positions written by the kernel itself, and room for one token more. */
+function filledCaches(sequences: number, kept: 4 | 16): DevicePointer[] {
+  const pageBytes = HEADS * pageLayout(HEAD_DIM, kept).bytes;
+  const kv = random("halves", CACHED * HIDDEN);
+  const out = device.allocate(CACHED * HIDDEN * 2);
+  const caches = Array.from({ length: LAYERS }, () => take(sequences * 33 * pageBytes));
+  for (let s = 0; s < sequences; s++) {
+    const step = stepOf(1, CACHED, 0, s);
+    for (const cache of caches)
+      kernels.heads({
+        ...SHAPE,
+        kept,
+        tasks: step.tasks,
+        taskCount: step.taskCount,
+        pageOf: step.pageOf,
+        slotOf: step.slotOf,
+        q: kv,
+        qStride: HIDDEN,
+        k: kv,
+        v: kv,
+        kvStride: HIDDEN,
+        halves: true,
+        factors: clips,
+        levels: 15,
+        out,
+        outHalves: true,
+        cache,
+        pageBytes,
+      });
+    for (const pointer of [step.tasks, step.pageOf, step.slotOf, step.cosine, step.sine, step.pages, step.table, step.blocks])
+      device.free(pointer);
+  }
+  device.free(kv);
+  device.free(out);
+  return caches;
+}
+
+function scenario(title: string, sequences: number, each: number, quantized: readonly QuantizedLayer[], half: readonly HalfLayer[]): void {
+  const decoding = each === 1;
+  const step = stepOf(sequences, each, decoding ? CACHED : 0);
+  const space = spaceFor(step.rows, false);
+  const halfSpace = spaceFor(step.rows, true);
+  const caches = filledCaches(sequences, 4);
+  const halfCaches = filledCaches(sequences, 16);
+  const ours = (options: Options): Calls[] =>
+    quantized.map((layer, i) => quantizedCalls(kernels, layer, caches[i], step, space, options));
+  const best: Options = { transforms: true, precise: decoding, halves: !decoding };
+  const variants: readonly (readonly [string, Calls[]])[] = [
+    ["W4A4KV4", ours(best)],
+    ["W4A4KV4 without transforms", ours({ ...best, transforms: false })],
+    ["W4A4KV4, other precision of transforms", ours({ ...best, precise: !best.precise })],
+    ["FP16", half.map((layer, i) => halfCalls(kernels, layer, halfCaches[i], step, halfSpace))],
+  ];
+  const prepare = () => {
+    driver.copyOnDevice(space.x, space.x0, space.xBytes, stream);
+    driver.copyOnDevice(halfSpace.x, halfSpace.x0, halfSpace.xBytes, stream);
+  };
+  prepare();
+  const graphs = variants.map(([, layers]) => capture(() => runAll(layers)));
+  const times = timed(graphs, prepare).map((t) => t / LAYERS);
+  // Overlapped launches must not change a bit.
+  const output = () => {
+    prepare();
+    driver.launchGraph(graphs[0], stream);
+    return device.read(space.x, new Uint8Array(space.xBytes));
+  };
+  const first = output();
+  kernels.overlap = false;
+  const ordered = capture(() => runAll(variants[0][1]));
+  kernels.overlap = driver.info.capability >= 90;
+  prepare();
+  driver.launchGraph(ordered, stream);
+  const second = device.read(space.x, new Uint8Array(space.xBytes));
+  const same = first.every((byte, i) => byte === second[i]);
+  const finite = new Float32Array(first.buffer).every(Number.isFinite);
+  const [unoverlapped] = timed([ordered], prepare).map((t) => t / LAYERS);
+  print(`${title}: ${same ? "overlap changes nothing" : "OVERLAP CHANGES THE RESULT"}, ${finite ? "finite" : "NOT FINITE"}`);
+  variants.forEach(([name], i) => {
+    print(`  ${name.padEnd(44)} ${times[i].toFixed(1).padStart(8)} µs`);
+    results[`${title}: ${name}`] = times[i];
+  });
+  print(`  ${"W4A4KV4 without overlapped launches".padEnd(44)} ${unoverlapped.toFixed(1).padStart(8)} µs`);
+  print(`  FP16 / W4A4KV4 = ${(times[3] / times[0]).toFixed(2)}; transforms' share ${((100 * (times[0] - times[1])) / times[0]).toFixed(1)}%`);
+  results[`${title}: ratio`] = times[3] / times[0];
+  for (const index of [0, 3]) {
+    const [name, layers] = variants[index];
+    const names = [...new Set(layers[0].map(([call]) => call))];
+    const parts = names.map((part) => capture(() => runAll(layers, part)));
+    const spent = timed(parts, prepare, 9).map((t) => t / LAYERS);
+    print(`  ${name}, each kernel in a graph of its own: ${names.map((part, i) => `${part} ${spent[i].toFixed(1)}`).join(", ")}`);
+    parts.forEach((graph) => driver.destroyGraph(graph));
+  }
+  [...graphs, ordered].forEach((graph) => driver.destroyGraph(graph));
+  device.synchronize();
+  for (const pointer of taken.splice(0)) device.free(pointer);
+}
+
+/** What this GPU does: copying, and products in the libraries' kernels and in ours. */
+function ceilings(): void {
+  const bytes = 2 ** 31;
+  const [from, to] = [device.allocate(bytes), device.allocate(bytes)];
+  kernels.randomFill(from, bytes, "bytes", seed++);
+  const memory = [
+    capture(() => kernels.streamWords(from, bytes, to)),
+    capture(() => kernels.streamWords(from, bytes)),
+  ];
+  const [copied, read] = timed(memory, () => undefined);
+  print(`memory: copy ${((2 * bytes) / copied / 1e6).toFixed(2)} TB/s (read and written), read ${(bytes / read / 1e6).toFixed(2)} TB/s`);
+  results["copy TB/s"] = (2 * bytes) / copied / 1e6;
+  results["read TB/s"] = bytes / read / 1e6;
+  device.free(from);
+  device.free(to);
+  const [m, n, k] = [8192, 4096, 4096];
+  const operations = 2 * m * n * k;
+  const a = random("halves", m * k);
+  const b = random("halves", n * k);
+  const out = device.allocate(m * n * 4);
+  const dense = (type: "f16" | "bf16" | "i8") =>
+    capture(() =>
+      blas.gemm({
+        m,
+        n,
+        k,
+        batch: 1,
+        type,
+        outType: type === "i8" ? "i32" : type,
+        a: { pointer: a, stride: k, transposed: false, batchStride: 0 },
+        b: { pointer: b, stride: k, transposed: true, batchStride: 0 },
+        c: { pointer: out, stride: n, batchStride: 0 },
+        alpha: 1,
+        beta: 0,
+      }),
+    );
+  const own = (bits: 4 | 8) => {
+    const order = { rows: n, gated: false };
+    const weights = random("bytes", packedBytes(order, k, bits));
+    return capture(() =>
+      kernels.gemm({ weights, bits, order, columns: k, codes: a, tokenScale: ones, featureScale: ones, out, outStride: n, halves: true, tokens: m, capacity: m }),
+    );
+  };
+  const names = ["cuBLASLt f16", "cuBLASLt bf16", "cuBLASLt int8", "Planish w4", "Planish w8"];
+  const graphs = [dense("f16"), dense("bf16"), dense("i8"), own(4), own(8)];
+  timed(graphs, () => undefined).forEach((time, i) => {
+    print(`${names[i]} ${m}×${n}×${k}: ${time.toFixed(1)} µs, ${(operations / time / 1e6).toFixed(0)} T/s`);
+    results[`${names[i]} T/s`] = operations / time / 1e6;
+    driver.destroyGraph(graphs[i]);
+  });
+  for (const pointer of [a, b, out]) device.free(pointer);
+}
+
+print(`${driver.info.name}, ${driver.info.multiprocessors} multiprocessors, driver ${driver.info.driverVersion}`);
+ceilings();
+const quantized = Array.from({ length: LAYERS }, quantizedLayer);
+const half = Array.from({ length: LAYERS }, halfLayer);
+scenario("prefill 2048", 1, 2048, quantized, half);
+for (const batch of [1, 16, 64]) scenario(`decode batch ${batch}`, batch, 1, quantized, half);
+if (jsonFile) writeFileSync(jsonFile, `${JSON.stringify(results, null, 2)}\n`);

@@ -1,0 +1,168 @@
+// What the engine's kernels share: IEEE halves, tensor-core products of halves, code tiles, overlapped launches.
+#pragma once
+#include "common.cuh"
+
+typedef unsigned char u8;
+typedef unsigned long long u64;
+
+// A kernel that was launched to overlap the one before it: everything that it reads of earlier kernels comes after
+// `waitForEarlier`. Both do nothing in an ordinary launch.
+__device__ __forceinline__ void waitForEarlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may begin with what does not depend on this one.
+__device__ __forceinline__ void releaseNext() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ u32 sharedAt(const void* pointer) {
+  return (u32)__cvta_generic_to_shared(pointer);
+}
+
+// 2^x and 1/x to the last bit or two of f32; 2^-infinity is 0.
+__device__ __forceinline__ float powerOf2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+__device__ __forceinline__ float reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// IEEE halves, nearest even; beyond the largest half the value is clamped to it, as in native/half.h.
+#define HALF_MAX 65504.f
+
+__device__ __forceinline__ u32 packHalf(float low, float high) {
+  u32 result;
+  low = fminf(fmaxf(low, -HALF_MAX), HALF_MAX), high = fminf(fmaxf(high, -HALF_MAX), HALF_MAX);
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+__device__ __forceinline__ float lowHalf(u32 pair) {
+  float result;
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(result) : "r"(pair));
+  return result;
+}
+
+__device__ __forceinline__ float highHalf(u32 pair) {
+  float result;
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(result) : "r"(pair));
+  return result;
+}
+
+__device__ __forceinline__ float fromHalf(u16 bits) {
+  return lowHalf(bits);
+}
+
+__device__ __forceinline__ u16 toHalf(float x) {
+  return (u16)packHalf(x, 0.f);
+}
+
+// The same for values that are known to be small.
+__device__ __forceinline__ u32 packSmall(float low, float high) {
+  u32 result;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+// What rounding to a half left of two floats, as halves: head + tail has 22 bits.
+__device__ __forceinline__ u32 packTail(float low, float high, u32 head) {
+  return packSmall(low - lowHalf(head), high - highHalf(head));
+}
+
+__device__ __forceinline__ u32 subHalf2(u32 a, u32 b) {
+  u32 result;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+// C (16×8, f32) += A (16×16) · B (16×8), halves.
+__device__ __forceinline__ void mmaHalf(float* c, const u32* a, u32 b0, u32 b1) {
+  asm(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void ldmatrix(u32* r, const u16* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(sharedAt(from))
+               : "memory");
+}
+
+__device__ __forceinline__ void ldmatrixTransposed(u32* r, const u16* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(sharedAt(from))
+               : "memory");
+}
+
+// The 16×16 piece of A at (m, k) from [m][k], or from [k][m] when TRANSPOSED. Strides in halves, multiples of 8.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void pieceA(u32* a, const u16* base, int stride, int m, int k) {
+  const int lane = threadIdx.x % 32;
+  if (TRANSPOSED) ldmatrixTransposed(a, base + (k + lane % 8 + lane / 16 * 8) * stride + m + lane / 8 % 2 * 8);
+  else ldmatrix(a, base + (m + lane % 16) * stride + k + lane / 16 * 8);
+}
+
+// The 16×16 piece of B at (k, n), for two mma of 8 columns, from [k][n], or from [n][k] when TRANSPOSED.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void pieceB(u32* b, const u16* base, int stride, int k, int n) {
+  const int lane = threadIdx.x % 32;
+  if (TRANSPOSED) ldmatrix(b, base + (n + lane % 8 + lane / 16 * 8) * stride + k + lane / 8 % 2 * 8);
+  else ldmatrixTransposed(b, base + (k + lane % 8 + lane / 8 % 2 * 8) * stride + n + lane / 16 * 8);
+}
+
+// Codes of activations lie in blocks of 128 columns: [block][row][128], the 16-byte pieces of row r in the order
+// piece ^ (r % 8), which is the 128-byte swizzle of wgmma. `rows` is a multiple of 8.
+__device__ __forceinline__ i64 codeOffset(i64 rows, i64 row, int column) {
+  return (column / 128 * rows + row) * 128 + (((column / 16 % 8) ^ (int)(row % 8)) * 16) + column % 16;
+}
+
+// One page of one KV head of one layer: keys, values, then the scales (f32) and zero points (half) of both. What a
+// thread (g = lane / 4, t = lane % 4) of mma needs is contiguous; its tokens are 8j + 2t and 8j + 2t + 1, j < 8.
+// 4 bits: keys [64][dim/2] in words of eight, nibbles p and p + 4 being columns 2p and 2p + 1; values in 16-byte groups
+// [dim/16][g][t], with column 16i + g in the first 8 bytes and 16i + 8 + g in the last: nibbles j % 4 and j % 4 + 4 of
+// word j / 4. 16 bits: keys [64][dim] halves; values as pairs of tokens [dim/8][j / 4][g][t][j % 4], column 8i + g.
+#define PAGE_TOKENS 64
+template <int D, int B>
+struct PageLayout {
+  static constexpr int KEYS = 0;
+  static constexpr int VALUES = PAGE_TOKENS * D * B / 8;
+  static constexpr int KEY_SCALE = 2 * VALUES;
+  static constexpr int VALUE_SCALE = KEY_SCALE + (B == 16 ? 0 : PAGE_TOKENS * 4);
+  static constexpr int KEY_ZERO = VALUE_SCALE + (B == 16 ? 0 : PAGE_TOKENS * 4);
+  static constexpr int VALUE_ZERO = KEY_ZERO + (B == 16 ? 0 : PAGE_TOKENS * 2);
+  static constexpr int BYTES = VALUE_ZERO + (B == 16 ? 0 : PAGE_TOKENS * 2);
+};
+
+__device__ __forceinline__ u32 fmaHalf2(u32 a, u32 b, u32 c) {
+  u32 result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
+// The nibbles p and p + 4 of a word, less `zero`, as halves, exactly. `zero` is a pair of 0x6400 | zero, that is 1024 +
+// zero, for even p, and `zero16` a pair of -(64 + zero) for odd p, whose nibbles are 16 times too large where they lie.
+__device__ __forceinline__ u32 nibblePair(u32 word, int p, u32 zero, u32 zero16) {
+  const u32 at = p < 2 ? word : word >> 8;
+  return p % 2 == 0 ? subHalf2((at & 0x000f000fu) | 0x64006400u, zero)
+                    : fmaHalf2((at & 0x00f000f0u) | 0x64006400u, 0x2c002c00u, zero16);
+}
+
+// Both forms of a pair of zero points, given as halves 0 ... 15 (what nobody wrote may be anything else).
+__device__ __forceinline__ void zeroForms(u32 zeros, u32& zero, u32& zero16) {
+  zero = 0x64006400u | ((u32)lowHalf(zeros) & 15) | ((u32)highHalf(zeros) & 15) << 16;
+  // 1024 + zero to -(64 + zero): less 960, the sign turned.
+  zero16 = subHalf2(0x63806380u, zero);
+}

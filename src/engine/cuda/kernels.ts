@@ -1,0 +1,449 @@
+/**
+ * Launches of the engine's CUDA kernels: shapes and device addresses in, work on the device's stream out. Kernels are
+ * compiled for a model's shapes on their first use.
+ */
+import { PlanishError } from "../../common/errors.js";
+import type { CudaDriver, DevicePointer, Grid, Stream } from "../../backend/cuda/driver.js";
+import type { KernelModules } from "../../backend/cuda/modules.js";
+import {
+  BLOCK_COLUMNS,
+  featureTiles,
+  roundUp,
+  siteGeometry,
+  siteSharedBytes,
+  TILE_FEATURES,
+  type FeatureOrder,
+  type SiteShape,
+} from "./layout.js";
+
+/** What launches need of a device. */
+export interface EngineDevice {
+  readonly driver: CudaDriver;
+  readonly stream: Stream;
+  readonly modules: KernelModules;
+}
+
+/** Set numbers that no tile reaches. */
+const NO_SET = 2 ** 40;
+
+export interface GemmRequest {
+  readonly weights: DevicePointer;
+  readonly bits: 4 | 8;
+  readonly order: FeatureOrder;
+  readonly columns: number;
+  readonly codes: DevicePointer;
+  readonly tokenScale: DevicePointer;
+  /** Ordered as `orderFeatures` does. */
+  readonly featureScale: DevicePointer;
+  readonly bias?: DevicePointer;
+  readonly out: DevicePointer;
+  readonly outStride: number;
+  /** Halves instead of f32. */
+  readonly halves?: boolean;
+  /** Adds to `out`, in f32. */
+  readonly accumulate?: boolean;
+  readonly tokens: number;
+  /** Rows that codes have room for, a multiple of 128 (or of 8, up to 64 tokens). */
+  readonly capacity: number;
+  /** First tiles that read the second and third set of codes. */
+  readonly setTiles?: readonly [number, number];
+  /** Blocks that share a tile's columns; chosen when absent. */
+  readonly split?: number;
+  /** mma.sync instead of wgmma; before Hopper always. */
+  readonly plain?: boolean;
+}
+
+export interface SiteRequest {
+  readonly shape: SiteShape;
+  readonly input: "plain" | "rms" | "gated" | "splits";
+  readonly x: DevicePointer;
+  readonly x2?: DevicePointer;
+  /** The inputs are halves. */
+  readonly halves?: boolean;
+  readonly tokens: number;
+  readonly stride: number;
+  readonly gain?: DevicePointer;
+  readonly epsilon?: number;
+  /** Padded halves (`paddedHalves`). */
+  readonly left?: DevicePointer;
+  readonly right?: DevicePointer;
+  /** Factors σ(c), [sets][2]. */
+  readonly clips: DevicePointer;
+  readonly sets: number;
+  readonly capacity: number;
+  readonly codes: DevicePointer;
+  readonly scales: DevicePointer;
+  readonly splits?: number;
+  readonly bits: number;
+  /** Rows as sums of two halves: as good as f32. */
+  readonly precise: boolean;
+}
+
+export interface CacheShape {
+  readonly headDim: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  /** Bits kept: 4, or 16 for halves. */
+  readonly kept: 4 | 16;
+}
+
+export interface HeadsRequest extends CacheShape {
+  /** {first row, rows} of each task. */
+  readonly tasks: DevicePointer;
+  readonly taskCount: number;
+  readonly pageOf: DevicePointer;
+  readonly slotOf: DevicePointer;
+  readonly q: DevicePointer;
+  readonly qStride: number;
+  readonly k: DevicePointer;
+  readonly v: DevicePointer;
+  readonly kvStride: number;
+  readonly halves: boolean;
+  readonly qGain?: DevicePointer;
+  readonly kGain?: DevicePointer;
+  readonly epsilon?: number;
+  readonly cosine?: DevicePointer;
+  readonly sine?: DevicePointer;
+  /** P_k⁻ᵀ and P_k, padded halves; both or neither. */
+  readonly qMatrix?: DevicePointer;
+  readonly kMatrix?: DevicePointer;
+  /** σ(c) of keys' max and min, values' max and min. */
+  readonly factors: DevicePointer;
+  /** Highest code: 2^bits − 1. */
+  readonly levels: number;
+  readonly out: DevicePointer;
+  readonly outHalves: boolean;
+  readonly cache: DevicePointer;
+  readonly pageBytes: number;
+}
+
+export interface AttentionRequest extends CacheShape {
+  readonly q: DevicePointer;
+  readonly pages: DevicePointer;
+  readonly window: number;
+  readonly cache: DevicePointer;
+  readonly pageBytes: number;
+}
+
+export class EngineKernels {
+  /** Launches may begin before the work ahead of them is done. */
+  overlap: boolean;
+
+  constructor(private readonly device: EngineDevice) {
+    this.overlap = device.driver.info.capability >= 90;
+  }
+
+  private launch(
+    file: string,
+    name: string,
+    signature: string,
+    defines: readonly string[],
+    grid: Grid,
+    threads: number,
+    shared: number,
+    args: readonly number[],
+  ): void {
+    if (grid.some((size) => size === 0)) return;
+    const { driver, stream, modules } = this.device;
+    const kernel = modules.get(`engine/${file}`, name, signature, defines);
+    driver.launch(kernel, grid, [threads], shared, stream, args, this.overlap);
+  }
+
+  /** Blocks that share a tile's columns in a product of few tokens: enough that the device is full of loads. */
+  splitFor(tiles: number, blocks: number): number {
+    const room = this.device.driver.info.multiprocessors * 3;
+    let split = 1;
+    while (split < 8 && tiles * split * 2 <= room && blocks >= split * 4) split *= 2;
+    return split;
+  }
+
+  /** Integer product: out = codes · weightsᵀ · token scale · feature scale + bias, or SiLU(gate)·up of it when gated. */
+  gemm(request: GemmRequest): void {
+    const { tokens, order, columns, bits } = request;
+    const hopper = this.device.driver.info.capability === 90 && !request.plain;
+    const most = hopper ? 128 : 64;
+    let width = 8;
+    while (width < tokens && width < most) width *= 2;
+    if (request.capacity % width !== 0 || tokens > request.capacity)
+      throw new PlanishError(
+        `codes of ${request.capacity} rows cannot feed a product of ${tokens} tokens; give a multiple of ${width}`,
+      );
+    const tiles = featureTiles(order);
+    const blocks = roundUp(columns, BLOCK_COLUMNS) / BLOCK_COLUMNS;
+    const split = hopper && width < 128 ? (request.split ?? this.splitFor(tiles, blocks)) : 1;
+    const stage = (TILE_FEATURES * 128 * bits) / 8 + width * 128;
+    const stages = Math.max(2, Math.floor((width < 128 ? 72 * 1024 : 200 * 1024) / stage));
+    if (request.accumulate && (request.halves || order.gated))
+      throw new PlanishError("a product that adds to its output is plain and in f32");
+    const shared = hopper ? Math.max(stages * stage, split > 1 ? width * 1024 : 0) : 0;
+    const [set1, set2] = request.setTiles ?? [NO_SET, NO_SET];
+    this.launch(
+      "gemm",
+      "gemm",
+      "ppppppiiiiiii",
+      [
+        `WBITS=${bits}`,
+        `TOKENS=${width}`,
+        `SPLIT=${split}`,
+        `STAGES=${stages}`,
+        `EPILOGUE=${order.gated ? 2 : request.accumulate ? 1 : 0}`,
+        `OUT16=${request.halves ? 1 : 0}`,
+        `WGMMA=${hopper ? 1 : 0}`,
+      ],
+      [Math.ceil(tokens / width) * split, tiles],
+      hopper ? (width === 128 ? 384 : 288) : 256,
+      shared,
+      [
+        request.weights,
+        request.codes,
+        request.tokenScale,
+        request.featureScale,
+        request.bias ?? 0,
+        request.out,
+        tokens,
+        request.capacity,
+        blocks,
+        order.gated ? order.rows / 2 : order.rows,
+        request.outStride,
+        set1,
+        set2,
+      ],
+    );
+  }
+
+  /** From a block's activations to codes and scales (site.cu). */
+  site(request: SiteRequest): void {
+    const { shape, tokens } = request;
+    const { threads } = siteGeometry(shape);
+    const inputs = { plain: 0, rms: 1, gated: 2, splits: 3 } as const;
+    if (request.bits !== 4 && request.bits !== 8)
+      throw new PlanishError(
+        `activations of ${request.bits} bits have no CUDA kernel yet; 4 and 8 have`,
+      );
+    if (threads > 1024)
+      throw new PlanishError(
+        `a site of ${shape.left}×${shape.right} is too large for the CUDA kernel (${threads} threads)`,
+      );
+    const shared = siteSharedBytes(shape, request.precise);
+    const { multiprocessors, sharedBytesPerBlock } = this.device.driver.info;
+    const resident = Math.max(
+      1,
+      Math.min(Math.floor(sharedBytesPerBlock / (shared + 1024)), Math.floor(1536 / threads)),
+    );
+    this.launch(
+      "site",
+      "site",
+      "ppiipdpppiippi",
+      [
+        `LEFT=${shape.left}`,
+        `RIGHT=${shape.right}`,
+        `HAS_LEFT=${shape.hasLeft ? 1 : 0}`,
+        `HAS_RIGHT=${shape.hasRight ? 1 : 0}`,
+        `INPUT=${inputs[request.input]}`,
+        `IN16=${request.halves ? 1 : 0}`,
+        `TAIL=${request.precise ? 1 : 0}`,
+        `QMAX=${2 ** (request.bits - 1) - 1}`,
+      ],
+      [Math.min(tokens, multiprocessors * resident)],
+      threads,
+      shared,
+      [
+        request.x,
+        request.x2 ?? 0,
+        tokens,
+        request.stride,
+        request.gain ?? 0,
+        request.epsilon ?? 0,
+        request.left ?? 0,
+        request.right ?? 0,
+        request.clips,
+        request.sets,
+        request.capacity,
+        request.codes,
+        request.scales,
+        request.splits ?? 0,
+      ],
+    );
+  }
+
+  /** Norm, rotary embedding and matrices of heads; keys and values into their pages (heads.cu). */
+  heads(request: HeadsRequest): void {
+    const { headDim, heads, kvHeads, kept } = request;
+    checkHeadDim(headDim);
+    const matrix = request.qMatrix !== undefined && request.kMatrix !== undefined;
+    const shared =
+      64 * (headDim + 4) * 4 +
+      (matrix ? 2 * ((request.halves ? 1 : 2) * 64 + headDim) * (headDim + 8) : 64 * headDim);
+    this.launch(
+      "heads",
+      "heads",
+      "pppiipippippdpppppippi",
+      [
+        `DIM=${headDim}`,
+        `MATRIX=${matrix ? 1 : 0}`,
+        `BITS=${kept}`,
+        `IN16=${request.halves ? 1 : 0}`,
+        `OUT16=${request.outHalves ? 1 : 0}`,
+      ],
+      [request.taskCount, heads + 2 * kvHeads],
+      256,
+      shared,
+      [
+        request.tasks,
+        request.pageOf,
+        request.slotOf,
+        heads,
+        kvHeads,
+        request.q,
+        request.qStride,
+        request.k,
+        request.v,
+        request.kvStride,
+        request.qGain ?? 0,
+        request.kGain ?? 0,
+        request.epsilon ?? 0,
+        request.cosine ?? 0,
+        request.sine ?? 0,
+        request.qMatrix ?? 0,
+        request.kMatrix ?? 0,
+        request.factors,
+        request.levels,
+        request.out,
+        request.cache,
+        request.pageBytes,
+      ],
+    );
+  }
+
+  /** Splits of a sequence for `sequences` of at most `pages` pages. */
+  splitsFor(request: Pick<CacheShape, "heads" | "kvHeads">, sequences: number, pages: number) {
+    const blocks = sequences * request.kvHeads * Math.ceil(request.heads / request.kvHeads / 8);
+    const wanted = Math.ceil((2 * this.device.driver.info.multiprocessors) / blocks);
+    return Math.max(1, Math.min(wanted, Math.ceil(pages / 4), 32));
+  }
+
+  /**
+   * One query per sequence. q: f32. sequences: {row, tokens in the cache, offset into pages}; partial:
+   * [row][head][split][headDim + 2].
+   */
+  attendDecode(
+    request: AttentionRequest & {
+      readonly sequences: DevicePointer;
+      readonly count: number;
+      readonly splits: number;
+      readonly partial: DevicePointer;
+    },
+  ): void {
+    const { headDim, heads, kvHeads, kept } = request;
+    checkHeadDim(headDim);
+    this.launch(
+      "attention_decode",
+      "attention_decode",
+      "pppiiidpip",
+      [`DIM=${headDim}`, `BITS=${kept}`],
+      [request.splits, kvHeads * Math.ceil(heads / kvHeads / 8), request.count],
+      128,
+      0,
+      [
+        request.q,
+        request.sequences,
+        request.pages,
+        heads,
+        kvHeads,
+        request.window,
+        1 / Math.sqrt(headDim),
+        request.cache,
+        request.pageBytes,
+        request.partial,
+      ],
+    );
+  }
+
+  /** Joins the splits of `attendDecode` where no site does; out [rows][heads·headDim]. */
+  joinSplits(request: {
+    readonly partial: DevicePointer;
+    readonly rows: number;
+    readonly heads: number;
+    readonly headDim: number;
+    readonly splits: number;
+    readonly out: DevicePointer;
+    readonly halves: boolean;
+  }): void {
+    const { partial, rows, heads, headDim, splits, out } = request;
+    this.launch(
+      "attention_decode",
+      "attention_join",
+      "piiip",
+      [`DIM=${headDim}`, `OUT16=${request.halves ? 1 : 0}`],
+      [Math.ceil((rows * heads * headDim) / 256)],
+      256,
+      0,
+      [partial, rows, heads, splits, out],
+    );
+  }
+
+  /** Queries in blocks of at most 128: {first row, rows, position of the first, offset into pages}. q: halves. */
+  attendPrefill(
+    request: AttentionRequest & {
+      readonly blocks: DevicePointer;
+      readonly blockCount: number;
+      readonly out: DevicePointer;
+      readonly outHalves: boolean;
+    },
+  ): void {
+    const { headDim, heads, kvHeads, kept } = request;
+    checkHeadDim(headDim);
+    const buffer = 64 * (headDim + 8) + headDim * 72;
+    this.launch(
+      "attention_prefill",
+      "attention_prefill",
+      "pppiiidpip",
+      [`DIM=${headDim}`, `BITS=${kept}`, `OUT16=${request.outHalves ? 1 : 0}`],
+      [heads, request.blockCount],
+      256,
+      2 * buffer * 2,
+      [
+        request.q,
+        request.blocks,
+        request.pages,
+        heads,
+        kvHeads,
+        request.window,
+        1 / Math.sqrt(headDim),
+        request.cache,
+        request.pageBytes,
+        request.out,
+      ],
+    );
+  }
+
+  halfNorm(x: DevicePointer, rows: number, cols: number, gain: DevicePointer, epsilon: number, out: DevicePointer): void {
+    this.launch("half", "half_norm", "pipdp", [], [rows], 256, 0, [x, cols, gain, epsilon, out]);
+  }
+
+  /** out = SiLU(x[:, :cols]) · x[:, cols:], halves. */
+  halfGated(x: DevicePointer, rows: number, cols: number, out: DevicePointer): void {
+    const blocks = Math.ceil((rows * cols) / 8 / 256);
+    this.launch("half", "half_gated", "piip", [], [blocks], 256, 0, [x, rows, cols, out]);
+  }
+
+  /** Copies, or only reads when `out` is absent, `bytes` (a multiple of 32 KiB) with a kernel. */
+  streamWords(from: DevicePointer, bytes: number, out?: DevicePointer): void {
+    const { multiprocessors } = this.device.driver.info;
+    this.launch("half", "stream_words", "pip", [], [multiprocessors * 4], 512, 0, [from, bytes / 16, out ?? 0]);
+  }
+
+  /** Pseudo-random bytes, halves or floats (with the deviation given). */
+  randomFill(out: DevicePointer, count: number, kind: "bytes" | "halves" | "floats", seed: number, deviation = 1): void {
+    const code = { bytes: 0, halves: 1, floats: 2 } as const;
+    const { multiprocessors } = this.device.driver.info;
+    this.launch("half", "random_fill", "piiid", [], [multiprocessors * 8], 256, 0, [out, count, code[kind], seed, deviation]);
+  }
+}
+
+function checkHeadDim(headDim: number): void {
+  if (headDim % 32 !== 0 || headDim > 128)
+    throw new PlanishError(
+      `heads of ${headDim} columns have no CUDA kernel yet; multiples of 32 up to 128 have`,
+    );
+}
