@@ -58,7 +58,11 @@ const start = driver.createEvent();
 const end = driver.createEvent();
 
 /** Medians in microseconds of several graphs, run in turn. `prepare` is not timed. */
-function timed(graphs: readonly GraphExecutable[], prepare: () => void, rounds = quick ? 7 : 21): number[] {
+function timed(
+  graphs: readonly GraphExecutable[],
+  prepare: () => void,
+  rounds = quick ? 7 : 21,
+): number[] {
   const samples = graphs.map((): number[] => []);
   for (let round = -2; round < rounds; round++)
     graphs.forEach((graph, i) => {
@@ -81,7 +85,10 @@ function capture(enqueue: () => void): GraphExecutable {
 
 /** A square matrix with orthogonal-like entries, padded for the site kernel. */
 function matrix(size: number, padded: number): DevicePointer {
-  const values = Float32Array.from({ length: size * size }, () => (Math.random() - 0.5) * Math.sqrt(12 / size));
+  const values = Float32Array.from(
+    { length: size * size },
+    () => (Math.random() - 0.5) * Math.sqrt(12 / size),
+  );
   return device.put(paddedHalves(values, size, padded));
 }
 
@@ -95,7 +102,12 @@ interface Linear {
 function quantizedLinear(rows: number, columns: number, gated = false): Linear {
   const order = { rows, gated };
   const scale = new Float32Array(featureTiles(order) * 256).fill(0.06 / Math.sqrt(columns));
-  return { order, columns, weights: random("bytes", packedBytes(order, columns, 4)), scale: device.put(scale) };
+  return {
+    order,
+    columns,
+    weights: random("bytes", packedBytes(order, columns, 4)),
+    scale: device.put(scale),
+  };
 }
 
 interface Site {
@@ -190,8 +202,10 @@ function stepOf(sequences: number, each: number, position: number, first = 0): S
   const pageOf = (row: number) => (first + Math.floor(row / each)) * 33 + (positionOf(row) >> 6);
   const half = HEAD_DIM / 2;
   const angle = (i: number) => positionOf(Math.floor(i / half)) / 10000 ** ((i % half) / half);
-  const table = (length: number, of: (i: number) => number) => device.put(Float32Array.from({ length }, (_, i) => of(i)));
-  const integers = (length: number, of: (i: number) => number) => device.put(Int32Array.from({ length }, (_, i) => of(i)));
+  const table = (length: number, of: (i: number) => number) =>
+    device.put(Float32Array.from({ length }, (_, i) => of(i)));
+  const integers = (length: number, of: (i: number) => number) =>
+    device.put(Int32Array.from({ length }, (_, i) => of(i)));
   // Prefill from position 0: a page per task. Decoding: eight tokens of different sequences per task.
   const taskRows = each > 1 ? 64 : 8;
   const taskCount = Math.ceil(rows / taskRows);
@@ -204,14 +218,22 @@ function stepOf(sequences: number, each: number, position: number, first = 0): S
     sequences,
     position,
     pagesEach,
-    tasks: integers(2 * taskCount, (i) => (i % 2 === 0 ? (i / 2) * taskRows : Math.min(taskRows, rows - ((i - 1) / 2) * taskRows))),
+    tasks: integers(2 * taskCount, (i) =>
+      i % 2 === 0 ? (i / 2) * taskRows : Math.min(taskRows, rows - ((i - 1) / 2) * taskRows),
+    ),
     taskCount,
     pageOf: integers(rows, pageOf),
     slotOf: integers(rows, (row) => positionOf(row) & 63),
     cosine: table(rows * half, (i) => Math.cos(angle(i))),
     sine: table(rows * half, (i) => Math.sin(angle(i))),
-    pages: integers(sequences * pagesEach, (i) => (first + Math.floor(i / pagesEach)) * 33 + (i % pagesEach)),
-    table: integers(3 * sequences, (i) => [Math.floor(i / 3), position + 1, Math.floor(i / 3) * pagesEach][i % 3]),
+    pages: integers(
+      sequences * pagesEach,
+      (i) => (first + Math.floor(i / pagesEach)) * 33 + (i % pagesEach),
+    ),
+    table: integers(
+      3 * sequences,
+      (i) => [Math.floor(i / 3), position + 1, Math.floor(i / 3) * pagesEach][i % 3],
+    ),
     blocks: device.put(Int32Array.from(blocks)),
     blockCount: blocks.length / 4,
   };
@@ -221,7 +243,9 @@ interface Space {
   readonly x: DevicePointer;
   readonly x0: DevicePointer;
   readonly xBytes: number;
-  readonly buffers: Readonly<Record<"a" | "b" | "q" | "codes" | "scales" | "partial", DevicePointer>>;
+  readonly buffers: Readonly<
+    Record<"a" | "b" | "q" | "codes" | "scales" | "partial", DevicePointer>
+  >;
   readonly capacity: number;
 }
 
@@ -293,7 +317,18 @@ function quantizedCalls(
   };
   const common = { ...SHAPE, kept: 4 as const, pages: step.pages, window: 0, cache, pageBytes };
   return [
-    ["site attn_in", () => k.site({ ...site("attnIn"), input: "rms", x, stride: HIDDEN, gain: layer.gains[0], epsilon: EPSILON })],
+    [
+      "site attn_in",
+      () =>
+        k.site({
+          ...site("attnIn"),
+          input: "rms",
+          x,
+          stride: HIDDEN,
+          gain: layer.gains[0],
+          epsilon: EPSILON,
+        }),
+    ],
     ["gemm qkv", () => k.gemm({ ...linear("qkv"), out: a, outStride: 3 * HIDDEN, halves })],
     [
       "heads",
@@ -326,21 +361,55 @@ function quantizedCalls(
     [
       "attention",
       () => {
-        if (decoding) k.attendDecode({ ...common, q, sequences: step.table, count: step.sequences, splits, partial });
-        else k.attendPrefill({ ...common, q, blocks: step.blocks, blockCount: step.blockCount, out: b, outHalves: halves });
+        if (decoding)
+          k.attendDecode({
+            ...common,
+            q,
+            sequences: step.table,
+            count: step.sequences,
+            splits,
+            partial,
+          });
+        else
+          k.attendPrefill({
+            ...common,
+            q,
+            blocks: step.blocks,
+            blockCount: step.blockCount,
+            out: b,
+            outHalves: halves,
+          });
       },
     ],
     [
       "site attn_out",
       () => {
-        if (decoding) k.site({ ...site("attnOut"), input: "splits", x: partial, stride: 0, splits });
+        if (decoding)
+          k.site({ ...site("attnOut"), input: "splits", x: partial, stride: 0, splits });
         else k.site({ ...site("attnOut"), input: "plain", x: b, stride: HIDDEN, halves });
       },
     ],
     ["gemm o", () => k.gemm({ ...linear("o"), out: x, outStride: HIDDEN, accumulate: true })],
-    ["site mlp_in", () => k.site({ ...site("mlpIn"), input: "rms", x, stride: HIDDEN, gain: layer.gains[1], epsilon: EPSILON })],
-    ["gemm gate_up", () => k.gemm({ ...linear("gateUp"), out: b, outStride: INTERMEDIATE, halves })],
-    ["site mlp_down", () => k.site({ ...site("mlpDown"), input: "plain", x: b, stride: INTERMEDIATE, halves })],
+    [
+      "site mlp_in",
+      () =>
+        k.site({
+          ...site("mlpIn"),
+          input: "rms",
+          x,
+          stride: HIDDEN,
+          gain: layer.gains[1],
+          epsilon: EPSILON,
+        }),
+    ],
+    [
+      "gemm gate_up",
+      () => k.gemm({ ...linear("gateUp"), out: b, outStride: INTERMEDIATE, halves }),
+    ],
+    [
+      "site mlp_down",
+      () => k.site({ ...site("mlpDown"), input: "plain", x: b, stride: INTERMEDIATE, halves }),
+    ],
     ["gemm down", () => k.gemm({ ...linear("down"), out: x, outStride: HIDDEN, accumulate: true })],
   ];
 }
@@ -360,7 +429,14 @@ function halfCalls(
   const splits = decoding ? k.splitsFor(SHAPE, step.sequences, step.pagesEach) : 1;
   const pageBytes = HEADS * pageLayout(HEAD_DIM, 16).bytes;
   const common = { ...SHAPE, kept: 16 as const, pages: step.pages, window: 0, cache, pageBytes };
-  const product = (from: DevicePointer, columns: number, weights: DevicePointer, features: number, out: DevicePointer, beta: number) =>
+  const product = (
+    from: DevicePointer,
+    columns: number,
+    weights: DevicePointer,
+    features: number,
+    out: DevicePointer,
+    beta: number,
+  ) =>
     blas.gemm({
       m: rows,
       n: features,
@@ -407,9 +483,32 @@ function halfCalls(
       "attention",
       () => {
         if (decoding) {
-          k.attendDecode({ ...common, q, sequences: step.table, count: step.sequences, splits, partial });
-          k.joinSplits({ partial, rows, heads: HEADS, headDim: HEAD_DIM, splits, out: b, halves: true });
-        } else k.attendPrefill({ ...common, q, blocks: step.blocks, blockCount: step.blockCount, out: b, outHalves: true });
+          k.attendDecode({
+            ...common,
+            q,
+            sequences: step.table,
+            count: step.sequences,
+            splits,
+            partial,
+          });
+          k.joinSplits({
+            partial,
+            rows,
+            heads: HEADS,
+            headDim: HEAD_DIM,
+            splits,
+            out: b,
+            halves: true,
+          });
+        } else
+          k.attendPrefill({
+            ...common,
+            q,
+            blocks: step.blocks,
+            blockCount: step.blockCount,
+            out: b,
+            outHalves: true,
+          });
       },
     ],
     ["gemm o", () => product(b, HIDDEN, layer.o, HIDDEN, x, 1)],
@@ -423,7 +522,8 @@ function halfCalls(
 type Calls = readonly (readonly [string, () => void])[];
 
 const runAll = (layers: readonly Calls[], only?: string) => {
-  for (const calls of layers) for (const [name, call] of calls) if (only === undefined || only === name) call();
+  for (const calls of layers)
+    for (const [name, call] of calls) if (only === undefined || only === name) call();
 };
 
 /** A cache of every layer with CACHED positions written by the kernel itself, and room for one token more. */
@@ -455,7 +555,16 @@ function filledCaches(sequences: number, kept: 4 | 16): DevicePointer[] {
         cache,
         pageBytes,
       });
-    for (const pointer of [step.tasks, step.pageOf, step.slotOf, step.cosine, step.sine, step.pages, step.table, step.blocks])
+    for (const pointer of [
+      step.tasks,
+      step.pageOf,
+      step.slotOf,
+      step.cosine,
+      step.sine,
+      step.pages,
+      step.table,
+      step.blocks,
+    ])
       device.free(pointer);
   }
   device.free(kv);
@@ -463,7 +572,13 @@ function filledCaches(sequences: number, kept: 4 | 16): DevicePointer[] {
   return caches;
 }
 
-function scenario(title: string, sequences: number, each: number, quantized: readonly QuantizedLayer[], half: readonly HalfLayer[]): void {
+function scenario(
+  title: string,
+  sequences: number,
+  each: number,
+  quantized: readonly QuantizedLayer[],
+  half: readonly HalfLayer[],
+): void {
   const decoding = each === 1;
   const step = stepOf(sequences, each, decoding ? CACHED : 0);
   const space = spaceFor(step.rows, false);
@@ -502,20 +617,28 @@ function scenario(title: string, sequences: number, each: number, quantized: rea
   const same = first.every((byte, i) => byte === second[i]);
   const finite = new Float32Array(first.buffer).every(Number.isFinite);
   const [unoverlapped] = timed([ordered], prepare).map((t) => t / LAYERS);
-  print(`${title}: ${same ? "overlap changes nothing" : "OVERLAP CHANGES THE RESULT"}, ${finite ? "finite" : "NOT FINITE"}`);
+  print(
+    `${title}: ${same ? "overlap changes nothing" : "OVERLAP CHANGES THE RESULT"}, ${finite ? "finite" : "NOT FINITE"}`,
+  );
   variants.forEach(([name], i) => {
     print(`  ${name.padEnd(44)} ${times[i].toFixed(1).padStart(8)} µs`);
     results[`${title}: ${name}`] = times[i];
   });
-  print(`  ${"W4A4KV4 without overlapped launches".padEnd(44)} ${unoverlapped.toFixed(1).padStart(8)} µs`);
-  print(`  FP16 / W4A4KV4 = ${(times[3] / times[0]).toFixed(2)}; transforms' share ${((100 * (times[0] - times[1])) / times[0]).toFixed(1)}%`);
+  print(
+    `  ${"W4A4KV4 without overlapped launches".padEnd(44)} ${unoverlapped.toFixed(1).padStart(8)} µs`,
+  );
+  print(
+    `  FP16 / W4A4KV4 = ${(times[3] / times[0]).toFixed(2)}; transforms' share ${((100 * (times[0] - times[1])) / times[0]).toFixed(1)}%`,
+  );
   results[`${title}: ratio`] = times[3] / times[0];
   for (const index of [0, 3]) {
     const [name, layers] = variants[index];
     const names = [...new Set(layers[0].map(([call]) => call))];
     const parts = names.map((part) => capture(() => runAll(layers, part)));
     const spent = timed(parts, prepare, 9).map((t) => t / LAYERS);
-    print(`  ${name}, each kernel in a graph of its own: ${names.map((part, i) => `${part} ${spent[i].toFixed(1)}`).join(", ")}`);
+    print(
+      `  ${name}, each kernel in a graph of its own: ${names.map((part, i) => `${part} ${spent[i].toFixed(1)}`).join(", ")}`,
+    );
     parts.forEach((graph) => driver.destroyGraph(graph));
   }
   [...graphs, ordered].forEach((graph) => driver.destroyGraph(graph));
@@ -533,7 +656,9 @@ function ceilings(): void {
     capture(() => kernels.streamWords(from, bytes)),
   ];
   const [copied, read] = timed(memory, () => undefined);
-  print(`memory: copy ${((2 * bytes) / copied / 1e6).toFixed(2)} TB/s (read and written), read ${(bytes / read / 1e6).toFixed(2)} TB/s`);
+  print(
+    `memory: copy ${((2 * bytes) / copied / 1e6).toFixed(2)} TB/s (read and written), read ${(bytes / read / 1e6).toFixed(2)} TB/s`,
+  );
   results["copy TB/s"] = (2 * bytes) / copied / 1e6;
   results["read TB/s"] = bytes / read / 1e6;
   device.free(from);
@@ -563,20 +688,37 @@ function ceilings(): void {
     const order = { rows: n, gated: false };
     const weights = random("bytes", packedBytes(order, k, bits));
     return capture(() =>
-      kernels.gemm({ weights, bits, order, columns: k, codes: a, tokenScale: ones, featureScale: ones, out, outStride: n, halves: true, tokens: m, capacity: m }),
+      kernels.gemm({
+        weights,
+        bits,
+        order,
+        columns: k,
+        codes: a,
+        tokenScale: ones,
+        featureScale: ones,
+        out,
+        outStride: n,
+        halves: true,
+        tokens: m,
+        capacity: m,
+      }),
     );
   };
   const names = ["cuBLASLt f16", "cuBLASLt bf16", "cuBLASLt int8", "Planish w4", "Planish w8"];
   const graphs = [dense("f16"), dense("bf16"), dense("i8"), own(4), own(8)];
   timed(graphs, () => undefined).forEach((time, i) => {
-    print(`${names[i]} ${m}×${n}×${k}: ${time.toFixed(1)} µs, ${(operations / time / 1e6).toFixed(0)} T/s`);
+    print(
+      `${names[i]} ${m}×${n}×${k}: ${time.toFixed(1)} µs, ${(operations / time / 1e6).toFixed(0)} T/s`,
+    );
     results[`${names[i]} T/s`] = operations / time / 1e6;
     driver.destroyGraph(graphs[i]);
   });
   for (const pointer of [a, b, out]) device.free(pointer);
 }
 
-print(`${driver.info.name}, ${driver.info.multiprocessors} multiprocessors, driver ${driver.info.driverVersion}`);
+print(
+  `${driver.info.name}, ${driver.info.multiprocessors} multiprocessors, driver ${driver.info.driverVersion}`,
+);
 ceilings();
 const quantized = Array.from({ length: LAYERS }, quantizedLayer);
 const half = Array.from({ length: LAYERS }, halfLayer);

@@ -27,7 +27,9 @@ export async function bundle(entry, outfile) {
   });
 }
 
-const entry = process.argv[2] === "bench" ? "bench/cuda-step.ts" : "test/cuda/main.ts";
+const benches = { step: "bench/cuda-step.ts", layer: "bench/cuda-layer.ts" };
+const entry =
+  process.argv[2] === "bench" ? (benches[process.argv[3]] ?? benches.step) : "test/cuda/main.ts";
 const at = process.argv.indexOf("--only-bundle");
 const outfile = at > 0 ? resolve(process.argv[at + 1]) : join(root, "out", "cuda-tests.mjs");
 await bundle(entry, outfile);

@@ -26,14 +26,45 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["LEFT=5", "RIGHT=7"],
   ],
   attention_mma: [["HEAD_DIM=64"], ["HEAD_DIM=128"]],
+  "engine/gemm": [
+    ["WGMMA=0", "TOKENS=8"],
+    ["WGMMA=0", "TOKENS=64", "EPILOGUE=2", "OUT16=1"],
+    ["WGMMA=0", "TOKENS=64", "EPILOGUE=1", "WBITS=8"],
+    ["TOKENS=8", "SPLIT=8"],
+    ["TOKENS=64", "SPLIT=4", "STAGES=3", "EPILOGUE=2"],
+    ["TOKENS=128", "STAGES=6", "EPILOGUE=2", "OUT16=1"],
+    ["TOKENS=128", "STAGES=4", "WBITS=8", "EPILOGUE=1"],
+  ],
+  "engine/site": [
+    ["LEFT=64", "RIGHT=64"],
+    ["LEFT=86", "RIGHT=128", "INPUT=0", "IN16=1", "TAIL=0"],
+    ["LEFT=32", "RIGHT=128", "HAS_RIGHT=0", "INPUT=3"],
+    ["LEFT=7", "RIGHT=11", "INPUT=2", "QMAX=127"],
+  ],
+  "engine/heads": [
+    ["DIM=128"],
+    ["DIM=32", "MATRIX=0"],
+    ["DIM=128", "IN16=1", "OUT16=1"],
+    ["DIM=128", "MATRIX=0", "BITS=16", "IN16=1", "OUT16=1"],
+  ],
+  "engine/attention_decode": [["DIM=128"], ["DIM=32"], ["DIM=128", "BITS=16", "OUT16=1"]],
+  "engine/attention_prefill": [["DIM=128"], ["DIM=64"], ["DIM=128", "BITS=16", "OUT16=1"]],
 };
+
+/** Hopper's own instructions, which other architectures have not. */
+const hopperOnly = (name: string, defines: readonly string[]) =>
+  name === "engine/gemm" && !defines.includes("WGMMA=0");
 
 let failures = 0;
 for (const architecture of architectures) {
-  for (const file of readdirSync(kernelSourceFolder()).filter((name) => name.endsWith(".cu"))) {
+  for (const file of readdirSync(kernelSourceFolder(), {
+    recursive: true,
+    encoding: "utf8",
+  }).filter((name) => name.endsWith(".cu"))) {
     const name = file.slice(0, -".cu".length);
     if (only.length > 0 && !only.includes(name)) continue;
     for (const defines of VARIANTS[name] ?? [[]]) {
+      if (hopperOnly(name, defines) && architecture !== "sm_90a") continue;
       const start = performance.now();
       const label = [file, ...defines, architecture].join(" ");
       try {

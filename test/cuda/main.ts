@@ -1,9 +1,10 @@
 /**
- * The GPU lane (`npm run test:cuda`): compiles every kernel, runs the conformance suite and the block goldens on the
- * GPU. It fails where there is no GPU, so that a skipped run cannot look like a passed one.
+ * The GPU lane (`npm run test:cuda`): compiles every kernel, runs the conformance suite, the block goldens and the
+ * engine's kernel checks on the GPU. It fails where there is no GPU, so that a skipped run cannot look like a passed one.
  */
 import { createCudaBackend } from "../../src/backend/cuda/backend.js";
 import { describeConformance } from "../backend/conformance-suite.js";
+import { registerEngineChecks } from "../engine/cuda/register.js";
 import { registerBlockGoldens } from "./blocks.js";
 import { registerLayerTests } from "./layer.js";
 import { runRegistered } from "./vitest-shim.js";
@@ -16,6 +17,7 @@ try {
   registerLayerTests(backend);
   describeConformance("cuda", () => backend);
   registerBlockGoldens(backend, print);
+  registerEngineChecks();
   const start = performance.now();
   const { passed, failed } = await runRegistered(print);
   const { compiled, cached } = backend.compiler.counts;

@@ -48,7 +48,7 @@ constexpr int SUMS = TOKENS / 2;  // per thread and tile of 64
 constexpr int CONSUMERS = 256;
 // With 128 tokens a consumer needs more registers than an even share: the producer is a warpgroup that gives its own away.
 constexpr bool UNEVEN = TOKENS == 128;
-constexpr int THREADS = CONSUMERS + (UNEVEN ? 128 : 32);
+[[maybe_unused]] constexpr int THREADS = CONSUMERS + (UNEVEN ? 128 : 32);
 constexpr float UNIT = WBITS == 4 ? 1.f / 16 : 1.f;
 
 struct Problem {

@@ -46,7 +46,10 @@ export class CudaEngineDevice implements EngineDevice, Disposable {
 
   /** Fills `target` from the device; waits for all earlier work. */
   read<T extends ArrayBufferView>(source: DevicePointer, target: T): T {
-    this.transfers.read(source, new Uint8Array(target.buffer, target.byteOffset, target.byteLength));
+    this.transfers.read(
+      source,
+      new Uint8Array(target.buffer, target.byteOffset, target.byteLength),
+    );
     return target;
   }
 

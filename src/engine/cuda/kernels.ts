@@ -417,7 +417,14 @@ export class EngineKernels {
     );
   }
 
-  halfNorm(x: DevicePointer, rows: number, cols: number, gain: DevicePointer, epsilon: number, out: DevicePointer): void {
+  halfNorm(
+    x: DevicePointer,
+    rows: number,
+    cols: number,
+    gain: DevicePointer,
+    epsilon: number,
+    out: DevicePointer,
+  ): void {
     this.launch("half", "half_norm", "pipdp", [], [rows], 256, 0, [x, cols, gain, epsilon, out]);
   }
 
@@ -430,14 +437,30 @@ export class EngineKernels {
   /** Copies, or only reads when `out` is absent, `bytes` (a multiple of 32 KiB) with a kernel. */
   streamWords(from: DevicePointer, bytes: number, out?: DevicePointer): void {
     const { multiprocessors } = this.device.driver.info;
-    this.launch("half", "stream_words", "pip", [], [multiprocessors * 4], 512, 0, [from, bytes / 16, out ?? 0]);
+    this.launch("half", "stream_words", "pip", [], [multiprocessors * 4], 512, 0, [
+      from,
+      bytes / 16,
+      out ?? 0,
+    ]);
   }
 
   /** Pseudo-random bytes, halves or floats (with the deviation given). */
-  randomFill(out: DevicePointer, count: number, kind: "bytes" | "halves" | "floats", seed: number, deviation = 1): void {
+  randomFill(
+    out: DevicePointer,
+    count: number,
+    kind: "bytes" | "halves" | "floats",
+    seed: number,
+    deviation = 1,
+  ): void {
     const code = { bytes: 0, halves: 1, floats: 2 } as const;
     const { multiprocessors } = this.device.driver.info;
-    this.launch("half", "random_fill", "piiid", [], [multiprocessors * 8], 256, 0, [out, count, code[kind], seed, deviation]);
+    this.launch("half", "random_fill", "piiid", [], [multiprocessors * 8], 256, 0, [
+      out,
+      count,
+      code[kind],
+      seed,
+      deviation,
+    ]);
   }
 }
 

@@ -54,9 +54,7 @@ export function sourceRow(
 
 /** Bytes of packed weights. */
 export function packedBytes(order: FeatureOrder, columns: number, bits: 4 | 8): number {
-  return (
-    (featureTiles(order) * TILE_FEATURES * roundUp(columns, BLOCK_COLUMNS) * bits) / 8
-  );
+  return (featureTiles(order) * TILE_FEATURES * roundUp(columns, BLOCK_COLUMNS) * bits) / 8;
 }
 
 /**
@@ -92,7 +90,9 @@ export function packWeights(
               const thread = warp * 32 + (r % 8) * 4 + ((k % 16) >> 2);
               const byte = k % 4;
               const base =
-                ((((tile * blocks + block) * 2 + warpgroup) * 2 + t) * 2 + half) * 128 * threadBytes +
+                ((((tile * blocks + block) * 2 + warpgroup) * 2 + t) * 2 + half) *
+                  128 *
+                  threadBytes +
                 thread * threadBytes;
               const code = codes[row * columns + column];
               if (bits === 8) packed[base + step * 16 + register * 4 + byte] = code & 255;
@@ -169,7 +169,8 @@ export function siteSharedBytes(shape: SiteShape, tail: boolean): number {
 export function paddedHalves(matrix: ArrayLike<number>, size: number, padded: number): Uint16Array {
   const halves = new Uint16Array(padded * (padded + 8));
   for (let i = 0; i < size; i++)
-    for (let j = 0; j < size; j++) halves[i * (padded + 8) + j] = floatToHalfBits(matrix[i * size + j]);
+    for (let j = 0; j < size; j++)
+      halves[i * (padded + 8) + j] = floatToHalfBits(matrix[i * size + j]);
   return halves;
 }
 

@@ -1,7 +1,6 @@
 /**
  * Every kernel of the CUDA engine against a plain definition in float64, on small shapes, odd ones among them. Needs a
- * GPU; kernels.test.ts runs them where there is one, and this file's bundle runs them on a machine without the
- * project's tools. Outputs are poisoned first, so that a value nobody wrote is found.
+ * GPU: `npm run test:cuda` runs them with the rest of the lane, run.ts alone. Outputs are poisoned first, so that a value nobody wrote is found.
  */
 import { floatToHalfBits } from "../../../src/checkpoint/half.js";
 import type { CudaEngineDevice } from "../../../src/engine/cuda/device.js";
@@ -18,13 +17,15 @@ import {
   type SiteShape,
 } from "../../../src/engine/cuda/layout.js";
 
-export interface CheckResult {
+export interface Check {
   readonly name: string;
-  /** Largest error as a multiple of what is allowed; NaN and infinity fail. */
-  readonly worst: number;
+  /** Largest error as a multiple of what is allowed; infinity for NaN. */
+  readonly run: (device: CudaEngineDevice) => number;
 }
 
-export type Check = (device: CudaEngineDevice) => CheckResult;
+function words(...parts: readonly (string | false | undefined)[]): string {
+  return parts.filter(Boolean).join(" ");
+}
 
 /** Deterministic uniform numbers in [−1, 1). */
 function generator(seed: number): () => number {
@@ -84,9 +85,18 @@ interface GemmCase {
   readonly sets?: readonly [number, number];
 }
 
-const gemm =
-  (given: GemmCase): Check =>
-  (device) => {
+const gemm = (given: GemmCase): Check => ({
+  name: words(
+    `gemm w${given.bits ?? 4} ${given.tokens}×${given.rows}×${given.columns}`,
+    given.gated && "gated",
+    given.halves && "halves",
+    given.accumulate && "add",
+    given.bias && "bias",
+    given.sets && "sets",
+    given.split !== undefined && `split ${given.split}`,
+    given.plain && "plain",
+  ),
+  run: (device) => {
     const { tokens, rows, columns, bits = 4, gated = false } = given;
     const next = generator(rows * 31 + columns * 7 + tokens);
     const limit = bits === 4 ? 8 : 128;
@@ -95,7 +105,9 @@ const gemm =
     const weights = Int8Array.from({ length: rows * columns }, integer);
     const capacity = tokens <= 64 ? 64 : roundUp(tokens, 128);
     const setCount = given.sets ? 3 : 1;
-    const codes = Array.from({ length: setCount }, () => Int8Array.from({ length: tokens * columns }, integer));
+    const codes = Array.from({ length: setCount }, () =>
+      Int8Array.from({ length: tokens * columns }, integer),
+    );
     const packedCodes = new Int8Array(setCount * codeBytes(capacity, columns)).fill(3);
     const tokenScale = new Float32Array(setCount * capacity);
     codes.forEach((set, s) => {
@@ -137,7 +149,8 @@ const gemm =
       : device.read(out, new Float32Array(tokens * features));
     const linear = (t: number, r: number): number => {
       const tile = Math.floor(r / 256);
-      const s = given.sets && !gated ? (tile >= given.sets[1] ? 2 : tile >= given.sets[0] ? 1 : 0) : 0;
+      const s =
+        given.sets && !gated ? (tile >= given.sets[1] ? 2 : tile >= given.sets[0] ? 1 : 0) : 0;
       let sum = 0;
       for (let c = 0; c < columns; c++) sum += codes[s][t * columns + c] * weights[r * columns + c];
       return sum * tokenScale[s * capacity + t] * featureScale[r] + (bias ? bias[r] : 0);
@@ -159,14 +172,9 @@ const gemm =
       // The integer sum is exact; what follows is some roundings in f32 (__expf's for SiLU) and one to a half.
       return Math.abs(got[i] - want) / ((given.halves ? 2 ** -10 : 2 ** -20) * size + 1e-6);
     });
-    const { split, plain } = given;
-    return {
-      name:
-        `gemm w${bits} ${tokens}×${rows}×${columns}${gated ? " gated" : ""}${given.halves ? " halves" : ""}` +
-        `${given.accumulate ? " add" : ""}${bias ? " bias" : ""}${given.sets ? " sets" : ""}${split ? ` split ${split}` : ""}${plain ? " plain" : ""}`,
-      worst,
-    };
-  };
+    return worst;
+  },
+});
 
 interface SiteCase {
   readonly shape: SiteShape;
@@ -181,16 +189,34 @@ interface SiteCase {
   readonly size?: number;
 }
 
-const site =
-  (given: SiteCase): Check =>
-  (device) => {
-    const { shape, tokens, input, bits = 4, precise = true, sets = 1, splits = 1, size = 1 } = given;
+const site = (given: SiteCase): Check => ({
+  name: words(
+    `site ${given.input} ${given.shape.left}×${given.shape.right}`,
+    given.shape.hasLeft && "left",
+    given.shape.hasRight && "right",
+    `a${given.bits ?? 4} ×${given.tokens}`,
+    given.halves && "halves",
+    given.precise === false && "fast",
+    given.sets !== undefined && `${given.sets} sets`,
+  ),
+  run: (device) => {
+    const {
+      shape,
+      tokens,
+      input,
+      bits = 4,
+      precise = true,
+      sets = 1,
+      splits = 1,
+      size = 1,
+    } = given;
     const { left, right, hasLeft, hasRight } = shape;
     const width = left * right;
     const next = generator(width + tokens);
     const capacity = roundUp(tokens, 8);
     const qmax = 2 ** (bits - 1) - 1;
-    const square = (n: number) => Array.from({ length: n * n }, () => roundHalf(next() / Math.sqrt(n)));
+    const square = (n: number) =>
+      Array.from({ length: n * n }, () => roundHalf(next() / Math.sqrt(n)));
     const L = square(left);
     const R = square(right);
     const { rows: padLeft, columns: padRight } = siteGeometry(shape);
@@ -229,7 +255,9 @@ const site =
             row[i] += weight * part[i % right];
           }
           row[i] /= total;
-        } else row[i] = input === "gated" ? silu(x[t * width + i]) * x2[t * width + i] : x[t * width + i];
+        } else
+          row[i] =
+            input === "gated" ? silu(x[t * width + i]) * x2[t * width + i] : x[t * width + i];
       }
       if (input === "rms") {
         const square = row.reduce((sum, v) => sum + v * v, 0) / width;
@@ -244,14 +272,16 @@ const site =
         const to = new Float64Array(width);
         for (let k = 0; k < left; k++)
           for (let i = 0; i < left; i++)
-            for (let j = 0; j < right; j++) to[i * right + j] += of(L[k * left + i]) * now[k * right + j];
+            for (let j = 0; j < right; j++)
+              to[i * right + j] += of(L[k * left + i]) * now[k * right + j];
         now = to;
       }
       if (hasRight) {
         const to = new Float64Array(width);
         for (let i = 0; i < left; i++)
           for (let k = 0; k < right; k++)
-            for (let j = 0; j < right; j++) to[i * right + j] += now[i * right + k] * of(R[k * right + j]);
+            for (let j = 0; j < right; j++)
+              to[i * right + j] += now[i * right + k] * of(R[k * right + j]);
         now = to;
       }
       return now;
@@ -289,8 +319,14 @@ const site =
       // Each product rounds its operands: 2⁻¹¹ of Σ|terms| with single halves, about 2⁻²¹ with two; f32 elsewhere.
       const reach = transform(row, true);
       const unit = precise ? 2 ** -19 : 2 ** -9.5;
-      const hi = Math.max(0, want.reduce((a, b) => Math.max(a, b)));
-      const lo = Math.min(0, want.reduce((a, b) => Math.min(a, b)));
+      const hi = Math.max(
+        0,
+        want.reduce((a, b) => Math.max(a, b)),
+      );
+      const lo = Math.min(
+        0,
+        want.reduce((a, b) => Math.min(a, b)),
+      );
       const slack = unit * Math.max(...reach) + 1e-30;
       for (let s = 0; s < sets; s++) {
         const top = Math.max(hi * clips[2 * s], -lo * clips[2 * s + 1]);
@@ -309,13 +345,9 @@ const site =
         }
       }
     }
-    return {
-      name:
-        `site ${input} ${left}×${right}${hasLeft ? " left" : ""}${hasRight ? " right" : ""} a${bits} ×${tokens}` +
-        `${given.halves ? " halves" : ""}${precise ? "" : " fast"}${sets > 1 ? ` ${sets} sets` : ""}`,
-      worst,
-    };
-  };
+    return worst;
+  },
+});
 
 interface Sequence {
   readonly start: number;
@@ -377,9 +409,17 @@ function cached(
 }
 
 /** heads, then both attention kernels, on a cache whose earlier positions were written by an earlier call. */
-const attention =
-  (given: AttentionCase): Check =>
-  (device) => {
+const attention = (given: AttentionCase): Check => ({
+  name: words(
+    `attention ${given.heads}/${given.kvHeads}×${given.headDim} kv${given.kept}`,
+    `[${given.sequences.map(({ start, rows }) => `${start}+${rows}`).join(" ")}]`,
+    given.matrix && "matrix",
+    given.norm && "norm",
+    given.halves && "halves",
+    given.window !== undefined && `window ${given.window}`,
+    given.splits !== undefined && `${given.splits} splits`,
+  ),
+  run: (device) => {
     const { headDim, heads, kvHeads, kept, sequences, window = 0 } = given;
     const next = generator(headDim * heads + kvHeads + sequences.length);
     const layout = pageLayout(headDim, kept);
@@ -392,7 +432,8 @@ const attention =
     for (const count of pagesOf) pageLists.push(Array.from({ length: count }, () => --free));
     const cache = poisoned(device, pageTotal * pageBytes);
     const half = headDim / 2;
-    const square = () => Array.from({ length: headDim * headDim }, () => roundHalf(next() / Math.sqrt(headDim)));
+    const square = () =>
+      Array.from({ length: headDim * headDim }, () => roundHalf(next() / Math.sqrt(headDim)));
     const qMatrix = square();
     const kMatrix = square();
     const qGain = floats(headDim, () => 1 + next() / 2);
@@ -402,18 +443,27 @@ const attention =
     // Rows of single halves: 2⁻¹¹·Σ|x·P|, with |x| ≤ 4 and Σ|P| ≤ √headDim.
     const single = Boolean(given.halves && given.matrix);
     const matrices = given.matrix
-      ? { qMatrix: device.put(paddedHalves(qMatrix, headDim, headDim)), kMatrix: device.put(paddedHalves(kMatrix, headDim, headDim)) }
+      ? {
+          qMatrix: device.put(paddedHalves(qMatrix, headDim, headDim)),
+          kMatrix: device.put(paddedHalves(kMatrix, headDim, headDim)),
+        }
       : {};
     const gains = given.norm ? { qGain: device.put(qGain), kGain: device.put(kGain) } : {};
     const angle = (position: number, i: number) => position / 10000 ** (i / half);
     let worst = 0;
-    const note = (error: number) => (worst = Number.isNaN(error) ? Infinity : Math.max(worst, error));
+    const note = (error: number) =>
+      (worst = Number.isNaN(error) ? Infinity : Math.max(worst, error));
 
     interface Rows {
       readonly sequence: number;
       readonly position: number;
     }
-    const prepared = (x: Float64Array, position: number, gain: Float32Array, matrix: number[]): Float64Array => {
+    const prepared = (
+      x: Float64Array,
+      position: number,
+      gain: Float32Array,
+      matrix: number[],
+    ): Float64Array => {
       let v = x;
       if (given.norm) {
         const inverse = 1 / Math.sqrt(v.reduce((sum, a) => sum + a * a, 0) / headDim + 1e-5);
@@ -436,7 +486,8 @@ const attention =
       const q = floats(count * heads * headDim, next, 2);
       const k = floats(count * kvHeads * headDim, next, 2);
       const v = floats(count * kvHeads * headDim, next, 0.02);
-      if (given.halves) for (const x of [q, k, v]) x.forEach((value, i) => (x[i] = roundHalf(value)));
+      if (given.halves)
+        for (const x of [q, k, v]) x.forEach((value, i) => (x[i] = roundHalf(value)));
       const upload = (x: Float32Array) => device.put(given.halves ? halves(x) : x);
       // Tasks: up to 64 rows, never a part of a page's.
       const tasks: number[] = [];
@@ -446,7 +497,7 @@ const attention =
         while (end < count && page(rows[end]) === page(rows[from])) end++;
         return end;
       };
-      for (let row = 0; row < count; ) {
+      for (let row = 0; row < count;) {
         let end = stretchEnd(row);
         while (end < count && stretchEnd(end) - row <= 64) end = stretchEnd(end);
         tasks.push(row, end - row);
@@ -470,8 +521,16 @@ const attention =
         halves: given.halves ?? false,
         ...gains,
         epsilon: 1e-5,
-        cosine: device.put(Float32Array.from({ length: count * half }, (_, i) => Math.cos(angle(rows[Math.floor(i / half)].position, i % half)))),
-        sine: device.put(Float32Array.from({ length: count * half }, (_, i) => Math.sin(angle(rows[Math.floor(i / half)].position, i % half)))),
+        cosine: device.put(
+          Float32Array.from({ length: count * half }, (_, i) =>
+            Math.cos(angle(rows[Math.floor(i / half)].position, i % half)),
+          ),
+        ),
+        sine: device.put(
+          Float32Array.from({ length: count * half }, (_, i) =>
+            Math.sin(angle(rows[Math.floor(i / half)].position, i % half)),
+          ),
+        ),
         ...matrices,
         factors: device.put(factors),
         levels,
@@ -487,19 +546,44 @@ const attention =
       rows.forEach(({ sequence, position }, r) => {
         for (let h = 0; h < heads; h++) {
           const at = (r * heads + h) * headDim;
-          const want = prepared(Float64Array.from(q.subarray(at, at + headDim)), position, qGain, qMatrix);
-          want.forEach((w, i) => note(Math.abs(queries[at + i] - w) / ((outHalves ? 2 ** -10 * Math.abs(w) : 0) + (single ? 8e-3 : 2e-5))));
+          const want = prepared(
+            Float64Array.from(q.subarray(at, at + headDim)),
+            position,
+            qGain,
+            qMatrix,
+          );
+          want.forEach((w, i) =>
+            note(
+              Math.abs(queries[at + i] - w) /
+                ((outHalves ? 2 ** -10 * Math.abs(w) : 0) + (single ? 8e-3 : 2e-5)),
+            ),
+          );
         }
         for (let h = 0; h < kvHeads; h++) {
           const page = pageLists[sequence][position >> 6];
-          const got = cached(pages.subarray(page * pageBytes + h * layout.bytes, page * pageBytes + (h + 1) * layout.bytes), headDim, kept, position & 63);
+          const got = cached(
+            pages.subarray(
+              page * pageBytes + h * layout.bytes,
+              page * pageBytes + (h + 1) * layout.bytes,
+            ),
+            headDim,
+            kept,
+            position & 63,
+          );
           const at = (r * kvHeads + h) * headDim;
-          const key = prepared(Float64Array.from(k.subarray(at, at + headDim)), position, kGain, kMatrix);
+          const key = prepared(
+            Float64Array.from(k.subarray(at, at + headDim)),
+            position,
+            kGain,
+            kMatrix,
+          );
           const value = Float64Array.from(v.subarray(at, at + headDim));
           [key, value].forEach((want, part) => {
             const codes = part === 0 ? got.key : got.value;
             if (kept === 16) {
-              want.forEach((w, i) => note(Math.abs(codes[i] - w) / (2 ** -10 * Math.abs(w) + 1e-5)));
+              want.forEach((w, i) =>
+                note(Math.abs(codes[i] - w) / (2 ** -10 * Math.abs(w) + 1e-5)),
+              );
               return;
             }
             const hi = Math.max(0, ...want) * factors[2 * part];
@@ -510,7 +594,10 @@ const attention =
             want.forEach((w, i) => {
               // The code nearest to w among 0 … 15, up to the position of the value between two codes.
               const place = Math.min(Math.max(w / step + zero, 0), levels) - zero;
-              note((Math.abs(codes[i] / got.steps[part] - place) - 0.5) / (single && part === 0 ? 5e-2 : 2e-3));
+              note(
+                (Math.abs(codes[i] / got.steps[part] - place) - 0.5) /
+                  (single && part === 0 ? 5e-2 : 2e-3),
+              );
             });
           });
         }
@@ -519,7 +606,9 @@ const attention =
     };
 
     // What is in the cache already, then the rows of this step.
-    const history = sequences.flatMap(({ start }, sequence) => Array.from({ length: start }, (_, position) => ({ sequence, position })));
+    const history = sequences.flatMap(({ start }, sequence) =>
+      Array.from({ length: start }, (_, position) => ({ sequence, position })),
+    );
     if (history.length > 0) run(history, false);
     const rows = sequences.flatMap(({ start, rows: count }, sequence) =>
       Array.from({ length: count }, (_, i) => ({ sequence, position: start + i })),
@@ -529,14 +618,38 @@ const attention =
     const offsets: number[] = [];
     pagesOf.reduce((sum, count) => (offsets.push(sum), sum + count), 0);
     const pageList = device.put(Int32Array.from(pageLists.flat()));
-    const common = { headDim, heads, kvHeads, kept, q: out, pages: pageList, window, cache, pageBytes };
+    const common = {
+      headDim,
+      heads,
+      kvHeads,
+      kept,
+      q: out,
+      pages: pageList,
+      window,
+      cache,
+      pageBytes,
+    };
     const got = poisoned(device, rows.length * heads * headDim * 4);
     if (decoding) {
       const splits = given.splits ?? 1;
       const partial = poisoned(device, rows.length * heads * splits * (headDim + 2) * 4);
       const table = sequences.flatMap(({ start }, s) => [s, start + 1, offsets[s]]);
-      device.kernels.attendDecode({ ...common, sequences: device.put(Int32Array.from(table)), count: sequences.length, splits, partial });
-      device.kernels.joinSplits({ partial, rows: rows.length, heads, headDim, splits, out: got, halves: false });
+      device.kernels.attendDecode({
+        ...common,
+        sequences: device.put(Int32Array.from(table)),
+        count: sequences.length,
+        splits,
+        partial,
+      });
+      device.kernels.joinSplits({
+        partial,
+        rows: rows.length,
+        heads,
+        headDim,
+        splits,
+        out: got,
+        halves: false,
+      });
     } else {
       const blocks: number[] = [];
       let row = 0;
@@ -545,7 +658,13 @@ const attention =
           blocks.push(row + from, Math.min(128, count - from), start + from, offsets[s]);
         row += count;
       });
-      device.kernels.attendPrefill({ ...common, blocks: device.put(Int32Array.from(blocks)), blockCount: blocks.length / 4, out: got, outHalves: false });
+      device.kernels.attendPrefill({
+        ...common,
+        blocks: device.put(Int32Array.from(blocks)),
+        blockCount: blocks.length / 4,
+        out: got,
+        outHalves: false,
+      });
     }
     const mixed = device.read(got, new Float32Array(rows.length * heads * headDim));
     rows.forEach(({ sequence, position }, r) => {
@@ -554,27 +673,38 @@ const attention =
         const first = window > 0 ? Math.max(0, position - window + 1) : 0;
         const seen = Array.from({ length: position - first + 1 }, (_, i) => {
           const page = pageLists[sequence][(first + i) >> 6];
-          return cached(pages.subarray(page * pageBytes + kv * layout.bytes, page * pageBytes + (kv + 1) * layout.bytes), headDim, kept, (first + i) & 63);
+          return cached(
+            pages.subarray(
+              page * pageBytes + kv * layout.bytes,
+              page * pageBytes + (kv + 1) * layout.bytes,
+            ),
+            headDim,
+            kept,
+            (first + i) & 63,
+          );
         });
         const query = queries.subarray((r * heads + h) * headDim, (r * heads + h + 1) * headDim);
-        const scores = seen.map(({ key }) => key.reduce((sum, a, i) => sum + a * query[i], 0) / Math.sqrt(headDim));
+        const scores = seen.map(
+          ({ key }) => key.reduce((sum, a, i) => sum + a * query[i], 0) / Math.sqrt(headDim),
+        );
         const top = Math.max(...scores);
         const weights = scores.map((s) => Math.exp(s - top));
         const total = weights.reduce((a, b) => a + b, 0);
         for (let i = 0; i < headDim; i++) {
           const want = weights.reduce((sum, w, s) => sum + w * seen[s].value[i], 0) / total;
-          const size = weights.reduce((sum, w, s) => sum + w * Math.abs(seen[s].value[i]), 0) / total;
+          const size =
+            weights.reduce((sum, w, s) => sum + w * Math.abs(seen[s].value[i]), 0) / total;
           // Decoding is as good as f32; prefill rounds weights (and its queries, which the definition reads) to halves.
-          note(Math.abs(mixed[(r * heads + h) * headDim + i] - want) / ((decoding ? 3e-5 : 2e-3) * size + 1e-7));
+          note(
+            Math.abs(mixed[(r * heads + h) * headDim + i] - want) /
+              ((decoding ? 3e-5 : 2e-3) * size + 1e-7),
+          );
         }
       }
     });
-    const list = sequences.map(({ start, rows: count }) => `${start}+${count}`).join(" ");
-    return {
-      name: `attention ${heads}/${kvHeads}×${headDim} kv${kept} [${list}]${given.matrix ? " matrix" : ""}${given.norm ? " norm" : ""}${given.halves ? " halves" : ""}${window ? ` window ${window}` : ""}${given.splits ? ` ${given.splits} splits` : ""}`,
-      worst,
-    };
-  };
+    return worst;
+  },
+});
 
 const both = { hasLeft: true, hasRight: true };
 
@@ -608,20 +738,129 @@ export const CHECKS: readonly Check[] = [
   site({ shape: { left: 16, right: 16, ...both }, tokens: 9, input: "rms", bits: 8, sets: 3 }),
   site({ shape: { left: 22, right: 32, ...both }, tokens: 9, input: "gated", sets: 2 }),
   site({ shape: { left: 7, right: 11, ...both }, tokens: 4, input: "plain", size: 1e6 }),
-  site({ shape: { left: 1, right: 96, hasLeft: false, hasRight: false }, tokens: 4, input: "plain" }),
-  site({ shape: { left: 8, right: 32, hasLeft: true, hasRight: false }, tokens: 4, input: "splits", splits: 3 }),
-  site({ shape: { left: 32, right: 128, hasLeft: true, hasRight: false }, tokens: 2, input: "splits", splits: 1 }),
-  site({ shape: { left: 32, right: 128, hasLeft: true, hasRight: false }, tokens: 2, input: "plain", halves: true, precise: false }),
+  site({
+    shape: { left: 1, right: 96, hasLeft: false, hasRight: false },
+    tokens: 4,
+    input: "plain",
+  }),
+  site({
+    shape: { left: 8, right: 32, hasLeft: true, hasRight: false },
+    tokens: 4,
+    input: "splits",
+    splits: 3,
+  }),
+  site({
+    shape: { left: 32, right: 128, hasLeft: true, hasRight: false },
+    tokens: 2,
+    input: "splits",
+    splits: 1,
+  }),
+  site({
+    shape: { left: 32, right: 128, hasLeft: true, hasRight: false },
+    tokens: 2,
+    input: "plain",
+    halves: true,
+    precise: false,
+  }),
   attention({ headDim: 32, heads: 8, kvHeads: 4, kept: 4, sequences: [{ start: 0, rows: 5 }] }),
-  attention({ headDim: 128, heads: 4, kvHeads: 2, kept: 4, sequences: [{ start: 37, rows: 100 }, { start: 0, rows: 150 }], matrix: true }),
-  attention({ headDim: 64, heads: 2, kvHeads: 2, kept: 4, sequences: [{ start: 70, rows: 3 }, { start: 10, rows: 20 }], matrix: true, norm: true, window: 40 }),
-  attention({ headDim: 128, heads: 4, kvHeads: 4, kept: 16, sequences: [{ start: 20, rows: 140 }] }),
-  attention({ headDim: 128, heads: 4, kvHeads: 2, kept: 4, sequences: [{ start: 0, rows: 200 }], matrix: true, halves: true }),
-  attention({ headDim: 128, heads: 4, kvHeads: 4, kept: 16, sequences: [{ start: 5, rows: 80 }], halves: true }),
-  attention({ headDim: 128, heads: 4, kvHeads: 4, kept: 4, sequences: [{ start: 200, rows: 1 }, { start: 63, rows: 1 }, { start: 64, rows: 1 }, { start: 0, rows: 1 }], matrix: true, splits: 3 }),
-  attention({ headDim: 128, heads: 12, kvHeads: 1, kept: 4, sequences: [{ start: 300, rows: 1 }], splits: 2 }),
-  attention({ headDim: 64, heads: 8, kvHeads: 2, kept: 4, sequences: [{ start: 150, rows: 1 }, { start: 5, rows: 1 }], window: 50 }),
-  attention({ headDim: 32, heads: 8, kvHeads: 4, kept: 16, sequences: [{ start: 130, rows: 1 }, { start: 1, rows: 1 }], splits: 2 }),
-  attention({ headDim: 128, heads: 8, kvHeads: 8, kept: 16, sequences: [{ start: 500, rows: 1 }], splits: 4 }),
+  attention({
+    headDim: 128,
+    heads: 4,
+    kvHeads: 2,
+    kept: 4,
+    sequences: [
+      { start: 37, rows: 100 },
+      { start: 0, rows: 150 },
+    ],
+    matrix: true,
+  }),
+  attention({
+    headDim: 64,
+    heads: 2,
+    kvHeads: 2,
+    kept: 4,
+    sequences: [
+      { start: 70, rows: 3 },
+      { start: 10, rows: 20 },
+    ],
+    matrix: true,
+    norm: true,
+    window: 40,
+  }),
+  attention({
+    headDim: 128,
+    heads: 4,
+    kvHeads: 4,
+    kept: 16,
+    sequences: [{ start: 20, rows: 140 }],
+  }),
+  attention({
+    headDim: 128,
+    heads: 4,
+    kvHeads: 2,
+    kept: 4,
+    sequences: [{ start: 0, rows: 200 }],
+    matrix: true,
+    halves: true,
+  }),
+  attention({
+    headDim: 128,
+    heads: 4,
+    kvHeads: 4,
+    kept: 16,
+    sequences: [{ start: 5, rows: 80 }],
+    halves: true,
+  }),
+  attention({
+    headDim: 128,
+    heads: 4,
+    kvHeads: 4,
+    kept: 4,
+    sequences: [
+      { start: 200, rows: 1 },
+      { start: 63, rows: 1 },
+      { start: 64, rows: 1 },
+      { start: 0, rows: 1 },
+    ],
+    matrix: true,
+    splits: 3,
+  }),
+  attention({
+    headDim: 128,
+    heads: 12,
+    kvHeads: 1,
+    kept: 4,
+    sequences: [{ start: 300, rows: 1 }],
+    splits: 2,
+  }),
+  attention({
+    headDim: 64,
+    heads: 8,
+    kvHeads: 2,
+    kept: 4,
+    sequences: [
+      { start: 150, rows: 1 },
+      { start: 5, rows: 1 },
+    ],
+    window: 50,
+  }),
+  attention({
+    headDim: 32,
+    heads: 8,
+    kvHeads: 4,
+    kept: 16,
+    sequences: [
+      { start: 130, rows: 1 },
+      { start: 1, rows: 1 },
+    ],
+    splits: 2,
+  }),
+  attention({
+    headDim: 128,
+    heads: 8,
+    kvHeads: 8,
+    kept: 16,
+    sequences: [{ start: 500, rows: 1 }],
+    splits: 4,
+  }),
 ];
-

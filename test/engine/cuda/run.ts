@@ -6,14 +6,14 @@ const print = (line: string) => process.stdout.write(`${line}\n`);
 using device = new CudaEngineDevice();
 print(`${device.driver.info.name}, ${CHECKS.length} checks`);
 let failures = 0;
-for (const [index, check] of CHECKS.entries()) {
+for (const { name, run } of CHECKS) {
   try {
-    const { name, worst } = check(device);
+    const worst = run(device);
     if (!(worst <= 1)) failures++;
     print(`${worst <= 1 ? "ok  " : "FAIL"} ${name}: ${worst.toPrecision(3)} of the bound`);
   } catch (error) {
     failures++;
-    print(`FAIL check ${index}: ${(error as Error).message}`);
+    print(`FAIL ${name}: ${(error as Error).message}`);
     // A failed launch leaves the context unusable.
     if (/CUDA/.test((error as Error).message)) break;
   }
