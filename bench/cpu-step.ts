@@ -1,0 +1,133 @@
+/**
+ * One training step of a SmolLM2-shaped block (batch 4 × 2048, six sites, W4A4KV4, random weights) on the CPU kernels:
+ * time, peak memory, time by kernel, and the rate of the large products beside the ceilings measured in the same run.
+ *
+ *   npx tsx bench/cpu-step.ts [threads]
+ */
+import { createCpuBackend } from "../src/backend/cpu/backend.js";
+import { profiledBackend } from "../src/backend/profile.js";
+import { Random } from "../src/common/random.js";
+import { LLAMA_NAMES } from "../src/models/architectures/common.js";
+import {
+  LINEAR_SITES,
+  type LinearRole,
+  type LinearSite,
+  type ModelConfig,
+} from "../src/models/config.js";
+import {
+  linearShape,
+  uploadBlock,
+  type HostBlock,
+  type HostLinear,
+} from "../src/models/weights.js";
+import { BlockTrainer } from "../src/quantize/block-training.js";
+import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";
+import { flatQuantPresets } from "../src/quantize/methods/flatquant/recipe.js";
+import { parameterRule } from "../src/quantize/methods/flatquant/train.js";
+import { describeBlock } from "../src/quantize/simulated-block.js";
+import { parameter } from "../src/tensor/tensor.js";
+
+const BATCH = 4;
+const TIME = 2048;
+const REPEATS = 5;
+const config: ModelConfig = {
+  architecture: "llama",
+  hiddenSize: 576,
+  intermediateSize: 1536,
+  numLayers: 1,
+  numHeads: 9,
+  numKvHeads: 3,
+  headDim: 64,
+  vocabSize: 1,
+  maxPositions: 2048,
+  norm: { kind: "rms", epsilon: 1e-5 },
+  positions: { kind: "rope", theta: 100000, scaling: { type: "default" } },
+  mlp: { gated: true, activation: "silu" },
+  qkNorm: false,
+  tiedEmbeddings: true,
+};
+const scheme = { weightBits: 4, activationBits: 4, kvBits: 4 } as const;
+
+function noise(random: Random, length: number, deviation: number): Float32Array {
+  return Float32Array.from({ length }, () => deviation * random.normal());
+}
+
+function randomBlock(random: Random): HostBlock {
+  const norm = (path: string) => ({
+    path,
+    gain: { shape: [config.hiddenSize], data: new Float32Array(config.hiddenSize).fill(1) },
+  });
+  const linears: Partial<Record<LinearRole, HostLinear>> = {};
+  for (const [role, path] of Object.entries(LLAMA_NAMES.linears) as [LinearRole, string][]) {
+    const shape = linearShape(config, role);
+    linears[role] = {
+      path,
+      weight: { shape, data: noise(random, shape[0] * shape[1], 1 / Math.sqrt(shape[1])) },
+    };
+  }
+  return {
+    inputNorm: norm(LLAMA_NAMES.norms.input),
+    postNorm: norm(LLAMA_NAMES.norms.post),
+    linears,
+  };
+}
+
+const threads = process.argv[2] === undefined ? undefined : Number(process.argv[2]);
+const backend = profiledBackend(createCpuBackend({ threads }));
+const random = Random.for(1, "step");
+const block = randomBlock(random);
+const maxima = Object.fromEntries(
+  (Object.keys(LINEAR_SITES) as LinearSite[]).map((site) => [
+    site,
+    new Float64Array(site === "mlp_down" ? config.intermediateSize : config.hiddenSize).fill(3),
+  ]),
+) as Record<LinearSite, Float64Array>;
+const recipe = flatQuantPresets.paper;
+const params = new Map(
+  [...initialParameters(block, config, scheme, recipe, maxima, random)].map(
+    ([name, { shape, data }]) => [name, parameter(backend, shape, data)],
+  ),
+);
+using trainer = new BlockTrainer({
+  backend,
+  block: describeBlock(block, config, scheme),
+  weights: uploadBlock(backend, block),
+  params,
+  precision: "bf16",
+  finalLearningRate: recipe.finalLearningRate,
+  rule: parameterRule(recipe),
+  totalSteps: 1000,
+  layer: 0,
+});
+const size = BATCH * TIME * config.hiddenSize;
+const batch = { input: noise(random, size, 1), target: noise(random, size, 1), sequences: BATCH };
+
+trainer.step(batch);
+backend.reset();
+const seconds = Array.from({ length: REPEATS }, () => {
+  const start = performance.now();
+  trainer.step(batch);
+  return (performance.now() - start) / 1000;
+}).sort((a, b) => a - b);
+const median = seconds[Math.floor(REPEATS / 2)];
+// Three products a linear in a step, and attention's: two forward and five backward, halved by causality.
+const weights = Object.values(block.linears).reduce((sum, l) => sum + l.weight.data.length, 0);
+const attention = (2 + 5) * BATCH * TIME * TIME * config.hiddenSize;
+const operations = 6 * weights * BATCH * TIME + attention;
+const print = (line: string) => process.stdout.write(`${line}\n`);
+print(backend.description);
+print(
+  `step: ${(1000 * median).toFixed(0)} ms (${seconds.map((s) => (1000 * s).toFixed(0)).join(", ")}), ` +
+    `${(operations / median / 1e9).toFixed(0)} GFLOP/s in products, peak ${(trainer.peakBytes / 1e6).toFixed(0)} MB of activations; ` +
+    `30 blocks × 480 steps: ${((30 * 480 * median) / 3600).toFixed(2)} h`,
+);
+const total = seconds.reduce((sum, s) => sum + s, 0);
+let known = 0;
+for (const { kernel, calls, seconds: s } of backend.times()) {
+  known += s;
+  if (s / total > 0.003)
+    print(
+      `  ${kernel.padEnd(24)} ${String(calls / REPEATS).padStart(5)} calls ${((1000 * s) / REPEATS).toFixed(1).padStart(8)} ms ${((100 * s) / total).toFixed(1).padStart(5)}%`,
+    );
+}
+print(`  ${"outside kernels".padEnd(38)} ${((100 * (total - known)) / total).toFixed(1)}%`);
