@@ -7,6 +7,8 @@ import { createServer } from "../../src/serve/server.js";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "../engine/fake-executor.js";
 import { launchChromium, noChromium } from "../report/chromium.js";
 
+/** Milliseconds in which a browser starts or ends on a busy machine. */
+const BROWSER_PATIENCE = 60_000;
 const KEY = "page-key-0123456789";
 let url = "";
 let browser: Browser | undefined;
@@ -41,10 +43,10 @@ beforeAll(async () => {
     () => server.drain(0),
     () => browser?.close() ?? Promise.resolve(),
   );
-});
+}, BROWSER_PATIENCE);
 afterAll(async () => {
   for (const each of cleanup.reverse()) await each();
-});
+}, BROWSER_PATIENCE);
 
 async function open(options: Parameters<Browser["newPage"]>[0] = {}): Promise<Page> {
   if (!browser) throw new Error("no browser");
