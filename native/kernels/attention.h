@@ -18,7 +18,11 @@ constexpr int64_t kQueryBlock = 48;
  */
 template <class T, bool Masked>
 static PL_INLINE vf softmaxRow(float* row, int64_t wide, float level) {
-  const auto weigh = [level](vf score) { return Masked ? expv(score - level) : expNegative(score - level); };
+  // One exponential for both: a row's weights must not depend on whether its tile is cut for another row's sake.
+  const auto weigh = [level](vf score) {
+    const vf weight = expNegative(score - level);
+    return Masked ? (score == -INFINITY ? vf{} : weight) : weight;
+  };
   vf sum = vf{};
   if constexpr (std::is_same<T, float>::value) {
     for (int64_t i = 0; i < wide; i += VL) {

@@ -4,7 +4,8 @@
 // One task per (chunk, KV head, block of queries): each page's keys and values become f32 tiles, scale·(code − zero) as
 // the simulated model rounds them, for all query heads of the group. Prefill and decoding take the same steps in the
 // same order (pages lie at fixed positions, what a query may not see has weight exactly 0), so that a row's bits do
-// not depend on how the prompt was cut or what else is in the step.
+// not depend on how the prompt was cut or what else is in the step. They are the steps of `attention` in f32, whose key
+// blocks are as long as a page: over the same keys and values both give the same bits.
 #pragma once
 
 #include "attention_tiles.h"
@@ -199,14 +200,14 @@ inline int paged_attention(int64_t chunks, const int32_t* table, const int32_t* 
           }
         }
         const float level = top[r] == -INFINITY ? 0.0f : top[r];
-        vf sum = load(total);
+        vf sum = vf{};
         for (int64_t i = 0; i < lanes; i += VL) {
           const vf score = load(row + i);
           const vf weight = score == -INFINITY ? vf{} : expNegative(score - level);
           store(row + i, weight);
           sum += weight;
         }
-        store(total, sum);
+        store(total, load(total) + sum);
       }
       smallProduct<float, false>(rows - blind, wide, width, scores + blind * kPageTokens, kPageTokens, values, wide,
                                  mixed + blind * wide, wide, true);
