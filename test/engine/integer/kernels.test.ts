@@ -7,7 +7,8 @@
  *   test/backend/cpu-matmul.test.ts: (1.01·k + 8)·u·S, and (3·k + 8)·u·S where bf16 pairs round twice more;
  * - sites and cached keys and values: the statements of norm, kronecker, quantizeRows and fakeQuantizeAsym at the same
  *   level: bit-equal to those kernels, which the conformance suite holds to the reference;
- * - attention: f32 sums over headDim and over keys around exponentials of 2e-7: 1e-5 of the largest value.
+ * - attention: f32 sums over headDim and over keys around exponentials of 2e-7: 1e-5 of the largest value; over the same
+ *   keys and values the backend's own attention in f32: bit-equal.
  */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
@@ -321,6 +322,11 @@ describe.each(LEVELS)("level %s", (level) => {
           const bound = bits === 16 ? 2e-2 : 1e-5;
           const worst = out.reduce((most, x, i) => Math.max(most, Math.abs(x - attended[i])), 0);
           expect(worst).toBeLessThanOrEqual(bound * largest);
+          // Over the grid's own keys and values the simulated model's attention takes the same steps.
+          if (bits < 16)
+            expect(out).toEqual(
+              defineAttention(backend, { ...shape, window }, expected.q, expected.k, expected.v),
+            );
         },
       ),
       { numRuns: 60 },
