@@ -140,9 +140,9 @@ describe("flatquant", () => {
     expect(await perplexity(loaded.model)).toBe(await perplexity(simulated));
   });
 
-  // At 4 bits a difference of 1e-7 flips an activation's code now and then, and later blocks enlarge it: texts as short
-  // as these differ by up to 0.5%, the whole of WikiText-2 by less than 0.1% (docs/decisions.md). So the integers are
-  // compared at 4 bits, and perplexity at 8, where the grids hide nothing.
+  // With quantized activations a difference of 1e-7 flips a code now and then, and later blocks enlarge it: texts as short
+  // as these differ by 0.1% at 8 bits and 0.5% at 4, without a direction, the whole of WikiText-2 by 0.04%
+  // (docs/decisions.md). So the integers are compared at 4 bits, and perplexity where nothing hides a wrong fold.
   it("the artifact holds the integers that the simulated model computes", async () => {
     await run("g4", { keepParameters: true, recipe: { ...small, samples: 8, epochs: 2 } });
     const scheme = parseScheme("w4a4kv4");
@@ -169,22 +169,22 @@ describe("flatquant", () => {
     }
   });
 
-  it("the artifact and the simulated model have the same perplexity to 0.1%", async () => {
+  it("the artifact and the simulated model have the same perplexity to 0.01%", async () => {
     await run("g", {
       keepParameters: true,
-      scheme: "w8a8kv8",
+      scheme: "w4a16kv16",
       recipe: { ...small, samples: 8, epochs: 2 },
     });
     using loaded = loadModel(backend, join(directory, "g"));
     using simulated = simulatedModel(
       backend,
       source,
-      parseScheme("w8a8kv8"),
+      parseScheme("w4a16kv16"),
       readKeptParameters(join(directory, "g")),
     );
     const packed = await perplexity(loaded.model);
     const live = await perplexity(simulated);
-    expect(Math.abs(packed / live - 1)).toBeLessThan(1e-3);
+    expect(Math.abs(packed / live - 1)).toBeLessThan(1e-4);
   });
 
   it("calibration lowers every block's error below rounding to nearest", async () => {
