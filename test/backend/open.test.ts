@@ -74,3 +74,14 @@ describe("openBackend", () => {
     expect(() => openBackend({ device: "tpu" as Device })).toThrow(/"tpu".*cpu, reference/);
   });
 });
+
+describe("the GPU of a worker process", () => {
+  it("goes round the visible GPUs; a process that is no worker takes the first", () => {
+    const chosen = [undefined, "0", "1", "2", "3"].map((worker) => cuda.gpuOfWorker(worker, 2));
+    expect(chosen).toEqual([0, 0, 1, 0, 1]);
+    expect(cuda.gpuOfWorker("3", 1)).toBe(0);
+    expect(cuda.gpuOfWorker("x", 4)).toBe(0);
+    // Without a GPU the driver's own error follows.
+    expect(cuda.gpuOfWorker("1", 0)).toBe(0);
+  });
+});

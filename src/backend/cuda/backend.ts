@@ -16,7 +16,7 @@ import { PlanishError } from "../../common/errors.js";
 import type { KernelTime } from "../profile.js";
 import type { CudaContext } from "./context.js";
 import { CublasLt } from "./cublaslt.js";
-import { CudaDriver, type Event } from "./driver.js";
+import { cudaDeviceCount, CudaDriver, type Event } from "./driver.js";
 import { attentionKernels } from "./kernels/attention.js";
 import { elementwiseKernels } from "./kernels/elementwise.js";
 import { flattenKernels } from "./kernels/flatten.js";
@@ -41,7 +41,7 @@ import { KernelModules } from "./modules.js";
 import { KernelCompiler } from "./nvrtc.js";
 
 export interface CudaBackendOptions {
-  /** Which of the visible GPUs (default 0). */
+  /** Which of the visible GPUs (default: the first, or this worker's). */
   readonly ordinal?: number;
   /** Folder of compiled kernels. */
   readonly cacheFolder?: string;
@@ -145,10 +145,20 @@ function checkRange(buffer: Buffer, offset: number, length: number): void {
 }
 
 /**
+ * The GPU of this process: worker processes of one run (PLANISH_WORKER, counted from 0) take the visible GPUs in turn,
+ * every other process takes the first.
+ */
+export function gpuOfWorker(worker: string | undefined, count: number): number {
+  const index = Number(worker ?? 0);
+  return count > 0 && Number.isSafeInteger(index) && index > 0 ? index % count : 0;
+}
+
+/**
  * Opens a GPU. Throws PlanishError naming the missing piece: driver, GPU, NVRTC or cuBLASLt, or a GPU that is too old.
  */
 export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend {
-  const driver = new CudaDriver(options.ordinal);
+  const gpu = options.ordinal ?? gpuOfWorker(process.env.PLANISH_WORKER, cudaDeviceCount());
+  const driver = new CudaDriver(gpu);
   const compiler = new KernelCompiler(options.cacheFolder);
   // Loaded now, so that a missing compiler is reported before hours of work.
   const nvrtc = compiler.compiler;
