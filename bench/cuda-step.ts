@@ -1,7 +1,7 @@
 /**
  * One training step of a LLaMA-3-8B-shaped block on the GPU (batch 4 × 2048, six sites, W4A4KV4, random weights): time,
  * peak memory and the time of each kernel, beside the ceilings measured in the same run.
- * Run: node scripts/bundle-cuda-tests.mjs bench (needs a GPU).
+ * Run: npm run bench:cuda (needs a GPU).
  */
 import { createCudaBackend, type CudaBackend } from "../src/backend/cuda/backend.js";
 import { Random } from "../src/common/random.js";
