@@ -7,6 +7,8 @@
 // The grid is that of `fake_quantize_asym`. Source: spec/flatquant.md, Quantizers.
 #pragma once
 
+#include <algorithm>
+
 #include "../half.h"
 #include "kronecker.h"
 #include "norm.h"
@@ -157,8 +159,9 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
   for (int64_t c = 0; c < chunks; ++c)
     count += (list[c].start + list[c].rows - 1) / kPageTokens - list[c].start / kPageTokens + 1;
   PageTask* const tasks = scratchOf<PageTask>(4, count);
+  int64_t* const groups = scratchOf<int64_t>(3, count + 1);
   float* const matrices = scratchOf<float>(6, 2 * headDim * padded(headDim));
-  if (!tasks || !matrices) return fail(PL_OUT_OF_MEMORY, "cache_write: no memory for %lld pages", (long long)count);
+  if (!tasks || !groups || !matrices) return fail(PL_OUT_OF_MEMORY, "cache_write: no memory for %lld pages", (long long)count);
   PageTask* next = tasks;
   for (int64_t c = 0; c < chunks; ++c)
     for (int64_t at = 0; at < list[c].rows;) {
@@ -168,6 +171,13 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
       *next++ = PageTask{list[c].row + at, rows, slot, pages[list[c].pages + position / kPageTokens]};
       at += rows;
     }
+  // A byte of keys holds two tokens, so stretches of one page belong to one thread.
+  std::sort(tasks, tasks + count,
+            [](const PageTask& a, const PageTask& b) { return a.page != b.page ? a.page < b.page : a.slot < b.slot; });
+  int64_t pageCount = 0;
+  for (int64_t i = 0; i < count; ++i)
+    if (i == 0 || tasks[i].page != tasks[i - 1].page) groups[pageCount++] = i;
+  groups[pageCount] = count;
   const float* const queryMatrix = qMatrix ? paddedFactor(qMatrix, headDim, false, matrices) : nullptr;
   const float* const keyMatrix =
       kMatrix ? paddedFactor(kMatrix, headDim, false, matrices + headDim * padded(headDim)) : nullptr;
@@ -175,8 +185,7 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
   const float factors[4] = {sigmoid1(clips[0]), sigmoid1(clips[1]), sigmoid1(clips[2]), sigmoid1(clips[3])};
   const float qmax = static_cast<float>((1 << (queryBits < 16 ? queryBits - 1 : 0)) - 1);
   std::atomic<bool> starved{false};
-  parallel_for_dynamic(count, [&](int64_t index) {
-    const PageTask& task = tasks[index];
+  const auto write = [&](const PageTask& task) {
     const int64_t half = headDim / 2;
     float* const space = scratchOf<float>(5, task.rows * heads * headDim + VL);
     uint8_t* const codes = scratchOf<uint8_t>(7, shape.wide + VL);
@@ -202,6 +211,9 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
         const int64_t at = (r * kvHeads + h) * headDim;
         writeToken(page + h * shape.bytes, shape, task.slot + r, keys + at, values + at, levels, factors, factors + 2, codes);
       }
+  };
+  parallel_for_dynamic(pageCount, [&](int64_t index) {
+    for (int64_t i = groups[index]; i < groups[index + 1]; ++i) write(tasks[i]);
   });
   if (starved.load()) return fail(PL_OUT_OF_MEMORY, "cache_write: no memory for the heads of a page");
   return 0;

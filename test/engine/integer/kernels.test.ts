@@ -243,6 +243,35 @@ describe.each(LEVELS)("level %s", (level) => {
     );
   });
 
+  test("stretches of one page written in one call do not disturb each other", () => {
+    atLevel();
+    // Tokens t and t + 32 of a page share bytes of keys. Repeated, since threads meet there by chance.
+    const shape = { heads: 1, kvHeads: 4, headDim: 64 };
+    const random = new Random(5);
+    const [q, k, v] = [shape.headDim, 256, 256].map((width) => normals(random, 64 * width));
+    const write = (calls: readonly { row: number; rows: number; start: number }[][]) => {
+      const cache = kernels.layerCache(shape.headDim, shape.kvHeads, 4, 1);
+      for (const chunks of calls)
+        kernels.cacheWrite({
+          ...shape,
+          chunks: chunks.map((chunk) => ({ ...chunk, pages: [0] })),
+          q: q.slice(),
+          k: k.slice(),
+          v: v.slice(),
+          epsilon: 1e-5,
+          queryBits: 16,
+          clips: [Infinity, Infinity, Infinity, Infinity],
+          cache,
+        });
+      return cache.bytes;
+    };
+    const halves = [0, 32].map((row) => ({ row, rows: 32, start: row }));
+    const expected = write(halves.map((half) => [half]));
+    let disturbed = 0;
+    for (let i = 0; i < 500; i++) if (Buffer.compare(write([halves]), expected) !== 0) disturbed++;
+    expect(disturbed).toBe(0);
+  });
+
   test("the cache returns its grid's keys and values, and attention over it is attention", () => {
     atLevel();
     fc.assert(
