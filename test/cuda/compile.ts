@@ -48,6 +48,12 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["DIM=128", "MATRIX=0", "BITS=16", "IN16=1", "OUT16=1"],
   ],
   "engine/attention_decode": [["DIM=128"], ["DIM=32"], ["DIM=128", "BITS=16", "OUT16=1"]],
+  "engine/outer": [
+    ["NT=1", "BF16=1"],
+    ["NT=2"],
+    ["NT=4", "NORM=0", "WBITS=8"],
+    ["NT=8", "BF16=1", "GATED=1"],
+  ],
   "engine/attention_prefill": [["DIM=128"], ["DIM=64"], ["DIM=128", "BITS=16", "OUT16=1"]],
 };
 
