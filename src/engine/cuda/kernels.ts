@@ -216,9 +216,9 @@ export class EngineKernels {
     const { shape, tokens } = request;
     const { threads } = siteGeometry(shape);
     const inputs = { plain: 0, rms: 1, gated: 2, splits: 3 } as const;
-    if (request.bits !== 4 && request.bits !== 8)
+    if (!(request.bits >= 2 && request.bits <= 8))
       throw new PlanishError(
-        `activations of ${request.bits} bits have no CUDA kernel yet; 4 and 8 have`,
+        `activations of ${request.bits} bits have no CUDA kernel yet; 2 to 8 have`,
       );
     if (threads > 1024)
       throw new PlanishError(
