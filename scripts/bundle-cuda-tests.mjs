@@ -27,16 +27,24 @@ export async function bundle(entry, outfile) {
   });
 }
 
-const benches = { step: "bench/cuda-step.ts", layer: "bench/cuda-layer.ts" };
+const benches = {
+  step: "bench/cuda-step.ts",
+  layer: "bench/cuda-layer.ts",
+  engine: "bench/cuda-engine.ts",
+};
 const entry =
   process.argv[2] === "bench" ? (benches[process.argv[3]] ?? benches.step) : "test/cuda/main.ts";
 const at = process.argv.indexOf("--only-bundle");
 const outfile = at > 0 ? resolve(process.argv[at + 1]) : join(root, "out", "cuda-tests.mjs");
 await bundle(entry, outfile);
 if (at < 0) {
-  const { status } = spawnSync(process.execPath, [outfile], {
+  const { status } = spawnSync(process.execPath, [outfile, ...process.argv.slice(2)], {
     stdio: "inherit",
-    env: { PLANISH_GOLDEN: join(root, "test", "golden"), ...process.env },
+    env: {
+      PLANISH_GOLDEN: join(root, "test", "golden"),
+      PLANISH_TINY_LLAMA: join(root, "models", "tiny-llama"),
+      ...process.env,
+    },
   });
   process.exitCode = status ?? 1;
 }

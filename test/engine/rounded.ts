@@ -14,7 +14,11 @@ import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../../sr
 import { LanguageModel, loadOuter } from "../../src/models/language-model.js";
 import { readBlock } from "../../src/models/weights.js";
 import { foldBlock } from "../../src/quantize/fold.js";
-import { packedLayer, type PackedBlock, type PackedLinear } from "../../src/quantize/packed-block.js";
+import {
+  packedLayer,
+  type PackedBlock,
+  type PackedLinear,
+} from "../../src/quantize/packed-block.js";
 import { parseScheme } from "../../src/quantize/scheme.js";
 import { describeBlock } from "../../src/quantize/simulated-block.js";
 import { Graph } from "../../src/tensor/tensor.js";

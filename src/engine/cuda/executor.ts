@@ -22,8 +22,21 @@ import { formatScheme } from "../../quantize/scheme.js";
 import type { Chunk, Executor } from "../executor.js";
 import { PAGE_TOKENS } from "./layout.js";
 import { OuterKernels } from "./outer-kernels.js";
-import { DECODE_ROWS, passBytes, PASS_ROWS, PassRunner, type Pass, type PassBuffers } from "./pass.js";
-import { decodeTables, prefillTables, type Piece, type TableLayout, type Tables } from "./tables.js";
+import {
+  DECODE_ROWS,
+  passBytes,
+  PASS_ROWS,
+  PassRunner,
+  type Pass,
+  type PassBuffers,
+} from "./pass.js";
+import {
+  decodeTables,
+  prefillTables,
+  type Piece,
+  type TableLayout,
+  type Tables,
+} from "./tables.js";
 import type { CudaModel, MemoryDevice } from "./weights.js";
 
 /** Rows of logits that are computed and fetched at once. */
@@ -66,7 +79,11 @@ export class CudaExecutor implements Executor {
   private readonly splits: number;
   private readonly graphs: Map<number, Captured> | undefined;
   private readonly sent: Event;
-  private tables: { readonly device: DevicePointer; readonly host: PinnedMemory; readonly words: number };
+  private tables: {
+    readonly device: DevicePointer;
+    readonly host: PinnedMemory;
+    readonly words: number;
+  };
   private cache: { readonly pointer: DevicePointer; readonly pages: number } | undefined;
   private disposed = false;
 
@@ -78,7 +95,8 @@ export class CudaExecutor implements Executor {
   ) {
     const { config, scheme } = model;
     this.config = config;
-    const { headDim, numHeads, numKvHeads, positions, hiddenSize, vocabSize, maxPositions } = config;
+    const { headDim, numHeads, numKvHeads, positions, hiddenSize, vocabSize, maxPositions } =
+      config;
     if (positions.kind !== "rope") throw new PlanishError("learned positions have no CUDA kernel");
     const pages = Math.ceil(maxPositions / PAGE_TOKENS);
     this.splits =
@@ -159,13 +177,29 @@ export class CudaExecutor implements Executor {
     return results;
   }
 
-  [Symbol.dispose](): void {
+  /** Gives back everything but the model's weights and the device: for executors that share them. */
+  release(): void {
     if (this.disposed) return;
     this.disposed = true;
-    this.device.synchronize();
+    const { device, buffers, cache, tables, parts, logitBuffer, frequencies } = this;
+    device.synchronize();
     this.dropGraphs();
-    this.device.driver.freePinned(this.tables.host);
-    this.device.driver.destroyEvent(this.sent);
+    device.driver.freePinned(tables.host);
+    device.driver.destroyEvent(this.sent);
+    for (const pointer of [
+      ...(Object.values(buffers) as DevicePointer[]),
+      tables.device,
+      parts,
+      logitBuffer,
+      frequencies,
+    ])
+      device.free(pointer);
+    if (cache) device.free(cache.pointer);
+  }
+
+  [Symbol.dispose](): void {
+    if (this.disposed) return;
+    this.release();
     this.device[Symbol.dispose]();
   }
 

@@ -170,7 +170,12 @@ export class PassRunner {
         splits: pass.splits,
         partial: buffers.partial,
       });
-      const joined = { input: "splits", x: buffers.partial, stride: 0, splits: pass.splits } as const;
+      const joined = {
+        input: "splits",
+        x: buffers.partial,
+        stride: 0,
+        splits: pass.splits,
+      } as const;
       this.site(block, "attn_out", pass, joined, residual);
     } else {
       kernels.attendPrefill({

@@ -212,11 +212,7 @@ export class WeightPlacer implements Disposable {
   }
 
   /** As the checkpoint stores it, where that is 16 bits; else rounded to halves. */
-  private table(
-    checkpoint: Checkpoint,
-    name: string,
-    shape: readonly [number, number],
-  ): HalfTable {
+  private table(checkpoint: Checkpoint, name: string, shape: readonly [number, number]): HalfTable {
     const stored = checkpoint.tensors.get(name);
     const kept = stored?.type === "BF16" || stored?.type === "F16";
     const fits = stored?.shape.join() === shape.join();

@@ -13,7 +13,12 @@ import type { CudaKernel } from "../../../src/backend/cuda/driver.js";
 import { elementsToFloat32 } from "../../../src/checkpoint/element-types.js";
 import { floatToHalfBits } from "../../../src/checkpoint/half.js";
 import { EngineKernels } from "../../../src/engine/cuda/kernels.js";
-import { codeOffset, packedBytes, pageLayout, siteGeometry } from "../../../src/engine/cuda/layout.js";
+import {
+  codeOffset,
+  packedBytes,
+  pageLayout,
+  siteGeometry,
+} from "../../../src/engine/cuda/layout.js";
 import type { MemoryDevice } from "../../../src/engine/cuda/weights.js";
 
 const FILES = ["attention_decode", "attention_prefill", "gemm", "half", "heads", "outer", "site"];
@@ -30,7 +35,10 @@ function declaredKernels(): Map<string, string> {
     for (const [, name, list] of source.matchAll(
       /extern "C" __global__ void[^{;]*?\b(\w+)\(([^()]*)\)\s*\{/g,
     ))
-      found.set(`engine/${file} ${name}`, signatureOf(list === "PARAMETERS" ? (macro ?? "") : list));
+      found.set(
+        `engine/${file} ${name}`,
+        signatureOf(list === "PARAMETERS" ? (macro ?? "") : list),
+      );
   }
   return found;
 }
@@ -40,7 +48,10 @@ function signatureOf(list: string): string {
   return list
     .split(",")
     .map((parameter) => {
-      const words = parameter.trim().replace(/^const /, "").split(/\s+/);
+      const words = parameter
+        .trim()
+        .replace(/^const /, "")
+        .split(/\s+/);
       // `i64 a, b` in a macro, and `const u8 *a, const i8 *b`.
       if (words.length > 1) type = words[0];
       if (parameter.includes("*")) return "p";
@@ -88,6 +99,8 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
   >();
   private readonly graphs = new Map<number, Launch[]>();
   private recording: Launch[] | undefined;
+  /** Where the last address was found. */
+  private latest: Allocation | undefined;
   private next = 2 ** 40;
 
   constructor(capability = 90) {
@@ -159,6 +172,7 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
   }
 
   free(pointer: number): void {
+    this.latest = undefined;
     if (!this.allocations.delete(pointer)) throw new Error(`address ${pointer} was not allocated`);
   }
 
@@ -188,9 +202,11 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
   }
 
   private find(pointer: number): Allocation {
+    const holds = ({ start, bytes }: Allocation) =>
+      pointer >= start && pointer < start + bytes.byteLength;
+    if (this.latest && holds(this.latest)) return this.latest;
     for (const allocation of this.allocations.values())
-      if (pointer >= allocation.start && pointer < allocation.start + allocation.bytes.byteLength)
-        return allocation;
+      if (holds(allocation)) return (this.latest = allocation);
     throw new Error(`address ${pointer} is in no memory of the device`);
   }
 
@@ -243,6 +259,7 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
   }
 
   private run(launch: Launch): void {
+    this.readRows.clear();
     switch (launch.kernel.name) {
       case "embed":
         this.embed(launch);
@@ -434,13 +451,13 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
       const feature = row % features;
       return Math.floor(feature / 128) * 256 + (feature % 128) + (row >= features ? 128 : 0);
     };
+    const sets = 1 + Math.max(...Array.from({ length: rows }, (_, row) => setOf(row)));
+    const places = Array.from({ length: columns }, (_, c) => codeOffset(capacity, 0, c));
+    const given = Array.from({ length: sets }, () => new Int8Array(columns));
     const value = (token: number, row: number) => {
       const set = setOf(row);
       let sum = 0;
-      for (let c = 0; c < columns; c++)
-        sum +=
-          codes[row * columns + c] *
-          activations[set * blocks * capacity * 128 + codeOffset(capacity, token, c)];
+      for (let c = 0; c < columns; c++) sum += codes[row * columns + c] * given[set][c];
       const at = orderOf(row);
       return (
         sum * scales[at] * tokenScales[set * capacity + token] +
@@ -449,6 +466,12 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
     };
     for (let token = 0; token < tokens; token++) {
       const to = this.view(Float32Array, out + 4 * token * outStride, features);
+      given.forEach((row, set) => {
+        const start = set * blocks * capacity * 128;
+        // Rows differ by 128 bytes and by which sixteens are exchanged.
+        for (let c = 0; c < columns; c++)
+          row[c] = activations[start + ((places[c] + token * 128) ^ ((token % 8) << 4))];
+      });
       for (let f = 0; f < features; f++) {
         const result = gated ? silu(value(token, f)) * value(token, features + f) : value(token, f);
         to[f] = EPILOGUE === 1 ? to[f] + result : result;
@@ -488,7 +511,15 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
     if (parts !== heads + 2 * kvHeads) throw new Error(`heads: ${parts} parts`);
     const factors = this.view(Float32Array, factorsAt, 4);
     const layout = pageLayout(DIM, BITS as 4 | 16);
-    const turned = (from: number, row: number, gain: number, matrix: number): Float64Array => {
+    const matrices = MATRIX
+      ? [this.square(qMatrix, DIM, DIM), this.square(kMatrix, DIM, DIM)]
+      : [undefined, undefined];
+    const turned = (
+      from: number,
+      row: number,
+      gain: number,
+      matrix?: Float64Array,
+    ): Float64Array => {
       const x = Float64Array.from(this.view(Float32Array, from, DIM));
       if (gain !== 0) normalize(x, this.view(Float32Array, gain, DIM), epsilon);
       const half = DIM / 2;
@@ -499,7 +530,7 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
           ? value * c[i] - x[half + i] * s[i]
           : value * c[i - half] + x[i - half] * s[i - half],
       );
-      return MATRIX ? kronecker(y, 1, DIM, undefined, this.square(matrix, DIM, DIM)) : y;
+      return kronecker(y, 1, DIM, undefined, matrix);
     };
     for (let task = 0; task < taskCount; task++) {
       const [first, count] = this.view(Int32Array, tasks + 8 * task, 2);
@@ -507,7 +538,7 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
         const page = cache + this.rest(Int32Array, pageOf)[row] * pageBytes;
         const slot = this.rest(Int32Array, slotOf)[row];
         for (let head = 0; head < heads; head++) {
-          const query = turned(q + 4 * (row * qStride + head * DIM), row, qGain, qMatrix);
+          const query = turned(q + 4 * (row * qStride + head * DIM), row, qGain, matrices[0]);
           const at = (row * heads + head) * DIM;
           if (OUT16)
             this.view(Uint16Array, out + 2 * at, DIM).set(query.map((x) => floatToHalfBits(x)));
@@ -518,15 +549,9 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
             const from = (part === 0 ? k : v) + 4 * (row * kvStride + head * DIM);
             const x =
               part === 0
-                ? turned(from, row, kGain, kMatrix)
+                ? turned(from, row, kGain, matrices[1])
                 : Float64Array.from(this.view(Float32Array, from, DIM));
-            const own = this.cached(
-              page + head * layout.bytes,
-              part,
-              slot,
-              DIM,
-              BITS as 4 | 16,
-            );
+            const own = this.cached(page + head * layout.bytes, part, slot, DIM, BITS as 4 | 16);
             if (BITS === 16) {
               own.halves().set(x.map((value) => floatToHalfBits(value)));
               continue;
@@ -546,6 +571,16 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
           }
       }
     }
+  }
+
+  /** Rows of the cache as they were read in this launch. */
+  private readonly readRows = new Map<number, Float64Array>();
+
+  private row(page: number, part: 0 | 1, slot: number, dim: number, bits: 4 | 16): Float64Array {
+    const key = page * 128 + part * 64 + slot;
+    let row = this.readRows.get(key);
+    if (!row) this.readRows.set(key, (row = this.cached(page, part, slot, dim, bits).read()));
+    return row;
   }
 
   private attendDecode({ kernel, grid: [splits, , count], args }: Launch): void {
@@ -628,8 +663,8 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
     for (let position = from; position < until; position++) {
       const number = this.rest(Int32Array, pages)[offset + Math.floor(position / 64)];
       const page = cache + number * pageBytes + kvHead * pageLayout(DIM, bits).bytes;
-      const key = this.cached(page, 0, position % 64, DIM, bits).read();
-      const value = this.cached(page, 1, position % 64, DIM, bits).read();
+      const key = this.row(page, 0, position % 64, DIM, bits);
+      const value = this.row(page, 1, position % 64, DIM, bits);
       const score = key.reduce((sum, x, c) => sum + x * query[c], 0) * scale * Math.LOG2E;
       seen.push({ score, value });
     }

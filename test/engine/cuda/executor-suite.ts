@@ -35,6 +35,8 @@ export interface ExecutorCase extends Extras {
   readonly text: () => Int32Array;
   /** Halves are kept in the cache, so that codes move in every row. */
   readonly rough?: boolean;
+  /** So many blocks that a code moves somewhere in most sequences, and moves others on its way. */
+  readonly deep?: boolean;
 }
 
 export interface ExecutorSuite {
@@ -90,7 +92,8 @@ function inChunks(
 
 const ones = (count: number) => Array<number>(count).fill(1);
 /** Pages that are neither first nor in order. */
-const pagesOf = (count: number, first = 1) => Int32Array.from({ length: count }, (_, i) => first + count - 1 - i);
+const pagesOf = (count: number, first = 1) =>
+  Int32Array.from({ length: count }, (_, i) => first + count - 1 - i);
 
 /** Index of the largest logit. */
 function argmax(logits: Float32Array): number {
@@ -132,7 +135,8 @@ export function describeExecutor(suite: ExecutorSuite): void {
           `     ${item.name} ${item.scheme}: short sequences, median ${median(distances).toExponential(1)}, ` +
             `largest ${Math.max(...distances).toExponential(1)}`,
         );
-        expect(median(distances)).toBeLessThanOrEqual(item.rough ? 0.1 : 2e-5);
+        const bound = item.rough ? 0.1 : item.deep ? 0.3 : 2e-5;
+        expect(median(distances)).toBeLessThanOrEqual(bound);
       });
 
       it("a text in one chunk, and token by token, is nearer to the simulated model than that to the original", () => {
@@ -162,9 +166,9 @@ export function describeExecutor(suite: ExecutorSuite): void {
           `     ${item.name} ${item.scheme}: ${length} tokens, prefill ${byPrefill.toExponential(1)}, decoding ` +
             `${byDecoding.toExponential(1)}, between them ${between.toExponential(1)}, the scheme's own noise ${noise.toExponential(1)}`,
         );
-        // A quarter is what the CPU's engine is held to where halves perturb every value, and below.
-        expect(byPrefill).toBeLessThanOrEqual(noise / 2);
-        expect(byDecoding).toBeLessThanOrEqual(noise / 2);
+        const share = item.deep ? 1 : 1 / 2;
+        expect(byPrefill).toBeLessThanOrEqual(noise * share);
+        expect(byDecoding).toBeLessThanOrEqual(noise * share);
       });
 
       it("chunks, batches and graphs give the same bits", () => {
@@ -241,7 +245,8 @@ export function describeExecutor(suite: ExecutorSuite): void {
         const ids = text(0, 50);
         engine.step([chunk(ids, 0, 40, Int32Array.of(2), "none")]);
         engine.copyPage(2, 0);
-        const next = (page: number) => joined(engine.step([chunk(ids, 40, 50, Int32Array.of(page))])[0]);
+        const next = (page: number) =>
+          joined(engine.step([chunk(ids, 40, 50, Int32Array.of(page))])[0]);
         const copy = next(0);
         expect(differentBits(next(2), copy)).toBe(0);
       });

@@ -79,7 +79,9 @@ describe("what the executor refuses", () => {
     expect(() => engine.step([{ ...one, pages: Int32Array.of(2) }])).toThrow(
       /page 2 does not exist; 2 are reserved/,
     );
-    expect(() => engine.step([{ ...one, tokens: Int32Array.of(1, 99) }])).toThrow(/outside the voc/);
+    expect(() => engine.step([{ ...one, tokens: Int32Array.of(1, 99) }])).toThrow(
+      /outside the voc/,
+    );
     expect(() => engine.step([{ ...one, tokens: new Int32Array() }])).toThrow(/no tokens/);
     expect(() => engine.copyPage(0, 5)).toThrow(/page 5 does not exist/);
     engine[Symbol.dispose]();
