@@ -1,5 +1,5 @@
 /**
- * Bundles the GPU lane into one file and runs it: `node scripts/bundle-cuda-tests.mjs [--only-bundle FILE]`. The suites
+ * Bundles the GPU lane into one file and runs it: `node scripts/bundle-cuda-tests.mjs [executor] [--only-bundle FILE]`. The suites
  * are written for vitest; here a few functions stand in for it (test/cuda/vitest-shim.ts), so that the lane runs on a
  * GPU machine that has Node.js and koffi only.
  */
@@ -32,8 +32,11 @@ const benches = {
   layer: "bench/cuda-layer.ts",
   engine: "bench/cuda-engine.ts",
 };
-const entry =
-  process.argv[2] === "bench" ? (benches[process.argv[3]] ?? benches.step) : "test/cuda/main.ts";
+const entries = {
+  bench: benches[process.argv[3]] ?? benches.step,
+  executor: "test/cuda/executor.ts",
+};
+const entry = entries[process.argv[2]] ?? "test/cuda/main.ts";
 const at = process.argv.indexOf("--only-bundle");
 const outfile = at > 0 ? resolve(process.argv[at + 1]) : join(root, "out", "cuda-tests.mjs");
 await bundle(entry, outfile);

@@ -131,13 +131,11 @@ export function prefillTables(pieces: readonly Piece[], chosen: readonly number[
   for (const piece of pieces) {
     const start = piece.chunk.start + piece.from;
     cutTasks(tasks, row, start, piece.rows);
-    for (let at = 0; at < piece.rows; at += QUERY_BLOCK)
-      blocks.push({
-        row: row + at,
-        rows: Math.min(QUERY_BLOCK, piece.rows - at),
-        position: start + at,
-        page,
-      });
+    for (let at = 0; at < piece.rows;) {
+      const count = Math.min(queriesAt(start + at), piece.rows - at);
+      blocks.push({ row: row + at, rows: count, position: start + at, page });
+      at += count;
+    }
     row += piece.rows;
     page += pagesOf(piece);
   }
@@ -157,6 +155,16 @@ export function prefillTables(pieces: readonly Piece[], chosen: readonly number[
     words.set([block.row, block.rows, block.position, block.page], layout.attention + 4 * i),
   );
   return { layout, words };
+}
+
+/**
+ * Queries of a block that begins at a position: to the end of a page begun, else QUERY_BLOCK. So the rows that a warp takes
+ * together end in one page, wherever a chunk begins; a page that comes after all of a row's tokens would leave its sums as
+ * they are but for the last bits, which the matrix units round off beside factors of zero.
+ */
+function queriesAt(position: number): number {
+  const begun = position % PAGE_TOKENS;
+  return begun === 0 ? QUERY_BLOCK : PAGE_TOKENS - begun;
 }
 
 /**
