@@ -36,6 +36,9 @@ const print = (line: string) => process.stdout.write(`${line}\n`);
 const flag = process.argv.indexOf("--json");
 const jsonFile = flag > 0 ? process.argv[flag + 1] : undefined;
 const quick = process.argv.includes("--quick");
+/** Only scenarios whose title has this in it, and no ceilings. */
+const onlyAt = process.argv.indexOf("--only");
+const only = onlyAt > 0 ? process.argv[onlyAt + 1] : "";
 const results: Record<string, number | string> = {};
 
 using device = new CudaEngineDevice();
@@ -304,7 +307,7 @@ function quantizedCalls(
   const { halves, transforms, precise } = options;
   const pageBytes = HEADS * pageLayout(HEAD_DIM, 4).bytes;
   const width = halves ? 2 : 4;
-  const splits = decoding ? k.splitsFor(SHAPE, step.sequences, step.pagesEach) : 1;
+  const splits = decoding ? k.splitsFor({ ...SHAPE, kept: 4 }, step.sequences, step.pagesEach) : 1;
   const at = { codes, tokenScale: scales, tokens: rows, capacity };
   const shared = { tokens: rows, clips, sets: 1, capacity, codes, scales, bits: 4, precise };
   const site = (name: "attnIn" | "attnOut" | "mlpIn" | "mlpDown") => {
@@ -426,7 +429,7 @@ function halfCalls(
   const { x, buffers } = space;
   const { a, b, q, codes: normed, partial } = buffers;
   const decoding = rows === step.sequences;
-  const splits = decoding ? k.splitsFor(SHAPE, step.sequences, step.pagesEach) : 1;
+  const splits = decoding ? k.splitsFor({ ...SHAPE, kept: 16 }, step.sequences, step.pagesEach) : 1;
   const pageBytes = HEADS * pageLayout(HEAD_DIM, 16).bytes;
   const common = { ...SHAPE, kept: 16 as const, pages: step.pages, window: 0, cache, pageBytes };
   const product = (
@@ -579,6 +582,7 @@ function scenario(
   quantized: readonly QuantizedLayer[],
   half: readonly HalfLayer[],
 ): void {
+  if (!title.includes(only)) return;
   const decoding = each === 1;
   const step = stepOf(sequences, each, decoding ? CACHED : 0);
   const space = spaceFor(step.rows, false);
@@ -640,6 +644,16 @@ function scenario(
       `  ${name}, each kernel in a graph of its own: ${names.map((part, i) => `${part} ${spent[i].toFixed(1)}`).join(", ")}`,
     );
     parts.forEach((graph) => driver.destroyGraph(graph));
+    if (index > 0 || !decoding) continue;
+    // What each kernel adds to those before it, launches overlapping: graphs of the first 1, 2, … kernels of each layer.
+    const prefixes = names.map((_, n) =>
+      capture(() => runAll(layers.map((c) => c.slice(0, n + 1)))),
+    );
+    const reached = timed(prefixes, prepare, 9).map((t) => t / LAYERS);
+    print(
+      `  ${name}, added to the kernels before: ${names.map((part, i) => `${part} ${(reached[i] - (reached[i - 1] ?? 0)).toFixed(1)}`).join(", ")}`,
+    );
+    prefixes.forEach((graph) => driver.destroyGraph(graph));
   }
   [...graphs, ordered].forEach((graph) => driver.destroyGraph(graph));
   device.synchronize();
@@ -719,7 +733,7 @@ function ceilings(): void {
 print(
   `${driver.info.name}, ${driver.info.multiprocessors} multiprocessors, driver ${driver.info.driverVersion}`,
 );
-ceilings();
+if (only === "") ceilings();
 const quantized = Array.from({ length: LAYERS }, quantizedLayer);
 const half = Array.from({ length: LAYERS }, halfLayer);
 scenario("prefill 2048", 1, 2048, quantized, half);

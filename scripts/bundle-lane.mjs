@@ -1,5 +1,5 @@
 /**
- * Bundles a lane into one file and runs it: `node scripts/bundle-lane.mjs cuda|levels|step|layer [--only-bundle FILE]
+ * Bundles a lane into one file and runs it: `node scripts/bundle-lane.mjs cuda|executor|levels|step|layer|engine [--only-bundle FILE]
  * [ARGUMENTS]`. The suites are written for vitest; here a few functions stand in for it (test/cuda/vitest-shim.ts), so
  * that a lane runs on a machine that has Node.js and koffi only: one with a GPU, or with another processor.
  */
@@ -29,9 +29,11 @@ export async function bundle(entry, outfile) {
 
 const lanes = {
   cuda: "test/cuda/main.ts",
+  executor: "test/cuda/executor.ts",
   levels: "test/levels/main.ts",
   step: "bench/cuda-step.ts",
   layer: "bench/cuda-layer.ts",
+  engine: "bench/cuda-engine.ts",
 };
 const [name = "cuda", ...rest] = process.argv.slice(2);
 if (!Object.hasOwn(lanes, name)) {
@@ -44,7 +46,11 @@ await bundle(lanes[name], outfile);
 if (at < 0) {
   const { status } = spawnSync(process.execPath, [outfile, ...rest], {
     stdio: "inherit",
-    env: { PLANISH_GOLDEN: join(root, "test", "golden"), ...process.env },
+    env: {
+      PLANISH_GOLDEN: join(root, "test", "golden"),
+      PLANISH_TINY_LLAMA: join(root, "models", "tiny-llama"),
+      ...process.env,
+    },
   });
   process.exitCode = status ?? 1;
 }

@@ -30,6 +30,8 @@ export interface Executor extends Disposable {
   readonly bytesPerPage: number;
   /** Bytes of weights as they lie in memory. */
   readonly weightBytes: number;
+  /** Bytes that the device has left for pages; absent: they lie in the machine's own memory. */
+  freeBytes?(): number;
   /** Makes room for this many pages; what earlier pages held is lost. @throws PlanishError when memory is short. */
   reserve(pages: number): void;
   /** Copies one page's contents over another's, so that a shared, half-filled page can be continued twice. */

@@ -1,5 +1,6 @@
 /** From a path to an executor: which arithmetic runs a model, and how much memory its cache gets. */
 import { freemem } from "node:os";
+import { cudaDeviceCount } from "../backend/cuda/driver.js";
 import { openBackend, type Device } from "../backend/open.js";
 import { nativeLibraryExists } from "../backend/cpu/library.js";
 import { openCheckpoint } from "../checkpoint/open.js";
@@ -10,6 +11,7 @@ import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { isArtifact, readQuantizationInfo } from "../quantize/artifact.js";
 import { loadModel } from "../quantize/load.js";
 import { parseScheme } from "../quantize/scheme.js";
+import { NoCudaKernel, openCudaExecutor } from "./cuda/index.js";
 import type { Executor } from "./executor.js";
 import { openIntegerExecutor } from "./integer/index.js";
 import { linearKind } from "./integer/source.js";
@@ -17,7 +19,10 @@ import type { EngineInfo } from "./protocol.js";
 import { SimulatedExecutor } from "./simulated-executor.js";
 
 export interface OpenExecutorOptions {
-  /** What computes; another device than the processor runs the simulated arithmetic. */
+  /**
+   * What computes (default: the processor). `cuda` runs what its kernels take with integers, the rest simulated; `auto`
+   * is `cuda` where a GPU works, else the processor; `reference` is always simulated.
+   */
   readonly device?: Device;
   readonly threads?: number;
   /** Run the simulated arithmetic in float32 (the oracle) where there are low-bit kernels too. */
@@ -36,17 +41,54 @@ export interface OpenedExecutor extends Disposable {
 /** @throws PlanishError when the path holds no model, or one that cannot run here. */
 export function openExecutor(path: string, options: OpenExecutorOptions = {}): OpenedExecutor {
   const scheme = isArtifact(path) ? readQuantizationInfo(path).scheme : undefined;
-  return runsOnKernels(scheme, options)
-    ? openNative(path, scheme, options)
-    : openSimulated(path, scheme, options);
+  const device = chooseDevice(options);
+  const chosen = { ...options, device };
+  if (!options.simulated) {
+    if (device === "cuda") {
+      const executor = openOnGpu(path, chosen);
+      if (executor) return opened(path, scheme, executor);
+    } else if (runsOnKernels(scheme, chosen))
+      return opened(path, scheme, openIntegerExecutor(path, { threads: options.threads }));
+  }
+  return openSimulated(path, scheme, chosen);
+}
+
+/** `auto`: the GPU where one works, else what `openBackend` takes without being asked; what was taken is told. */
+function chooseDevice({ device, progress = silentProgress }: OpenExecutorOptions) {
+  if (device !== "auto") return device;
+  try {
+    if (cudaDeviceCount() > 0) {
+      progress.note("device: cuda");
+      return "cuda";
+    }
+    progress.note("device: cpu; no GPU: the driver reports none");
+  } catch (error) {
+    if (!(error instanceof PlanishError)) throw error;
+    progress.note(`device: cpu; no GPU: ${error.message.replace(/^--device cuda:? ?/, "")}`);
+  }
+  return undefined;
+}
+
+/** The executor on the GPU's kernels, or undefined, with the reason told, for a model that they do not take. */
+function openOnGpu(
+  path: string,
+  { progress = silentProgress }: OpenExecutorOptions,
+): Executor | undefined {
+  try {
+    return openCudaExecutor(path);
+  } catch (error) {
+    if (!(error instanceof NoCudaKernel)) throw error;
+    progress.warn(`${error.message}: it runs simulated in float32 on the GPU, slower`);
+    return undefined;
+  }
 }
 
 /** Whether the processor's own kernels run a model; why not, where that is not what was asked for. */
 function runsOnKernels(
   scheme: string | undefined,
-  { device = "cpu", simulated = false, progress = silentProgress }: OpenExecutorOptions,
+  { device = "cpu", progress = silentProgress }: OpenExecutorOptions,
 ): boolean {
-  if (simulated || device !== "cpu" || !nativeLibraryExists()) return false;
+  if (device !== "cpu" || !nativeLibraryExists()) return false;
   if (scheme === undefined) return true;
   try {
     linearKind(parseScheme(scheme));
@@ -58,12 +100,7 @@ function runsOnKernels(
   }
 }
 
-function openNative(
-  path: string,
-  scheme: string | undefined,
-  { threads }: OpenExecutorOptions,
-): OpenedExecutor {
-  const executor = openIntegerExecutor(path, { threads });
+function opened(path: string, scheme: string | undefined, executor: Executor): OpenedExecutor {
   try {
     using checkpoint = openCheckpoint(path);
     return {
@@ -106,11 +143,14 @@ function openSimulated(
   }
 }
 
-/** Share of the free memory that the cache takes by default. */
-const DEFAULT_SHARE = 1 / 4;
+/** Share of the free memory that the cache takes by default: of the machine's own, and of a GPU's, which has no other use. */
+const DEFAULT_SHARE = { machine: 1 / 4, device: 3 / 4 };
 
 export interface CacheOptions {
-  /** Bytes for the KV cache; default: a quarter of the free memory, or what all sequences can use if that is less. */
+  /**
+   * Bytes for the KV cache; default: a quarter of the free memory (three quarters of a GPU's), or what all sequences can
+   * use if that is less.
+   */
   readonly kvMemory?: number;
   readonly maxRunning: number;
 }
@@ -118,16 +158,19 @@ export interface CacheOptions {
 /** Pages that fit the budget. @throws PlanishError when none does, or the budget exceeds the free memory. */
 export function pagesFor(executor: Executor, { kvMemory, maxRunning }: CacheOptions): number {
   const { config, pageTokens, bytesPerPage } = executor;
-  const free = freemem();
+  const onDevice = executor.freeBytes?.();
+  const free = onDevice ?? freemem();
   if (kvMemory !== undefined && kvMemory > free)
     throw new PlanishError(
       `the KV cache is to take ${formatBytes(kvMemory)}, and ${formatBytes(free)} of memory are free; give less (--kv-memory)`,
     );
+  const budget =
+    kvMemory ?? free * (onDevice === undefined ? DEFAULT_SHARE.machine : DEFAULT_SHARE.device);
   const useful = maxRunning * Math.ceil(config.maxPositions / pageTokens);
-  const pages = Math.min(useful, Math.floor((kvMemory ?? free * DEFAULT_SHARE) / bytesPerPage));
+  const pages = Math.min(useful, Math.floor(budget / bytesPerPage));
   if (pages < 1)
     throw new PlanishError(
-      `a KV cache of ${formatBytes(kvMemory ?? free * DEFAULT_SHARE)} holds no page of ${pageTokens} tokens (${formatBytes(bytesPerPage)}); give more (--kv-memory)`,
+      `a KV cache of ${formatBytes(budget)} holds no page of ${pageTokens} tokens (${formatBytes(bytesPerPage)}); give more (--kv-memory)`,
     );
   return pages;
 }

@@ -32,28 +32,40 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["WGMMA=0", "TOKENS=64", "EPILOGUE=1", "WBITS=8"],
     ["TOKENS=8", "SPLIT=8"],
     ["TOKENS=64", "SPLIT=4", "STAGES=3", "EPILOGUE=2"],
-    ["TOKENS=128", "STAGES=6", "EPILOGUE=2", "OUT16=1"],
-    ["TOKENS=128", "STAGES=4", "WBITS=8", "EPILOGUE=1"],
+  ],
+  "engine/gemm_prefill": [
+    ["STAGES=6", "EPILOGUE=2", "OUT16=1"],
+    ["STAGES=6", "EPILOGUE=1"],
+    ["STAGES=6", "OUT16=1"],
+    ["STAGES=4", "WBITS=8", "EPILOGUE=1"],
   ],
   "engine/site": [
     ["LEFT=64", "RIGHT=64"],
     ["LEFT=86", "RIGHT=128", "INPUT=0", "IN16=1", "TAIL=0"],
+    ["LEFT=86", "RIGHT=128", "INPUT=0", "BM=16"],
     ["LEFT=32", "RIGHT=128", "HAS_RIGHT=0", "INPUT=3"],
     ["LEFT=7", "RIGHT=11", "INPUT=2", "QMAX=127"],
   ],
   "engine/heads": [
     ["DIM=128"],
     ["DIM=32", "MATRIX=0"],
+    ["DIM=96"],
     ["DIM=128", "IN16=1", "OUT16=1"],
     ["DIM=128", "MATRIX=0", "BITS=16", "IN16=1", "OUT16=1"],
   ],
   "engine/attention_decode": [["DIM=128"], ["DIM=32"], ["DIM=128", "BITS=16", "OUT16=1"]],
+  "engine/outer": [
+    ["NT=1", "BF16=1"],
+    ["NT=2"],
+    ["NT=4", "NORM=0", "WBITS=8"],
+    ["NT=8", "BF16=1", "GATED=1"],
+  ],
   "engine/attention_prefill": [["DIM=128"], ["DIM=64"], ["DIM=128", "BITS=16", "OUT16=1"]],
 };
 
 /** Hopper's own instructions, which other architectures have not. */
 const hopperOnly = (name: string, defines: readonly string[]) =>
-  name === "engine/gemm" && !defines.includes("WGMMA=0");
+  name.startsWith("engine/gemm") && !defines.includes("WGMMA=0");
 
 let failures = 0;
 for (const architecture of architectures) {

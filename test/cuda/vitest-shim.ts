@@ -126,13 +126,18 @@ export const it = test;
 export const beforeAll = (run: () => unknown): number => before.push(run);
 export const afterAll = (run: () => unknown): number => after.push(run);
 
-/** Runs everything that was registered; prints failures as they come. Returns how many passed and failed. */
+/**
+ * Runs everything that was registered, or only what has `only` in its name; prints failures as they come. Returns how
+ * many passed and failed.
+ */
 export async function runRegistered(
   print: (line: string) => void,
+  only = "",
 ): Promise<{ passed: number; failed: number }> {
   const counts = { passed: 0, failed: 0 };
   for (const run of before) await run();
   for (const { name, run } of registered) {
+    if (!name.includes(only)) continue;
     try {
       await run();
       counts.passed++;

@@ -42,8 +42,12 @@ __device__ __forceinline__ float reciprocal(float x) {
 
 __device__ __forceinline__ u32 packHalf(float low, float high) {
   u32 result;
+#if __CUDA_ARCH__ >= 900
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+#else
   low = fminf(fmaxf(low, -HALF_MAX), HALF_MAX), high = fminf(fmaxf(high, -HALF_MAX), HALF_MAX);
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+#endif
   return result;
 }
 

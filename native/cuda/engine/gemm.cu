@@ -1,241 +1,20 @@
-// The engine's integer product: out[token][feature] = codes · weights, times the token's and the feature's scales.
+// The integer product of few tokens (gemm.cuh), limited by reading weights: up to eight blocks of a cluster share a tile's
+// columns and add their sums through distributed shared memory; 32-bit integer sums do not depend on the order. Without
+// wgmma (before Hopper, and as a check) the same product with mma.sync, for any number of tokens.
 //
-// Weights are the A operand and stay in registers: 4-bit codes are widened there (code·16 in a byte: one AND, and one
-// shift more for the other nibble; the sum is divided by 16 in the scales, which is exact). Tokens are the columns, so
-// one kernel serves prefill (128 tokens per block, limited by the matrix units) and decode (8 … 64 tokens, limited by
-// reading weights). A block computes 256 features: two warpgroups, each two tiles of 64; a thirteenth of its shared
-// memory traffic is weights. In decode SPLIT blocks of a cluster share a tile's columns and add their sums through
-// distributed shared memory; 32-bit integer sums do not depend on the order.
-//
-// Macros: WBITS 4 or 8; TOKENS 8 … 128; SPLIT 1 … 8; STAGES; EPILOGUE 0 store, 1 add to out (f32), 2 SiLU(gate)·up (the
-// first tile of a warpgroup holds gate, the second up); OUT16 1: halves; WGMMA 0: mma.sync (before Hopper, and as a check).
-//
-// Weights: [tile of 256][block of 128 columns][warpgroup][tile of 64][half block][thread][16·WBITS/4 bytes], what a
-// thread of mma holds as A; src/engine/cuda/weights.ts packs them. Codes: engine.cuh, codeOffset.
-#include "engine/wgmma.cuh"
-
-#ifndef WBITS
-#define WBITS 4
-#endif
+// Macros: gemm.cuh's, and SPLIT 1 … 8; STAGES; WGMMA 0: mma.sync.
 #ifndef TOKENS
-#define TOKENS 128
+#define TOKENS 64
 #endif
-#ifndef SPLIT
-#define SPLIT 1
-#endif
-#ifndef STAGES
-#define STAGES 4
-#endif
-#ifndef EPILOGUE
-#define EPILOGUE 0
-#endif
-#ifndef OUT16
-#define OUT16 0
-#endif
+#include "engine/gemm.cuh"
+
 #ifndef WGMMA
 #define WGMMA 1
 #endif
 
-#define STORE 0
-#define ADD 1
-#define GATED 2
-
-constexpr int FEATURES = 256;
-constexpr int WEIGHT_BYTES = FEATURES * 128 * WBITS / 8;
-constexpr int CODE_BYTES = TOKENS * 128;
-[[maybe_unused]] constexpr int STAGE_BYTES = WEIGHT_BYTES + CODE_BYTES;
-constexpr int SUMS = TOKENS / 2;  // per thread and tile of 64
-constexpr int CONSUMERS = 256;
-// With 128 tokens a consumer needs more registers than an even share: the producer is a warpgroup that gives its own away.
-constexpr bool UNEVEN = TOKENS == 128;
-[[maybe_unused]] constexpr int THREADS = CONSUMERS + (UNEVEN ? 128 : 32);
-constexpr float UNIT = WBITS == 4 ? 1.f / 16 : 1.f;
-
-struct Problem {
-  const u8* weights;
-  const i8* codes;
-  const float* tokenScale;
-  const float* featureScale;
-  const float* bias;
-  void* out;
-  i64 tokens, capacity, blocks, features, outStride, firstOfSet1, firstOfSet2;
-};
-
-// Codes and scales of the set that a tile of features reads.
-__device__ __forceinline__ int setOf(const Problem& p, i64 tile) {
-  return tile >= p.firstOfSet2 ? 2 : tile >= p.firstOfSet1 ? 1 : 0;
-}
-
-// Feature of a thread's row 8h + g of tile `t` (of 64) in this warp, relative to the block of features.
-__device__ __forceinline__ int featureOf(int warpgroup, int warp, int t, int h, int g) {
-  if (EPILOGUE == GATED) return warpgroup * 64 + warp * 16 + 4 * (g / 2) + 2 * h + g % 2;
-  return warpgroup * 128 + warp * 32 + 8 * (g / 2) + 4 * t + 2 * h + g % 2;
-}
-
-__device__ __forceinline__ u32 transposed(u32 pair) {
-  u32 result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
-  return result;
-}
-
-__device__ __forceinline__ float silu(float x) {
-  return x * sigmoidf(x);
-}
-
-// Values of one feature (two tiles for GATED) and one token.
-__device__ __forceinline__ void put(const Problem& p, i64 token, i64 feature, float value) {
-  if (token >= p.tokens || feature >= p.features) return;
-  const i64 at = token * p.outStride + feature;
-  if (OUT16) ((u16*)p.out)[at] = toHalf(value);
-  else if (EPILOGUE == ADD) ((float*)p.out)[at] += value;
-  else ((float*)p.out)[at] = value;
-}
-
-// A warp's sums to memory. After exchanging rows and columns among the lanes, a lane has 8 (GATED: 4) consecutive
-// features of one token.
-__device__ __forceinline__ void storeSums(const Problem& p, int (&sums)[2][SUMS], int warpgroup, int warp, i64 tile,
-                                          i64 token0, const float* tokenScale) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
-  const i64 base = tile * (EPILOGUE == GATED ? FEATURES / 2 : FEATURES);
-  float scale[2][2], bias[2][2];
-#pragma unroll
-  for (int t = 0; t < 2; t++)
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      // Scales are listed in the order of rows as they are packed: gate's, then up's, for GATED.
-      const i64 f = tile * FEATURES + (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + featureOf(warpgroup, warp, t, h, g);
-      scale[t][h] = p.featureScale[f] * UNIT;
-      bias[t][h] = p.bias ? p.bias[f] : 0.f;
-    }
-  const i64 first = base + (EPILOGUE == GATED ? warpgroup * 64 + warp * 16 + 4 * t4 : warpgroup * 128 + warp * 32 + 8 * t4);
-  const int width = EPILOGUE == GATED ? 4 : 8;
-  const bool wide = first + width <= p.features && p.outStride % 8 == 0;
-#pragma unroll
-  for (int j = 0; j < TOKENS / 8; j++) {
-    float s[2];
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-      const i64 token = token0 + 8 * j + 2 * t4 + e;
-      s[e] = token < p.tokens ? tokenScale[token] : 0.f;
-    }
-    float v[2][2][2];  // tile, h, e
-#pragma unroll
-    for (int t = 0; t < 2; t++)
-#pragma unroll
-      for (int h = 0; h < 2; h++)
-#pragma unroll
-        for (int e = 0; e < 2; e++)
-          v[t][h][e] = (float)sums[t][4 * j + 2 * h + e] * (scale[t][h] * s[e]) + bias[t][h];
-    const i64 token = token0 + 8 * j + g;
-    if (OUT16) {
-      u32 word[4];
-      if (EPILOGUE == GATED) {
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-          word[h] = transposed(packHalf(silu(v[0][h][0]) * v[1][h][0], silu(v[0][h][1]) * v[1][h][1]));
-      } else {
-#pragma unroll
-        for (int t = 0; t < 2; t++)
-#pragma unroll
-          for (int h = 0; h < 2; h++) word[2 * t + h] = transposed(packHalf(v[t][h][0], v[t][h][1]));
-      }
-      if (token < p.tokens) {
-        u16* to = (u16*)p.out + token * p.outStride + first;
-        if (wide) {
-          if (EPILOGUE == GATED) *(uint2*)to = make_uint2(word[0], word[1]);
-          else *(uint4*)to = make_uint4(word[0], word[1], word[2], word[3]);
-        } else {
-#pragma unroll
-          for (int i = 0; i < width; i++)
-            if (first + i < p.features) to[i] = (u16)(word[i / 2] >> (16 * (i % 2)));
-        }
-      }
-    } else {
-      float r[8];
-#pragma unroll
-      for (int i = 0; i < width / 2; i++) {
-        const int t = EPILOGUE == GATED ? 0 : i / 2, h = i % 2;
-        float a = v[t][h][0], b = v[t][h][1];
-        if (EPILOGUE == GATED) a = silu(v[0][h][0]) * v[1][h][0], b = silu(v[0][h][1]) * v[1][h][1];
-        const u32 low = transposed(__byte_perm(__float_as_uint(a), __float_as_uint(b), 0x5410));
-        const u32 high = transposed(__byte_perm(__float_as_uint(a), __float_as_uint(b), 0x7632));
-        r[2 * i] = __uint_as_float(__byte_perm(low, high, 0x5410));
-        r[2 * i + 1] = __uint_as_float(__byte_perm(low, high, 0x7632));
-      }
-      if (token < p.tokens) {
-        float* to = (float*)p.out + token * p.outStride + first;
-        if (wide) {
-#pragma unroll
-          for (int q = 0; q < width / 4; q++) {
-            f4 word = {r[4 * q], r[4 * q + 1], r[4 * q + 2], r[4 * q + 3]};
-            if (EPILOGUE == ADD) {
-              const f4 old = *(const f4*)(to + 4 * q);
-              word.x += old.x, word.y += old.y, word.z += old.z, word.w += old.w;
-            }
-            *(f4*)(to + 4 * q) = word;
-          }
-        } else {
-#pragma unroll
-          for (int i = 0; i < width; i++)
-            if (first + i < p.features) to[i] = EPILOGUE == ADD ? to[i] + r[i] : r[i];
-        }
-      }
-    }
-  }
-}
-
-// A thread's A operand for 32 columns from its packed bytes.
-__device__ __forceinline__ void widen(const uint4& words, u32 (&a)[2][4]) {
-  const u32 w[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-  for (int s = 0; s < 2; s++)
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      a[s][2 * i] = (w[2 * s + i] << 4) & 0xf0f0f0f0u;
-      a[s][2 * i + 1] = w[2 * s + i] & 0xf0f0f0f0u;
-    }
-}
-
-__device__ __forceinline__ void operandA(const u8* from, u32 (&a)[2][4]) {
-  if (WBITS == 4) {
-    widen(*(const uint4*)from, a);
-  } else {
-#pragma unroll
-    for (int s = 0; s < 2; s++) {
-      const uint4 w = *(const uint4*)(from + 16 * s);
-      a[s][0] = w.x, a[s][1] = w.y, a[s][2] = w.z, a[s][3] = w.w;
-    }
-  }
-}
-
-#define PARAMETERS                                                                                                      \
-  const u8 *weights, const i8 *codes, const float *tokenScale, const float *featureScale, const float *bias, void *out, \
-      i64 tokens, i64 capacity, i64 blocks, i64 features, i64 outStride, i64 firstOfSet1, i64 firstOfSet2
-#define PROBLEM                                                                                                         \
-  {weights, codes, tokenScale, featureScale, bias, out, tokens, capacity, blocks, features, outStride, firstOfSet1, firstOfSet2}
-
 #if WGMMA
 
-__device__ __forceinline__ void waitBarrier(u32 barrier, u32 parity) {
-  asm volatile(
-      "{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra done; bra again; done:}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void bulkCopy(u32 to, const void* from, u32 bytes, u32 barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
-               "r"(bytes), "r"(barrier)
-               : "memory");
-}
-
-__device__ __forceinline__ void clusterSync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
+constexpr int THREADS = CONSUMERS + 32;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if SPLIT > 1
@@ -263,7 +42,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const int warp = threadIdx.x / 32;
   int sums[2][SUMS];
   if (warp >= CONSUMERS / 32) {
-    if (UNEVEN) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == CONSUMERS) {
       const u8* from = p.weights + (tile * p.blocks + begin) * WEIGHT_BYTES;
       const i8* with = p.codes + ((i64)set * p.blocks + begin) * p.capacity * 128 + token0 * 128;
@@ -289,7 +67,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncwarp();
   } else {
-    if (UNEVEN) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int warpgroup = warp / 4, thread = threadIdx.x % 128;
     u32 a[2][2][2][4];  // half block, tile, step of 32 columns
     const int count = (int)(end - begin);
@@ -325,7 +102,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int i = 0; i < SUMS; i++) asm volatile("" : "+r"(sums[t][i])::"memory");
     waitForEarlier();
     const float* tokenScales = p.tokenScale + (i64)set * p.capacity;
-    if (SPLIT == 1) storeSums(p, sums, warpgroup, warp % 4, tile, token0, tokenScales);
+    if (SPLIT == 1)
+      storeSums(p, sums, warpgroup, warp % 4, tile, token0, tokenScales + token0, p.featureScale + tile * FEATURES,
+                p.bias ? p.bias + tile * FEATURES : nullptr);
   }
   if (SPLIT > 1) {
     int* mine = (int*)memory;
@@ -418,7 +197,8 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS) gemm(PARAMETERS) {
         }
     }
   }
-  storeSums(p, sums, warpgroup, warp % 4, tile, token0, p.tokenScale + (i64)set * p.capacity);
+  storeSums(p, sums, warpgroup, warp % 4, tile, token0, p.tokenScale + (i64)set * p.capacity + token0,
+            p.featureScale + tile * FEATURES, p.bias ? p.bias + tile * FEATURES : nullptr);
 }
 
 #endif

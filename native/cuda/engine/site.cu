@@ -9,7 +9,8 @@
 // some thousandths of cases, by one).
 //
 // Macros: LEFT, RIGHT: sizes of the row as LEFT×RIGHT; HAS_LEFT, HAS_RIGHT: whether there is a matrix; INPUT 0 plain,
-// 1 RMS norm, 2 SiLU(x)·x2, 3 splits of attention; IN16: halves (INPUT 0, 2); TAIL; QMAX 7 or 127.
+// 1 RMS norm, 2 SiLU(x)·x2, 3 splits of attention; IN16: halves (INPUT 0, 2); TAIL; QMAX 7 or 127; HEIGHT: what rows are
+// padded to; BM: rows that a warp computes.
 #include "engine/engine.cuh"
 
 #ifndef LEFT
@@ -37,6 +38,13 @@
 #define QMAX 7
 #endif
 
+#ifndef HEIGHT
+#define HEIGHT (LEFT * RIGHT > 8192 ? 32 : 16)
+#endif
+#ifndef BM
+#define BM HEIGHT
+#endif
+
 #define PLAIN 0
 #define RMS 1
 #define SILU_UP 2
@@ -47,50 +55,99 @@ constexpr int upTo(int n, int multiple) {
 }
 
 // A warp computes BM×32 of the row.
-constexpr int BM = LEFT * RIGHT > 8192 ? 32 : 16;
-constexpr int ROWS = upTo(LEFT, BM), COLS = upTo(RIGHT, 32);
+constexpr int ROWS = upTo(LEFT, HEIGHT), COLS = upTo(RIGHT, 32);
 constexpr int WARPS = (ROWS / BM) * (COLS / 32);
 constexpr int THREADS = WARPS * 32;
 constexpr int TILE_STRIDE = COLS + 8, LEFT_STRIDE = ROWS + 8, RIGHT_STRIDE = COLS + 8;
 constexpr int WIDTH = LEFT * RIGHT, BLOCKS = upTo(WIDTH, 128) / 128;
 // Elements that a thread loads at once, and how often.
-constexpr int V = RIGHT % 4 == 0 ? 4 : 1;
+constexpr bool PACKED = IN16 && RIGHT % 8 == 0;
+constexpr int V = PACKED ? 8 : !IN16 && RIGHT % 4 == 0 ? 4 : 1;
 constexpr int ITEMS = (WIDTH / V + THREADS - 1) / THREADS;
 constexpr int TILE = ROWS * TILE_STRIDE;
-constexpr int LEFT_HALVES = HAS_LEFT ? ROWS * LEFT_STRIDE : 0;
+constexpr int LEFT_HALVES = HAS_LEFT ? ROWS * LEFT_STRIDE : 0, RIGHT_HALVES = HAS_RIGHT ? COLS * RIGHT_STRIDE : 0;
+// Halves that stay halves: they are only multiplied by a power of two.
+constexpr bool DIRECT = PACKED && INPUT == PLAIN && !TAIL;
 
-static_assert(WARPS <= 32, "a row of this size does not fit one block");
+static_assert(WARPS <= 32 && HEIGHT % BM == 0, "a row of this size does not fit one block");
 
-__device__ __forceinline__ void loadValues(const void* from, i64 at, float (&v)[V]) {
-  if (IN16) {
-    const u16* p = (const u16*)from + at;
-    if (V == 4) {
-      const uint2 w = *(const uint2*)p;
-      v[0] = lowHalf(w.x), v[V > 1 ? 1 : 0] = highHalf(w.x), v[V > 2 ? 2 : 0] = lowHalf(w.y), v[V > 3 ? 3 : 0] = highHalf(w.y);
-    } else {
-      v[0] = fromHalf(*p);
-    }
+// What a thread holds of a row, as it lies in memory.
+struct Raw {
+  uint4 packed[PACKED ? ITEMS : 1], up[PACKED && INPUT == SILU_UP ? ITEMS : 1];
+  float plain[PACKED ? 1 : ITEMS][V], plainUp[!PACKED && INPUT == SILU_UP ? ITEMS : 1][V];
+};
+
+__device__ __forceinline__ void loadPlain(const void* from, i64 at, float (&v)[V]) {
+  if constexpr (V == 4) {
+    const f4 w = *(const f4*)((const float*)from + at);
+    v[0] = w.x, v[1] = w.y, v[2] = w.z, v[3] = w.w;
   } else {
-    const float* p = (const float*)from + at;
-    if (V == 4) {
-      const f4 w = *(const f4*)p;
-      v[0] = w.x, v[V > 1 ? 1 : 0] = w.y, v[V > 2 ? 2 : 0] = w.z, v[V > 3 ? 3 : 0] = w.w;
+    v[0] = IN16 ? fromHalf(((const u16*)from)[at]) : ((const float*)from)[at];
+  }
+}
+
+__device__ __forceinline__ void fetch(Raw& raw, const void* x, const void* x2, i64 row) {
+#pragma unroll
+  for (int it = 0; it < ITEMS; it++) {
+    const int e = (threadIdx.x + it * THREADS) * V;
+    if (e >= WIDTH) continue;
+    if constexpr (PACKED) {
+      raw.packed[it] = *(const uint4*)((const u16*)x + row + e);
+      if constexpr (INPUT == SILU_UP) raw.up[it] = *(const uint4*)((const u16*)x2 + row + e);
     } else {
-      v[0] = *p;
+      loadPlain(x, row + e, raw.plain[it]);
+      if constexpr (INPUT == SILU_UP) loadPlain(x2, row + e, raw.plainUp[it]);
     }
   }
 }
 
-// The largest of `a`, the largest of `b` and the sum of `c` over the block.
-__device__ __forceinline__ void reduce(float& a, float& b, float& c, float* shared) {
-  a = warpReduce<Max>(a), b = warpReduce<Max>(b), c = warpReduce<Sum>(c);
-  const int warp = threadIdx.x / 32;
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared[warp] = a, shared[32 + warp] = b, shared[64 + warp] = c;
-  __syncthreads();
-  a = shared[0], b = shared[32], c = shared[64];
+__device__ __forceinline__ void spreadHalves(const uint4& w, float (&v)[V]) {
+  if constexpr (V == 8) {
+    v[0] = lowHalf(w.x), v[1] = highHalf(w.x), v[2] = lowHalf(w.y), v[3] = highHalf(w.y);
+    v[4] = lowHalf(w.z), v[5] = highHalf(w.z), v[6] = lowHalf(w.w), v[7] = highHalf(w.w);
+  }
+}
+
+// Attention's splits joined. `tops`: their largest weight and total, [head][split], in shared memory.
+__device__ __forceinline__ void joinSplits(const float* x, i64 token, int splits, const float2* tops, int e, float (&v)[V]) {
+  const int head = e / RIGHT;
+  const float* const from = x + (token * LEFT + head) * splits * (RIGHT + 2) + e % RIGHT;
+  const float2* const mine = tops + head * splits;
+  float most = -INFINITE, total = 0.f;
+  for (int s = 0; s < splits; s++) most = fmaxf(most, mine[s].x);
+#pragma unroll 4
+  for (int s = 0; s < splits; s++) {
+    const float weight = mine[s].x == -INFINITE ? 0.f : powerOf2(mine[s].x - most);
+    total += weight * mine[s].y;
+    const float* const part = from + s * (RIGHT + 2);
+    if constexpr (V == 4 && RIGHT % 2 == 0) {
+      const float2 a = *(const float2*)part, b = *(const float2*)(part + 2);
+      v[0] += weight * a.x, v[1] += weight * a.y, v[2] += weight * b.x, v[3] += weight * b.y;
+    } else {
 #pragma unroll
-  for (int i = 1; i < WARPS; i++) a = fmaxf(a, shared[i]), b = fmaxf(b, shared[32 + i]), c += shared[64 + i];
+      for (int i = 0; i < V; i++) v[i] += weight * part[i];
+    }
+  }
+  const float inverse = total == 0.f ? 0.f : 1.f / total;
+#pragma unroll
+  for (int i = 0; i < V; i++) v[i] *= inverse;
+}
+
+__device__ __forceinline__ u32 maxHalf2(u32 a, u32 b) {
+  u32 result;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+__device__ __forceinline__ u32 mulHalf2(u32 a, u32 b) {
+  u32 result;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+// The largest over a warp of floats that are not negative, which order as integers do.
+__device__ __forceinline__ float warpLargest(float x) {
+  return __uint_as_float(__reduce_max_sync(FULL_MASK, __float_as_uint(x)));
 }
 
 // acc (BM×32 of this warp) = A · B: A at row m, B at column n, DEPTH/16 steps.
@@ -124,17 +181,18 @@ __device__ __forceinline__ void product(float (&acc)[BM / 16][4][4], const u16* 
   }
 }
 
-// x (and x2): [tokens][stride]. left, right: halves as they lie in shared memory, [ROWS][LEFT_STRIDE] and
-// [COLS][RIGHT_STRIDE]. clips: factors σ(c) [sets][2]. codes: [sets][block][capacity][128], scales [sets][capacity].
-// SPLITS: x is [token][RIGHT-wide heads][splits][RIGHT + 2]: sums, their maximum score and total weight.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// x (and x2): [tokens][stride], rows of halves 16-byte aligned. left, right: halves as they lie in shared memory,
+// [ROWS][LEFT_STRIDE] and [COLS][RIGHT_STRIDE]. clips: factors σ(c) [sets][2]. codes: [sets][block][capacity][128],
+// scales [sets][capacity]. SPLITS: x is [token][RIGHT-wide heads][splits][RIGHT + 2]: sums, their maximum score and total.
+extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 : 1024 / THREADS)
     site(const void* x, const void* x2, i64 tokens, i64 stride, const float* gain, double epsilon, const u16* left,
          const u16* right, const float* clips, i64 sets, i64 capacity, i8* codes, float* scales, i64 splits) {
   extern __shared__ __align__(16) u16 memory[];
-  __shared__ float shared[96];
+  __shared__ float extremes[4][32];  // per warp: largest and sum of squares before, largest of both signs after
   u16* const tile = memory;
   u16* const matrixLeft = tile + (TAIL ? 2 : 1) * TILE;
   u16* const matrixRight = matrixLeft + LEFT_HALVES;
+  i8* const row = (i8*)(matrixRight + RIGHT_HALVES);  // codes; before, the tops of splits
   constexpr int tail = TAIL ? TILE : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const int m0 = warp / (COLS / 32) * BM, n0 = warp % (COLS / 32) * 32;
@@ -143,72 +201,114 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = threadIdx.x; i < ROWS * LEFT_STRIDE / 8; i += THREADS) ((uint4*)matrixLeft)[i] = ((const uint4*)left)[i];
   if (HAS_RIGHT)
     for (int i = threadIdx.x; i < COLS * RIGHT_STRIDE / 8; i += THREADS) ((uint4*)matrixRight)[i] = ((const uint4*)right)[i];
-  // What lies outside the row stays zero.
-  for (int i = threadIdx.x; i < (TAIL ? 2 : 1) * TILE / 8; i += THREADS) ((uint4*)tile)[i] = make_uint4(0, 0, 0, 0);
+  // What lies outside the row stays zero: an intermediate product has zeros there by itself.
+  if (ROWS != LEFT || COLS != RIGHT)
+    for (int i = threadIdx.x; i < (TAIL ? 2 : 1) * TILE / 8; i += THREADS) ((uint4*)tile)[i] = make_uint4(0, 0, 0, 0);
+  for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[i] = 0;
   waitForEarlier();
+  Raw raw;
+  if (INPUT != SPLITS && blockIdx.x < tokens) fetch(raw, x, x2, blockIdx.x * stride);
+  if (ROWS != LEFT || COLS != RIGHT) __syncthreads();
   for (i64 token = blockIdx.x; token < tokens; token += gridDim.x) {
-    float v[ITEMS][V];
-    float top = 0.f, unused = 0.f, square = 0.f;
+    float v[DIRECT ? 1 : ITEMS][V];
+    float top = 0.f, square = 0.f;
+    if constexpr (DIRECT) {
+      u32 largest = 0;
 #pragma unroll
-    for (int it = 0; it < ITEMS; it++) {
-      const int e = (threadIdx.x + it * THREADS) * V;
-#pragma unroll
-      for (int i = 0; i < V; i++) v[it][i] = 0.f;
-      if (e >= WIDTH) continue;
+      for (int it = 0; it < ITEMS; it++) {
+        if ((threadIdx.x + it * THREADS) * V >= WIDTH) continue;
+        const uint4 w = raw.packed[it];
+        largest = maxHalf2(largest, maxHalf2(maxHalf2(w.x & 0x7fff7fffu, w.y & 0x7fff7fffu), maxHalf2(w.z & 0x7fff7fffu, w.w & 0x7fff7fffu)));
+      }
+      top = fmaxf(lowHalf(largest), highHalf(largest));
+    } else {
       if (INPUT == SPLITS) {
-        const float* from = (const float*)x + (token * LEFT + e / RIGHT) * splits * (RIGHT + 2);
-        float most = -INFINITE, total = 0.f;
-        for (int s = 0; s < splits; s++) most = fmaxf(most, from[s * (RIGHT + 2) + RIGHT]);
-        for (int s = 0; s < splits; s++) {
-          const float* part = from + s * (RIGHT + 2);
-          const float weight = part[RIGHT] == -INFINITE ? 0.f : powerOf2(part[RIGHT] - most);
-          total += weight * part[RIGHT + 1];
-#pragma unroll
-          for (int i = 0; i < V; i++) v[it][i] += weight * part[e % RIGHT + i];
-        }
-        const float inverse = total == 0.f ? 0.f : 1.f / total;
-#pragma unroll
-        for (int i = 0; i < V; i++) v[it][i] *= inverse;
-      } else {
-        loadValues(x, token * stride + e, v[it]);
-        if (INPUT == SILU_UP) {
-          float up[V];
-          loadValues(x2, token * stride + e, up);
-#pragma unroll
-          for (int i = 0; i < V; i++) v[it][i] = v[it][i] * sigmoidf(v[it][i]) * up[i];
-        }
+        float2* const tops = (float2*)row;
+        for (int i = threadIdx.x; i < LEFT * splits; i += THREADS)
+          tops[i] = *(const float2*)((const float*)x + (token * LEFT * splits + i) * (RIGHT + 2) + RIGHT);
+        __syncthreads();
       }
 #pragma unroll
-      for (int i = 0; i < V; i++) {
-        if (INPUT == RMS) square += v[it][i] * v[it][i], v[it][i] *= gain[e + i];
-        top = fmaxf(top, fabsf(v[it][i]));
+      for (int it = 0; it < ITEMS; it++) {
+        const int e = (threadIdx.x + it * THREADS) * V;
+#pragma unroll
+        for (int i = 0; i < V; i++) v[it][i] = 0.f;
+        if (e >= WIDTH) continue;
+        if constexpr (INPUT == SPLITS) {
+          joinSplits((const float*)x, token, (int)splits, (const float2*)row, e, v[it]);
+        } else if constexpr (PACKED) {
+          spreadHalves(raw.packed[it], v[it]);
+          if constexpr (INPUT == SILU_UP) {
+            float up[V];
+            spreadHalves(raw.up[it], up);
+#pragma unroll
+            for (int i = 0; i < V; i++) v[it][i] = v[it][i] * sigmoidf(v[it][i]) * up[i];
+          }
+        } else {
+#pragma unroll
+          for (int i = 0; i < V; i++) {
+            v[it][i] = raw.plain[it][i];
+            if constexpr (INPUT == SILU_UP) v[it][i] = v[it][i] * sigmoidf(v[it][i]) * raw.plainUp[it][i];
+          }
+        }
+        if (INPUT == RMS) {
+          float by[V];
+          if constexpr (V == 4) {
+            const f4 w = *(const f4*)(gain + e);
+            by[0] = w.x, by[1] = w.y, by[2] = w.z, by[3] = w.w;
+          } else {
+#pragma unroll
+            for (int i = 0; i < V; i++) by[i] = gain[e + i];
+          }
+#pragma unroll
+          for (int i = 0; i < V; i++) square += v[it][i] * v[it][i], v[it][i] *= by[i];
+        }
+#pragma unroll
+        for (int i = 0; i < V; i++) top = fmaxf(top, fabsf(v[it][i]));
       }
     }
-    reduce(top, unused, square, shared);
-    // 2^-exponent brings the largest value into [1, 2).
+    top = warpLargest(top);
+    if (INPUT == RMS) square = warpReduce<Sum>(square);
+    if (lane == 0) extremes[0][warp] = top, extremes[1][warp] = square;
+    __syncthreads();
+    top = extremes[0][0], square = extremes[1][0];
+#pragma unroll
+    for (int i = 1; i < WARPS; i++) {
+      top = fmaxf(top, extremes[0][i]);
+      if (INPUT == RMS) square += extremes[1][i];
+    }
+    // 2^-exponent brings the largest value into [1, 2), or, among halves, at least as near as a half can express.
     int exponent = top == 0.f ? 0 : (int)((__float_as_uint(top) >> 23) & 255) - 127;
-    exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
+    constexpr int RANGE = DIRECT ? 15 : 100;
+    exponent = exponent < -RANGE ? -RANGE : exponent > RANGE ? RANGE : exponent;
     const float shrink = __uint_as_float((u32)(127 - exponent) << 23);
     float grow = __uint_as_float((u32)(127 + exponent) << 23);
     if (INPUT == RMS) grow *= rsqrtf(square / WIDTH + (float)epsilon);
+    const u32 shrink2 = packHalf(shrink, shrink);
 #pragma unroll
     for (int it = 0; it < ITEMS; it++) {
       const int e = (threadIdx.x + it * THREADS) * V;
       if (e >= WIDTH) continue;
       u16* to = tile + e / RIGHT * TILE_STRIDE + e % RIGHT;
-#pragma unroll
-      for (int i = 0; i < V; i++) v[it][i] *= shrink;
-      if (V == 4) {
-        const u32 a = packHalf(v[it][0], v[it][V > 1 ? 1 : 0]), b = packHalf(v[it][V > 2 ? 2 : 0], v[it][V > 3 ? 3 : 0]);
-        *(uint2*)to = make_uint2(a, b);
-        if (TAIL)
-          *(uint2*)(to + TILE) = make_uint2(packTail(v[it][0], v[it][V > 1 ? 1 : 0], a),
-                                            packTail(v[it][V > 2 ? 2 : 0], v[it][V > 3 ? 3 : 0], b));
+      if constexpr (DIRECT) {
+        const uint4 w = raw.packed[it];
+        *(uint4*)to = make_uint4(mulHalf2(w.x, shrink2), mulHalf2(w.y, shrink2), mulHalf2(w.z, shrink2), mulHalf2(w.w, shrink2));
+      } else if constexpr (V == 1) {
+        const float value = v[it][0] * shrink;
+        to[0] = toHalf(value);
+        if (TAIL) to[TILE] = toHalf(value - fromHalf(to[0]));
       } else {
-        to[0] = toHalf(v[it][0]);
-        if (TAIL) to[TILE] = toHalf(v[it][0] - fromHalf(to[0]));
+#pragma unroll
+        for (int i = 0; i < V; i += 4) {
+          const float a = v[it][i] * shrink, b = v[it][i + 1] * shrink, c = v[it][i + 2] * shrink, d = v[it][i + 3] * shrink;
+          const u32 ab = packHalf(a, b), cd = packHalf(c, d);
+          *(uint2*)(to + i) = make_uint2(ab, cd);
+          if (TAIL) *(uint2*)(to + TILE + i) = make_uint2(packTail(a, b, ab), packTail(c, d, cd));
+        }
       }
     }
+    // The next row arrives while this one is multiplied.
+    if (INPUT != SPLITS && token + gridDim.x < tokens) fetch(raw, x, x2, (token + gridDim.x) * stride);
     __syncthreads();
     float acc[BM / 16][4][4];
 #pragma unroll
@@ -245,39 +345,41 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         a = fromHalf(at[0]) + (TAIL ? fromHalf(at[TILE]) : 0.f), b = fromHalf(at[1]) + (TAIL ? fromHalf(at[TILE + 1]) : 0.f);
       });
     // Padding holds zeros, which the extremes include anyway.
-    float hi = 0.f, lo = 0.f, none = 0.f;
+    float hi = 0.f, lo = 0.f;
     each([&](int, int, float& a, float& b) {
-      a *= grow, b *= grow;
-      hi = fmaxf(hi, fmaxf(a, b)), lo = fmaxf(lo, fmaxf(-a, -b));
+      hi = fmaxf(hi, fmaxf(a, b)), lo = fminf(lo, fminf(a, b));
     });
-    reduce(hi, lo, none, shared);
-    i8* const row = (i8*)tile;
+    hi = warpLargest(hi), lo = warpLargest(fabsf(lo));
+    if (lane == 0) extremes[2][warp] = hi, extremes[3][warp] = lo;
+    __syncthreads();
+    hi = extremes[2][0], lo = extremes[3][0];
+#pragma unroll
+    for (int i = 1; i < WARPS; i++) hi = fmaxf(hi, extremes[2][i]), lo = fmaxf(lo, extremes[3][i]);
+    hi *= grow, lo *= grow;
     for (i64 set = 0; set < sets; set++) {
-      const float raw = fmaxf(hi * clips[2 * set], lo * clips[2 * set + 1]) / QMAX;
-      const float scale = raw == 0.f ? 1.f : raw, inverse = 1.f / scale;
+      const float largest = fmaxf(hi * clips[2 * set], lo * clips[2 * set + 1]) / QMAX;
+      const float scale = largest == 0.f ? 1.f : largest, inverse = grow / scale;
+      // Adding 1.5·2²³ rounds to the nearest integer, whose low byte is then the code.
       const auto code = [&](float value) {
-        return __float2int_rn(fminf(fmaxf(value * inverse, -QMAX - 1.f), (float)QMAX));
+        return __float_as_uint(fminf(fmaxf(value * inverse, -QMAX - 1.f), (float)QMAX) + 12582912.f);
       };
       each([&](int i, int j, float& a, float& b) {
-        if (i >= LEFT || j >= RIGHT) return;
-        const int qa = code(a), qb = code(b);
+        if ((ROWS != LEFT && i >= LEFT) || (COLS != RIGHT && j >= RIGHT)) return;
+        const u32 qa = code(a), qb = code(b);
         if (RIGHT % 2 == 0) {
-          *(u16*)(row + i * RIGHT + j) = (u16)((qa & 255) | (qb & 255) << 8);
+          *(u16*)(row + i * RIGHT + j) = (u16)__byte_perm(qa, qb, 0x0040);
         } else {
           row[i * RIGHT + j] = (i8)qa;
           if (j + 1 < RIGHT) row[i * RIGHT + j + 1] = (i8)qb;
         }
       });
-      for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[i] = 0;
+      if (INPUT == SPLITS)
+        for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[i] = 0;
       if (threadIdx.x == 0) scales[set * capacity + token] = scale;
       __syncthreads();
       for (int piece = threadIdx.x; piece < BLOCKS * 8; piece += THREADS)
         *(uint4*)(codes + set * BLOCKS * capacity * 128 + codeOffset(capacity, token, piece * 16)) = *(const uint4*)(row + piece * 16);
-      __syncthreads();
+      if (set + 1 < sets || INPUT == SPLITS) __syncthreads();
     }
-    // The codes lay where padding must be zero again. (An intermediate product has zeros there by itself.)
-    if (ROWS != LEFT || COLS != RIGHT)
-      for (int i = threadIdx.x; i < BLOCKS * 8; i += THREADS) ((uint4*)tile)[i] = make_uint4(0, 0, 0, 0);
-    __syncthreads();
   }
 }

@@ -170,65 +170,80 @@ export class EngineKernels {
       );
     const tiles = featureTiles(order);
     const blocks = roundUp(columns, BLOCK_COLUMNS) / BLOCK_COLUMNS;
-    const split = hopper && width < 128 ? (request.split ?? this.splitFor(tiles, blocks)) : 1;
+    const prefill = width === 128;
+    const split = hopper && !prefill ? (request.split ?? this.splitFor(tiles, blocks)) : 1;
     const stage = (TILE_FEATURES * 128 * bits) / 8 + width * 128;
-    const stages = Math.max(2, Math.floor((width < 128 ? 72 * 1024 : 200 * 1024) / stage));
+    const stages = Math.max(2, Math.floor((prefill ? 200 * 1024 : 72 * 1024) / stage));
     if (request.accumulate && (request.halves || order.gated))
       throw new PlanishError("a product that adds to its output is plain and in f32");
     const shared = hopper ? Math.max(stages * stage, split > 1 ? width * 1024 : 0) : 0;
     const [set1, set2] = request.setTiles ?? [NO_SET, NO_SET];
+    const defines = [
+      `WBITS=${bits}`,
+      `TOKENS=${width}`,
+      `STAGES=${stages}`,
+      `EPILOGUE=${order.gated ? 2 : request.accumulate ? 1 : 0}`,
+      `OUT16=${request.halves ? 1 : 0}`,
+    ];
+    const args = [
+      request.weights,
+      request.codes,
+      request.tokenScale,
+      request.featureScale,
+      request.bias ?? 0,
+      request.out,
+      tokens,
+      request.capacity,
+      blocks,
+      order.gated ? order.rows / 2 : order.rows,
+      request.outStride,
+      set1,
+      set2,
+    ];
+    const tokenTiles = Math.ceil(tokens / width);
+    if (prefill) {
+      const grid = Math.min(tokenTiles * tiles, this.device.driver.info.multiprocessors);
+      const signature = "ppppppiiiiiiii";
+      this.launch("gemm_prefill", "gemm_prefill", signature, defines, [grid], 384, shared, [
+        ...args,
+        tiles,
+      ]);
+      return;
+    }
     this.launch(
       "gemm",
       "gemm",
       "ppppppiiiiiii",
-      [
-        `WBITS=${bits}`,
-        `TOKENS=${width}`,
-        `SPLIT=${split}`,
-        `STAGES=${stages}`,
-        `EPILOGUE=${order.gated ? 2 : request.accumulate ? 1 : 0}`,
-        `OUT16=${request.halves ? 1 : 0}`,
-        `WGMMA=${hopper ? 1 : 0}`,
-      ],
-      [Math.ceil(tokens / width) * split, tiles],
-      hopper ? (width === 128 ? 384 : 288) : 256,
+      [...defines, `SPLIT=${split}`, `WGMMA=${hopper ? 1 : 0}`],
+      [tokenTiles * split, tiles],
+      hopper ? 288 : 256,
       shared,
-      [
-        request.weights,
-        request.codes,
-        request.tokenScale,
-        request.featureScale,
-        request.bias ?? 0,
-        request.out,
-        tokens,
-        request.capacity,
-        blocks,
-        order.gated ? order.rows / 2 : order.rows,
-        request.outStride,
-        set1,
-        set2,
-      ],
+      args,
     );
   }
 
   /** From a block's activations to codes and scales (site.cu). */
   site(request: SiteRequest): void {
     const { shape, tokens } = request;
-    const { threads } = siteGeometry(shape);
     const inputs = { plain: 0, rms: 1, gated: 2, splits: 3 } as const;
-    if (request.bits !== 4 && request.bits !== 8)
+    if (!(request.bits >= 2 && request.bits <= 8))
       throw new PlanishError(
-        `activations of ${request.bits} bits have no CUDA kernel yet; 4 and 8 have`,
+        `activations of ${request.bits} bits have no CUDA kernel yet; 2 to 8 have`,
       );
+    const { multiprocessors, sharedBytesPerBlock } = this.device.driver.info;
+    const geometry = siteGeometry(shape);
+    // One row per multiprocessor: twice the warps, each with half the rows, are done sooner.
+    const few = tokens <= multiprocessors && geometry.height === 32 && geometry.threads <= 512;
+    const threads = geometry.threads * (few ? 2 : 1);
     if (threads > 1024)
       throw new PlanishError(
         `a site of ${shape.left}×${shape.right} is too large for the CUDA kernel (${threads} threads)`,
       );
-    const shared = siteSharedBytes(shape, request.precise);
-    const { multiprocessors, sharedBytesPerBlock } = this.device.driver.info;
+    const splits = request.input === "splits" ? (request.splits ?? 1) : 0;
+    const shared = siteSharedBytes(shape, request.precise, splits);
     const resident = Math.max(
       1,
-      Math.min(Math.floor(sharedBytesPerBlock / (shared + 1024)), Math.floor(1536 / threads)),
+      Math.min(Math.floor(sharedBytesPerBlock / (shared + 1024)), Math.floor(1024 / threads)),
     );
     this.launch(
       "site",
@@ -243,6 +258,7 @@ export class EngineKernels {
         `IN16=${request.halves ? 1 : 0}`,
         `TAIL=${request.precise ? 1 : 0}`,
         `QMAX=${2 ** (request.bits - 1) - 1}`,
+        `BM=${few ? 16 : geometry.height}`,
       ],
       [Math.min(tokens, multiprocessors * resident)],
       threads,
@@ -261,7 +277,7 @@ export class EngineKernels {
         request.capacity,
         request.codes,
         request.scales,
-        request.splits ?? 0,
+        splits,
       ],
     );
   }
@@ -271,13 +287,15 @@ export class EngineKernels {
     const { headDim, heads, kvHeads, kept } = request;
     checkHeadDim(headDim);
     const matrix = request.qMatrix !== undefined && request.kMatrix !== undefined;
-    const shared =
-      64 * (headDim + 4) * 4 +
-      (matrix ? 2 * ((request.halves ? 1 : 2) * 64 + headDim) * (headDim + 8) : 64 * headDim);
+    const rowBytes = kept === 16 ? 2 * (headDim + 2) : headDim + 8;
+    const shared = Math.max(64 * rowBytes, matrix ? 2 * headDim * (headDim + 8) : 0);
+    // Heads of one block share the matrix; three blocks fit a multiprocessor.
+    const room = 3 * this.device.driver.info.multiprocessors;
+    const each = Math.min(4, Math.ceil((request.taskCount * (heads + 2 * kvHeads)) / room));
     this.launch(
       "heads",
       "heads",
-      "pppiipippippdpppppippi",
+      "pppiipippippdpppppippii",
       [
         `DIM=${headDim}`,
         `MATRIX=${matrix ? 1 : 0}`,
@@ -285,8 +303,8 @@ export class EngineKernels {
         `IN16=${request.halves ? 1 : 0}`,
         `OUT16=${request.outHalves ? 1 : 0}`,
       ],
-      [request.taskCount, heads + 2 * kvHeads],
-      256,
+      [request.taskCount, Math.ceil(heads / each) + 2 * Math.ceil(kvHeads / each)],
+      128,
       shared,
       [
         request.tasks,
@@ -311,15 +329,31 @@ export class EngineKernels {
         request.out,
         request.cache,
         request.pageBytes,
+        each,
       ],
     );
   }
 
-  /** Splits of a sequence for `sequences` of at most `pages` pages. */
-  splitsFor(request: Pick<CacheShape, "heads" | "kvHeads">, sequences: number, pages: number) {
+  /**
+   * Splits of a sequence for `sequences` of at most `pages` pages: enough blocks for every multiprocessor, in a number
+   * that fills the last round of them well.
+   */
+  splitsFor(
+    request: Pick<CacheShape, "heads" | "kvHeads"> & Partial<Pick<CacheShape, "kept">>,
+    sequences: number,
+    pages: number,
+  ): number {
     const blocks = sequences * request.kvHeads * Math.ceil(request.heads / request.kvHeads / 8);
-    const wanted = Math.ceil((2 * this.device.driver.info.multiprocessors) / blocks);
-    return Math.max(1, Math.min(wanted, Math.ceil(pages / 4), 32));
+    const { multiprocessors } = this.device.driver.info;
+    const room = multiprocessors * (request.kept === 16 ? 2 : 3);
+    const most = Math.max(1, Math.min(Math.ceil(pages / 4), 32));
+    const wanted = Math.min(most, Math.ceil((2 * multiprocessors) / blocks));
+    let best = wanted;
+    // Time in rounds of a whole sequence per block; a split costs a start and a join, some 3% of one.
+    const time = (splits: number) => Math.ceil((blocks * splits) / room) / splits + 0.03 * splits;
+    for (let splits = wanted + 1; splits <= Math.min(most, wanted + 4); splits++)
+      if (time(splits) < time(best)) best = splits;
+    return best;
   }
 
   /**

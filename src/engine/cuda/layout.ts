@@ -144,25 +144,28 @@ export interface SiteShape {
   readonly hasRight: boolean;
 }
 
-/** Sizes inside the site kernel: padded rows and columns, threads. */
+/** Sizes inside the site kernel: padded rows and columns; what rows are padded to, and threads when a warp has as many. */
 export function siteGeometry({ left, right }: SiteShape): {
   rows: number;
   columns: number;
+  height: number;
   threads: number;
 } {
   const height = left * right > 8192 ? 32 : 16;
   const rows = roundUp(left, height);
   const columns = roundUp(right, 32);
-  return { rows, columns, threads: (rows / height) * (columns / 32) * 32 };
+  return { rows, columns, height, threads: (rows / height) * columns };
 }
 
-export function siteSharedBytes(shape: SiteShape, tail: boolean): number {
+/** @param splits Of attention, when the site joins them. */
+export function siteSharedBytes(shape: SiteShape, tail: boolean, splits = 0): number {
   const { rows, columns } = siteGeometry(shape);
   const halves =
     (tail ? 2 : 1) * rows * (columns + 8) +
     (shape.hasLeft ? rows * (rows + 8) : 0) +
     (shape.hasRight ? columns * (columns + 8) : 0);
-  return 2 * halves;
+  const codes = roundUp(shape.left * shape.right, BLOCK_COLUMNS);
+  return 2 * halves + Math.max(codes, 8 * shape.left * splits);
 }
 
 /** A square matrix as halves with rows of `padded` + 8, zeros outside. */

@@ -144,7 +144,7 @@ it("matrices are padded with zeros, halves nearest even", () => {
 
 it("a 7B model's largest site fits a block of threads and its shared memory", () => {
   const shape = { left: 86, right: 128, hasLeft: true, hasRight: true };
-  expect(siteGeometry(shape)).toEqual({ rows: 96, columns: 128, threads: 384 });
+  expect(siteGeometry(shape)).toEqual({ rows: 96, columns: 128, height: 32, threads: 384 });
   expect(siteSharedBytes(shape, true)).toBeLessThan(227 * 1024);
 });
 

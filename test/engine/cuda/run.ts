@@ -1,12 +1,13 @@
 /** The kernel checks without vitest: one line each, exit code 1 when one fails. `npx tsx test/engine/cuda/run.ts` */
 import { CudaEngineDevice } from "../../../src/engine/cuda/device.js";
 import { CHECKS } from "./checks.js";
+import { OUTER_CHECKS } from "./outer-checks.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 using device = new CudaEngineDevice();
-print(`${device.driver.info.name}, ${CHECKS.length} checks`);
+print(`${device.driver.info.name}, ${CHECKS.length + OUTER_CHECKS.length} checks`);
 let failures = 0;
-for (const { name, run } of CHECKS) {
+for (const { name, run } of [...CHECKS, ...OUTER_CHECKS]) {
   try {
     const worst = run(device);
     if (!(worst <= 1)) failures++;

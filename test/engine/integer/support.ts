@@ -1,41 +1,23 @@
 /** Engines and simulated models from the same rounded blocks, and what tells their logits apart. */
 import { createCpuBackend } from "../../../src/backend/cpu/backend.js";
 import { loadNativeLibrary } from "../../../src/backend/cpu/library.js";
-import type { Checkpoint } from "../../../src/checkpoint/checkpoint.js";
-import { elementsToFloat32 } from "../../../src/checkpoint/element-types.js";
-import { floatsToHalfBytes } from "../../../src/checkpoint/half.js";
 import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { IntegerExecutor } from "../../../src/engine/integer/index.js";
 import { parseModelConfig } from "../../../src/models/architectures/index.js";
-import type { Architecture } from "../../../src/models/config.js";
 import { LanguageModel, loadOuter } from "../../../src/models/language-model.js";
 import { readBlock } from "../../../src/models/weights.js";
 import { foldBlock } from "../../../src/quantize/fold.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
 import { parseScheme } from "../../../src/quantize/scheme.js";
 import { describeBlock } from "../../../src/quantize/simulated-block.js";
-import { Graph } from "../../../src/tensor/tensor.js";
+import { withHalves } from "../rounded.js";
+
+export { mean, median, modelLogits, rowDistances } from "../rounded.js";
 
 export interface Pair extends Disposable {
   readonly engine: IntegerExecutor;
   readonly simulated: LanguageModel;
   readonly original: LanguageModel;
-}
-
-/** The checkpoint with embedding, head and projections rounded to halves, as the engine keeps what is not bf16. */
-function withHalves(checkpoint: Checkpoint, { names }: Architecture): Checkpoint {
-  const rounded = new Set([names.embedding, names.lmHead, names.projectIn, names.projectOut]);
-  return Object.create(checkpoint, {
-    read: {
-      value: (name: string): Float32Array => {
-        const values = checkpoint.read(name);
-        if (!rounded.has(name) || checkpoint.tensors.get(name)?.type === "BF16") return values;
-        const halves = new Float32Array(values.length);
-        elementsToFloat32("F16", floatsToHalfBytes(values, name), halves, 0);
-        return halves;
-      },
-    },
-  }) as Checkpoint;
 }
 
 /** Rounds a checkpoint to nearest on a scheme's grids, for the engine and for the simulated arithmetic alike. */
@@ -78,13 +60,7 @@ export function roundedPair(path: string, scheme: string): Pair {
   };
 }
 
-/** Logits of every token, [tokens, vocab]. */
-export function modelLogits(model: LanguageModel, ids: Int32Array): Float32Array {
-  using g = new Graph(model.backend);
-  return Float32Array.from(g.read(model.logits(g, model.hidden(g, ids))));
-}
-
-/** The same from an engine, in one chunk on pages that are neither first nor in order. */
+/** Logits of every token from an engine, [tokens, vocab], in one chunk on pages that are neither first nor in order. */
 export function engineLogits(engine: IntegerExecutor, ids: Int32Array): Float32Array {
   const count = Math.ceil(ids.length / engine.pageTokens);
   engine.reserve(count + 2);
@@ -92,26 +68,6 @@ export function engineLogits(engine: IntegerExecutor, ids: Int32Array): Float32A
   const [logits] = engine.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
   if (!logits) throw new Error("no logits");
   return logits;
-}
-
-/** Root mean square of a − b over that of b, row by row. */
-export function rowDistances(a: Float32Array, b: Float32Array, cols: number): number[] {
-  return Array.from({ length: a.length / cols }, (_, row) => {
-    let difference = 0;
-    let size = 0;
-    for (let i = row * cols; i < (row + 1) * cols; i++) {
-      difference += (a[i] - b[i]) ** 2;
-      size += b[i] ** 2;
-    }
-    return Math.sqrt(difference / size);
-  });
-}
-
-export const mean = (values: readonly number[]): number =>
-  values.reduce((sum, x) => sum + x, 0) / values.length;
-
-export function median(values: readonly number[]): number {
-  return [...values].sort((x, y) => x - y)[Math.floor(values.length / 2)];
 }
 
 /** Mean negative log-likelihood of each next token. */

@@ -1,0 +1,417 @@
+/**
+ * The executor on the engine's CUDA kernels. A step is cut into passes: one for the sequences that decode (a token each),
+ * which is captured as a CUDA graph on its second use and replayed from then on, and one for every PASS_ROWS rows of
+ * prompts. Tables of rows and pages travel to fixed addresses through pinned memory, one copy per pass.
+ *
+ * Every kernel treats rows one by one in an order fixed by positions in the sequence, and decoding cuts a cache into the
+ * same number of pieces in every step; so a row's bits do not depend on what shares its pass, nor on where a prompt was
+ * cut, as long as its cuts have more than one token: single tokens take decoding's attention, whose queries and weights
+ * have 22 bits, and prompts that of prefill, which has 11 (docs/cuda.md says how far apart they are).
+ */
+import type {
+  DevicePointer,
+  Event,
+  GraphExecutable,
+  PinnedMemory,
+} from "../../backend/cuda/driver.js";
+import { PlanishError } from "../../common/errors.js";
+import { formatBytes } from "../../common/format.js";
+import type { ModelConfig } from "../../models/config.js";
+import { ropeFrequencies } from "../../models/rope.js";
+import { formatScheme } from "../../quantize/scheme.js";
+import type { Chunk, Executor } from "../executor.js";
+import { PAGE_TOKENS } from "./layout.js";
+import { OuterKernels } from "./outer-kernels.js";
+import {
+  DECODE_ROWS,
+  passBytes,
+  PASS_ROWS,
+  PassRunner,
+  type Pass,
+  type PassBuffers,
+} from "./pass.js";
+import {
+  decodeTables,
+  prefillTables,
+  type Piece,
+  type TableLayout,
+  type Tables,
+} from "./tables.js";
+import type { CudaModel, MemoryDevice } from "./weights.js";
+
+/** Rows of logits that are computed and fetched at once. */
+const LOGIT_ROWS = DECODE_ROWS;
+/**
+ * Most pieces that decoding cuts a sequence's cache into. More would keep the device busier with one long sequence, and
+ * cost many sequences more joining; it may not depend on how many there are.
+ */
+const MOST_SPLITS = 8;
+/** Words that tables have room for at first. */
+const FIRST_WORDS = 1 << 16;
+
+/** A graph of one number of decoding rows, and how it is used. */
+interface Captured {
+  uses: number;
+  graph?: GraphExecutable;
+}
+
+export interface CudaExecutorOptions {
+  /** Replay decoding steps as graphs (default); launches kernel by kernel when false, for comparison. */
+  readonly graphs?: boolean;
+  /** Pieces that decoding cuts a cache into, instead of the number that suits the model. */
+  readonly splits?: number;
+}
+
+export class CudaExecutor implements Executor {
+  readonly config: ModelConfig;
+  readonly description: string;
+  readonly pageTokens = PAGE_TOKENS;
+  readonly bytesPerPage: number;
+  readonly weightBytes: number;
+
+  private readonly outer: OuterKernels;
+  private readonly runner: PassRunner;
+  private readonly buffers: PassBuffers;
+  private readonly frequencies: DevicePointer;
+  private readonly half: number;
+  private readonly parts: DevicePointer;
+  private readonly logitBuffer: DevicePointer;
+  private readonly splits: number;
+  private readonly graphs: Map<number, Captured> | undefined;
+  private readonly sent: Event;
+  private tables: {
+    readonly device: DevicePointer;
+    readonly host: PinnedMemory;
+    readonly words: number;
+  };
+  private cache: { readonly pointer: DevicePointer; readonly pages: number } | undefined;
+  private disposed = false;
+
+  /** Takes over the device, which it disposes. @throws PlanishError when the device has too little memory. */
+  constructor(
+    private readonly device: MemoryDevice & Disposable,
+    private readonly model: CudaModel,
+    options: CudaExecutorOptions = {},
+  ) {
+    const { config, scheme } = model;
+    this.config = config;
+    const { headDim, numHeads, numKvHeads, positions, hiddenSize, vocabSize, maxPositions } =
+      config;
+    if (positions.kind !== "rope") throw new PlanishError("learned positions have no CUDA kernel");
+    const pages = Math.ceil(maxPositions / PAGE_TOKENS);
+    this.splits =
+      options.splits ??
+      Math.min(
+        MOST_SPLITS,
+        device.kernels.splitsFor({ heads: numHeads, kvHeads: numKvHeads }, 1, pages),
+      );
+    this.graphs = options.graphs === false ? undefined : new Map();
+    this.outer = new OuterKernels(device);
+    const sizes = passBytes(model, this.splits);
+    this.buffers = Object.fromEntries(
+      Object.entries(sizes).map(([name, bytes]) => [name, device.allocate(bytes)]),
+    ) as unknown as PassBuffers;
+    this.runner = new PassRunner(device.kernels, model, this.buffers);
+    this.parts = device.allocate(LOGIT_ROWS * hiddenSize * 4);
+    this.logitBuffer = device.allocate(LOGIT_ROWS * vocabSize * 4);
+    const { theta, scaling, frequencyType } = positions;
+    this.half = headDim / 2;
+    this.frequencies = device.put(ropeFrequencies(headDim, theta, scaling, frequencyType));
+    this.sent = device.driver.createEvent(false);
+    device.driver.record(this.sent, device.stream);
+    this.tables = this.makeTables(FIRST_WORDS);
+    this.bytesPerPage = this.runner.pageBytes;
+    this.weightBytes = model.weightBytes;
+    const { name, capability } = device.driver.info;
+    this.description = `${name} (CUDA, sm_${capability}), ${formatScheme(scheme)}, integer`;
+  }
+
+  /** Bytes that the device has left for the cache. */
+  freeBytes(): number {
+    return this.device.driver.memory().free;
+  }
+
+  reserve(pages: number): void {
+    this.checkLive();
+    if (!Number.isSafeInteger(pages) || pages < 1)
+      throw new PlanishError(`cannot reserve ${pages} pages; give an integer of at least 1`);
+    const { device } = this;
+    this.dropGraphs();
+    if (this.cache) device.free(this.cache.pointer);
+    this.cache = undefined;
+    const bytes = pages * this.bytesPerPage;
+    try {
+      this.cache = { pointer: device.allocate(bytes), pages };
+    } catch (cause) {
+      if (!(cause instanceof PlanishError)) throw cause;
+      throw new PlanishError(
+        `a KV cache of ${formatBytes(bytes)} does not fit on ${device.driver.info.name}, where ` +
+          `${formatBytes(this.freeBytes())} are free; give less (--kv-memory)`,
+        { cause },
+      );
+    }
+  }
+
+  copyPage(from: number, to: number): void {
+    this.checkLive();
+    const { pointer } = this.requireCache();
+    this.checkPage(from);
+    this.checkPage(to);
+    const size = this.bytesPerPage;
+    const { driver, stream } = this.device;
+    driver.copyOnDevice(pointer + to * size, pointer + from * size, size, stream);
+  }
+
+  step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
+    this.checkLive();
+    for (const chunk of chunks) this.checkChunk(chunk);
+    const { vocabSize } = this.config;
+    const results = chunks.map(({ logits, tokens }) =>
+      logits === "none"
+        ? undefined
+        : new Float32Array((logits === "all" ? tokens.length : 1) * vocabSize),
+    );
+    const { decoding, prefill } = cut(chunks);
+    for (const pieces of decoding) this.decode(pieces, results);
+    for (const pieces of prefill) this.prefill(pieces, results);
+    return results;
+  }
+
+  /** Gives back everything but the model's weights and the device: for executors that share them. */
+  release(): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    const { device, buffers, cache, tables, parts, logitBuffer, frequencies } = this;
+    device.synchronize();
+    this.dropGraphs();
+    device.driver.freePinned(tables.host);
+    device.driver.destroyEvent(this.sent);
+    for (const pointer of [
+      ...(Object.values(buffers) as DevicePointer[]),
+      tables.device,
+      parts,
+      logitBuffer,
+      frequencies,
+    ])
+      device.free(pointer);
+    if (cache) device.free(cache.pointer);
+  }
+
+  [Symbol.dispose](): void {
+    if (this.disposed) return;
+    this.release();
+    this.device[Symbol.dispose]();
+  }
+
+  /** One token of each of some sequences. */
+  private decode(pieces: readonly Piece[], results: readonly (Float32Array | undefined)[]): void {
+    const { device, graphs } = this;
+    const tables = decodeTables(pieces);
+    this.send(tables);
+    const { layout } = tables;
+    const pass = this.passOf(layout, true);
+    const enqueue = () => {
+      this.forward(layout, pass);
+      this.logits(layout, 0, layout.rows);
+    };
+    const captured = graphs?.get(layout.rows) ?? { uses: 0 };
+    graphs?.set(layout.rows, captured);
+    // The first use compiles and loads what it needs, which a capture must not.
+    if (graphs && captured.uses === 1)
+      captured.graph = device.driver.capture(device.stream, enqueue);
+    captured.uses += 1;
+    if (captured.graph === undefined) enqueue();
+    else device.driver.launchGraph(captured.graph, device.stream);
+    const wanted = pieces.filter(({ index }) => results[index] !== undefined);
+    if (wanted.length === 0) return;
+    const { vocabSize } = this.config;
+    const [first] = wanted;
+    // Alone, the caller's array is filled as it is.
+    if (pieces.length === 1 && results[first.index]) {
+      device.read(this.logitBuffer, results[first.index]!);
+      return;
+    }
+    const all = device.read(this.logitBuffer, new Float32Array(pieces.length * vocabSize));
+    pieces.forEach(({ index }, row) =>
+      results[index]?.set(all.subarray(row * vocabSize, (row + 1) * vocabSize)),
+    );
+  }
+
+  /** Rows of prompts. */
+  private prefill(pieces: readonly Piece[], results: readonly (Float32Array | undefined)[]): void {
+    const chosen: number[] = [];
+    const places: { readonly index: number; readonly row: number }[] = [];
+    let row = 0;
+    for (const { chunk, from, rows, index } of pieces) {
+      const last = from + rows === chunk.tokens.length;
+      for (let t = 0; t < rows; t++, row++) {
+        if (chunk.logits === "all") places.push({ index, row: from + t });
+        else if (chunk.logits === "last" && last && t === rows - 1) places.push({ index, row: 0 });
+        else continue;
+        chosen.push(row);
+      }
+    }
+    const tables = prefillTables(pieces, chosen);
+    this.send(tables);
+    const { layout } = tables;
+    this.forward(layout, this.passOf(layout, false));
+    const { vocabSize } = this.config;
+    for (let at = 0; at < chosen.length; at += LOGIT_ROWS) {
+      const count = Math.min(LOGIT_ROWS, chosen.length - at);
+      this.logits(layout, at, count);
+      const all = this.device.read(this.logitBuffer, new Float32Array(count * vocabSize));
+      for (let i = 0; i < count; i++) {
+        const place = places[at + i];
+        results[place.index]?.set(
+          all.subarray(i * vocabSize, (i + 1) * vocabSize),
+          place.row * vocabSize,
+        );
+      }
+    }
+  }
+
+  private passOf(layout: TableLayout, decoding: boolean): Pass {
+    const at = (offset: number) => this.tables.device + 4 * offset;
+    return {
+      rows: layout.rows,
+      decoding,
+      taskCount: layout.taskCount,
+      attentionCount: layout.attentionCount,
+      tasks: at(layout.tasks),
+      pageOf: at(layout.pageOf),
+      slotOf: at(layout.slotOf),
+      attention: at(layout.attention),
+      pages: at(layout.pages),
+      splits: this.splits,
+    };
+  }
+
+  /** Enqueues embedding and blocks. */
+  private forward(layout: TableLayout, pass: Pass): void {
+    const { buffers, config, frequencies, half, model, outer, tables } = this;
+    outer.embed({
+      table: model.outer.embedding,
+      ids: tables.device + 4 * layout.ids,
+      positions: tables.device + 4 * layout.positions,
+      rows: layout.rows,
+      cols: config.hiddenSize,
+      frequencies,
+      half,
+      x: buffers.x,
+      cosine: buffers.cosine,
+      sine: buffers.sine,
+    });
+    this.runner.run(pass, this.requireCache().pointer);
+  }
+
+  /** Enqueues the logits of `count` of the rows listed as chosen, from the `first` on. */
+  private logits(layout: TableLayout, first: number, count: number): void {
+    const { buffers, config, model, outer, tables } = this;
+    outer.logits({
+      x: buffers.x,
+      chosen: tables.device + 4 * (layout.chosen + first),
+      rows: count,
+      cols: config.hiddenSize,
+      gain: model.outer.finalGain,
+      epsilon: config.norm.epsilon,
+      table: model.outer.head,
+      vocab: config.vocabSize,
+      parts: this.parts,
+      out: this.logitBuffer,
+    });
+  }
+
+  /** Sends a pass's tables to their place. */
+  private send({ words }: Tables): void {
+    const { driver, stream } = this.device;
+    // The pinned words are free again once the copy before has left them.
+    driver.synchronizeEvent(this.sent);
+    if (words.length > this.tables.words) {
+      this.dropGraphs();
+      this.device.free(this.tables.device);
+      driver.freePinned(this.tables.host);
+      this.tables = this.makeTables(2 * words.length);
+    }
+    new Int32Array(this.tables.host.bytes, 0, words.length).set(words);
+    driver.copyToDevice(this.tables.device, this.tables.host.address, 4 * words.length, stream);
+    driver.record(this.sent, stream);
+  }
+
+  private makeTables(words: number) {
+    const { device } = this;
+    return {
+      device: device.allocate(4 * words),
+      host: device.driver.allocatePinned(4 * words),
+      words,
+    };
+  }
+
+  private dropGraphs(): void {
+    if (!this.graphs) return;
+    this.device.synchronize();
+    for (const { graph } of this.graphs.values())
+      if (graph !== undefined) this.device.driver.destroyGraph(graph);
+    this.graphs.clear();
+  }
+
+  private checkLive(): void {
+    if (this.disposed) throw new PlanishError("this engine was disposed; open the model again");
+  }
+
+  private requireCache() {
+    if (!this.cache) throw new PlanishError("no cache pages are reserved; call reserve first");
+    return this.cache;
+  }
+
+  private checkPage(page: number): void {
+    const { pages } = this.requireCache();
+    if (!Number.isInteger(page) || page < 0 || page >= pages)
+      throw new PlanishError(`page ${page} does not exist; ${pages} are reserved, numbered from 0`);
+  }
+
+  private checkChunk({ tokens, start, pages }: Chunk): void {
+    const end = start + tokens.length;
+    if (tokens.length === 0) throw new PlanishError("a chunk holds no tokens; give at least one");
+    if (!Number.isSafeInteger(start) || start < 0)
+      throw new PlanishError(`a chunk starts at position ${start}`);
+    if (pages.length * PAGE_TOKENS < end)
+      throw new PlanishError(
+        `${pages.length} pages hold ${pages.length * PAGE_TOKENS} positions; the chunk ends at ${end}`,
+      );
+    for (const token of tokens)
+      if (token < 0 || token >= this.config.vocabSize)
+        throw new PlanishError(
+          `token id ${token} is outside the vocabulary of ${this.config.vocabSize}`,
+        );
+    for (const page of pages.subarray(0, Math.ceil(end / PAGE_TOKENS))) this.checkPage(page);
+  }
+}
+
+/** A step as passes: single tokens decode, up to DECODE_ROWS together; the rest goes PASS_ROWS rows at a time. */
+export function cut(chunks: readonly Chunk[]): {
+  readonly decoding: readonly (readonly Piece[])[];
+  readonly prefill: readonly (readonly Piece[])[];
+} {
+  const decoding: Piece[][] = [];
+  const prefill: Piece[][] = [];
+  let room = 0;
+  chunks.forEach((chunk, index) => {
+    if (chunk.tokens.length === 1) {
+      let last = decoding.at(-1);
+      if (!last || last.length === DECODE_ROWS) decoding.push((last = []));
+      last.push({ index, chunk, from: 0, rows: 1 });
+      return;
+    }
+    for (let from = 0; from < chunk.tokens.length;) {
+      if (room === 0) {
+        prefill.push([]);
+        room = PASS_ROWS;
+      }
+      const rows = Math.min(room, chunk.tokens.length - from);
+      prefill[prefill.length - 1].push({ index, chunk, from, rows });
+      from += rows;
+      room -= rows;
+    }
+  });
+  return { decoding, prefill };
+}

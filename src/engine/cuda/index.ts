@@ -1,0 +1,42 @@
+/** The CUDA engine's door: opens an artifact as an executor on a GPU. */
+import { openSource, type EngineSource } from "../integer/source.js";
+import { CudaEngineDevice } from "./device.js";
+import { CudaExecutor, type CudaExecutorOptions } from "./executor.js";
+import { cudaObstacle, NoCudaKernel } from "./support.js";
+import { WeightPlacer, type MemoryDevice } from "./weights.js";
+
+export { CudaExecutor, type CudaExecutorOptions } from "./executor.js";
+export { cudaObstacle, NoCudaKernel } from "./support.js";
+
+/**
+ * Opens a local artifact for the engine on the GPU. Its schemes are w2–w8 with a2–a8 and a cache of 2 to 4 or 16 bits.
+ * @throws NoCudaKernel when no kernel takes the model, PlanishError when there is no such model, no GPU, no compiler, or
+ * too little memory.
+ */
+export function openCudaExecutor(path: string, options: CudaExecutorOptions = {}): CudaExecutor {
+  using source = openSource(path);
+  return cudaExecutorOf(source, new CudaEngineDevice(), options);
+}
+
+/** An executor of a source's blocks. The device becomes the executor's, and is disposed where there is none. */
+export function cudaExecutorOf(
+  source: EngineSource,
+  device: MemoryDevice & Disposable,
+  options: CudaExecutorOptions = {},
+): CudaExecutor {
+  const { config, scheme, checkpoint, architecture } = source;
+  try {
+    const obstacle = cudaObstacle(config, scheme);
+    if (obstacle !== undefined) throw new NoCudaKernel(obstacle);
+    using placer = new WeightPlacer(device, config, scheme);
+    const blocks = Array.from({ length: config.numLayers }, (_, layer) =>
+      placer.block(source.block(layer)),
+    );
+    const outer = placer.outerOf(checkpoint, architecture);
+    const { weightBytes } = placer;
+    return new CudaExecutor(device, { config, scheme, blocks, outer, weightBytes }, options);
+  } catch (error) {
+    device[Symbol.dispose]();
+    throw error;
+  }
+}

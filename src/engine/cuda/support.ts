@@ -1,0 +1,68 @@
+/** What the engine's CUDA kernels take; everything else runs simulated, with the reason told. */
+import { PlanishError } from "../../common/errors.js";
+import type { ModelConfig } from "../../models/config.js";
+import type { Scheme } from "../../quantize/scheme.js";
+import { siteGeometry, siteSharedBytes, type SiteShape } from "./layout.js";
+
+/** A model that the kernels do not take. The message is a reason, as it stands after "because". */
+export class NoCudaKernel extends PlanishError {}
+
+/** The first reason why a model of this scheme cannot run on the kernels; undefined when it can. */
+export function cudaObstacle(config: ModelConfig, scheme: Scheme | undefined): string | undefined {
+  if (scheme === undefined) return "a model that is not quantized has no CUDA engine";
+  const { weightBits, activationBits, kvBits, queryBits = 16 } = scheme;
+  if (weightBits >= 16) return "weights of 16 bits have no integer kernels";
+  if (activationBits >= 16) return "activations of 16 bits have no integer kernels on CUDA";
+  if (kvBits > 4 && kvBits < 16)
+    return `a cache of ${kvBits} bits has no CUDA kernel; 2 to 4, and 16, have`;
+  if (queryBits < 16) return "quantized queries have no CUDA kernel";
+  const { headDim, hiddenSize, mlp, norm, normPlacement, positions, embeddingSize } = config;
+  if (headDim % 32 !== 0 || headDim > 128)
+    return `heads of ${headDim} columns have no CUDA kernel; multiples of 32 up to 128 have`;
+  if (norm.kind !== "rms") return "layer norms have no CUDA kernel";
+  if (normPlacement === "after") return "norms after the residual sum have no CUDA kernel";
+  if (!mlp.gated || mlp.activation !== "silu")
+    return `${mlp.gated ? "a gated" : "an ungated"} MLP with ${mlp.activation} has no CUDA kernel; gated SiLU has`;
+  if (positions.kind !== "rope") return "learned positions have no CUDA kernel";
+  if (embeddingSize !== undefined && embeddingSize !== hiddenSize)
+    return "an embedding with a width of its own has no CUDA kernel";
+  if (hiddenSize % 8 !== 0) return `hidden states of ${hiddenSize} columns are no multiple of 8`;
+  return undefined;
+}
+
+/** Most threads of a block, and those that leave a thread all its registers. */
+const MOST_THREADS = 1024;
+
+export interface SitePlan {
+  readonly shape: SiteShape;
+  /** Rows as sums of two halves, as good as f32; false where only single halves fit. */
+  readonly precise: boolean;
+}
+
+/**
+ * How the site kernel takes a shape: with rows as two halves where shared memory holds them.
+ * @throws NoCudaKernel when a block of threads cannot hold the row.
+ */
+export function planSite(shape: SiteShape, sharedBytesPerBlock: number): SitePlan {
+  const { threads } = siteGeometry(shape);
+  if (threads <= MOST_THREADS)
+    for (const precise of [true, false])
+      // The kernel has some hundred bytes of its own.
+      if (siteSharedBytes(shape, precise) + 1024 <= sharedBytesPerBlock) return { shape, precise };
+  throw new NoCudaKernel(
+    `a transform of ${shape.left}×${shape.right} is too large for the CUDA kernel of sites`,
+  );
+}
+
+/** Rows as left×right, for a site without a transform: the pair that takes the fewest threads. */
+export function plainShape(width: number): SiteShape {
+  let best: SiteShape | undefined;
+  for (let right = 1; right <= width; right++) {
+    if (width % right !== 0) continue;
+    const shape = { left: width / right, right, hasLeft: false, hasRight: false };
+    // Columns in fours are loaded 16 bytes at a time.
+    const cost = (s: SiteShape) => siteGeometry(s).threads * (s.right % 4 === 0 ? 1 : 4);
+    if (!best || cost(shape) < cost(best)) best = shape;
+  }
+  return best ?? { left: 1, right: width, hasLeft: false, hasRight: false };
+}

@@ -1,0 +1,351 @@
+/**
+ * A model's weights on the GPU: integer codes in the order of the matrix units (packed there, by a kernel), scales,
+ * transforms as halves, clipping factors; embedding and head in the 16 bits of the checkpoint.
+ */
+import type { DevicePointer } from "../../backend/cuda/driver.js";
+import type { Checkpoint } from "../../checkpoint/checkpoint.js";
+import { floatsToHalfBytes } from "../../checkpoint/half.js";
+import { PlanishError } from "../../common/errors.js";
+import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../../models/config.js";
+import { LINEAR_SITES } from "../../models/config.js";
+import { readTensor, type HostNorm } from "../../models/weights.js";
+import type {
+  ClipLogits,
+  PackedBlock,
+  PackedLinear,
+  PackedTransform,
+} from "../../quantize/packed-block.js";
+import type { Scheme } from "../../quantize/scheme.js";
+import type { EngineKernels } from "./kernels.js";
+import {
+  featureTiles,
+  orderFeatures,
+  packedBytes,
+  paddedHalves,
+  siteGeometry,
+  TILE_FEATURES,
+  type FeatureOrder,
+  type SiteShape,
+} from "./layout.js";
+import type { EngineDevice } from "./kernels.js";
+import { OuterKernels, type HalfTable } from "./outer-kernels.js";
+import { NoCudaKernel, plainShape, planSite } from "./support.js";
+
+/** A device that holds what it is given (CudaEngineDevice). */
+export interface MemoryDevice extends EngineDevice {
+  readonly kernels: EngineKernels;
+  allocate(bytes: number): DevicePointer;
+  free(pointer: DevicePointer): void;
+  write(target: DevicePointer, data: ArrayBufferView): void;
+  put(data: ArrayBufferView): DevicePointer;
+  read<T extends ArrayBufferView>(source: DevicePointer, target: T): T;
+  synchronize(): void;
+}
+
+/** One product of a site: one or several linears whose rows follow one another. */
+export interface CudaProduct {
+  readonly order: FeatureOrder;
+  readonly columns: number;
+  readonly bits: 4 | 8;
+  readonly weights: DevicePointer;
+  readonly featureScale: DevicePointer;
+  readonly bias?: DevicePointer;
+  /** Which of the site's sets of codes it reads. */
+  readonly set: number;
+  /** Tiles that read the next sets, where the linears of one product have clips of their own. */
+  readonly setTiles?: readonly [number, number];
+  /** Its first column among the site's outputs. */
+  readonly column: number;
+}
+
+export interface CudaSite {
+  readonly shape: SiteShape;
+  readonly precise: boolean;
+  readonly left?: DevicePointer;
+  readonly right?: DevicePointer;
+  /** σ of the clipping logits, [sets][2]. */
+  readonly clips: DevicePointer;
+  readonly sets: number;
+  readonly products: readonly CudaProduct[];
+}
+
+export interface CudaBlock {
+  readonly inputGain: DevicePointer;
+  readonly postGain: DevicePointer;
+  readonly qGain?: DevicePointer;
+  readonly kGain?: DevicePointer;
+  readonly sites: Readonly<Record<LinearSite, CudaSite>>;
+  /** P_k⁻ᵀ and P_k, padded halves. */
+  readonly queryMatrix?: DevicePointer;
+  readonly keyMatrix?: DevicePointer;
+  /** σ of the cache's clipping logits, [4]. */
+  readonly cacheFactors: DevicePointer;
+}
+
+export interface CudaOuter {
+  readonly embedding: HalfTable;
+  readonly head: HalfTable;
+  readonly finalGain?: DevicePointer;
+}
+
+/** A model as the executor runs it. */
+export interface CudaModel {
+  readonly config: ModelConfig;
+  readonly scheme: Scheme;
+  readonly blocks: readonly CudaBlock[];
+  readonly outer: CudaOuter;
+  readonly weightBytes: number;
+}
+
+export function siteWidth(config: ModelConfig, site: LinearSite): number {
+  if (site === "attn_out") return config.numHeads * config.headDim;
+  return site === "mlp_down" ? config.intermediateSize : config.hiddenSize;
+}
+
+/** σ(logit), and 1 where nothing is clipped. */
+function factors(clip: ClipLogits | undefined): [number, number] {
+  const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
+  return clip ? [sigmoid(clip.max), sigmoid(clip.min)] : [1, 1];
+}
+
+/** Which set of codes each linear of a site reads, and the factors of each set. Equal clips share a set. */
+export function codeSets(clips: readonly (ClipLogits | undefined)[]): {
+  readonly setOf: readonly number[];
+  readonly factors: readonly (readonly [number, number])[];
+} {
+  const sets: [number, number][] = [];
+  const setOf = clips.map((clip) => {
+    const [max, min] = factors(clip);
+    const known = sets.findIndex((set) => set[0] === max && set[1] === min);
+    return known >= 0 ? known : sets.push([max, min]) - 1;
+  });
+  return { setOf, factors: sets };
+}
+
+/** Linears that go in one product. */
+interface Group {
+  readonly members: readonly number[];
+  readonly gated: boolean;
+  readonly setTiles?: readonly [number, number];
+}
+
+/**
+ * How the linears of a site are multiplied: together when they read one set of codes (gate and up then with SiLU(gate)·up
+ * in the epilogue) or when each one's set begins at a whole tile, else one by one.
+ */
+export function groupLinears(
+  rows: readonly number[],
+  setOf: readonly number[],
+  gated: boolean,
+): readonly Group[] {
+  const all = rows.map((_, i) => i);
+  if (setOf.every((set) => set === setOf[0])) return [{ members: all, gated }];
+  const inOrder = setOf.every((set, i) => set === i);
+  const aligned = rows.slice(0, -1).every((count) => count % TILE_FEATURES === 0);
+  if (!gated && rows.length === 3 && inOrder && aligned) {
+    const first = rows[0] / TILE_FEATURES;
+    return [{ members: all, gated, setTiles: [first, first + rows[1] / TILE_FEATURES] }];
+  }
+  return all.map((i) => ({ members: [i], gated: false }));
+}
+
+/** Puts a model's blocks on a device, one after the other. */
+export class WeightPlacer implements Disposable {
+  private readonly outer: OuterKernels;
+  /** Codes on their way, as they come. */
+  private staging: { readonly pointer: DevicePointer; readonly bytes: number } | undefined;
+  private bytes = 0;
+
+  constructor(
+    private readonly device: MemoryDevice,
+    private readonly config: ModelConfig,
+    private readonly scheme: Scheme,
+  ) {
+    this.outer = new OuterKernels(device);
+  }
+
+  /** Bytes of packed weights and tables so far. */
+  get weightBytes(): number {
+    return this.bytes;
+  }
+
+  /** @throws NoCudaKernel when the block has parts that no kernel takes, PlanishError when memory is short. */
+  block(block: PackedBlock): CudaBlock {
+    const { device } = this;
+    const { keyTransform, keyClip, valueClip } = block;
+    const square = (matrix: Float32Array) => {
+      const { headDim } = this.config;
+      return device.put(paddedHalves(matrix, headDim, headDim));
+    };
+    return {
+      inputGain: this.gain(block.inputNorm),
+      postGain: this.gain(block.postNorm),
+      qGain: block.qNorm && this.gain(block.qNorm),
+      kGain: block.kNorm && this.gain(block.kNorm),
+      sites: {
+        attn_in: this.site(block, "attn_in"),
+        attn_out: this.site(block, "attn_out"),
+        mlp_in: this.site(block, "mlp_in"),
+        mlp_down: this.site(block, "mlp_down"),
+      },
+      queryMatrix: keyTransform && square(keyTransform.inverseT),
+      keyMatrix: keyTransform && square(keyTransform.matrix),
+      cacheFactors: device.put(Float32Array.from([...factors(keyClip), ...factors(valueClip)])),
+    };
+  }
+
+  /** Embedding, head and final norm of a checkpoint. */
+  outerOf(checkpoint: Checkpoint, { names }: Architecture): CudaOuter {
+    const { config, device } = this;
+    const { hiddenSize, vocabSize } = config;
+    const embedding = this.table(checkpoint, names.embedding, [vocabSize, hiddenSize]);
+    const tied = config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead);
+    const gain =
+      config.finalNorm === false
+        ? undefined
+        : Float32Array.from(readTensor(checkpoint, names.finalNorm, [hiddenSize]).data);
+    return {
+      embedding,
+      head: tied ? embedding : this.table(checkpoint, names.lmHead, [vocabSize, hiddenSize]),
+      finalGain: gain && device.put(gain),
+    };
+  }
+
+  /** As the checkpoint stores it, where that is 16 bits; else rounded to halves. */
+  private table(checkpoint: Checkpoint, name: string, shape: readonly [number, number]): HalfTable {
+    const stored = checkpoint.tensors.get(name);
+    const kept = stored?.type === "BF16" || stored?.type === "F16";
+    const fits = stored?.shape.join() === shape.join();
+    const bytes =
+      kept && fits
+        ? checkpoint.readBytes(name)
+        : floatsToHalfBytes(readTensor(checkpoint, name, shape).data, name);
+    this.bytes += bytes.byteLength;
+    return { pointer: this.device.put(bytes), bf16: stored?.type === "BF16" };
+  }
+
+  private gain({ gain, bias, path }: HostNorm): DevicePointer {
+    if (bias?.data.some((value) => value !== 0))
+      throw new NoCudaKernel(`the norm ${path} has a bias, which no CUDA kernel adds`);
+    return this.device.put(Float32Array.from(gain.data));
+  }
+
+  private site(block: PackedBlock, site: LinearSite): CudaSite {
+    const { device, config } = this;
+    const shape = this.shape(site, block.transforms[site]);
+    const { precise } = planSite(shape, device.driver.info.sharedBytesPerBlock);
+    const { rows, columns } = siteGeometry(shape);
+    const { left, right } = block.transforms[site] ?? {};
+    const roles = LINEAR_SITES[site].filter((role) => block.linears[role]);
+    const linears = roles.map((role) => requirePart(block, role));
+    const { setOf, factors: sets } = codeSets(linears.map((linear) => linear.activationClip));
+    const counts = linears.map((linear) => linear.shape[0]);
+    const gated = site === "mlp_in" && roles.length === 2;
+    const width = siteWidth(config, site);
+    const products = groupLinears(counts, setOf, gated).map((group): CudaProduct => {
+      const [first] = group.members;
+      return {
+        ...this.product(
+          group.members.map((i) => linears[i]),
+          width,
+          group.gated,
+        ),
+        set: setOf[first],
+        setTiles: group.setTiles,
+        column: counts.slice(0, first).reduce((sum, count) => sum + count, 0),
+      };
+    });
+    return {
+      shape,
+      precise,
+      left: left && device.put(paddedHalves(left, shape.left, rows)),
+      right: right && device.put(paddedHalves(right, shape.right, columns)),
+      clips: device.put(Float32Array.from(sets.flat())),
+      sets: sets.length,
+      products,
+    };
+  }
+
+  private shape(site: LinearSite, transform: PackedTransform | undefined): SiteShape {
+    const { config } = this;
+    const width = siteWidth(config, site);
+    const side = (data: Float32Array | undefined) => data && Math.sqrt(data.length);
+    const hasLeft = transform?.left !== undefined;
+    const hasRight = transform?.right !== undefined;
+    // Attention's splits are joined per head.
+    if (site === "attn_out") {
+      const shape = { left: config.numHeads, right: config.headDim, hasLeft, hasRight };
+      if (hasLeft && side(transform.left) !== shape.left)
+        throw new PlanishError(
+          `the transform at ${site} is ${side(transform.left)} wide, for ${shape.left} heads`,
+        );
+      return shape;
+    }
+    if (!transform || (!hasLeft && !hasRight)) return plainShape(width);
+    let left = side(transform.left);
+    let right = side(transform.right);
+    right ??= width / (left ?? 1);
+    left ??= width / right;
+    if (left * right !== width)
+      throw new PlanishError(
+        `the transform at ${site} is ${left}×${right}, its activation ${width} wide`,
+      );
+    return { left, right, hasLeft, hasRight };
+  }
+
+  private product(
+    linears: readonly PackedLinear[],
+    columns: number,
+    gated: boolean,
+  ): Omit<CudaProduct, "set" | "setTiles" | "column"> {
+    const { device } = this;
+    const bits = this.scheme.weightBits <= 4 ? 4 : 8;
+    const rows = linears.reduce((sum, { shape }) => sum + shape[0], 0);
+    const order = { rows, gated };
+    const size = rows * columns;
+    if (!this.staging || this.staging.bytes < size) {
+      if (this.staging) device.free(this.staging.pointer);
+      this.staging = undefined;
+      this.staging = { pointer: device.allocate(size), bytes: size };
+    }
+    const scale = new Float32Array(rows);
+    const bias = linears.some((linear) => linear.bias) ? new Float32Array(rows) : undefined;
+    let row = 0;
+    for (const { path, shape, quantized, grid, bias: own } of linears) {
+      if (grid) throw new NoCudaKernel(`${path} has a static grid, which no CUDA kernel takes`);
+      if (!quantized) throw new PlanishError(`${path} holds no codes`);
+      if (quantized.codes.length !== shape[0] * columns)
+        throw new PlanishError(
+          `${path} holds ${quantized.codes.length} codes for ${shape[0]}×${columns} weights`,
+        );
+      device.write(this.staging.pointer + row * columns, quantized.codes);
+      scale.set(quantized.scale, row);
+      if (own) bias?.set(own, row);
+      row += shape[0];
+    }
+    const bytes = packedBytes(order, columns, bits);
+    const weights = device.allocate(bytes);
+    this.outer.pack(this.staging.pointer, columns, order, bits, weights);
+    this.bytes += bytes + 4 * featureTiles(order) * TILE_FEATURES;
+    return {
+      order,
+      columns,
+      bits,
+      weights,
+      // The next write to the staging area is ordered behind the packing by the stream.
+      featureScale: device.put(orderFeatures(scale, order, 1)),
+      bias: bias && device.put(orderFeatures(bias, order, 0)),
+    };
+  }
+
+  [Symbol.dispose](): void {
+    if (this.staging) this.device.free(this.staging.pointer);
+    this.staging = undefined;
+  }
+}
+
+function requirePart(block: PackedBlock, role: LinearRole): PackedLinear {
+  const linear = block.linears[role];
+  if (!linear) throw new PlanishError(`linear "${role}" is missing`);
+  return linear;
+}

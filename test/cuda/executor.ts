@@ -1,0 +1,11 @@
+/** The engine's executor alone of the GPU lane: `npm run test:cuda executor`. */
+import { registerEngineChecks, registerExecutor } from "../engine/cuda/register.js";
+import { runRegistered } from "./vitest-shim.js";
+
+const print = (line: string) => process.stdout.write(`${line}\n`);
+registerEngineChecks();
+registerExecutor(print);
+const start = performance.now();
+const { passed, failed } = await runRegistered(print, "CUDA executor");
+print(`${passed} passed, ${failed} failed in ${((performance.now() - start) / 1000).toFixed(1)} s`);
+if (failed > 0 || passed === 0) process.exitCode = 1;

@@ -1,0 +1,168 @@
+/**
+ * Models rounded to nearest on a scheme's grids, for engines and for the simulated arithmetic alike; with transforms and
+ * clips at every place where an artifact can have them, where asked for. No test framework: GPU lanes use it too.
+ */
+import type { Backend } from "../../src/backend/backend.js";
+import type { Checkpoint } from "../../src/checkpoint/checkpoint.js";
+import { elementsToFloat32 } from "../../src/checkpoint/element-types.js";
+import { floatsToHalfBytes } from "../../src/checkpoint/half.js";
+import { openCheckpoint } from "../../src/checkpoint/open.js";
+import { Random } from "../../src/common/random.js";
+import type { EngineSource } from "../../src/engine/integer/source.js";
+import { parseModelConfig } from "../../src/models/architectures/index.js";
+import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../../src/models/config.js";
+import { LanguageModel, loadOuter } from "../../src/models/language-model.js";
+import { readBlock } from "../../src/models/weights.js";
+import { foldBlock } from "../../src/quantize/fold.js";
+import {
+  packedLayer,
+  type PackedBlock,
+  type PackedLinear,
+} from "../../src/quantize/packed-block.js";
+import { parseScheme } from "../../src/quantize/scheme.js";
+import { describeBlock } from "../../src/quantize/simulated-block.js";
+import { Graph } from "../../src/tensor/tensor.js";
+
+function halved(values: ArrayLike<number>, name: string): Float32Array {
+  const halves = new Float32Array(values.length);
+  elementsToFloat32("F16", floatsToHalfBytes(values, name), halves, 0);
+  return halves;
+}
+
+/** The checkpoint with embedding, head and projections rounded to halves, as the engine keeps what is not bf16. */
+export function withHalves(checkpoint: Checkpoint, { names }: Architecture): Checkpoint {
+  const rounded = new Set([names.embedding, names.lmHead, names.projectIn, names.projectOut]);
+  return Object.create(checkpoint, {
+    read: {
+      value: (name: string): Float32Array => {
+        const values = checkpoint.read(name);
+        if (!rounded.has(name) || checkpoint.tensors.get(name)?.type === "BF16") return values;
+        return halved(values, name);
+      },
+    },
+  }) as Checkpoint;
+}
+
+export interface RoundedModel extends Disposable {
+  readonly source: EngineSource;
+  /** The same blocks with simulated arithmetic; disposed with the rest. */
+  simulated(backend: Backend): LanguageModel;
+}
+
+export interface Extras {
+  /** Random transforms, clips of every linear, and clips of the cache. */
+  readonly transforms?: boolean;
+  /** Blocks to take (default: all). */
+  readonly layers?: number;
+}
+
+/** @param path A local original. */
+export function roundedModel(path: string, scheme: string, extras: Extras = {}): RoundedModel {
+  const checkpoint = openCheckpoint(path);
+  const { architecture, config: whole } = parseModelConfig(checkpoint.config);
+  const config = { ...whole, numLayers: extras.layers ?? whole.numLayers };
+  const parsed = parseScheme(scheme);
+  const random = new Random(11);
+  const blocks = Array.from({ length: config.numLayers }, (_, layer) => {
+    const host = readBlock(checkpoint, architecture, config, layer);
+    const block = foldBlock(host, describeBlock(host, config, parsed), new Map());
+    return extras.transforms ? withTransforms(block, config, random) : block;
+  });
+  const models: LanguageModel[] = [];
+  return {
+    source: {
+      checkpoint,
+      architecture,
+      config,
+      scheme: parsed,
+      block: (layer) => blocks[layer],
+      [Symbol.dispose]: () => undefined,
+    },
+    simulated: (backend) => {
+      const model = new LanguageModel(
+        backend,
+        architecture,
+        config,
+        loadOuter(backend, withHalves(checkpoint, architecture), architecture, config),
+        blocks.map((block) => packedLayer(backend, config, parsed, block)),
+      );
+      models.push(model);
+      return model;
+    },
+    [Symbol.dispose]: () => {
+      for (const model of models) model[Symbol.dispose]();
+      checkpoint[Symbol.dispose]();
+    },
+  };
+}
+
+/** A matrix that keeps lengths: the identity turned over at a random direction, in halves. Its own inverse. */
+function reflection(size: number, random: Random): Float32Array {
+  const v = Float64Array.from({ length: size }, () => random.normal());
+  const square = v.reduce((sum, x) => sum + x * x, 0);
+  const values = Float32Array.from({ length: size * size }, (_, i) => {
+    const [row, column] = [Math.floor(i / size), i % size];
+    return (row === column ? 1 : 0) - (2 * v[row] * v[column]) / square;
+  });
+  return halved(values, "reflection");
+}
+
+/** The two factors of a width nearest to each other. */
+function factors(width: number): [number, number] {
+  let left = Math.floor(Math.sqrt(width));
+  while (width % left !== 0) left--;
+  return [left, width / left];
+}
+
+function withTransforms(block: PackedBlock, config: ModelConfig, random: Random): PackedBlock {
+  const pair = (width: number) => {
+    const [left, right] = factors(width);
+    return { left: reflection(left, random), right: reflection(right, random) };
+  };
+  const roles = Object.entries(block.linears) as [LinearRole, PackedLinear][];
+  const clipped = roles.map(([role, linear], i): [LinearRole, PackedLinear] => [
+    role,
+    { ...linear, activationClip: { max: 2.5 + 0.25 * i, min: 3.5 - 0.25 * i } },
+  ]);
+  const transforms: Partial<Record<LinearSite, { left?: Float32Array; right?: Float32Array }>> = {
+    attn_in: pair(config.hiddenSize),
+    attn_out: { left: reflection(config.numHeads, random) },
+    mlp_in: pair(config.hiddenSize),
+    mlp_down: pair(config.intermediateSize),
+  };
+  const key = reflection(config.headDim, random);
+  return {
+    ...block,
+    linears: Object.fromEntries(clipped),
+    transforms,
+    keyTransform: { matrix: key, inverseT: key },
+    keyClip: { max: 3, min: 4 },
+    valueClip: { max: 4, min: 2.5 },
+  };
+}
+
+/** Logits of every token, [tokens, vocab]. */
+export function modelLogits(model: LanguageModel, ids: Int32Array): Float32Array {
+  using g = new Graph(model.backend);
+  return Float32Array.from(g.read(model.logits(g, model.hidden(g, ids))));
+}
+
+/** Root mean square of a − b over that of b, row by row. */
+export function rowDistances(a: Float32Array, b: Float32Array, cols: number): number[] {
+  return Array.from({ length: a.length / cols }, (_, row) => {
+    let difference = 0;
+    let size = 0;
+    for (let i = row * cols; i < (row + 1) * cols; i++) {
+      difference += (a[i] - b[i]) ** 2;
+      size += b[i] ** 2;
+    }
+    return Math.sqrt(difference / size);
+  });
+}
+
+export const mean = (values: readonly number[]): number =>
+  values.reduce((sum, x) => sum + x, 0) / values.length;
+
+export function median(values: readonly number[]): number {
+  return [...values].sort((x, y) => x - y)[Math.floor(values.length / 2)];
+}
