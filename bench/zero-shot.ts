@@ -5,7 +5,10 @@
  * artifact): each choice by itself, and with contexts shared by pages. A few items warm each way up first.
  *
  *   npx tsx bench/zero-shot.ts MODEL [--tasks piqa,arc_easy] [--limit 100] [--rounds 3] [--threads N]
- *     [--precision bf16] [--step TOKENS]
+ *     [--precision bf16] [--step TOKENS] [--ways TEXT]
+ *
+ * --ways engine leaves out the ways that don't have that text in their names. Ratios are to the first way that is left,
+ * over all tasks at the end.
  */
 
 import { parseArgs } from "node:util";
@@ -33,6 +36,7 @@ const { values: flags, positionals } = parseArgs({
     threads: { type: "string" },
     step: { type: "string" },
     precision: { type: "string", default: "f32" },
+    ways: { type: "string", default: "" },
   },
 });
 
@@ -82,7 +86,12 @@ function median(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 }
 
-async function measure(backend: Backend, path: string, data: TaskData): Promise<void> {
+/** Median seconds of each way over the items of one task. */
+async function measure(
+  backend: Backend,
+  path: string,
+  data: TaskData,
+): Promise<ReadonlyMap<string, number>> {
   using loaded = loadModel(backend, path);
   const tokenizer = loadTokenizer(loaded.checkpoint);
   const { model } = loaded;
@@ -100,7 +109,7 @@ async function measure(backend: Backend, path: string, data: TaskData): Promise<
         return sums.indexOf(Math.max(...sums)) === gold;
       }).length;
     };
-  const ways: Record<string, (data: TaskData) => number | Promise<number>> = {
+  const allWays: Record<string, (data: TaskData) => number | Promise<number>> = {
     "each choice separately, every logit": alone(true),
     "each choice separately, needed logits": alone(false),
     "shared beginnings, batched": async (some) => {
@@ -123,6 +132,9 @@ async function measure(backend: Backend, path: string, data: TaskData): Promise<
       return Math.round((metrics.acc?.value ?? 0) * some.items.length);
     },
   };
+  const ways = Object.fromEntries(
+    Object.entries(allWays).filter(([name]) => name.includes(flags.ways)),
+  );
   const few = { ...data, items: data.items.slice(0, 4) };
   for (const way of Object.values(ways)) await way(few);
   const seconds = new Map<string, number[]>(Object.keys(ways).map((name) => [name, []]));
@@ -133,7 +145,8 @@ async function measure(backend: Backend, path: string, data: TaskData): Promise<
       right.set(name, await way(data));
       seconds.get(name)?.push((performance.now() - started) / 1000);
     }
-  const slowest = median(seconds.get("each choice separately, every logit") ?? []);
+  const medians = new Map([...seconds].map(([name, times]) => [name, median(times)]));
+  const [slowest] = medians.values();
   const rows = [...seconds].map(([name, times]) => [
     name,
     right.get(name),
@@ -154,6 +167,7 @@ async function measure(backend: Backend, path: string, data: TaskData): Promise<
       rows,
     ),
   );
+  return medians;
 }
 
 const [path] = positionals;
@@ -162,5 +176,19 @@ using backend = openBackend({
   threads: flags.threads === undefined ? undefined : Number(flags.threads),
 });
 print(`planish ${packageVersion()}, ${backend.description}, ${precision}, ${path}`);
-for (const source of parseTasks(flags.tasks))
-  await measure(backend, path, await readTask(source, { limit: Number(flags.limit) }));
+const totals = new Map<string, number>();
+let items = 0;
+for (const source of parseTasks(flags.tasks)) {
+  const data = await readTask(source, { limit: Number(flags.limit) });
+  items += data.items.length;
+  for (const [name, seconds] of await measure(backend, path, data))
+    totals.set(name, (totals.get(name) ?? 0) + seconds);
+}
+const [first] = totals.values();
+print(`\nall tasks, ${items} items`);
+print(
+  formatTable(
+    ["way", { title: "items/s", decimals: 2 }, { title: "×", decimals: 2 }],
+    [...totals].map(([name, seconds]) => [name, items / seconds, first / seconds]),
+  ),
+);
