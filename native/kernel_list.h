@@ -13,6 +13,7 @@
 PL_KERNEL(peak_f32, (int64_t iterations, double* operations), (iterations, operations))
 PL_KERNEL(peak_bf16, (int64_t iterations, double* operations), (iterations, operations))
 PL_KERNEL(peak_i8, (int64_t iterations, double* operations), (iterations, operations))
+PL_KERNEL(peak_i4, (int64_t iterations, double* operations), (iterations, operations))
 PL_KERNEL(read_memory, (const float* x, int64_t length, float* sink), (x, length, sink))
 
 // Matrix products (matmul.h). Operand flags: 1 transposed, 2 int8 codes (else f32). Product flags: 1 accumulate, 2 bf16.

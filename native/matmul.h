@@ -200,6 +200,12 @@ inline int matmul(int64_t m, int64_t n, int64_t k, int64_t batch, const void* a,
   return 0;
 }
 
+#if PL_ISA == 1
+// In packed_matmul.h: the same product where all of b lies in [−8, 7]; `done` tells whether it was.
+int nibble_matmul(int64_t m, int64_t n, int64_t k, const int8_t* a, const float* a_scale, const int8_t* b,
+                  const float* b_scale, const float* bias, float* out, bool& done);
+#endif
+
 inline int int_matmul(int64_t m, int64_t n, int64_t k, const int8_t* a, const float* a_scale, const int8_t* b,
                       const float* b_scale, const float* bias, float* out) {
   if (m <= 0 || n <= 0) return 0;
@@ -213,6 +219,13 @@ inline int int_matmul(int64_t m, int64_t n, int64_t k, const int8_t* a, const fl
       for (int64_t c = 0; c < count; c++) row[c] += bias[j + c];
   };
   const bool thin = m <= (k >= 4 * LONG_SUM ? THIN_ROWS_LONG_BYTES : THIN_ROWS);
+#if PL_ISA == 1
+  if (!thin) {
+    bool done = false;
+    const int code = nibble_matmul(m, n, k, a, a_scale, b, b_scale, bias, out, done);
+    if (done || code) return code;
+  }
+#endif
   int32_t* row_sums = nullptr;
   if (thin ? THIN_FLIP != 0 : UnitI8::B_SHIFT != 0) {
     row_sums = static_cast<int32_t*>(thread_scratch(2, static_cast<size_t>(m) * sizeof(int32_t)));

@@ -197,7 +197,9 @@ struct ByteSide {
   uint8_t flip;
 };
 
+template <class Unit = UnitI8>
 inline VI load_byte_groups(const int8_t* p, uint8_t flip) {
+  if constexpr (SHORT_SUMS<Unit>) return load_i(p);
 #if PL_ISA >= 2
   return _mm512_xor_si512(load_i(p), _mm512_set1_epi8(static_cast<char>(flip)));
 #elif PL_ISA == 1
@@ -211,26 +213,27 @@ inline VI load_byte_groups(const int8_t* p, uint8_t flip) {
 
 // Bytes past `valid` count as code zero: `flip` after shifting, so that the correction 128·Σa stays right (their
 // partner in A is zero either way).
+template <class Unit = UnitI8>
 inline VI load_byte_row(const ByteSide& side, int64_t i, int64_t k, int64_t valid) {
-  constexpr int SPAN = LANES * UnitI8::GROUP;
+  constexpr int SPAN = LANES * Unit::GROUP;
   const int8_t* p = side.data + i * side.stride + k;
-  if (valid >= SPAN) return load_byte_groups(p, side.flip);
+  if (valid >= SPAN) return load_byte_groups<Unit>(p, side.flip);
   int8_t values[SPAN] = {};
   memcpy(values, p, static_cast<size_t>(valid));
-  return load_byte_groups(values, side.flip);
+  return load_byte_groups<Unit>(values, side.flip);
 }
 
-template <int WIDTH>
+template <int WIDTH, class Unit = UnitI8>
 void pack_byte_panel(uint32_t* panel, const ByteSide& side, int64_t i0, int64_t count, int64_t length) {
-  constexpr int GROUP = UnitI8::GROUP;
+  constexpr int GROUP = Unit::GROUP;
   const int64_t groups = (length + GROUP - 1) / GROUP;
-  const int64_t padded = (groups + GROUP_STEP<UnitI8> - 1) / GROUP_STEP<UnitI8> * GROUP_STEP<UnitI8>;
+  const int64_t padded = (groups + GROUP_STEP<Unit> - 1) / GROUP_STEP<Unit> * GROUP_STEP<Unit>;
   for (int lane = 0; lane < WIDTH; lane += LANES) {
     const int lanes = WIDTH - lane < LANES ? WIDTH - lane : LANES;
     for (int64_t g = 0; g < groups; g += LANES) {
       VI block[LANES];
       for (int r = 0; r < LANES; r++)
-        block[r] = lane + r < count ? load_byte_row(side, i0 + lane + r, g * GROUP, length - g * GROUP) : zero_i();
+        block[r] = lane + r < count ? load_byte_row<Unit>(side, i0 + lane + r, g * GROUP, length - g * GROUP) : zero_i();
       transpose(block);
       const int64_t steps = padded - g < LANES ? padded - g : LANES;
       uint32_t* out = panel + g * WIDTH + lane;
@@ -239,9 +242,10 @@ void pack_byte_panel(uint32_t* panel, const ByteSide& side, int64_t i0, int64_t 
   }
 }
 
+template <class Unit = UnitI8>
 inline void pack_byte_a(uint32_t* panel, const ByteSide& side, int64_t i0, int64_t count, int64_t length) {
 #if PL_ISA >= 3
-  if constexpr (UnitI8::TILES) {
+  if constexpr (Unit::TILES) {
     const int64_t groups = (length + 3) / 4;
     for (int64_t g = 0; g < groups; g += 16, panel += MR<UnitI8> * 16)
       for (int64_t r = 0; r < MR<UnitI8>; r++)
@@ -249,7 +253,7 @@ inline void pack_byte_a(uint32_t* panel, const ByteSide& side, int64_t i0, int64
     return;
   }
 #endif
-  pack_byte_panel<MR_VECTOR>(panel, side, i0, count, length);
+  pack_byte_panel<MR_VECTOR, Unit>(panel, side, i0, count, length);
 }
 
 inline int32_t sum_bytes(const int8_t* p, int64_t length) {
@@ -259,9 +263,51 @@ inline int32_t sum_bytes(const int8_t* p, int64_t length) {
   VI total = zero_i();
   for (; k + 64 <= length; k += 64) total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), load_i(p + k));
   sum = _mm512_reduce_add_epi32(total);
+#elif PL_ISA == 1
+  VI total = zero_i();
+  const VI ones = _mm256_set1_epi8(1);
+  for (; k + 32 <= length; k += 32)
+    total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(ones, load_i(p + k)), _mm256_set1_epi16(1)));
+  int32_t lanes[8];
+  store_i(lanes, total);
+  for (int l = 0; l < 8; l++) sum += lanes[l];
 #endif
   for (; k < length; k++) sum += p[k];
   return sum;
+}
+
+// Groups after which the 16-bit sums of UnitNibbles are widened, for `rows` rows that share a panel: `ends` receives the
+// end of each block, the last one `groups`; at most ⌈k / 32⌉ of them, and one where k is 0. Every lane of a sum grows by at
+// most 15·(|a| + |a'|) per group; blocks, of whole chunks of 8 groups, end before the sum over groups of the largest such
+// growth, over rows, could exceed 32767. A chunk alone adds at most 8·3840 = 30720.
+inline void short_blocks(const int8_t* a, int64_t rows, int64_t k, int64_t groups, int32_t* ends) {
+#if PL_ISA == 1
+  constexpr int64_t CHUNK = 32;
+  int32_t bound = 0;
+  for (int64_t at = 0; at < k; at += CHUNK) {
+    VI most = zero_i();
+    for (int64_t r = 0; r < rows; r++) {
+      const VI x = load_byte_row<UnitNibbles>({a, k, 0}, r, at, k - at);
+      most = _mm256_max_epi16(most, _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_set1_epi8(1)));
+    }
+    // Sums of the chunk's groups, for the even and the odd pairs.
+    __m128i pairs = _mm_add_epi16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    pairs = _mm_add_epi16(pairs, _mm_unpackhi_epi64(pairs, pairs));
+    pairs = _mm_add_epi16(pairs, _mm_srli_epi64(pairs, 32));
+    const int32_t both = _mm_cvtsi128_si32(pairs), even = both & 0xffff, odd = both >> 16;
+    const int32_t growth = 15 * (even > odd ? even : odd);
+    if (bound + growth > 32767) {
+      *ends++ = static_cast<int32_t>(at / UnitNibbles::GROUP);
+      bound = 0;
+    }
+    bound += growth;
+  }
+#else
+  (void)a;
+  (void)rows;
+  (void)k;
+#endif
+  *ends = static_cast<int32_t>(groups);
 }
 
 }  // namespace PL_LEVEL

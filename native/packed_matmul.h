@@ -29,9 +29,11 @@ constexpr int64_t PACKED_PARALLEL_WORK = 1 << 16;
 // Of packed A that a block of rows may have.
 constexpr int64_t PACKED_BLOCK_BYTES = 256 << 10;
 
-template <class Cell>
-inline void store_packed_row(const Cell* __restrict sums, int32_t correction, float a_scale, const float* __restrict b_scale,
-                             const float* __restrict bias, float* __restrict out, int count, bool accumulate) {
+// Count: int, or std::integral_constant, which leaves no loops.
+template <class Cell, class Count>
+inline void store_packed_row(const Cell* __restrict sums, int32_t correction, float a_scale,
+                             const float* __restrict b_scale, const float* __restrict bias, float* __restrict out,
+                             Count count, bool accumulate) {
   float values[NR];
   constexpr bool codes = std::is_same<Cell, int32_t>::value;
   for (int c = 0; c < count; c++) {
@@ -60,6 +62,7 @@ struct PackedProduct {
   int32_t kind;
   int64_t m, k, groups, group_bytes;
   bool tiles;        // the tile unit's form of A, and panels unpacked for it
+  bool unpacks;      // panels of 4-bit weights into bytes, at levels where many rows pay for it
   int64_t width;     // lanes per group of packed A
   int64_t panel_a;   // lanes of one row panel
   int64_t row_panels;
@@ -67,6 +70,8 @@ struct PackedProduct {
   const PackedPart* parts;
   const uint32_t* packed_a[MAX_PARTS];
   const int32_t* row_sums[MAX_PARTS];
+  int64_t most_ends;                  // per row panel
+  const int32_t* ends[MAX_PARTS];  // of its blocks of groups, for 16-bit sums
   bool accumulate;
 
   void pack_rows(const PackedPart& part, uint32_t* out, int64_t panel) const {
@@ -75,11 +80,11 @@ struct PackedProduct {
       const ByteSide side{pointer_of<const int8_t>(part.a), k, 0};
       // Groups past k up to a whole step are zeros: nothing else writes them.
       if (tiles) {
-        pack_byte_a(out, side, i, count, k);
+        pack_byte_a<Unit>(out, side, i, count, k);
       } else if (width == 1) {
-        pack_byte_panel<1>(out, side, i, count, k);
+        pack_byte_panel<1, Unit>(out, side, i, count, k);
       } else {
-        pack_byte_panel<MR_VECTOR>(out, side, i, count, k);
+        pack_byte_panel<MR_VECTOR, Unit>(out, side, i, count, k);
       }
     } else {
       const Side side{pointer_of<const void>(part.a), false, k, 1, nullptr};
@@ -98,11 +103,18 @@ struct PackedProduct {
     const float* const b_scale = pointer_of<const float>(part.b_scale);
     const float* const bias = pointer_of<const float>(part.bias);
     const float* const a_scale = pointer_of<const float>(part.a_scale);
-    for (int r = 0; r < rows; r++) {
-      const int32_t correction = CODES && row_sums[index] ? row_sums[index][i + r] : 0;
-      store_packed_row<Cell>(tile + r * NR, correction, CODES ? a_scale[i + r] : 1.0f, b_scale ? b_scale + j : nullptr,
-                             bias ? bias + j : nullptr, pointer_of<float>(part.out) + (i + r) * part.out_stride + j, count,
-                             accumulate);
+    const auto store_rows = [&](auto columns) {
+      for (int r = 0; r < rows; r++) {
+        const int32_t correction = CODES && row_sums[index] ? row_sums[index][i + r] : 0;
+        store_packed_row(tile + r * NR, correction, CODES ? a_scale[i + r] : 1.0f, b_scale ? b_scale + j : nullptr,
+                         bias ? bias + j : nullptr, pointer_of<float>(part.out) + (i + r) * part.out_stride + j, columns,
+                         accumulate);
+      }
+    };
+    if (count == NR) {
+      store_rows(std::integral_constant<int, NR>());
+    } else {
+      store_rows(count);
     }
   }
 
@@ -130,6 +142,25 @@ struct PackedProduct {
         return;
       }
     }
+#elif PL_ISA == 1
+    if constexpr (SHORT_SUMS<Unit>) {
+      if (unpacks) {
+        uint8_t* const bytes = reinterpret_cast<uint8_t*>(space);
+        alignas(64) Cell tile[MR_VECTOR * NR];
+        for (int64_t panel = begin; panel < end; panel++) {
+          unpack_nibbles(groups, group_bytes, weights + panel * shape.panel_bytes, bytes);
+          for (int64_t p = row_begin; p < row_end; p++) {
+            const int64_t i = p * rows_per_panel;
+            const int rows = static_cast<int>(m - i < rows_per_panel ? m - i : rows_per_panel);
+            packed_kernel_of<UnpackedNibbles, MR_VECTOR>(rows, 1)(groups, UnpackedNibbles::GROUP_BYTES,
+                                                                  packed_a[index] + p * panel_a, width, bytes, 0,
+                                                                  ends[index] + p * most_ends, tile);
+            store(part, index, tile, i, rows, panel * NR);
+          }
+        }
+        return;
+      }
+    }
 #endif
     (void)space;
     constexpr int MOST = MANY_PANELS * (MANY_PANELS_ROWS > MR_VECTOR ? MANY_PANELS_ROWS : MR_VECTOR);
@@ -142,7 +173,8 @@ struct PackedProduct {
         const int64_t i = p * rows_per_panel;
         const int rows = static_cast<int>(m - i < rows_per_panel ? m - i : rows_per_panel);
         packed_kernel_of<Weights, MR_VECTOR>(rows, together)(groups, group_bytes, packed_a[index] + p * panel_a, width,
-                                                             weights + panel * shape.panel_bytes, shape.panel_bytes, tile);
+                                                             weights + panel * shape.panel_bytes, shape.panel_bytes,
+                                                             SHORT_SUMS<Unit> ? ends[index] + p * most_ends : nullptr, tile);
         for (int t = 0; t < together; t++) store(part, index, tile + t * rows * NR, i, rows, (panel + t) * NR);
       }
       panel += together;
@@ -175,8 +207,10 @@ struct PackedProduct {
       if (source[p] == distinct) distinct++;
     }
     const int64_t lanes_a = row_panels * panel_a;
+    most_ends = SHORT_SUMS<Unit> ? ceil_div(k, 32) + 1 : 0;
     uint32_t* const space = static_cast<uint32_t*>(thread_scratch(0, static_cast<size_t>(distinct * lanes_a + 64) * 4));
-    int32_t* const sums = static_cast<int32_t*>(thread_scratch(2, static_cast<size_t>(distinct * m + 16) * 4));
+    int32_t* const sums = static_cast<int32_t*>(thread_scratch(2, static_cast<size_t>(distinct * (m + row_panels * most_ends) + 16) * 4));
+    int32_t* const blocks = sums + distinct * m;
     if (!space || !sums) return fail(PL_OUT_OF_MEMORY, "no memory for the operands of a packed product");
     const bool parallel = m * panels * NR * k >= PACKED_PARALLEL_WORK;
     const int threads = parallel ? thread_count() : 1;
@@ -197,6 +231,8 @@ struct PackedProduct {
           const int64_t i = panel * rows_per_panel, end = i + rows_per_panel < m ? i + rows_per_panel : m;
           for (int64_t r = i; r < end; r++)
             sums[a * m + r] = Weights::SHIFT * sum_bytes(pointer_of<const int8_t>(part.a) + r * k, k);
+          if constexpr (SHORT_SUMS<Unit>)
+            short_blocks(pointer_of<const int8_t>(part.a) + i * k, end - i, k, groups, blocks + task * most_ends);
         }
       }
     };
@@ -208,11 +244,17 @@ struct PackedProduct {
     for (int p = 0; p < count_parts; p++) {
       packed_a[p] = space + source[p] * lanes_a;
       row_sums[p] = corrected ? sums + source[p] * m : nullptr;
+      ends[p] = blocks + source[p] * row_panels * most_ends;
     }
 
-    int64_t block_rows = PACKED_BLOCK_BYTES / (panel_a * 4);
+    int64_t block_rows = panel_a > 0 ? PACKED_BLOCK_BYTES / (panel_a * 4) : row_panels;
     if (block_rows < 1) block_rows = 1;
     const int64_t row_blocks = ceil_div(row_panels, block_rows);
+#if PL_ISA == 1
+    unpacks = SHORT_SUMS<Unit> && row_panels / row_blocks >= UNPACK_ROW_PANELS;
+#else
+    unpacks = false;
+#endif
     // Enough pieces that threads which were held up elsewhere do not hold up the rest.
     int64_t pieces = threads == 1 ? 1 : ceil_div(4 * threads, row_blocks);
     if (pieces > panels) pieces = panels;
@@ -222,7 +264,7 @@ struct PackedProduct {
       int64_t begin = panels * piece / pieces, end = panels * (piece + 1) / pieces;
       const int64_t row_begin = row_panels * row_block / row_blocks, row_end = row_panels * (row_block + 1) / row_blocks;
       uint32_t* unpacked = nullptr;
-      if (tiles) {
+      if (tiles || unpacks) {
         unpacked = static_cast<uint32_t*>(thread_scratch(1, static_cast<size_t>(groups * NR) * 4 + 64));
         if (!unpacked) {
           starved.store(true);
@@ -279,6 +321,37 @@ inline int packed_matmul(int32_t kind, int64_t m, int64_t n, int64_t k, const vo
   const int64_t table[8] = {n, word(a), word(a_scale), word(packed), word(b_scale), word(bias), word(out), n};
   return packed_matmul_parts(kind, m, k, 1, table, accumulate);
 }
+
+#if PL_ISA == 1
+// Codes of 4 bits in bytes, the weights of a quantizer in training: packed anew for each call, they multiply 1.6 times as
+// fast as bytes do.
+inline int nibble_matmul(int64_t m, int64_t n, int64_t k, const int8_t* a, const float* a_scale, const int8_t* b,
+                         const float* b_scale, const float* bias, float* out, bool& done) {
+  if (k == 0) return 0;
+  std::atomic<bool> wide{false};
+  parallel_ranges(n, ceil_div(1 << 16, k + 1), [&](int64_t begin, int64_t end) {
+    const int8_t* const codes = b + begin * k;
+    const int64_t length = (end - begin) * k;
+    VI beyond = zero_i();
+    int64_t at = 0;
+    // x + 8 lies in [0, 15] where no other bit is set.
+    const VI shift = _mm256_set1_epi8(SHIFT_INT4), high = _mm256_set1_epi8(static_cast<char>(0xf0));
+    for (; at + 32 <= length; at += 32)
+      beyond = _mm256_or_si256(beyond, _mm256_and_si256(_mm256_add_epi8(load_i(codes + at), shift), high));
+    bool any = !_mm256_testz_si256(beyond, beyond);
+    for (; at < length; at++) any |= codes[at] < -SHIFT_INT4 || codes[at] > 15 - SHIFT_INT4;
+    if (any) wide.store(true, std::memory_order_relaxed);
+  });
+  if (wide.load()) return 0;
+  const PackedShape shape(INT4, n, k);
+  uint8_t* const packed =
+      static_cast<uint8_t*>(thread_scratch(3, static_cast<size_t>(shape.panels * shape.panel_bytes) + 64));
+  if (!packed) return fail(PL_OUT_OF_MEMORY, "no memory for the operands of a matrix product");
+  if (const int code = pack_weights(INT4, n, k, b, packed)) return code;
+  done = true;
+  return packed_matmul(INT4, m, n, k, a, a_scale, packed, b_scale, bias, out, 0);
+}
+#endif
 
 }  // namespace PL_LEVEL
 }  // namespace planish

@@ -9,7 +9,7 @@ namespace PL_LEVEL {
 // Per kind: the unit, the correction, and `columns`: VECTORS vectors of lanes for one group.
 
 struct Int4Weights {
-  using Unit = UnitI8;
+  using Unit = UnitNibbles;
   static constexpr int SHIFT = SHIFT_INT4;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
 #if PL_ISA >= 2
@@ -17,15 +17,39 @@ struct Int4Weights {
     out[0] = _mm512_and_si512(both, low);
     out[1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
 #elif PL_ISA == 1
-    const VI both = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    out[0] = _mm256_and_si256(both, _mm256_set1_epi16(15));
-    out[1] = _mm256_srli_epi16(both, 4);
+    const VI low = _mm256_set1_epi8(15), both = load_i(p);
+    out[0] = _mm256_and_si256(both, low);
+    out[1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
 #else
     out[0] = VI{p[0] & 15, p[1] & 15, p[2] & 15, p[3] & 15};
     out[1] = VI{p[0] >> 4, p[1] >> 4, p[2] >> 4, p[3] >> 4};
 #endif
   }
 };
+
+#if PL_ISA == 1
+// A panel of Int4Weights after unpack_nibbles: the mask and the shift taken once for all rows.
+struct UnpackedNibbles {
+  using Unit = UnitNibbles;
+  static constexpr int SHIFT = SHIFT_INT4;
+  static constexpr int64_t GROUP_BYTES = NR * Unit::GROUP;
+  static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
+    out[0] = load_i(p);
+    out[1] = load_i(p + 4 * LANES);
+  }
+};
+
+inline void unpack_nibbles(int64_t groups, int64_t group_bytes, const uint8_t* b, uint8_t* out) {
+  for (int64_t g = 0; g < groups; g++, b += group_bytes, out += UnpackedNibbles::GROUP_BYTES) {
+    VI column[VECTORS];
+    Int4Weights::columns(b, column);
+    for (int v = 0; v < VECTORS; v++) store_i(out + 4 * LANES * v, column[v]);
+  }
+}
+
+// Row panels from which unpacking pays: it costs what two or three of them save.
+constexpr int64_t UNPACK_ROW_PANELS = 6;
+#endif
 
 struct Int8Weights {
   using Unit = UnitI8;
@@ -136,11 +160,14 @@ struct HalfF32Weights {
   }
 };
 
-// ROWS rows of A, packed [group][a_stride] lanes, by PANELS panels `panel_bytes` apart; tile [PANELS][ROWS][NR].
+// `groups` of ROWS rows of A, packed [group][a_stride] lanes, by PANELS panels `panel_bytes` apart; tile
+// [PANELS][ROWS][NR]. `add`, of 16-bit sums only: to what the tile holds.
 template <class Weights, int ROWS, int PANELS>
-void packed_kernel(int64_t groups, int64_t group_bytes, const uint32_t* __restrict a, int64_t a_stride,
-                   const uint8_t* __restrict b, int64_t panel_bytes, typename Weights::Unit::Cell* __restrict tile) {
+inline void packed_block(int64_t groups, int64_t group_bytes, const uint32_t* __restrict a, int64_t a_stride,
+                         const uint8_t* __restrict b, int64_t panel_bytes, bool add,
+                         typename Weights::Unit::Cell* __restrict tile) {
   using Unit = typename Weights::Unit;
+  (void)add;
   typename Unit::Accumulator acc[PANELS][ROWS][VECTORS];
 #pragma GCC unroll 4
   for (int p = 0; p < PANELS; p++)
@@ -168,7 +195,34 @@ void packed_kernel(int64_t groups, int64_t group_bytes, const uint32_t* __restri
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; v++) Unit::store(tile + (p * ROWS + i) * NR + v * LANES, acc[p][i][v]);
+      for (int v = 0; v < VECTORS; v++) {
+        auto* const cells = tile + (p * ROWS + i) * NR + v * LANES;
+        if constexpr (SHORT_SUMS<Unit>) {
+          if (add) {
+            Unit::add(cells, acc[p][i][v]);
+            continue;
+          }
+        }
+        Unit::store(cells, acc[p][i][v]);
+      }
+}
+
+// `ends`: for 16-bit sums, groups after which they are added to the tile, the last being `groups`.
+template <class Weights, int ROWS, int PANELS>
+void packed_kernel(int64_t groups, int64_t group_bytes, const uint32_t* a, int64_t a_stride, const uint8_t* b,
+                   int64_t panel_bytes, const int32_t* ends, typename Weights::Unit::Cell* tile) {
+  if constexpr (SHORT_SUMS<typename Weights::Unit>) {
+    int64_t done = 0;
+    do {
+      const int64_t end = *ends++;
+      packed_block<Weights, ROWS, PANELS>(end - done, group_bytes, a + done * a_stride, a_stride, b + done * group_bytes,
+                                          panel_bytes, done > 0, tile);
+      done = end;
+    } while (done < groups);
+  } else {
+    (void)ends;
+    packed_block<Weights, ROWS, PANELS>(groups, group_bytes, a, a_stride, b, panel_bytes, false, tile);
+  }
 }
 
 // Rows up to which several panels share a loop: one row alone would wait for its own sums.
@@ -181,7 +235,7 @@ constexpr int MANY_PANELS_ROWS = 0, MANY_PANELS = 1;
 #endif
 
 template <class Weights>
-using PackedKernel = void (*)(int64_t, int64_t, const uint32_t*, int64_t, const uint8_t*, int64_t,
+using PackedKernel = void (*)(int64_t, int64_t, const uint32_t*, int64_t, const uint8_t*, int64_t, const int32_t*,
                               typename Weights::Unit::Cell*);
 
 template <class Weights, int ROWS>

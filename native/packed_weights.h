@@ -29,7 +29,7 @@ struct PackedForm {
 inline PackedForm packed_form(int32_t kind) {
   switch (kind) {
     case INT4:
-      return {UnitI8::GROUP, GROUP_STEP<UnitI8>, 4};
+      return {UnitNibbles::GROUP, GROUP_STEP<UnitNibbles>, 4};
     case INT8:
       return {UnitI8::GROUP, GROUP_STEP<UnitI8>, 8};
     case INT4_F32:
@@ -79,6 +79,21 @@ inline uint16_t bf16_bits(float x) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+#if PL_ISA == 1
+// A panel of 4-bit weights for UnitNibbles: bytes transposed into lanes, then halves of the lanes joined. `lanes` holds
+// a panel's groups × NR lanes.
+inline void pack_nibbles(const int8_t* codes, int64_t count, int64_t k, int64_t groups, uint32_t* lanes, uint8_t* out) {
+  pack_byte_panel<NR, UnitNibbles>(lanes, {codes, k, 0}, 0, count, k);
+  const VI shift = _mm256_set1_epi8(SHIFT_INT4), low = _mm256_set1_epi8(15);
+  for (int64_t g = 0; g < groups; g++) {
+    const VI first = _mm256_add_epi8(load_i(lanes + g * NR), shift);
+    const VI second = _mm256_add_epi8(load_i(lanes + g * NR + LANES), shift);
+    store_i(out + g * 2 * LANES * UnitNibbles::GROUP / 2,
+            _mm256_or_si256(_mm256_and_si256(first, low), _mm256_slli_epi16(_mm256_and_si256(second, low), 4)));
+  }
+}
+#endif
+
 // source: int8 codes [n, k] for the kinds with codes, else f32 [n, k], rounded to the kind's 16 bits.
 inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, uint8_t* packed) {
   int64_t unused;
@@ -88,6 +103,15 @@ inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, 
   parallel_for(shape.panels, [&](int64_t panel) {
     uint8_t* const out = packed + panel * shape.panel_bytes;
     memset(out, 0, static_cast<size_t>(shape.panel_bytes));
+#if PL_ISA == 1
+    if (kind == INT4) {
+      if (uint32_t* const lanes = static_cast<uint32_t*>(thread_scratch(1, static_cast<size_t>(shape.groups * NR + 8) * 4))) {
+        pack_nibbles(static_cast<const int8_t*>(source) + panel * NR * k, n - panel * NR < NR ? n - panel * NR : NR, k,
+                     shape.groups, lanes, out);
+        return;
+      }
+    }
+#endif
     for (int lane = 0; lane < NR; lane++) {
       const int64_t row = panel * NR + lane;
       const int vector = lane / LANES;

@@ -172,6 +172,27 @@ inline int peak_i8(int64_t iterations, double* operations) {
 #endif
 }
 
+// Products of weights of 4 bits by codes: where bytes multiply bytes into 16-bit sums (UnitNibbles, at avx2) without their
+// widening, which depends on the codes; elsewhere the unit is that of int8.
+inline int peak_i4(int64_t iterations, double* operations) {
+#if PL_ISA == 1
+  parallel_for(thread_count(), [&](int64_t) {
+    __m256i x = _mm256_set1_epi8(1), y = _mm256_set1_epi8(1);
+    PL_OPAQUE(x);
+    PL_OPAQUE(y);
+    peak_loop(iterations, _mm256_setzero_si256(), [&](__m256i a) {
+      __m256i product = _mm256_maddubs_epi16(x, y);
+      PL_OPAQUE(product);
+      return _mm256_add_epi16(a, product);
+    });
+  });
+  *operations = 2.0 * 32 * PEAK_CHAINS * static_cast<double>(iterations) * thread_count();
+  return 0;
+#else
+  return peak_i8(iterations, operations);
+#endif
+}
+
 // Reads `length` floats once with every thread; `sink` receives their sum, so that no read can be dropped.
 inline int read_memory(const float* x, int64_t length, float* sink) {
   constexpr int lanes = 16, chains = 8;

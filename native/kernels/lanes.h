@@ -66,7 +66,17 @@ static PL_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
 static PL_INLINE vd fma(vd a, vd b, vd c) { return a * b + c; }
 #endif
 
-static PL_INLINE vf splat(float x) { return vf{} + x; }
+// Not `vf{} + x`: for the sake of −0 the compiler must then add before it spreads.
+#if defined(__AVX512F__)
+static PL_INLINE vf splat(float x) { return (vf)_mm512_set1_ps(x); }
+static PL_INLINE vd splat(double x) { return (vd)_mm512_set1_pd(x); }
+#elif defined(__AVX2__)
+static PL_INLINE vf splat(float x) { return (vf)_mm256_set1_ps(x); }
+static PL_INLINE vd splat(double x) { return (vd)_mm256_set1_pd(x); }
+#else
+static PL_INLINE vf splat(float x) { return vf{x, x, x, x}; }
+static PL_INLINE vd splat(double x) { return vd{x, x}; }
+#endif
 
 /** First n (0…VL) lanes from memory, `fill` elsewhere; touches no byte past p+n. */
 static PL_INLINE vf loadPart(const float* p, int64_t n, float fill = 0.0f) {

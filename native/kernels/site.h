@@ -53,7 +53,7 @@ static PL_INLINE float quantizeRow(const float* x, int64_t cols, Extremes e, flo
   const float top = hi * factorMax, low = -(lo * factorMin);
   const float s = flooredScale((top > low ? top : low) / qmax, 0.0f);
   const vf sv = splat(s), most = splat(qmax), least = splat(-qmax - 1.0f);
-  for (int64_t i = 0; i < cols; i += VL) {
+  for (int64_t i = codesByReciprocal(x, cols, s, qmax, codes); i < cols; i += VL) {
     const int64_t count = cols - i;
     storeCodes(codes + i, roundEven(vmin(vmax(loadUpTo(x + i, count) / sv, least), most)), count);
   }

@@ -24,7 +24,7 @@ struct Arithmetic {
   using Sum = T;
   using Vector = typename VecOf<T>::type;
   static PL_INLINE Vector read(const T* p) { return loadT<T>(p); }
-  static PL_INLINE Vector broadcast(const T* p) { return Vector{} + *p; }
+  static PL_INLINE Vector broadcast(const T* p) { return splat(*p); }
   static PL_INLINE Vector multiplyAdd(Vector a, Vector b, Vector sum) { return fma(a, b, sum); }
 };
 #if defined(__AVX512BF16__)
@@ -96,9 +96,9 @@ constexpr int kTileRows[5] = {0, 14, 12, 8, 6};
 template <class T>
 constexpr int kTileVectors = sizeof(T) == 4 ? 4 : 2;
 #else
-constexpr int kTileRows[5] = {0, 8, 6, 0, 0};
+constexpr int kTileRows[5] = {0, 8, 6, 4, 0};
 template <class T>
-constexpr int kTileVectors = 2;
+constexpr int kTileVectors = sizeof(T) == 4 && kVectorBytes == 32 ? 3 : 2;
 #endif
 
 #if defined(__AVX512F__)
@@ -161,10 +161,10 @@ static TileFunction<T> tileOfRows(int64_t rows) {
 
 template <class T, bool TransposedA>
 static TileFunction<T> tileFor(int64_t rows, int vectors) {
-  if constexpr (kTileVectors<T> == 4) {
+  if constexpr (kTileVectors<T> > 3)
     if (vectors == 4) return tileOfRows<T, 4, TransposedA, kTileRows[4]>(rows);
+  if constexpr (kTileVectors<T> > 2)
     if (vectors == 3) return tileOfRows<T, 3, TransposedA, kTileRows[3]>(rows);
-  }
   if (vectors == 2) return tileOfRows<T, 2, TransposedA, kTileRows[2]>(rows);
   return tileOfRows<T, 1, TransposedA, kTileRows[1]>(rows);
 }

@@ -39,6 +39,30 @@ DriverCase packed_products("packed products", [] {
   return 0;
 });
 
+// Sums in 16 bits must be widened in time: the largest products of one sign, over more k than any block.
+DriverCase extremes("packed products of extreme codes over long sums", [] {
+  const int64_t n = 17, k = 4099;
+  for (int kind = 0; kind < 2; kind++)
+    for (int a_code : {-128, 127, -8, 7})
+      for (int code : {-8, 7})
+        for (int64_t m : {1, 2, 7, 40}) {
+          int64_t bytes = 0;
+          if (const int failed = pl_packed_bytes(kind, n, k, &bytes)) return failed;
+          const std::vector<int8_t> a(static_cast<size_t>(m * k), static_cast<int8_t>(a_code));
+          const std::vector<int8_t> codes(static_cast<size_t>(n * k), static_cast<int8_t>(code));
+          const Floats ones(static_cast<size_t>(m > n ? m : n), 1.0f);
+          std::vector<uint8_t> weights(static_cast<size_t>(bytes));
+          Floats out(static_cast<size_t>(m * n));
+          if (const int failed = pl_pack_weights(kind, n, k, codes.data(), weights.data())) return failed;
+          if (const int failed = pl_packed_matmul(kind, m, n, k, a.data(), ones.data(), weights.data(), ones.data(), nullptr,
+                                                  out.data(), 0))
+            return failed;
+          for (const float value : out)
+            if (value != static_cast<float>(k * a_code * code)) return 1;
+        }
+  return 0;
+});
+
 DriverCase sites("sites", [] {
   const int64_t sizes[][3] = {{1, 1, 1}, {3, 4, 6}, {70, 3, 24}, {5, 8, 33}, {2, 24, 24}};
   for (const auto& s : sizes)

@@ -108,8 +108,8 @@ function repetitions(run: () => void): number {
 /** Units' ceilings and the memory's, sampled once per call. */
 export function ceilingProbe(library: NativeLibrary, threads: number) {
   const operations = new Float64Array(1);
-  const peaks = TYPES.map((type) => {
-    const run = library.kernel(`int pl_${PEAK_KERNEL[type]}(int64_t iterations, void* operations)`);
+  const peak = (kernel: string) => {
+    const run = library.kernel(`int pl_${kernel}(int64_t iterations, void* operations)`);
     let iterations = 1000;
     for (let elapsed = 0; elapsed < SAMPLE_MS;) {
       const started = performance.now();
@@ -122,12 +122,14 @@ export function ceilingProbe(library: NativeLibrary, threads: number) {
       run(iterations, operations);
       return operations[0] / (performance.now() - started) / 1e6;
     };
-  });
+  };
   const read = library.kernel("int pl_read_memory(const void* x, int64_t length, void* sink)");
   const sink = new Float32Array(1);
   return {
     threads,
-    peaks,
+    peaks: TYPES.map((type) => peak(PEAK_KERNEL[type])),
+    /** Codes by weights of 4 bits, where a level multiplies them in a way of their own; else as int8. */
+    int4: peak("peak_i4"),
     /** 10⁹ bytes per second. */
     memory(x: Buffer): number {
       const started = performance.now();

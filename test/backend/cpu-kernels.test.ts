@@ -53,6 +53,47 @@ describe.each(WITHOUT ? [] : loadNativeLibrary().levels())("level %s", (level) =
     );
   });
 
+  test("codes are those of a true division, also next to ties and at scales without a reciprocal", () => {
+    const random = new Random("ties");
+    const bits = [2, 3, 4, 6, 8];
+    const near = (value: number): number[] => {
+      const float = Float32Array.of(value);
+      const pattern = new Int32Array(float.buffer);
+      const start = pattern[0];
+      return [-9, -4, -3, -2, -1, 0, 1, 2, 3, 4, 9].map((ulps) => {
+        pattern[0] = start + ulps;
+        return float[0];
+      });
+    };
+    for (const width of bits) {
+      const qmax = 2 ** (width - 1) - 1;
+      for (const size of [1e-42, 1e-36, 1e-20, 1, 1, 1, 1, 3e4, 1e30, 1e38]) {
+        // The largest value alone sets the scale: it is outside what follows, which is at ties of that scale.
+        const top = Math.fround(size * (1 + random.uniform()));
+        const step = Math.fround(top / qmax);
+        const ties = Array.from({ length: 2 * qmax + 1 }, (_, i) => near((i - qmax - 0.5) * step));
+        const x = Float64Array.from([top, ...ties.flat().map((v) => (Math.abs(v) < top ? v : 0))]);
+        const { codes, scale } = evaluate(
+          at(level),
+          { x: real(x), codes: output(x.length, "i8"), scale: output(1) },
+          (kernels, b) =>
+            kernels.quantizeRows({
+              ...{ x: b.x, rows: 1, cols: x.length, bits: width, scaleFloor: 0 },
+              ...{ codes: b.codes, scale: b.scale },
+            }),
+        );
+        // A quotient rounded to 53 bits and then to 24 is the one rounded once.
+        const expected = Array.from(x, (value) => {
+          const ratio = Math.min(Math.max(Math.fround(value / scale[0]), -qmax - 1), qmax);
+          const below = Math.floor(ratio);
+          const up = ratio - below > 0.5 || (ratio - below === 0.5 && below % 2 !== 0);
+          return below + (up ? 1 : 0);
+        });
+        expect(Array.from(codes)).toEqual(expected);
+      }
+    }
+  });
+
   test("row results and scalar sums are the same bits at every thread count", () => {
     const random = new Random("threads");
     const [rows, cols] = [101, 211];

@@ -213,14 +213,21 @@ function checkIntProduct(
   k: number,
   withBias: boolean,
   seed: number,
+  // Of the activations and of the weights: weights of 4 bits have a path of their own at avx2.
+  bits: readonly [number, number] = [8, 8],
 ): void {
   using arena = backend.arena();
   const next = random(seed);
   // Extreme codes often, so that a saturating or overflowing unit shows.
-  const codes = (length: number) =>
-    Int8Array.from({ length }, () => (next() > 0.5 ? -128 : next() > 0.5 ? 127 : code(next)));
+  const codes = (length: number, width: number) => {
+    const top = 2 ** (width - 1);
+    return Int8Array.from({ length }, () =>
+      next() > 0.5 ? -top : next() > 0.5 ? top - 1 : code(next) >> (8 - width),
+    );
+  };
   const reals = (length: number) => Float32Array.from({ length }, () => real(next));
-  const [a, b, aScale, bScale] = [codes(m * k), codes(n * k), reals(m), reals(n)];
+  const [a, b] = [codes(m * k, bits[0]), codes(n * k, bits[1])];
+  const [aScale, bScale] = [reals(m), reals(n)];
   const bias = withBias ? reals(n) : undefined;
   const upload = (values: Int8Array | Float32Array) => {
     const buffer = arena.alloc(values instanceof Int8Array ? "i8" : "f32", values.length);
@@ -357,11 +364,14 @@ if (process.env.PLANISH_NO_NATIVE === "1" && !nativeLibraryExists()) {
             fc.constantFrom(...DEPTHS),
             fc.boolean(),
             fc.integer(),
-            (m, n, k, bias, seed) => checkIntProduct(backend, m, n, k, bias, seed),
+            fc.constantFrom([8, 8], [4, 4], [8, 4], [4, 8]) as fc.Arbitrary<[number, number]>,
+            (m, n, k, bias, seed, bits) => checkIntProduct(backend, m, n, k, bias, seed, bits),
           ),
-          { numRuns: 120 },
+          { numRuns: 240 },
         );
         checkIntProduct(backend, 70, 130, 2049, true, 3);
+        checkIntProduct(backend, 70, 130, 2049, true, 3, [4, 4]);
+        checkIntProduct(backend, 70, 130, 2049, true, 3, [8, 4]);
       }));
 
     test("results do not depend on the number of threads", () =>

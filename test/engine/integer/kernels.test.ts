@@ -272,6 +272,46 @@ describe.each(LEVELS)("level %s", (level) => {
     expect(disturbed).toBe(0);
   });
 
+  test("products of codes at their limits are exact over long sums", () => {
+    atLevel();
+    // 16-bit sums, where a level has them, must be widened in time: the largest products of one sign, in every lane or in
+    // one of two, from the start or after a quiet stretch. At 4 bits each a block may be 136 groups of 4, at 8 bits 8.
+    const patterns: ((c: number, k: number) => number)[] = [
+      () => 1,
+      (c) => (c % 4 < 2 ? 1 : 0),
+      (c) => (c % 4 < 2 ? 0 : 1),
+      (c, k) => (c < k / 2 ? 0 : 1),
+      (c) => (c % 300 === 0 ? 1 : 0),
+    ];
+    for (const [low, high] of [
+      [-8, 7],
+      [-128, 127],
+    ])
+      for (const limit of [low, high])
+        for (const code of [-8, 7])
+          for (const pattern of patterns)
+            for (const m of [1, 2, 7]) {
+              const [n, k] = [17, 2309];
+              // The last row alone is extreme: the others share its panel.
+              const a = Int8Array.from({ length: m * k }, (_, i) =>
+                i < (m - 1) * k ? 1 : limit * pattern(i % k, k),
+              );
+              const w = new Int8Array(n * k).fill(code);
+              const out = new Float32Array(m * n);
+              const ones = (length: number) => new Float32Array(length).fill(1);
+              for (const kind of ["int4", "int8"] as const) {
+                const weights = kernels.packWeights(kind, n, k, w);
+                kernels.packedProduct({ m, a, aScale: ones(m), weights, bScale: ones(n), out });
+                // Below 2²⁴, so exact in f32.
+                const sum = (row: number) =>
+                  code * a.subarray(row * k, (row + 1) * k).reduce((total, x) => total + x, 0);
+                expect(out).toEqual(
+                  Float32Array.from({ length: m * n }, (_, i) => sum(Math.floor(i / n))),
+                );
+              }
+            }
+  });
+
   test("the cache returns its grid's keys and values, and attention over it is attention", () => {
     atLevel();
     fc.assert(
