@@ -78,7 +78,8 @@ export function estimateRun(
     4 *
     (LIVE_PER_TOKEN.hidden * config.hiddenSize +
       LIVE_PER_TOKEN.intermediate * config.intermediateSize);
-  const refineBytes = need.refineSteps > 0 ? config.numLayers * perBlock * 16 + 2 * embedding : 0;
+  const held = need.refineStreams ? 1 : config.numLayers;
+  const refineBytes = need.refineSteps > 0 ? held * perBlock * 16 + 2 * embedding : 0;
   return {
     operations,
     trainingOperations,

@@ -237,7 +237,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     calibration: "text" in calibration ? calibration : undefined,
     layers: packed.map(({ errorPacked, parameters: parameterShapes }, layer) => ({
       layer,
-      ...reportFields(trained?.reports[layer]),
+      ...reportFields(trained?.reports[layer], refined?.linears?.[layer]),
       errorPacked,
       parameters: parameterShapes,
     })),
@@ -272,9 +272,10 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
   };
 }
 
-function reportFields(report: BlockReport | undefined) {
+function reportFields(report: BlockReport | undefined, refined: BlockReport["linears"]) {
   if (!report) return {};
-  const { errorRounded, errorInitial, errorFinal, epochLoss, moved, linears } = report;
+  const { errorRounded, errorInitial, errorFinal, epochLoss, moved } = report;
+  const linears = refined ?? report.linears;
   return {
     errorRounded,
     errorInitial,
@@ -425,7 +426,7 @@ async function refineBlocks(run: Run, windows: TokenWindows, trained: Trained) {
   const { backend, source, architecture, config, journal, method, need } = run;
   if (!method.refine || !need || need.refineSteps === 0) return undefined;
   const outer = loadOuter(backend, source, architecture, config);
-  const task = run.progress.task("distilling", need.refineSteps);
+  const task = run.progress.task(need.refineLabel ?? "distilling", need.refineSteps);
   const outcome = await method.refine({
     backend,
     config,
@@ -435,6 +436,7 @@ async function refineBlocks(run: Run, windows: TokenWindows, trained: Trained) {
     outer,
     readBlock: (layer) => readBlock(source, architecture, config, layer),
     parameters: trained.parameters,
+    reports: trained.reports,
     windows,
     teacher: trained.last,
     progress: task,

@@ -26,6 +26,10 @@ export interface CalibrationNeed {
   /** End-to-end steps after the blocks. */
   readonly refineSteps: number;
   readonly refineBatch: number;
+  /** What the end-to-end stage is called while it runs (default "distilling"). */
+  readonly refineLabel?: string;
+  /** The end-to-end stage has one block in memory at a time. */
+  readonly refineStreams?: boolean;
   /** Second moments of every linear's activations are collected after all learning. */
   readonly secondMoments?: boolean;
 }
@@ -45,6 +49,8 @@ export interface BlockReport {
   readonly notes: readonly string[];
   /** What the method found out about each linear, by its path; in the order and under the names to be shown. */
   readonly linears?: Readonly<Record<string, LinearFacts>>;
+  /** The same of another way to round each linear, between which the end-to-end stage decides. */
+  readonly alternatives?: Readonly<Record<string, LinearFacts>>;
 }
 
 /** Facts about one linear by name, in camel case: tables show them as columns. */
@@ -83,6 +89,8 @@ export interface RefineJob<Recipe> {
   readonly readBlock: (layer: number) => HostBlock;
   /** Parameters of every block as the block stage left them. */
   readonly parameters: readonly ParameterValues[];
+  /** What the block stage reported of each. */
+  readonly reports: readonly BlockReport[];
   readonly windows: TokenWindows;
   /** Full-precision hidden states after the last block, before the final norm. */
   readonly teacher: Activations;
@@ -104,6 +112,8 @@ export interface RefineState {
 export interface RefineOutcome {
   readonly parameters: readonly ParameterValues[];
   readonly losses: readonly number[];
+  /** By block: facts that replace those of the block stage. */
+  readonly linears?: readonly Readonly<Record<string, LinearFacts>>[];
 }
 
 /** The transform of one site. */

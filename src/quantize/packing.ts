@@ -119,6 +119,7 @@ async function packOnPrefix(
       parameters,
       inputs,
       layer,
+      equalTokens: gptq.equalTokens,
       signal,
     });
     const notes: string[] = [];

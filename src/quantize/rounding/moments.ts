@@ -17,7 +17,7 @@ export interface SecondMoment {
   /** Linears that read this activation. */
   readonly roles: readonly LinearRole[];
   readonly cols: number;
-  /** Σ x·xᵀ over all tokens, [cols, cols], float64. */
+  /** Σ x·xᵀ over all tokens, [cols, cols], float64; of x scaled to a mean square of 1 where tokens count alike. */
   readonly sum: Float64Array;
 }
 
@@ -29,6 +29,8 @@ export interface MomentJob {
   readonly parameters: ParameterValues;
   readonly inputs: Activations;
   readonly layer: number;
+  /** Scale every token's activation to the same norm first. */
+  readonly equalTokens: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -37,7 +39,7 @@ export interface MomentJob {
  * but not rounded. Products of one window are formed on the backend in float32 and summed in float64.
  */
 export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
-  const { backend, block, weights, inputs, layer, signal } = job;
+  const { backend, block, weights, inputs, layer, equalTokens, signal } = job;
   const { config } = block;
   const params = new Map<string, Tensor>();
   for (const [name, { shape, data }] of job.parameters)
@@ -56,7 +58,7 @@ export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
     const hooks = bindSimulated(g, unrounded, weights, params, (activations, roles) => {
       for (const activation of new Set(activations)) {
         const readers = roles.filter((_, i) => activations[i] === activation);
-        addProduct(g, moments, activation, readers);
+        addProduct(g, moments, equalTokens ? withUnitTokens(g, activation) : activation, readers);
       }
     });
     const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
@@ -65,6 +67,20 @@ export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
   }
   for (const p of params.values()) freeTensor(backend, p);
   return [...moments.values()];
+}
+
+/** Every row at a mean square of 1; rows of zeros stay. */
+function withUnitTokens(g: Graph, x: Tensor): Tensor {
+  const { cols } = x;
+  const data = g.read(x).slice();
+  for (let at = 0; at < data.length; at += cols) {
+    let sum = 0;
+    for (let j = at; j < at + cols; j++) sum += data[j] ** 2;
+    if (sum === 0) continue;
+    const factor = Math.sqrt(cols / sum);
+    for (let j = at; j < at + cols; j++) data[j] *= factor;
+  }
+  return g.constant(x.shape, data);
 }
 
 function addProduct(

@@ -19,7 +19,7 @@ export type WeightRounder = (
 /** `notes` collects what had to be done otherwise than asked, naming `where`, e.g. "block 3". */
 export function gptqRounder(
   moments: readonly SecondMoment[],
-  settings: GptqSettings,
+  settings: Pick<GptqSettings, "damping" | "actOrder">,
   where: string,
   notes: string[],
 ): WeightRounder {

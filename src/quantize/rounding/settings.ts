@@ -6,6 +6,8 @@ export const gptqSettings = z.strictObject({
   damping: z.number().nonnegative(),
   /** Round the channels with the largest activations first. */
   actOrder: z.boolean(),
+  /** Let every token count alike in the second moments, whatever its magnitude. */
+  equalTokens: z.boolean(),
 });
 
 export type GptqSettings = z.infer<typeof gptqSettings>;
@@ -19,7 +21,7 @@ export const roundingFields = {
 /** The fields' usual values. */
 export const roundingDefaults = {
   rounding: "rtn" as "rtn" | "gptq",
-  gptq: { damping: 0.01, actOrder: false },
+  gptq: { damping: 0.1, actOrder: true, equalTokens: true },
 };
 
 /** The GPTQ settings of a recipe that asks for it. */

@@ -60,7 +60,11 @@ function flatParameters(scheme: Scheme): ParameterValues {
   return values;
 }
 
-function moments(scheme: Scheme, parameters: ParameterValues): Promise<SecondMoment[]> {
+function moments(
+  scheme: Scheme,
+  parameters: ParameterValues,
+  equalTokens = false,
+): Promise<SecondMoment[]> {
   const weights = uploadBlock(backend, block);
   return collectMoments({
     backend,
@@ -69,6 +73,7 @@ function moments(scheme: Scheme, parameters: ParameterValues): Promise<SecondMom
     parameters,
     inputs,
     layer: 0,
+    equalTokens,
   });
 }
 
@@ -165,6 +170,22 @@ describe("second moments", () => {
       for (let i = 0; i < 12; i++) for (let j = 0; j < 12; j++) expected[i * 12 + j] += q[i] * q[j];
     }
     expectNear(find(all, "q"), expected, 1e-12);
+  });
+
+  it("count every token alike where asked: of x over its root mean square, on its grid", async () => {
+    const quantized = (t: number) => {
+      const x = normedInput(t);
+      const step = Math.max(...x.map(Math.abs)) / 7;
+      return x.map((v) => Math.round(v / step) * step);
+    };
+    const expected = new Float64Array(144);
+    for (let t = 0; t < 24; t++) {
+      const q = quantized(t);
+      const square = q.reduce((sum, v) => sum + v * v, 0) / 12;
+      for (let i = 0; i < 12; i++)
+        for (let j = 0; j < 12; j++) expected[i * 12 + j] += (q[i] * q[j]) / square;
+    }
+    expectNear(find(await moments(parseScheme("w4a4kv16"), new Map(), true), "q"), expected, 1e-12);
   });
 
   it("are collected linear by linear where each clips its activation its own way", async () => {

@@ -77,7 +77,7 @@ describe("rounding: gptq", () => {
     const { info } = await run("gptq");
     expect(info.recipe).toMatchObject({
       rounding: "gptq",
-      gptq: { damping: 0.01, actOrder: false },
+      gptq: { damping: 0.1, actOrder: true, equalTokens: true },
     });
     for (const layer of info.layers) expect(layer.errorPacked).toBeGreaterThan(0);
     const tokens = tokenizeCorpus(

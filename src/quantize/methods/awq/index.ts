@@ -95,6 +95,7 @@ async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
     parameters: new Map(),
     inputs,
     layer,
+    equalTokens: false,
     signal,
   });
   const values = new Map<string, { shape: readonly number[]; data: Float64Array }>();

@@ -21,14 +21,12 @@ export interface SideDivergence {
  * How much worse 4 bits are than 8. "ratio": KL₄/KL₈, infinite where 8 bits lose nothing and 4 bits do, 0 where neither
  * does. "excess": KL₄ − KL₈, in which the sampling noise that both histograms share cancels.
  */
-export function compareBits(
-  { kl4, kl8 }: SideDivergence,
-  criterion: Exclude<Criterion, "output">,
-): number {
+export function compareBits({ kl4, kl8 }: SideDivergence, criterion: "ratio" | "excess"): number {
   if (criterion === "excess") return kl4 - kl8;
   return kl4 === 0 ? 0 : kl4 / kl8;
 }
 
+/** How a linear's bits are chosen by its block alone; criterion "model" needs all blocks (choose.ts). */
 export type Criterion = "ratio" | "excess" | "output";
 
 /** Counts rows of one side's tensor as its flattened self: every copy, once for each copy of the other side. */

@@ -23,6 +23,7 @@ import { bindSimulated, describeBlock } from "../../simulated-block.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { siteOf } from "../../transforms/sites.js";
 import { columnMaxima, copiesOf, NO_SPLIT, splitRows } from "../../transforms/split.js";
+import { chooseByModel, withAlternative } from "./choose.js";
 import { chooseBits, FlattenedHistogram, type BitChoice, type SideDivergence } from "./bits.js";
 import { columnPower, RowSample, SEARCH_ROWS, searchReach } from "./reach.js";
 import { blockError } from "./sensitivity.js";
@@ -46,12 +47,19 @@ export const flattenquant: Method<FlattenQuantRecipe> = {
   recipe: flattenQuantRecipe,
   presets: flattenQuantPresets,
   defaultPreset: "default",
-  calibration: (recipe) => needOfWindows(recipe, { secondMoments: recipe.rounding === "gptq" }),
+  calibration: (recipe) => {
+    const need = needOfWindows(recipe, { secondMoments: recipe.rounding === "gptq" });
+    return recipe.criterion === "model" ? { ...need, ...BY_MODEL } : need;
+  },
   gptq: gptqOf,
   check: (_config, scheme) => void lowestBits(scheme),
   plan: (config, _paths, scheme) => planTransforms(config, scheme, { diag: true }),
   calibrateBlock,
+  refine: chooseByModel,
 };
+
+/** The stage after the blocks that criterion "model" needs: one pass over the model. */
+const BY_MODEL = { refineSteps: 1, refineLabel: "choosing bits", refineStreams: true } as const;
 
 /** @throws UsageError for a scheme that FlattenQuant's rule cannot serve. */
 function lowestBits(scheme: Scheme): 4 | 8 {
@@ -112,36 +120,56 @@ async function calibrateBlock(job: BlockJob<FlattenQuantRecipe>): Promise<BlockO
       ...smoothing,
       ...reached.flatMap((layer) => [...gridParameters(layer.path, gridOf(layer, bitsOf(layer)))]),
     ]);
-  const all8 =
-    recipe.criterion === "output" && lowest === 4
-      ? blockError(
-          job,
-          withBits(() => 8),
-        )
-      : 0;
-  const decided = reached.map((layer): DecidedLayer => {
-    if (lowest === 8) return { ...layer, choice: { bits: 8, rule: "scheme" } };
-    const added = () =>
-      blockError(
-        job,
-        withBits((other) => (other === layer ? 4 : 8)),
-      ) - all8;
-    const { activation, weightDivergence } = layer;
-    return { ...layer, choice: chooseBits(activation, weightDivergence, added, recipe) };
-  });
-  const bitsOf = new Map(decided.map(({ role, choice }) => [role, choice.bits]));
-  const parameters = withBits(({ role }) => bitsOf.get(role) ?? 8);
-  const errors = measureLinears(job, decided, parameters, factors);
-  const linears: Record<string, LinearFacts> = {};
-  for (const layer of decided)
-    linears[layer.path] = facts(
-      layer,
-      factors,
-      maxima,
-      errors.get(layer.role) ?? { before: NaN, after: NaN },
+  const { criterion, gamma } = recipe;
+  const decide = (choose: (layer: ReachedLayer) => BitChoice) => {
+    const decided = reached.map((layer): DecidedLayer => ({ ...layer, choice: choose(layer) }));
+    const bitsOf = new Map(decided.map(({ role, choice }) => [role, choice.bits]));
+    const parameters = withBits(({ role }) => bitsOf.get(role) ?? 8);
+    return { parameters, linears: tableOf(job, decided, parameters, factors, maxima) };
+  };
+  const report = async ({ parameters, linears }: ReturnType<typeof decide>) => {
+    const outcome = await measureBlock(job, parameters);
+    return { ...outcome, report: { ...outcome.report, linears } };
+  };
+  if (lowest === 8) return report(decide(() => ({ bits: 8, rule: "scheme" })));
+  if (criterion === "model") {
+    const [at8, at4] = ([8, 4] as const).map((bits) => decide(() => ({ bits, rule: "undecided" })));
+    const outcome = await report(at8);
+    return {
+      parameters: withAlternative(outcome.parameters, at4.parameters),
+      report: { ...outcome.report, alternatives: at4.linears },
+    };
+  }
+  const error = (four?: ReachedLayer) =>
+    blockError(
+      job,
+      withBits((layer) => (layer === four ? 4 : 8)),
     );
-  const outcome = await measureBlock(job, parameters);
-  return { ...outcome, report: { ...outcome.report, linears } };
+  const all8 = criterion === "output" ? error() : 0;
+  return report(
+    decide((layer) => {
+      const added = () => error(layer) - all8;
+      return chooseBits(layer.activation, layer.weightDivergence, added, { criterion, gamma });
+    }),
+  );
+}
+
+/** What a block whose bits are decided reports of each linear. */
+function tableOf(
+  job: BlockJob<FlattenQuantRecipe>,
+  decided: readonly DecidedLayer[],
+  parameters: ParameterValues,
+  factors: SmoothingFactors,
+  maxima: SiteMaxima,
+): Record<string, LinearFacts> {
+  const errors = measureLinears(job, decided, parameters, factors);
+  const unknown = { before: NaN, after: NaN };
+  return Object.fromEntries(
+    decided.map((layer) => [
+      layer.path,
+      facts(layer, factors, maxima, errors.get(layer.role) ?? unknown),
+    ]),
+  );
 }
 
 function planLayer(

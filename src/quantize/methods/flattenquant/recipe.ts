@@ -15,9 +15,10 @@ export const flattenQuantRecipe = z.strictObject({
   beta: z.number().positive(),
   /**
    * What is compared with gamma: of a layer's worse side KL₄/KL₈ ("ratio") or KL₄ − KL₈ in nats ("excess"), or what the
-   * layer at 4 bits adds to its block's relative squared error ("output").
+   * layer at 4 bits adds to its block's relative squared error ("output"), or to the divergence of the model's next-token
+   * distribution from full precision's, in nats per share of the model's multiply-adds ("model").
    */
-  criterion: z.enum(["ratio", "excess", "output"]),
+  criterion: z.enum(["ratio", "excess", "output", "model"]),
   /** A layer runs at 4 bits where the criterion is below this. */
   gamma: z.number().nonnegative(),
   /**
@@ -51,6 +52,8 @@ export const flattenQuantPresets = {
   default: preset,
   /** Bits by what a linear adds to its block's error, again near 48% on tiny-opt. */
   output: { ...preset, criterion: "output", gamma: 0.0011 },
+  /** Bits by what a linear costs the whole model, near 48% on tiny-opt. */
+  model: { ...preset, criterion: "model", gamma: 0.19 },
   /** Weights to the nearest integer. */
   rtn: { ...preset, rounding: "rtn" },
 } satisfies Record<string, FlattenQuantRecipe>;

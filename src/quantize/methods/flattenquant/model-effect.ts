@@ -1,0 +1,188 @@
+/**
+ * What each linear at 4 bits costs the model (ours): the divergence of its next-token distribution from full precision's
+ * that this linear adds, with all others at 8 bits. Blocks are read one at a time: every linear's variant is a state that
+ * travels through the blocks behind it together with all others', so that one pass over the checkpoint serves them all.
+ */
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { Backend } from "../../../backend/backend.js";
+import { InterruptedError } from "../../../common/errors.js";
+import { blockForward } from "../../../models/block.js";
+import type { LinearRole, ModelConfig } from "../../../models/config.js";
+import { embed, finalNorm, type Layer, type OuterWeights } from "../../../models/language-model.js";
+import { ropeTables } from "../../../models/rope.js";
+import { freeBlock, type HostBlock } from "../../../models/weights.js";
+import { linear } from "../../../tensor/ops/index.js";
+import { Graph } from "../../../tensor/tensor.js";
+import { sampleRange } from "../../calibration/windows.js";
+import { foldBlock, type ParameterValues } from "../../fold.js";
+import type { RefineJob } from "../../method.js";
+import { packedLayer, type PackedBlock } from "../../packed-block.js";
+import { describeBlock } from "../../simulated-block.js";
+
+/** Calibration tokens that are looked at: fewer where each costs more, so that a model takes minutes. */
+const TOKENS = { least: 512, most: 2048, weightsTimesTokens: 5e10 };
+/** Positions whose distributions are compared, spread over those tokens: the head is a large part of a small model. */
+const POSITIONS = 512;
+/** Tokens run through a block at once. */
+const BATCH_TOKENS = 4096;
+/** Rows of logits formed at once. */
+const LOGIT_ROWS = 256;
+
+export interface ModelEffect {
+  /** KL(full precision ‖ model) in nats per token with all linears at 8 bits. */
+  readonly all8: number;
+  /** By block: what each linear at 4 bits adds to that. */
+  readonly added: readonly Readonly<Partial<Record<LinearRole, number>>>[];
+}
+
+/**
+ * `parametersOf`: a block's parameters with all its linears at 8, or at 4 bits. Weights go to the nearest integer.
+ * @throws InterruptedError on the job's signal.
+ */
+export async function modelEffect(
+  job: RefineJob<unknown>,
+  parametersOf: (layer: number, bits: 4 | 8) => ParameterValues,
+): Promise<ModelEffect> {
+  const { backend, config, outer, windows, scheme } = job;
+  const hosts = (layer: number): HostBlock => job.readBlock(layer);
+  const count = windowsLookedAt(config, hosts(0), windows);
+  const ids = windows.ids.subarray(0, count * windows.time);
+  const names: { layer: number; role: LinearRole }[] = [];
+  let states: Float32Array[];
+  {
+    using g = new Graph(backend);
+    states = [Float32Array.from(g.read(embed(g, config, outer, ids, count)))];
+  }
+  for (let layer = 0; layer < config.numLayers; layer++) {
+    const host = hosts(layer);
+    const description = describeBlock(host, config, scheme);
+    const [at8, at4] = ([8, 4] as const).map((bits) =>
+      foldBlock(host, description, parametersOf(layer, bits)),
+    );
+    const through = (block: PackedBlock, from: readonly Float32Array[]): Float32Array[] => {
+      const packed = packedLayer(backend, config, scheme, block);
+      const out = runStates(job, packed, from, layer, count);
+      freeBlock(backend, packed.weights);
+      return out;
+    };
+    const [entering] = states;
+    const behind = through(at8, states);
+    for (const role of Object.keys(host.linears) as LinearRole[]) {
+      refuseAborted(job, layer);
+      const linears = { ...at8.linears, [role]: at4.linears[role] };
+      behind.push(...through({ ...at8, linears }, [entering]));
+      names.push({ layer, role });
+      await nextTurn();
+    }
+    states = behind;
+    job.progress.advance(1, `effect of block ${layer} at 4 bits`);
+  }
+  const [all8, ...each] = divergences(job, states);
+  const added: Partial<Record<LinearRole, number>>[] = Array.from(
+    { length: config.numLayers },
+    () => ({}),
+  );
+  names.forEach(({ layer, role }, i) => {
+    added[layer][role] = each[i] - all8;
+  });
+  return { all8, added };
+}
+
+function refuseAborted({ signal }: RefineJob<unknown>, layer: number): void {
+  if (signal?.aborted)
+    throw new InterruptedError(
+      `stopped in block ${layer} while bits were chosen; calibrated blocks are kept`,
+    );
+}
+
+function windowsLookedAt(
+  config: ModelConfig,
+  first: HostBlock,
+  windows: { readonly samples: number; readonly time: number },
+): number {
+  const perBlock = Object.values(first.linears).reduce((sum, l) => sum + l.weight.data.length, 0);
+  const affordable = TOKENS.weightsTimesTokens / (perBlock * config.numLayers);
+  const tokens = Math.min(Math.max(affordable, TOKENS.least), TOKENS.most);
+  return Math.min(windows.samples, Math.max(1, Math.floor(tokens / windows.time)));
+}
+
+/** States of `count` windows each, through one block. */
+function runStates(
+  { backend, config, windows: { time } }: RefineJob<unknown>,
+  { weights, hooks }: Layer,
+  states: readonly Float32Array[],
+  layer: number,
+  count: number,
+): Float32Array[] {
+  const together = Math.max(1, Math.floor(BATCH_TOKENS / (count * time)));
+  const out: Float32Array[] = [];
+  using arena = backend.arena();
+  for (let first = 0; first < states.length; first += together) {
+    const some = states.slice(first, first + together);
+    const size = some[0].length;
+    const all = new Float32Array(some.length * size);
+    some.forEach((state, i) => {
+      all.set(state, i * size);
+    });
+    using g = new Graph(backend, { arena });
+    const rope = config.positions.kind === "rope" ? ropeTables(g, config, 0, time) : undefined;
+    const x = g.constant([all.length / config.hiddenSize, config.hiddenSize], all);
+    const batch = some.length * count;
+    const y = g.read(blockForward(g, config, weights, hooks, x, { layer, batch, rope }));
+    some.forEach((_, i) => out.push(Float32Array.from(y.subarray(i * size, (i + 1) * size))));
+  }
+  return out;
+}
+
+/** Mean KL of each last state's next-token distribution from the teacher's, over evenly spread positions. */
+function divergences(
+  { backend, config, outer, teacher }: RefineJob<unknown>,
+  states: readonly Float32Array[],
+): number[] {
+  const { hiddenSize } = config;
+  const tokens = states[0].length / hiddenSize;
+  const every = Math.max(1, Math.floor(tokens / POSITIONS));
+  const positions = Array.from({ length: Math.floor(tokens / every) }, (_, i) => i * every);
+  const expected = sampleRange(teacher, 0, Math.ceil(tokens / teacher.time));
+  const sums = new Float64Array(states.length);
+  for (let first = 0; first < positions.length; first += LOGIT_ROWS) {
+    const rows = positions.slice(first, first + LOGIT_ROWS);
+    sumDivergences(backend, config, outer, rows, expected, states, sums);
+  }
+  return Array.from(sums, (sum) => sum / positions.length);
+}
+
+function sumDivergences(
+  backend: Backend,
+  config: ModelConfig,
+  outer: OuterWeights,
+  rows: readonly number[],
+  expected: Float32Array,
+  states: readonly Float32Array[],
+  sums: Float64Array,
+): void {
+  const { hiddenSize, vocabSize } = config;
+  const logits = (g: Graph, state: Float32Array) => {
+    const some = new Float32Array(rows.length * hiddenSize);
+    rows.forEach((row, i) => {
+      some.set(state.subarray(row * hiddenSize, (row + 1) * hiddenSize), i * hiddenSize);
+    });
+    const hidden = g.constant([rows.length, hiddenSize], some);
+    return g.values(linear(g, finalNorm(g, config, outer, hidden), outer.lmHead));
+  };
+  using g = new Graph(backend);
+  const teacher = logits(g, expected);
+  states.forEach((state, i) => {
+    using inner = g.nested();
+    const kl = inner.real(rows.length);
+    inner.kernels.softmaxKl({
+      teacher,
+      student: logits(inner, state),
+      rows: rows.length,
+      cols: vocabSize,
+      kl,
+      gradScale: 1,
+    });
+    for (const value of backend.read(kl)) sums[i] += value;
+  });
+}
