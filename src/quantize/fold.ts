@@ -133,9 +133,11 @@ function packGrid(grid: TensorGrid, factor: Float32Array | undefined): PackedGri
 }
 
 function scaleRows(data: RealArray, factors: RealArray | undefined, cols: number): Float32Array {
-  return factors
-    ? Float32Array.from(data, (x, i) => x * factors[Math.floor(i / cols)])
-    : Float32Array.from(data);
+  const scaled = new Float32Array(data);
+  // From `data`, so that the product is rounded once; a loop, as `from` with a function takes ten times as long.
+  if (factors)
+    for (let i = 0; i < data.length; i++) scaled[i] = data[i] * factors[Math.floor(i / cols)];
+  return scaled;
 }
 
 function scaleNorm(norm: HostNorm, diag: RealArray | undefined): HostNorm {
@@ -156,9 +158,11 @@ function roundOnGrid(
 ): { codes: Int8Array; scale: Float32Array } {
   const step = gridStep(weightThreshold, weightBits);
   const highest = 2 ** (weightBits - 1) - 1;
-  const codes = Int8Array.from(weight, (w) =>
-    Math.min(Math.max(roundHalfEven(Math.fround(Math.fround(w) / step)), -highest), highest),
-  );
+  const codes = new Int8Array(weight.length);
+  for (let i = 0; i < weight.length; i++) {
+    const level = roundHalfEven(Math.fround(Math.fround(weight[i]) / step));
+    codes[i] = Math.min(Math.max(level, -highest), highest);
+  }
   return { codes, scale: new Float32Array(rows).fill(step) };
 }
 

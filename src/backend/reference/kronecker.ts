@@ -3,7 +3,10 @@
 import type { KroneckerArgs, KroneckerBackwardArgs, RealArray } from "../backend.js";
 import { optionalReals, reals } from "./views.js";
 
-/** c[i,j] = Σ_κ a[i,κ]·b[κ,j] for small dense matrices, either read as its transpose. */
+/**
+ * c[i,j] = Σ_κ a[i,κ]·b[κ,j] for small dense matrices, either read as its transpose. Four columns at once: weights are
+ * folded here in float64, and one chain of sums would wait for its own additions.
+ */
 function product(
   a: Float64Array,
   b: Float64Array,
@@ -14,12 +17,27 @@ function product(
   bTransposed: boolean,
 ): Float64Array {
   const c = new Float64Array(m * n);
+  const [aRow, aCol] = aTransposed ? [1, m] : [k, 1];
+  const [bRow, bCol] = bTransposed ? [1, k] : [n, 1];
   for (let i = 0; i < m; i++) {
-    for (let kk = 0; kk < k; kk++) {
-      const aik = aTransposed ? a[kk * m + i] : a[i * k + kk];
-      if (bTransposed) for (let j = 0; j < n; j++) c[i * n + j] += aik * b[j * k + kk];
-      else for (let j = 0; j < n; j++) c[i * n + j] += aik * b[kk * n + j];
+    let j = 0;
+    for (; j + 4 <= n; j += 4) {
+      let [c0, c1, c2, c3] = [0, 0, 0, 0];
+      for (let kk = 0, at = j * bCol; kk < k; kk++, at += bRow) {
+        const aik = a[i * aRow + kk * aCol];
+        c0 += aik * b[at];
+        c1 += aik * b[at + bCol];
+        c2 += aik * b[at + 2 * bCol];
+        c3 += aik * b[at + 3 * bCol];
+      }
+      c[i * n + j] = c0;
+      c[i * n + j + 1] = c1;
+      c[i * n + j + 2] = c2;
+      c[i * n + j + 3] = c3;
     }
+    for (; j < n; j++)
+      for (let kk = 0; kk < k; kk++)
+        c[i * n + j] += a[i * aRow + kk * aCol] * b[kk * bRow + j * bCol];
   }
   return c;
 }

@@ -395,16 +395,25 @@ function clipInputs(rows: number, cols: number, title: string) {
   const x = random.normals(rows * cols);
   const clipMax = random.normals(rows, 1.5, 1.5);
   const clipMin = random.normals(rows, 1.5, 1.5);
-  const row = (r: number) => x.subarray(r * cols, (r + 1) * cols);
-  const upper = (r: number) => Math.max(...row(r)) * sigmoid(clipMax[r]);
-  const lower = (r: number) => Math.min(...row(r)) * sigmoid(clipMin[r]);
+  const uppers = new Float64Array(rows);
+  const lowers = new Float64Array(rows);
   for (let r = 0; r < rows; r++) {
-    const extreme = [Math.max(...row(r)), Math.min(...row(r))];
-    row(r).forEach((v, c) => {
-      const near = Math.min(Math.abs(v - upper(r)), Math.abs(v - lower(r)));
-      if (near < MARGIN && !extreme.includes(v)) row(r)[c] = 0;
+    const row = x.subarray(r * cols, (r + 1) * cols);
+    const setBounds = (): void => {
+      uppers[r] = Math.max(...row) * sigmoid(clipMax[r]);
+      lowers[r] = Math.min(...row) * sigmoid(clipMin[r]);
+    };
+    setBounds();
+    const extreme = [Math.max(...row), Math.min(...row)];
+    row.forEach((v, c) => {
+      const near = Math.min(Math.abs(v - uppers[r]), Math.abs(v - lowers[r]));
+      if (near >= MARGIN || extreme.includes(v)) return;
+      row[c] = 0;
+      setBounds();
     });
   }
+  const upper = (r: number) => uppers[r];
+  const lower = (r: number) => lowers[r];
   return { random, x, clipMax, clipMin, upper, lower };
 }
 
