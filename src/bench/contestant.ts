@@ -5,11 +5,14 @@
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
-import { openIntegerExecutor, type StepProfile } from "../engine/integer/index.js";
+import { openCudaExecutor } from "../engine/cuda/index.js";
+import { IntegerExecutor, openIntegerExecutor, type StepProfile } from "../engine/integer/index.js";
 
 export interface ContestantSettings {
   readonly kind: "planish" | "node-llama-cpp";
   readonly path: string;
+  /** What runs a model of ours (default: the processor). */
+  readonly device?: "cpu" | "cuda";
   readonly threads: number;
   readonly prompt: number;
   readonly generate: number;
@@ -44,8 +47,11 @@ function someTokens(count: number, vocabulary: number): number[] {
   return Array.from({ length: count }, (_, i) => 100 + ((i * 7919) % (vocabulary - 200)));
 }
 
-function openPlanish({ path, threads, prompt, generate }: ContestantSettings): Contestant {
-  const engine = openIntegerExecutor(path, { threads });
+function openPlanish(settings: ContestantSettings): Contestant {
+  const { path, threads, prompt, generate, device } = settings;
+  const engine =
+    device === "cuda" ? openCudaExecutor(path) : openIntegerExecutor(path, { threads });
+  const profiled = engine instanceof IntegerExecutor ? engine : undefined;
   const count = Math.ceil((prompt + generate) / engine.pageTokens);
   engine.reserve(count);
   const pages = Int32Array.from({ length: count }, (_, i) => i);
@@ -53,17 +59,22 @@ function openPlanish({ path, threads, prompt, generate }: ContestantSettings): C
   return {
     description: `${engine.description}; weights ${(engine.weightBytes / 1e6).toFixed(0)} MB`,
     run: () => {
-      engine.startProfile();
+      profiled?.startProfile();
       const started = performance.now();
       engine.step([{ tokens: tokens.subarray(0, prompt), start: 0, pages, logits: "last" }]);
       const prefill = performance.now() - started;
-      const prefillProfile = engine.profile();
-      engine.startProfile();
+      const prefillProfile = profiled?.profile();
+      profiled?.startProfile();
       const begun = performance.now();
       for (let t = prompt; t < prompt + generate; t++)
         engine.step([{ tokens: tokens.subarray(t, t + 1), start: t, pages, logits: "last" }]);
       const decode = (performance.now() - begun) / generate;
-      return Promise.resolve({ prefill, decode, prefillProfile, decodeProfile: engine.profile() });
+      return Promise.resolve({
+        prefill,
+        decode,
+        prefillProfile,
+        decodeProfile: profiled?.profile(),
+      });
     },
   };
 }

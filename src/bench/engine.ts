@@ -21,6 +21,8 @@ export interface EngineBenchOptions {
   readonly gguf?: string;
   /** Where the rounded GGUF files are kept. */
   readonly scratch: string;
+  /** What runs our models (default: the processor); node-llama-cpp always runs on the processor. */
+  readonly device?: "cpu" | "cuda";
   readonly threads?: number;
   readonly rounds?: number;
   readonly prompt?: number;
@@ -111,7 +113,7 @@ function peerFiles(gguf: string, scratch: string): { name: string; path: string 
 
 /** @throws PlanishError when a model does not open; rejects when `signal` aborts. */
 export async function benchEngine(options: EngineBenchOptions): Promise<EngineBenchReport> {
-  const { rounds = 7, prompt = 512, generate = 64, signal } = options;
+  const { rounds = 7, prompt = 512, generate = 64, device, signal } = options;
   using backend = createCpuBackend({ threads: options.threads });
   const library = loadNativeLibrary();
   const threads = library.threads();
@@ -122,7 +124,7 @@ export async function benchEngine(options: EngineBenchOptions): Promise<EngineBe
 
   const sides: { name: string; settings: ContestantSettings }[] = options.models.map((path) => ({
     name: basename(path),
-    settings: { kind: "planish", path, threads, prompt, generate },
+    settings: { kind: "planish", path, device, threads, prompt, generate },
   }));
   let peerMissing: string | undefined;
   if (options.withoutPeer) peerMissing = "left out";

@@ -1,6 +1,7 @@
 /** From a path to an executor: which arithmetic runs a model, and how much memory its cache gets. */
 import { freemem } from "node:os";
 import { cudaDeviceCount } from "../backend/cuda/driver.js";
+import { openCudaLibrary } from "../backend/cuda/libraries.js";
 import { openBackend, type Device } from "../backend/open.js";
 import { nativeLibraryExists } from "../backend/cpu/library.js";
 import { openCheckpoint } from "../checkpoint/open.js";
@@ -57,7 +58,8 @@ export function openExecutor(path: string, options: OpenExecutorOptions = {}): O
 function chooseDevice({ device, progress = silentProgress }: OpenExecutorOptions) {
   if (device !== "auto") return device;
   try {
-    if (cudaDeviceCount() > 0) {
+    // What the engine needs besides a GPU: the compiler of its kernels.
+    if (cudaDeviceCount() > 0 && openCudaLibrary("nvrtc")) {
       progress.note("device: cuda");
       return "cuda";
     }

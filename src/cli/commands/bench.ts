@@ -3,13 +3,15 @@
 import { join } from "node:path";
 import { existsSync, mkdirSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { type Command } from "commander";
+import { Option, type Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { benchEngine, formatEngineReport } from "../../bench/engine.js";
 import { benchEngineKernels, formatEngineKernels } from "../../bench/engine-kernels.js";
 import { benchKernels, formatBenchReport } from "../../bench/kernels.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
+import { cudaObstacle } from "../../engine/cuda/index.js";
+import { parseModelConfig } from "../../models/architectures/index.js";
 import { isArtifact } from "../../quantize/artifact.js";
 import { quantize } from "../../quantize/index.js";
 import { formatScheme, parseScheme } from "../../quantize/scheme.js";
@@ -21,6 +23,7 @@ import { MODEL_ARGUMENT, threadsOption } from "./shared.js";
 interface BenchFlags {
   readonly rounds: number;
   readonly threads?: number;
+  readonly device?: "cpu" | "cuda";
   /** Commander's form of `--no-peer`. */
   readonly peer: boolean;
   readonly schemes: string[];
@@ -56,6 +59,12 @@ export function register(program: Command): void {
     .option("--prompt <n>", "tokens of the prompt", integer({ min: 1, max: 1 << 20 }), 512)
     .option("--generate <n>", "tokens generated after it", integer({ min: 1, max: 1 << 20 }), 64)
     .option("--scratch <dir>", "where rounded models are kept", join(tmpdir(), "planish-bench"))
+    .addOption(
+      new Option(
+        "--device <name>",
+        "what runs the model: native kernels (cpu, the default) or an NVIDIA GPU (cuda: artifacts only)",
+      ).choices(["cpu", "cuda"]),
+    )
     .addOption(threadsOption())
     .action(
       perform<BenchFlags, [string]>(async (context, flags, what) =>
@@ -66,6 +75,7 @@ export function register(program: Command): void {
     "planish bench kernels",
     "planish bench kernels --threads 1 --json",
     "planish bench models/tiny-llama --schemes w4a4kv4",
+    "planish bench tiny-w4a4kv4 --device cuda --prompt 900",
     "planish bench SmolLM2-135M-Instruct.Q4_1.gguf --rounds 7",
   ]);
 }
@@ -94,8 +104,11 @@ async function model(
   name: string,
 ): Promise<void> {
   const path = await resolveModel(name, { progress: reporter, signal });
-  const models = [path];
-  if (!isArtifact(path)) models.push(...(await rounded(path, flags)));
+  const models: string[] = [];
+  if (flags.device === "cuda" && !isArtifact(path))
+    reporter.note("the original is left out: the engine on the GPU runs artifacts");
+  else models.push(path);
+  if (!isArtifact(path)) models.push(...(await rounded(reporter, path, flags)));
   const task = reporter.task("measuring", flags.rounds);
   const report = await benchEngine({
     models,
@@ -103,6 +116,7 @@ async function model(
     scratch: flags.scratch,
     rounds: flags.rounds,
     threads: flags.threads,
+    device: flags.device,
     prompt: flags.prompt,
     generate: flags.generate,
     withoutPeer: !flags.peer,
@@ -114,7 +128,11 @@ async function model(
 }
 
 /** Artifacts of the schemes, by plain rounding: speed does not depend on how integers were chosen. */
-async function rounded(path: string, flags: BenchFlags): Promise<string[]> {
+async function rounded(
+  reporter: CommandContext["reporter"],
+  path: string,
+  flags: BenchFlags,
+): Promise<string[]> {
   const artifacts: string[] = [];
   using source = openCheckpoint(path);
   using backend = openBackend({ threads: flags.threads });
@@ -122,6 +140,14 @@ async function rounded(path: string, flags: BenchFlags): Promise<string[]> {
   mkdirSync(flags.scratch, { recursive: true });
   for (const text of flags.schemes) {
     const scheme = parseScheme(text);
+    const obstacle =
+      flags.device === "cuda"
+        ? cudaObstacle(parseModelConfig(source.config).config, scheme)
+        : undefined;
+    if (obstacle !== undefined) {
+      reporter.warn(`${formatScheme(scheme)} is left out: ${obstacle}`);
+      continue;
+    }
     const out = join(flags.scratch, `${formatScheme(scheme)}-${hash}`);
     if (!existsSync(out)) await quantize({ backend, source, out, method: "rtn", scheme });
     artifacts.push(out);

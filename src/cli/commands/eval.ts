@@ -6,6 +6,7 @@ import { openBackend } from "../../backend/open.js";
 import { describeFsError } from "../../checkpoint/file-reader.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
+import { openCudaExecutor } from "../../engine/cuda/index.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perplexity.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
@@ -219,7 +220,12 @@ async function scoreTasks(
   items: ItemFile | undefined,
 ): Promise<ZeroShotResult | undefined> {
   if (tasks.length === 0) return undefined;
-  using executor = engine ? openIntegerExecutor(path, { threads }) : undefined;
+  const onGpu = loaded.model.backend.name === "cuda";
+  using executor = !engine
+    ? undefined
+    : onGpu
+      ? openCudaExecutor(path)
+      : openIntegerExecutor(path, { threads });
   const result = await evaluateTasks(loaded.model, tokenizer, tasks, {
     addBos,
     executor,

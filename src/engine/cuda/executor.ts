@@ -4,9 +4,10 @@
  * prompts. Tables of rows and pages travel to fixed addresses through pinned memory, one copy per pass.
  *
  * Every kernel treats rows one by one in an order fixed by positions in the sequence, and decoding cuts a cache into the
- * same number of pieces in every step; so a row's bits do not depend on what shares its pass, nor on where a prompt was
- * cut, as long as its cuts have more than one token: single tokens take decoding's attention, whose queries and weights
- * have 22 bits, and prompts that of prefill, which has 11 (docs/cuda.md says how far apart they are).
+ * same number of pieces in every step, so a row's bits do not depend on what shares its pass. They depend on cuts of a
+ * prompt in two ways. A cut within a page: the matrix units round a sum of prefill's attention beside factors of zero,
+ * which stand for what the page holds after the row. And a cut that leaves a single token: it takes decoding's attention,
+ * whose queries and weights have 22 bits, and prompts that of prefill, which has 11. docs/cuda.md says how far apart.
  */
 import type {
   DevicePointer,

@@ -6,7 +6,7 @@
  *
  * Memory is poisoned, and an address outside of it throws.
  */
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { kernelSourceFolder } from "../../../src/backend/cuda/modules.js";
 import type { CudaKernel } from "../../../src/backend/cuda/driver.js";
@@ -21,25 +21,24 @@ import {
 } from "../../../src/engine/cuda/layout.js";
 import type { MemoryDevice } from "../../../src/engine/cuda/weights.js";
 
-const FILES = ["attention_decode", "attention_prefill", "gemm", "half", "heads", "outer", "site"];
+const FILES = readdirSync(join(kernelSourceFolder(), "engine"))
+  .filter((name) => name.endsWith(".cu"))
+  .map((name) => name.slice(0, -".cu".length));
 
 /** Signatures by "file kernel", as the sources declare them. */
 function declaredKernels(): Map<string, string> {
   const found = new Map<string, string>();
-  for (const file of FILES) {
-    const path = join(kernelSourceFolder(), "engine", `${file}.cu`);
-    const source = readFileSync(path, "utf8")
+  const folder = join(kernelSourceFolder(), "engine");
+  const read = (file: string) =>
+    readFileSync(join(folder, file), "utf8")
       .replace(/\\\n/g, " ")
       .replace(/\/\/.*$/gm, "");
-    const macro = /#define PARAMETERS\s+(.*)$/m.exec(source)?.[1];
-    for (const [, name, list] of source.matchAll(
+  const parameters = /#define PARAMETERS\s+(.*)$/m.exec(read("gemm.cuh"))?.[1] ?? "";
+  for (const file of FILES)
+    for (const [, name, list] of read(`${file}.cu`).matchAll(
       /extern "C" __global__ void[^{;]*?\b(\w+)\(([^()]*)\)\s*\{/g,
     ))
-      found.set(
-        `engine/${file} ${name}`,
-        signatureOf(list === "PARAMETERS" ? (macro ?? "") : list),
-      );
-  }
+      found.set(`engine/${file} ${name}`, signatureOf(list.replace("PARAMETERS", parameters)));
   return found;
 }
 
@@ -277,6 +276,7 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
         this.site(launch);
         break;
       case "gemm":
+      case "gemm_prefill":
         this.gemm(launch);
         break;
       case "heads":
@@ -508,7 +508,9 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
     const [qGain, kGain, epsilon, cosine, sine, qMatrix, kMatrix, factorsAt] = args.slice(10);
     const [levels, out, cache, pageBytes] = args.slice(18);
     const { DIM, MATRIX, BITS, OUT16 } = kernel.defines;
-    if (parts !== heads + 2 * kvHeads) throw new Error(`heads: ${parts} parts`);
+    const each = args[22];
+    if (parts !== Math.ceil(heads / each) + 2 * Math.ceil(kvHeads / each))
+      throw new Error(`heads: ${parts} parts of ${each}`);
     const factors = this.view(Float32Array, factorsAt, 4);
     const layout = pageLayout(DIM, BITS as 4 | 16);
     const matrices = MATRIX
