@@ -10,6 +10,14 @@
 
 namespace planish::PL_LEVEL {
 
+/** As storeCodes, with whole vectors apart: a copy of a constant size is one instruction, of any other a call. */
+static PL_INLINE void putCodes(int8_t* out, vf q, int64_t count) {
+  if (count >= VL)
+    storeCodes(out, q, VL);
+  else
+    storeCodes(out, q, count);
+}
+
 /** table[index[0 … VL−1]]. */
 static PL_INLINE vf gatherFloats(const float* table, const int32_t* index) {
 #if defined(__AVX512F__)
@@ -58,13 +66,13 @@ inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits
         // Clamped at 2²¹ steps, which is beyond the reach of sixteen thousand copies.
         const vf q = roundEvenClamped(v / sv);
         store(rounded + i, q);
-        storeCodes(cr + i, vmin(vmax(q, bottom), top), count);
+        putCodes(cr + i, vmin(vmax(q, bottom), top), count);
       }
       for (int64_t e = 0; e < padded; e += VL) {
         // Copy p holds what lies between p·Q and (p + 1)·Q steps, on either side.
         const vf v = gatherFloats(rounded, from + e);
         const vf size = vmin(vmax((v < 0.0f ? -v : v) - load(below + e), vf{}), top);
-        storeCodes(cr + cols + e, v < 0.0f ? -size : size, extras - e);
+        putCodes(cr + cols + e, v < 0.0f ? -size : size, extras - e);
       }
       for (int64_t i = cols + extras; i < stride; ++i) cr[i] = 0;
       if (scale) scale[r] = step;
