@@ -2,13 +2,34 @@
 // Definition: flattenRows in src/backend/kernels.ts; source: spec/flattenquant.md, Flattening.
 //
 // One pass per row rounds every channel once and keeps the integers as floats; first copies lie in the channels' own
-// order, so they are written straight through, and only the few further copies are gathered. A channel's copies share
-// one rounding: their codes add up to the rounded channel, clipped.
+// order, so they are written straight through, and only the few further copies are gathered, a vector of them at a time.
+// A channel's copies share one rounding: their codes add up to the rounded channel, clipped.
 #pragma once
 
 #include "quantize.h"
 
 namespace planish::PL_LEVEL {
+
+/** As storeCodes, with whole vectors apart: a copy of a constant size is one instruction, of any other a call. */
+static PL_INLINE void putCodes(int8_t* out, vf q, int64_t count) {
+  if (count >= VL)
+    storeCodes(out, q, VL);
+  else
+    storeCodes(out, q, count);
+}
+
+/** table[index[0 … VL−1]]. */
+static PL_INLINE vf gatherFloats(const float* table, const int32_t* index) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_i32gather_ps(_mm512_loadu_si512(index), table, 4);
+#elif defined(__AVX2__)
+  return (vf)_mm256_i32gather_ps(table, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
+#else
+  vf v;
+  for (int l = 0; l < VL; ++l) v[l] = table[index[l]];
+  return v;
+#endif
+}
 
 inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits, float step, const float* factor,
                         int64_t extras, const int32_t* channel, const int32_t* part, int64_t stride,
@@ -18,12 +39,20 @@ inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits
       return fail(PL_BAD_ARGUMENT, "flatten_rows: extra column %lld is copy %d of channel %d; there are %lld channels",
                   (long long)e, part[e], channel[e], (long long)cols);
   const float qmax = static_cast<float>((1 << (bits - 1)) - 1);
+  // The further columns in whole vectors; what fills the last one up is never written out.
+  const int64_t padded = (extras + VL - 1) / VL * VL;
   std::atomic<bool> starved{false};
   parallel_ranges(rows, rowGrain(cols + extras), [&](int64_t begin, int64_t end) {
     float* const rounded = scratchOf<float>(0, cols + VL);
-    if (!rounded) {
+    float* const below = scratchOf<float>(1, padded + 1);
+    int32_t* const from = scratchOf<int32_t>(2, padded + 1);
+    if (!rounded || !below || !from) {
       starved = true;
       return;
+    }
+    for (int64_t e = 0; e < padded; ++e) {
+      from[e] = e < extras ? channel[e] : 0;
+      below[e] = e < extras ? static_cast<float>(part[e]) * qmax : 0.0f;
     }
     const vf top = splat(qmax), bottom = splat(-qmax);
     const vf sv = splat(step);
@@ -37,14 +66,13 @@ inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits
         // Clamped at 2²¹ steps, which is beyond the reach of sixteen thousand copies.
         const vf q = roundEvenClamped(v / sv);
         store(rounded + i, q);
-        storeCodes(cr + i, vmin(vmax(q, bottom), top), count);
+        putCodes(cr + i, vmin(vmax(q, bottom), top), count);
       }
-      for (int64_t e = 0; e < extras; ++e) {
-        const float v = rounded[channel[e]];
+      for (int64_t e = 0; e < padded; e += VL) {
         // Copy p holds what lies between p·Q and (p + 1)·Q steps, on either side.
-        float size = (v < 0.0f ? -v : v) - static_cast<float>(part[e]) * qmax;
-        size = size < 0.0f ? 0.0f : size > qmax ? qmax : size;
-        cr[cols + e] = static_cast<int8_t>(v < 0.0f ? -size : size);
+        const vf v = gatherFloats(rounded, from + e);
+        const vf size = vmin(vmax((v < 0.0f ? -v : v) - load(below + e), vf{}), top);
+        putCodes(cr + cols + e, v < 0.0f ? -size : size, extras - e);
       }
       for (int64_t i = cols + extras; i < stride; ++i) cr[i] = 0;
       if (scale) scale[r] = step;
