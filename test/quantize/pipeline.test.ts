@@ -22,12 +22,14 @@ import { parseScheme } from "../../src/quantize/scheme.js";
 import { bindSimulated, describeBlock } from "../../src/quantize/simulated-block.js";
 import { readKeptParameters, simulatedModel } from "../../src/quantize/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
+import { smallCalibration } from "./methods/support.js";
 
 const directory = mkdtempSync(join(tmpdir(), "planish-pipeline-"));
 const backend = openBackend({ device: "cpu" });
 const source = openCheckpoint(join(packageRoot, "models", "tiny-llama"));
 const opt = openCheckpoint(join(packageRoot, "models", "tiny-opt"));
 const small = { samples: 4, seqLen: 64, epochs: 1, batch: 2 };
+const calibration = smallCalibration(directory);
 
 afterAll(() => {
   source[Symbol.dispose]();
@@ -37,7 +39,8 @@ afterAll(() => {
 });
 
 function run(name: string, options: Partial<QuantizeOptions> = {}) {
-  return quantize({ backend, source, out: join(directory, name), recipe: small, ...options });
+  const out = join(directory, name);
+  return quantize({ backend, source, out, recipe: small, calibration, ...options });
 }
 
 /** Digest of every file of an artifact, by name. */
@@ -72,11 +75,13 @@ function abortAfterBlocks(n: number): { signal: AbortSignal; progress: ProgressS
   };
 }
 
+let tokens: Int32Array | undefined;
+
 async function perplexity(
   model: Parameters<typeof evaluatePerplexity>[0],
   windows = 8,
 ): Promise<number> {
-  const tokens = tokenizeCorpus(
+  tokens ??= tokenizeCorpus(
     loadTokenizer(source),
     readDocuments("wikitext2").map((t) => t.slice(0, 60000)),
   );
