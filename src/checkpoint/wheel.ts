@@ -10,7 +10,6 @@ import { mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
-import { openPromise } from "yauzl";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 
@@ -79,6 +78,7 @@ async function unpack(
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const where = `${wheel.distribution} ${wheel.version}`;
+  const { openPromise } = await import("yauzl");
   const zip = await openPromise(wheelFile, { autoClose: false });
   const task = progress.task(`unpacking ${where}`, wheel.bytes);
   try {

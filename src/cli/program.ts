@@ -8,7 +8,13 @@ import { Reporter } from "./output.js";
 /** Adds one command to the program. */
 export type Register = (program: Command) => void;
 
-export function buildProgram(registers: readonly Register[]): Command {
+/** A command by name, and how to get at what adds it. */
+export interface CommandSource {
+  readonly name: string;
+  load(): Promise<Register>;
+}
+
+function buildProgram(registers: readonly Register[]): Command {
   const program = new Command("planish")
     .description(
       "Quantize large language models to 4 bits and run them, from TypeScript, without Python.",
@@ -39,8 +45,9 @@ export function addExamples(command: Command, examples: readonly string[]): Comm
 /** Runs one command line (without node and script) and returns its exit code. */
 export async function run(
   args: readonly string[],
-  registers: readonly Register[],
+  sources: readonly CommandSource[],
 ): Promise<number> {
+  const registers = await Promise.all(neededSources(args, sources).map((source) => source.load()));
   const program = buildProgram(registers);
   try {
     await program.parseAsync(args, { from: "user" });
@@ -58,6 +65,21 @@ export async function run(
   }
 }
 
+/** The command that a line names; all of them where it names none, for the help page and for what was meant. */
+function neededSources(
+  args: readonly string[],
+  sources: readonly CommandSource[],
+): readonly CommandSource[] {
+  const at = args.findIndex((arg) => !arg.startsWith("-"));
+  const before = at < 0 ? args : args.slice(0, at);
+  if (before.some((flag) => flag === "-V" || flag === "--version")) return [];
+  // Global flags take no values, so the first word is the command, unless help about the program comes before it.
+  const named = before.some((flag) => flag === "-h" || flag === "--help")
+    ? undefined
+    : sources.find(({ name }) => name === args[at]);
+  return named ? [named] : sources;
+}
+
 function reportParseFailure(
   error: CommanderError,
   reporter: Reporter,
@@ -65,8 +87,8 @@ function reportParseFailure(
   named: Command,
 ): number {
   if (error.code === "commander.helpDisplayed" || error.code === "commander.version") return 0;
-  // Help that nobody asked for: the command is missing. Commander has printed it on stderr.
-  if (error.code === "commander.help") return 2;
+  // Of `planish help`; or help that nobody asked for, on stderr, because the command is missing.
+  if (error.code === "commander.help") return error.exitCode === 0 ? 0 : 2;
   let message = oneLine(error.message.replace(/^error: /, "")).replace(/\.$/, "");
   if (error.code === "commander.unknownCommand" && !message.includes("Did you mean")) {
     message += ` (commands: ${program.commands.map((command) => command.name()).join(", ")})`;

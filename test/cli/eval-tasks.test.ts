@@ -1,7 +1,7 @@
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { temporaryDirectory } from "./artifacts.js";
+import { SHORT_TEXT, temporaryDirectory } from "./artifacts.js";
 import { planish, root } from "./run-program.js";
 
 const directory = temporaryDirectory();
@@ -86,7 +86,7 @@ describe("planish eval --tasks", () => {
   });
 
   it("compares with --against: tasks of both, and the divergence on a text", async () => {
-    const few = ["--ppl", "wikitext2", "--limit", "2", "--seq-len", "64"];
+    const few = ["--ppl", SHORT_TEXT, "--limit", "2", "--seq-len", "64"];
     const args = ["eval", artifact, "--tasks", `piqa=${piqa}`, "--against", "models/tiny-llama"];
     const { code, stdout } = await planish([...args, ...few, "--json"]);
     expect(code).toBe(0);

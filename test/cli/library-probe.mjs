@@ -19,7 +19,10 @@ const { info } = await quantize({ backend, source, out, method: "rtn", scheme: "
 const loaded = loadModel(backend, out);
 const tokenizer = loadTokenizer(loaded.checkpoint);
 const { text } = await generate(loaded.model, tokenizer, { prompt: "The ship was", maxTokens: 8 });
-const tokens = tokenizeCorpus(tokenizer, readDocuments("wikitext2"));
+const tokens = tokenizeCorpus(
+  tokenizer,
+  readDocuments("wikitext2").map((text) => text.slice(0, 10_000)),
+);
 const options = { limit: 2, seqLen: 128 };
 const { perplexity } = await evaluatePerplexity(loaded.model, tokens, options);
 console.log(JSON.stringify({ scheme: info.scheme, text, perplexity }));

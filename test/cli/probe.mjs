@@ -5,8 +5,11 @@ import { perform } from "../../dist/cli/action.js";
 import { decimal, integer, nameList } from "../../dist/cli/flags.js";
 import { addExamples, run } from "../../dist/cli/program.js";
 
-const add = (name, work) => (program) =>
-  addExamples(program.command(name).action(perform(work)), [`planish ${name}`]);
+const command = (name, register) => ({ name, load: () => Promise.resolve(register) });
+const add = (name, work) =>
+  command(name, (program) =>
+    addExamples(program.command(name).action(perform(work)), [`planish ${name}`]),
+  );
 
 const commands = [
   add("succeed", ({ reporter }) => {
@@ -40,13 +43,14 @@ const commands = [
     reporter.info("ready");
     await new Promise((resolve) => setTimeout(resolve, 60_000));
   }),
-  (program) =>
+  command("flags", (program) =>
     program
       .command("flags")
       .option("--count <n>", "a count", integer({ min: 1, max: 10 }))
       .option("--rate <x>", "a rate", decimal({ min: 0 }))
       .option("--names <list>", "names", nameList)
       .action(perform(({ reporter }, flags) => reporter.result(flags, () => "ok"))),
+  ),
 ];
 
 process.exitCode = await run(process.argv.slice(2), commands);

@@ -33,6 +33,15 @@ describe("planish", () => {
     }
   });
 
+  it("knows its commands behind global flags, and shows its own help where that is asked for first", async () => {
+    const help = await planish(["--quiet", "pull", "--help"]);
+    expect(help.stdout).toMatch(/^Usage: planish pull /);
+    const whole = await planish(["--help", "pull"]);
+    for (const name of ["pull", "quantize", "serve"]) expect(whole.stdout).toContain(`  ${name} `);
+    const asked = await planish(["help", "pull"]);
+    expect(asked).toEqual({ ...help, stderr: "" });
+  });
+
   it("shows its help on stderr and exits 2 when no command is given", async () => {
     const { code, stdout, stderr } = await planish([]);
     expect({ code, stdout }).toEqual({ code: 2, stdout: "" });

@@ -8,6 +8,30 @@ afterAll(() => directory[Symbol.dispose]());
 
 const MODEL = "models/tiny-llama";
 
+const run = (out: string, ...more: string[]): string[] => [
+  "quantize",
+  MODEL,
+  ...["--out", out, ...SMALL_RUN, ...more],
+];
+
+interface WholeRun {
+  readonly stdout: string;
+  readonly hashes: Readonly<Record<string, string>>;
+}
+
+let whole: Promise<WholeRun> | undefined;
+
+/** A run that nothing disturbs, once for all tests that compare with it. */
+function wholeRun(): Promise<WholeRun> {
+  whole ??= (async () => {
+    const out = directory.file("whole");
+    const { code, stdout, stderr } = await planish(run(out));
+    if (code !== 0) throw new Error(stderr);
+    return { stdout, hashes: fileHashes(out) };
+  })();
+  return whole;
+}
+
 describe("planish quantize", () => {
   it("leaves a complete artifact and says what it is", async () => {
     const out = directory.file("rtn");
@@ -27,12 +51,8 @@ describe("planish quantize", () => {
 
   it("prints one JSON document with --json, and its progress on stderr", async () => {
     const out = directory.file("json");
-    const { code, stdout, stderr } = await planish([
-      "quantize",
-      MODEL,
-      ...["--out", out, "--scheme", "w3a8", "--seed", "7", "--json"],
-      ...SMALL_RUN,
-    ]);
+    const args = run(out, "--scheme", "w3a8", "--seed", "7", "--json");
+    const { code, stdout, stderr } = await planish(args);
     expect(code).toBe(0);
     const document = JSON.parse(stdout) as {
       info: { scheme: string; seed: number; recipe: Record<string, unknown> };
@@ -68,17 +88,10 @@ describe("planish quantize", () => {
   });
 
   it("stops on Ctrl-C, resumes, and ends in the bytes of a run that was not stopped", async () => {
-    const whole = directory.file("whole");
     const stopped = directory.file("stopped");
-    const run = (out: string, ...more: string[]): string[] => [
-      "quantize",
-      MODEL,
-      ...["--out", out, ...SMALL_RUN, ...more],
-    ];
-    const first = await planish(run(whole));
-    expect(first.code).toBe(0);
-    expect(first.stdout).toMatch(/^ *7( +\d\S*){3} +\w+ \d+%, \w+ \d+%, round 0\.\d\d steps$/m);
-    expect(first.stdout).toMatch(
+    const whole = await wholeRun();
+    expect(whole.stdout).toMatch(/^ *7( +\d\S*){3} +\w+ \d+%, \w+ \d+%, round 0\.\d\d steps$/m);
+    expect(whole.stdout).toMatch(
       /^calibrated in .+ at \d+ GFLOP\/s \(two operations per multiply-add\), peak memory \d.* [MG]B$/m,
     );
 
@@ -99,50 +112,43 @@ describe("planish quantize", () => {
     // Its seconds are not those of the whole work, so there is no rate.
     expect(again.stdout).toMatch(/^calibrated in [^,/]+, peak memory [^,]+$/m);
     expect(again.stderr).not.toContain("block 0:");
-    expect(fileHashes(stopped)).toEqual(fileHashes(whole));
+    expect(fileHashes(stopped)).toEqual(whole.hashes);
   });
 
   it("survives kill -9", async () => {
-    const whole = directory.file("unkilled");
     const killed = directory.file("killed");
-    const args = ["quantize", MODEL, ...SMALL_RUN, "--seed", "3", "--out"];
     let sent = false;
-    const first = await planish([...args, killed], {
+    const first = await planish(run(killed), {
       onStderr: (child, text) => {
         if (!sent && text.includes("block 3:")) sent = child.kill("SIGKILL");
       },
     });
     expect({ sent, code: first.code }).toEqual({ sent: true, code: null });
     expect(existsSync(killed)).toBe(false);
-    expect((await planish([...args, killed, "--resume"])).code).toBe(0);
-    expect((await planish([...args, whole])).code).toBe(0);
-    expect(fileHashes(killed)).toEqual(fileHashes(whole));
+    expect((await planish(run(killed, "--resume"))).code).toBe(0);
+    expect(fileHashes(killed)).toEqual((await wholeRun()).hashes);
   });
 
   it("calibrates blocks side by side, to the bytes of one process with a worker's threads", async () => {
     const together = directory.file("together");
-    const alone = directory.file("alone");
-    const args = ["quantize", MODEL, ...SMALL_RUN, "--seed", "5", "--out"];
-    const run = await planish([...args, together, "--workers", "2", "--threads", "2"]);
-    expect(run.code).toBe(0);
-    for (let layer = 0; layer < 8; layer++) expect(run.stderr).toContain(`block ${layer}: error`);
-    expect((await planish([...args, alone, "--threads", "1"])).code).toBe(0);
-    expect(fileHashes(together)).toEqual(fileHashes(alone));
+    const { code, stderr } = await planish(run(together, "--workers", "2", "--threads", "2"));
+    expect(code).toBe(0);
+    for (let layer = 0; layer < 8; layer++) expect(stderr).toContain(`block ${layer}: error`);
+    expect(fileHashes(together)).toEqual((await wholeRun()).hashes);
   });
 
   it("stops its workers on Ctrl-C and resumes", async () => {
     const stopped = directory.file("together-stopped");
-    const args = ["quantize", MODEL, ...SMALL_RUN, "--seed", "5", "--workers", "2", "--out"];
+    const together = run(stopped, "--workers", "2", "--threads", "2");
     let sent = false;
-    const first = await planish([...args, stopped], {
+    const first = await planish(together, {
       onStderr: (child, text) => {
         if (!sent && /block \d:/.test(text)) sent = child.kill("SIGINT");
       },
     });
     expect({ sent, code: first.code }).toEqual({ sent: true, code: 130 });
-    const again = await planish([...args, stopped, "--resume", "--threads", "2"]);
-    expect(again.code).toBe(0);
-    expect(fileHashes(stopped)).toEqual(fileHashes(directory.file("alone")));
+    expect((await planish([...together, "--resume"])).code).toBe(0);
+    expect(fileHashes(stopped)).toEqual((await wholeRun()).hashes);
   });
 });
 

@@ -143,6 +143,7 @@ describe("the 350M arrangement through the whole pipeline", () => {
       out: join(directory, "w4"),
       scheme: "w4a4kv4",
       preset: "paper",
+      calibration: join(packageRoot, "LICENSE"),
       recipe: {
         samples: 16,
         seqLen: 10,

@@ -84,9 +84,11 @@ export function register(program: Command): void {
           using backend = openBackend({ ...flags, progress: context.reporter });
           context.reporter.info(`running on ${backend.name}: ${backend.description}`);
           const candidates = await makeCandidates(context, backend, flags, directory);
+          // All three have the original's tokenizer, and a text takes seconds to tokenize.
+          const tokens = textTokens();
           const outcomes: Outcome[] = [];
           for (const candidate of candidates) {
-            outcomes.push(await tryOut(context, backend, flags, candidate));
+            outcomes.push(await tryOut(context, backend, flags, tokens, candidate));
           }
           const document = { model: MODEL, prompt: PROMPT, seed: flags.seed, outcomes };
           context.reporter.result(document, () => render(outcomes));
@@ -136,24 +138,26 @@ async function makeCandidates(
   return candidates;
 }
 
+function textTokens(): Int32Array {
+  using source = openCheckpoint(MODEL);
+  return tokenizeCorpus(loadTokenizer(source), readDocuments("wikitext2"));
+}
+
 async function tryOut(
   { reporter, signal }: CommandContext,
   backend: Backend,
   flags: DemoFlags,
+  tokens: Int32Array,
   candidate: Candidate,
 ): Promise<Outcome> {
   using loaded = loadModel(backend, candidate.path);
   const tokenizer = loadTokenizer(loaded.checkpoint);
-  const { perplexity } = await evaluatePerplexity(
-    loaded.model,
-    tokenizeCorpus(tokenizer, readDocuments("wikitext2")),
-    {
-      limit: flags.limit ?? (flags.quick ? QUICK_WINDOWS : undefined),
-      progress: reporter,
-      signal,
-      label: `scoring ${candidate.label}`,
-    },
-  );
+  const { perplexity } = await evaluatePerplexity(loaded.model, tokens, {
+    limit: flags.limit ?? (flags.quick ? QUICK_WINDOWS : undefined),
+    progress: reporter,
+    signal,
+    label: `scoring ${candidate.label}`,
+  });
   const { text } = await generate(loaded.model, tokenizer, {
     prompt: PROMPT,
     maxTokens: 32,

@@ -1,30 +1,21 @@
-/** Every command, in the order of the help page. Adding one: a file beside this one, and a line here. */
+/**
+ * Every command, in the order of the help page. Adding one: a file beside this one, and a line here. A command's file, and
+ * all that it imports, is loaded when the command line names it: loading them all takes most of a second.
+ */
 
-import type { Register } from "../program.js";
-import { register as bench } from "./bench.js";
-import { register as compare } from "./compare.js";
-import { register as chat } from "./chat.js";
-import { register as demo } from "./demo.js";
-import { register as evaluate } from "./eval.js";
-import { register as generate } from "./generate.js";
-import { register as inspect } from "./inspect.js";
-import { register as pull } from "./pull.js";
-import { register as quantize } from "./quantize.js";
-import { register as report } from "./report.js";
-import { register as serve } from "./serve.js";
-import { register as sweep } from "./sweep.js";
+import type { CommandSource } from "../program.js";
 
-export const commands: readonly Register[] = [
-  pull,
-  quantize,
-  evaluate,
-  compare,
-  sweep,
-  report,
-  generate,
-  chat,
-  serve,
-  inspect,
-  bench,
-  demo,
+export const commands: readonly CommandSource[] = [
+  { name: "pull", load: async () => (await import("./pull.js")).register },
+  { name: "quantize", load: async () => (await import("./quantize.js")).register },
+  { name: "eval", load: async () => (await import("./eval.js")).register },
+  { name: "compare", load: async () => (await import("./compare.js")).register },
+  { name: "sweep", load: async () => (await import("./sweep.js")).register },
+  { name: "report", load: async () => (await import("./report.js")).register },
+  { name: "generate", load: async () => (await import("./generate.js")).register },
+  { name: "chat", load: async () => (await import("./chat.js")).register },
+  { name: "serve", load: async () => (await import("./serve.js")).register },
+  { name: "inspect", load: async () => (await import("./inspect.js")).register },
+  { name: "bench", load: async () => (await import("./bench.js")).register },
+  { name: "demo", load: async () => (await import("./demo.js")).register },
 ];

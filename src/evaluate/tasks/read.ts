@@ -2,7 +2,6 @@
 
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { asyncBufferFromFile, parquetReadObjects } from "hyparquet";
 import { describeFsError, isJsonObject } from "../../checkpoint/file-reader.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { packageRoot } from "../../common/package.js";
@@ -131,6 +130,7 @@ function parseLine(content: string, where: string): Record<string, unknown> {
 async function parquetRecords(path: string): Promise<FileRecord[]> {
   let rows: Record<string, unknown>[];
   try {
+    const { asyncBufferFromFile, parquetReadObjects } = await import("hyparquet");
     rows = await parquetReadObjects({ file: await asyncBufferFromFile(path) });
   } catch (cause) {
     const reason =

@@ -131,7 +131,8 @@ test("a FlatQuant artifact: transforms at every site, clips, cache clips", async
   using source = openCheckpoint(models.llama);
   const out = joinPath(directory, "flatquant");
   const recipe = { samples: 4, seqLen: 64, epochs: 2, batch: 2 };
-  await quantize({ backend, source, out, scheme: "w4a4kv4", recipe });
+  const calibration = joinPath(packageRoot, "LICENSE");
+  await quantize({ backend, source, out, scheme: "w4a4kv4", recipe, calibration });
   using loaded = loadModel(backend, out);
   using engine = openIntegerExecutor(out);
   expect(engine.description).toMatch(/w4a4kv4, integer$/);

@@ -11,7 +11,7 @@ import { readKeptParameters } from "../../../src/quantize/simulated-model.js";
 import { bindMatrix } from "../../../src/quantize/transforms/affine.js";
 import { frozen, Graph } from "../../../src/tensor/tensor.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
-import { digest, FEW, identityErrors, smallCalibration, tinyLlama } from "./support.js";
+import { digest, FEW, fewBlocks, identityErrors, smallCalibration, tinyLlama } from "./support.js";
 
 const directory = temporaryDirectory();
 const calibration = smallCalibration(directory);
@@ -75,7 +75,9 @@ describe("the pipeline", () => {
   });
 
   it("gives the same bytes for the same seed, also by gptq", async () => {
+    using few = await fewBlocks(directory);
     const options = {
+      source: few,
       preset: "gptq",
       seed: 3,
       recipe: { samples: 2, seqLen: 64, epochs: 1, batch: 1 },

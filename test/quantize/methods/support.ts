@@ -15,6 +15,7 @@ import { parseScheme } from "../../../src/quantize/scheme.js";
 import { describeBlock } from "../../../src/quantize/simulated-block.js";
 import { simulatedModel } from "../../../src/quantize/simulated-model.js";
 import { Graph } from "../../../src/tensor/tensor.js";
+import { writeFirstBlocks } from "../../models/first-blocks.js";
 
 /** Four windows of 64 tokens. */
 export const FEW = { samples: 4, seqLen: 64 };
@@ -28,6 +29,13 @@ export function smallCalibration(directory: string): string {
 
 export function tinyLlama() {
   return openCheckpoint(join(packageRoot, "models", "tiny-llama"));
+}
+
+/** tiny-llama's first three blocks, for what holds at any depth. */
+export async function fewBlocks(directory: string) {
+  const path = join(directory, "few-blocks");
+  await writeFirstBlocks(join(packageRoot, "models", "tiny-llama"), path, 3);
+  return openCheckpoint(path);
 }
 
 export function digest(directory: string): string {

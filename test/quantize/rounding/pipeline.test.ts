@@ -15,10 +15,13 @@ import { readQuantizationInfo } from "../../../src/quantize/artifact.js";
 import { readDocuments, tokenizeCorpus } from "../../../src/quantize/calibration/text.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
 import { loadModel } from "../../../src/quantize/load.js";
+import { fewBlocks, smallCalibration } from "../methods/support.js";
 
 const directory = mkdtempSync(join(tmpdir(), "planish-gptq-"));
 const backend = openBackend({ device: "cpu" });
 const source = openCheckpoint(join(packageRoot, "models", "tiny-llama"));
+
+const calibration = smallCalibration(directory);
 
 afterAll(() => {
   source[Symbol.dispose]();
@@ -35,6 +38,7 @@ function run(name: string, options: Partial<QuantizeOptions> = {}) {
     preset: "gptq",
     recipe: { samples: 8, seqLen: 128 },
     scheme: "w4a16kv16",
+    calibration,
     ...options,
   });
 }
@@ -95,12 +99,16 @@ describe("rounding: gptq", () => {
   });
 
   it("stopped while packing and resumed, ends in the same bytes; packed blocks are not done again", async () => {
-    await expect(run("stopped", abortAfterPacking(3))).rejects.toThrow(/stopped while packing/);
-    const kept = join(directory, "stopped.run", "packed-002.safetensors");
+    using few = await fewBlocks(directory);
+    await expect(run("stopped", { source: few, ...abortAfterPacking(2) })).rejects.toThrow(
+      /stopped while packing/,
+    );
+    const kept = join(directory, "stopped.run", "packed-001.safetensors");
     const written = statSync(kept).mtimeMs;
     let stillKept = 0;
     const { progress } = abortAfterPacking(Infinity);
     await run("stopped", {
+      source: few,
       resume: true,
       progress: {
         ...progress,
@@ -113,7 +121,7 @@ describe("rounding: gptq", () => {
       },
     });
     expect(stillKept).toBe(written);
-    await run("whole");
+    await run("whole", { source: few });
     expect(digest("stopped")).toEqual(digest("whole"));
   });
 
