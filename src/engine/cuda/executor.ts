@@ -67,6 +67,7 @@ export class CudaExecutor implements Executor {
   readonly config: ModelConfig;
   readonly description: string;
   readonly pageTokens = PAGE_TOKENS;
+  readonly cutAtPages = true;
   readonly bytesPerPage: number;
   readonly weightBytes: number;
 
