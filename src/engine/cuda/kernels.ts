@@ -149,9 +149,13 @@ export class EngineKernels {
     driver.launch(kernel, grid, [threads], shared, stream, args, this.overlap);
   }
 
-  /** Blocks that share a tile's columns in a product of few tokens: enough that the device is full of loads. */
-  splitFor(tiles: number, blocks: number): number {
-    const room = this.device.driver.info.multiprocessors * 3;
+  /**
+   * Blocks that share a tile's columns in a product of few tokens: enough that the device is full of loads. At one to
+   * eight tokens (`narrow`) two blocks with longer buffers per multiprocessor: clusters of eight, three blocks per
+   * multiprocessor, did not all fit at once.
+   */
+  splitFor(tiles: number, blocks: number, narrow: boolean): number {
+    const room = this.device.driver.info.multiprocessors * (narrow ? 2 : 3);
     let split = 1;
     while (split < 8 && tiles * split * 2 <= room && blocks >= split * 4) split *= 2;
     return split;
@@ -171,9 +175,11 @@ export class EngineKernels {
     const tiles = featureTiles(order);
     const blocks = roundUp(columns, BLOCK_COLUMNS) / BLOCK_COLUMNS;
     const prefill = width === 128;
-    const split = hopper && !prefill ? (request.split ?? this.splitFor(tiles, blocks)) : 1;
+    const split =
+      hopper && !prefill ? (request.split ?? this.splitFor(tiles, blocks, width === 8)) : 1;
     const stage = (TILE_FEATURES * 128 * bits) / 8 + width * 128;
-    const stages = Math.max(2, Math.floor((prefill ? 200 * 1024 : 72 * 1024) / stage));
+    const ring = (prefill ? 200 : width === 8 ? 104 : 72) * 1024;
+    const stages = Math.max(2, Math.floor(ring / stage));
     if (request.accumulate && (request.halves || order.gated))
       throw new PlanishError("a product that adds to its output is plain and in f32");
     const shared = hopper ? Math.max(stages * stage, split > 1 ? width * 1024 : 0) : 0;
