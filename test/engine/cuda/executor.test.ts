@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { PlanishError } from "../../../src/common/errors.js";
 import { packageRoot } from "../../../src/common/package.js";
 import { cudaExecutorOf, NoCudaKernel } from "../../../src/engine/cuda/index.js";
 import { LLAMA_VARIANTS, writeRandomLlama, type LlamaVariant } from "../integer/random-llama.js";
@@ -40,7 +41,7 @@ describeExecutor({
   cases: [
     { name: "window", scheme: "w4a4kv4", ...random("window") },
     { name: "biases, transforms", scheme: "w3a6kv2", transforms: true, ...random("biases") },
-    { name: "wide, transforms", scheme: "w8a8kv4", transforms: true, ...random("wide") },
+    { name: "wide, transforms", scheme: "w8a8kv4", transforms: true, layers: 1, ...random("wide") },
     { name: "window", scheme: "w4a8kv16", rough: true, ...random("window") },
   ],
 });
@@ -69,6 +70,19 @@ describe("what the executor refuses", () => {
       expect(() => cudaExecutorOf(model.source, device)).toThrow(NoCudaKernel);
       expect(device.disposed).toBe(true);
     }
+  });
+
+  it("a cache that does not fit, and goes on with one that does", () => {
+    const { engine, device } = open();
+    const allocate = device.allocate.bind(device);
+    device.allocate = () => {
+      throw new PlanishError("out of GPU memory: 9 MiB more are needed");
+    };
+    expect(() => engine.reserve(1000)).toThrow(/KV cache of .* does not fit.*--kv-memory/);
+    device.allocate = allocate;
+    expect(() => engine.step([one])).toThrow(/no cache pages are reserved/);
+    engine.reserve(1);
+    expect(engine.step([one])[0]).toHaveLength(engine.config.vocabSize);
   });
 
   it("chunks that do not fit", () => {
