@@ -64,6 +64,8 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
   /** Launches, replays of graphs and captures so far. */
   readonly counts = { launches: 0, replays: 0, captures: 0 };
   disposed = false;
+  /** Hears of memory that is set to a value. */
+  onFill: (bytes: number) => void = () => undefined;
 
   private readonly graphs = new Map<number, Launch[]>();
   private recording: Launch[] | undefined;
@@ -93,6 +95,10 @@ export class EmulatedDevice implements MemoryDevice, Disposable {
         this.memory
           .view(Uint8Array, target, bytes)
           .set(this.memory.view(Uint8Array, source, bytes)),
+      fillBytes: (target: number, value: number, bytes: number) => {
+        this.memory.view(Uint8Array, target, bytes).fill(value);
+        this.onFill(bytes);
+      },
       copyOnDevice: (target: number, source: number, bytes: number) =>
         this.memory
           .view(Uint8Array, target, bytes)

@@ -36,8 +36,8 @@ const random = (name: string) => ({ path: () => pathOf(name), text: () => ids })
 describeExecutor({
   device: () => new EmulatedDevice(),
   backend: () => createReferenceBackend({ realType: "f64" }),
+  rounds: false,
   tokens: 70,
-  print: (line) => process.stdout.write(`${line}\n`),
   cases: [
     { name: "window", scheme: "w4a4kv4", ...random("window") },
     { name: "biases, transforms", scheme: "w3a6kv2", transforms: true, ...random("biases") },
@@ -102,6 +102,28 @@ describe("what the executor refuses", () => {
     expect(device.disposed).toBe(true);
     expect(() => engine.step([one])).toThrow(/was disposed/);
   });
+});
+
+it("what a page held before does not show", () => {
+  using model = roundedModel(pathOf("window"), "w4a4kv4");
+  const device = new EmulatedDevice();
+  using engine = cudaExecutorOf(model.source, device);
+  engine.reserve(2);
+  const cleared: number[] = [];
+  device.onFill = (bytes) => void cleared.push(bytes);
+  const pages = Int32Array.of(1, 0);
+  const chunk = (start: number, end: number) => ({
+    tokens: ids.subarray(start, end),
+    start,
+    pages,
+    logits: "none" as const,
+  });
+  engine.step([chunk(0, 40)]);
+  engine.step([chunk(40, 41)]);
+  expect(cleared).toEqual([engine.bytesPerPage]);
+  engine.step([chunk(41, 70)]);
+  engine.step([chunk(64, 65)]);
+  expect(cleared).toHaveLength(3);
 });
 
 describe("graphs", () => {

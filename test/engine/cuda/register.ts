@@ -73,6 +73,7 @@ export function registerExecutor(print: (line: string) => void): void {
   describeExecutor({
     device: () => new CudaEngineDevice(),
     backend: () => createReferenceBackend({ realType: "f64" }),
+    rounds: true,
     tokens: 100,
     print,
     cases: [
