@@ -3,7 +3,8 @@
  * above decides who runs and which pages they own; an executor only computes.
  *
  * A row's result depends on the tokens before it and on nothing else: not on how a prompt was cut into chunks, nor on
- * what else shares the step. So the same prompt and seed give the same text alone or in a batch.
+ * what else shares the step. So the same prompt and seed give the same text alone or in a batch. (An executor may ask
+ * for cuts between pages.)
  */
 import type { ModelConfig } from "../models/config.js";
 
@@ -30,6 +31,8 @@ export interface Executor extends Disposable {
   readonly bytesPerPage: number;
   /** Bytes of weights as they lie in memory. */
   readonly weightBytes: number;
+  /** Rows depend in their last bits on cuts of a prompt elsewhere than between pages, so prompts should be cut there. */
+  readonly cutAtPages?: boolean;
   /** Bytes that the device has left for pages; absent: they lie in the machine's own memory. */
   freeBytes?(): number;
   /** Makes room for this many pages; what earlier pages held is lost. @throws PlanishError when memory is short. */

@@ -1,7 +1,5 @@
 /** From a path to an executor: which arithmetic runs a model, and how much memory its cache gets. */
 import { freemem } from "node:os";
-import { cudaDeviceCount } from "../backend/cuda/driver.js";
-import { openCudaLibrary } from "../backend/cuda/libraries.js";
 import { openBackend, type Device } from "../backend/open.js";
 import { nativeLibraryExists } from "../backend/cpu/library.js";
 import { openCheckpoint } from "../checkpoint/open.js";
@@ -12,7 +10,7 @@ import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { isArtifact, readQuantizationInfo } from "../quantize/artifact.js";
 import { loadModel } from "../quantize/load.js";
 import { parseScheme } from "../quantize/scheme.js";
-import { NoCudaKernel, openCudaExecutor } from "./cuda/index.js";
+import { NoCudaKernel, openCudaExecutor, requireCuda } from "./cuda/index.js";
 import type { Executor } from "./executor.js";
 import { openIntegerExecutor } from "./integer/index.js";
 import { linearKind } from "./integer/source.js";
@@ -58,12 +56,9 @@ export function openExecutor(path: string, options: OpenExecutorOptions = {}): O
 function chooseDevice({ device, progress = silentProgress }: OpenExecutorOptions) {
   if (device !== "auto") return device;
   try {
-    // What the engine needs besides a GPU: the compiler of its kernels.
-    if (cudaDeviceCount() > 0 && openCudaLibrary("nvrtc")) {
-      progress.note("device: cuda");
-      return "cuda";
-    }
-    progress.note("device: cpu; no GPU: the driver reports none");
+    requireCuda();
+    progress.note("device: cuda");
+    return "cuda";
   } catch (error) {
     if (!(error instanceof PlanishError)) throw error;
     progress.note(`device: cpu; no GPU: ${error.message.replace(/^--device cuda:? ?/, "")}`);

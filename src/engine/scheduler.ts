@@ -146,7 +146,7 @@ export class Scheduler {
     const byNeed = [...prefilling].sort((a, b) => a.pending - b.pending);
     byNeed.forEach((sequence, i) => {
       const share = Math.floor(budget / (byNeed.length - i));
-      const count = Math.min(sequence.pending, share);
+      const count = this.wholePages(sequence, Math.min(sequence.pending, share));
       budget -= count;
       wanted.set(sequence, count);
     });
@@ -158,6 +158,13 @@ export class Scheduler {
       if (this.makeRoom(sequence, sequence.computed + count)) planned.push({ sequence, count });
     }
     return planned;
+  }
+
+  /** For executors that ask for it, a part of a prompt that ends with a page, where the share has room for that. */
+  private wholePages({ computed, pending }: Sequence, count: number): number {
+    if (count === pending || !this.executor.cutAtPages) return count;
+    const beyond = (computed + count) % this.pool.pageTokens;
+    return beyond < count ? count - beyond : count;
   }
 
   /**

@@ -199,6 +199,24 @@ describe("Scheduler", () => {
     ]);
   });
 
+  it("cuts prompts between pages for executors that ask for it", () => {
+    const parts: number[][] = [];
+    const onStep = (chunks: readonly Chunk[]): void =>
+      void parts.push(chunks.map(({ start, tokens }) => start + tokens.length));
+    const executor = { ...fakeExecutor({ pageTokens: 16, onStep }), cutAtPages: true };
+    const scheduler = new Scheduler(executor, { pages: 50, maxRunning: 4, stepTokens: 70 });
+    scheduler.submit(sequencesOf(job(range(200), { maxTokens: 1 }), 0, 800).first);
+    for (let i = 0; i < 4; i++) scheduler.step();
+    expect(parts.map(([end]) => end)).toEqual([64, 128, 192, 200]);
+    // A share below a page is taken as it is: a prompt must go on.
+    parts.length = 0;
+    const small = new Scheduler(executor, { pages: 50, maxRunning: 4, stepTokens: 32 });
+    for (const id of [1, 2, 3, 4])
+      small.submit(sequencesOf(job(range(90, id), { maxTokens: 1 }), id, 800).first);
+    small.step();
+    expect(parts).toEqual([[8, 8, 8, 8]]);
+  });
+
   it("shares a step among prompts, so that a short one is not kept behind a long one", () => {
     const scheduler = new Scheduler(fakeExecutor(), { pages: 400, maxRunning: 4, stepTokens: 64 });
     const long = sequencesOf(job(range(640), { maxTokens: 1 }), 0, 1600);

@@ -10,7 +10,7 @@ import { benchEngineKernels, formatEngineKernels } from "../../bench/engine-kern
 import { benchKernels, formatBenchReport } from "../../bench/kernels.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
-import { cudaObstacle } from "../../engine/cuda/index.js";
+import { cudaObstacle, requireCuda } from "../../engine/cuda/index.js";
 import { parseModelConfig } from "../../models/architectures/index.js";
 import { isArtifact } from "../../quantize/artifact.js";
 import { quantize } from "../../quantize/index.js";
@@ -103,6 +103,7 @@ async function model(
   flags: BenchFlags,
   name: string,
 ): Promise<void> {
+  if (flags.device === "cuda") requireCuda();
   const path = await resolveModel(name, { progress: reporter, signal });
   const models: string[] = [];
   if (flags.device === "cuda" && !isArtifact(path))

@@ -61,12 +61,18 @@ export interface CudaExecutorOptions {
   readonly graphs?: boolean;
   /** Pieces that decoding cuts a cache into, instead of the number that suits the model. */
   readonly splits?: number;
+  /**
+   * Prompts take decoding's attention too: as good as f32, however a prompt is cut, and several times slower (passes of
+   * DECODE_ROWS rows).
+   */
+  readonly exact?: boolean;
 }
 
 export class CudaExecutor implements Executor {
   readonly config: ModelConfig;
   readonly description: string;
   readonly pageTokens = PAGE_TOKENS;
+  readonly cutAtPages: boolean;
   readonly bytesPerPage: number;
   readonly weightBytes: number;
 
@@ -80,6 +86,7 @@ export class CudaExecutor implements Executor {
   private readonly splits: number;
   private readonly graphs: Map<number, Captured> | undefined;
   private readonly sent: Event;
+  private readonly exact: boolean;
   private tables: {
     readonly device: DevicePointer;
     readonly host: PinnedMemory;
@@ -106,6 +113,8 @@ export class CudaExecutor implements Executor {
         MOST_SPLITS,
         device.kernels.splitsFor({ heads: numHeads, kvHeads: numKvHeads }, 1, pages),
       );
+    this.exact = options.exact ?? false;
+    this.cutAtPages = !this.exact;
     this.graphs = options.graphs === false ? undefined : new Map();
     this.outer = new OuterKernels(device);
     const sizes = passBytes(model, this.splits);
@@ -172,7 +181,7 @@ export class CudaExecutor implements Executor {
         ? undefined
         : new Float32Array((logits === "all" ? tokens.length : 1) * vocabSize),
     );
-    const { decoding, prefill } = cut(chunks);
+    const { decoding, prefill } = cut(chunks, this.exact ? DECODE_ROWS : PASS_ROWS);
     for (const pieces of decoding) this.decode(pieces, results);
     for (const pieces of prefill) this.prefill(pieces, results);
     return results;
@@ -208,6 +217,7 @@ export class CudaExecutor implements Executor {
   private decode(pieces: readonly Piece[], results: readonly (Float32Array | undefined)[]): void {
     const { device, graphs } = this;
     const tables = decodeTables(pieces);
+    this.clearPages(pieces);
     this.send(tables);
     const { layout } = tables;
     const pass = this.passOf(layout, true);
@@ -252,10 +262,11 @@ export class CudaExecutor implements Executor {
         chosen.push(row);
       }
     }
-    const tables = prefillTables(pieces, chosen);
+    const tables = prefillTables(pieces, chosen, this.exact);
+    this.clearPages(pieces);
     this.send(tables);
     const { layout } = tables;
-    this.forward(layout, this.passOf(layout, false));
+    this.forward(layout, this.passOf(layout, this.exact));
     const { vocabSize } = this.config;
     for (let at = 0; at < chosen.length; at += LOGIT_ROWS) {
       const count = Math.min(LOGIT_ROWS, chosen.length - at);
@@ -320,6 +331,25 @@ export class CudaExecutor implements Executor {
       parts: this.parts,
       out: this.logitBuffer,
     });
+  }
+
+  /**
+   * Clears pages that the pieces begin. Attention multiplies what a page holds after a row by zero, beside which the matrix
+   * units may round the last bit: what an earlier sequence left there must not be what decides it.
+   */
+  private clearPages(pieces: readonly Piece[]): void {
+    const { driver, stream } = this.device;
+    const { pointer } = this.requireCache();
+    const { bytesPerPage } = this;
+    for (const { chunk, from, rows } of pieces) {
+      const end = chunk.start + from + rows;
+      for (
+        let page = Math.ceil((chunk.start + from) / PAGE_TOKENS);
+        page * PAGE_TOKENS < end;
+        page++
+      )
+        driver.fillBytes(pointer + chunk.pages[page] * bytesPerPage, 0, bytesPerPage, stream);
+    }
   }
 
   /** Sends a pass's tables to their place. */
@@ -388,8 +418,11 @@ export class CudaExecutor implements Executor {
   }
 }
 
-/** A step as passes: single tokens decode, up to DECODE_ROWS together; the rest goes PASS_ROWS rows at a time. */
-export function cut(chunks: readonly Chunk[]): {
+/** A step as passes: single tokens decode, up to DECODE_ROWS together; the rest goes `rows` at a time. */
+export function cut(
+  chunks: readonly Chunk[],
+  passRows = PASS_ROWS,
+): {
   readonly decoding: readonly (readonly Piece[])[];
   readonly prefill: readonly (readonly Piece[])[];
 } {
@@ -406,7 +439,7 @@ export function cut(chunks: readonly Chunk[]): {
     for (let from = 0; from < chunk.tokens.length;) {
       if (room === 0) {
         prefill.push([]);
-        room = PASS_ROWS;
+        room = passRows;
       }
       const rows = Math.min(room, chunk.tokens.length - from);
       prefill[prefill.length - 1].push({ index, chunk, from, rows });

@@ -1,4 +1,7 @@
 /** The CUDA engine's door: opens an artifact as an executor on a GPU. */
+import { cudaDeviceCount } from "../../backend/cuda/driver.js";
+import { openCudaLibrary } from "../../backend/cuda/libraries.js";
+import { PlanishError } from "../../common/errors.js";
 import { openSource, type EngineSource } from "../integer/source.js";
 import { CudaEngineDevice } from "./device.js";
 import { CudaExecutor, type CudaExecutorOptions } from "./executor.js";
@@ -7,6 +10,15 @@ import { WeightPlacer, type MemoryDevice } from "./weights.js";
 
 export { CudaExecutor, type CudaExecutorOptions } from "./executor.js";
 export { cudaObstacle, NoCudaKernel } from "./support.js";
+
+/** @throws PlanishError naming what is missing: the driver, a GPU, or the compiler of the kernels. */
+export function requireCuda(): void {
+  if (cudaDeviceCount() === 0)
+    throw new PlanishError(
+      "--device cuda: the driver reports no GPU (check nvidia-smi and CUDA_VISIBLE_DEVICES)",
+    );
+  openCudaLibrary("nvrtc");
+}
 
 /**
  * Opens a local artifact for the engine on the GPU. Its schemes are w2–w8 with a2–a8 and a cache of 2 to 4 or 16 bits.

@@ -33,10 +33,10 @@ export interface PassBuffers {
 
 export interface Pass {
   readonly rows: number;
-  /** One token of each sequence, else several. */
+  /** Rows take decoding's attention, each as the last of its sequence: at most DECODE_ROWS. */
   readonly decoding: boolean;
   readonly taskCount: number;
-  /** Sequences of decoding, or blocks of queries. */
+  /** Rows of decoding, or blocks of queries. */
   readonly attentionCount: number;
   readonly tasks: DevicePointer;
   readonly pageOf: DevicePointer;

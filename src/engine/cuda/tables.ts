@@ -121,8 +121,15 @@ export function decodeTables(pieces: readonly Piece[]): Tables {
   return { layout, words };
 }
 
-/** Rows of several tokens of each sequence. `chosen`: rows whose logits are wanted. */
-export function prefillTables(pieces: readonly Piece[], chosen: readonly number[]): Tables {
+/**
+ * Rows of several tokens of each sequence. `chosen`: rows whose logits are wanted. `exact`: for decoding's attention, which
+ * takes every row as a sequence that ends with it.
+ */
+export function prefillTables(
+  pieces: readonly Piece[],
+  chosen: readonly number[],
+  exact = false,
+): Tables {
   const rows = pieces.reduce((sum, piece) => sum + piece.rows, 0);
   const tasks: number[] = [];
   const blocks: { row: number; rows: number; position: number; page: number }[] = [];
@@ -132,7 +139,7 @@ export function prefillTables(pieces: readonly Piece[], chosen: readonly number[
     const start = piece.chunk.start + piece.from;
     cutTasks(tasks, row, start, piece.rows);
     for (let at = 0; at < piece.rows;) {
-      const count = Math.min(queriesAt(start + at), piece.rows - at);
+      const count = exact ? 1 : Math.min(queriesAt(start + at), piece.rows - at);
       blocks.push({ row: row + at, rows: count, position: start + at, page });
       at += count;
     }
@@ -141,7 +148,7 @@ export function prefillTables(pieces: readonly Piece[], chosen: readonly number[
   }
   // The longest first, so that the last blocks to finish are short ones.
   blocks.sort((a, b) => b.position + b.rows - (a.position + a.rows));
-  const layout = tableLayout(rows, tasks.length / 2, 4, blocks.length, page);
+  const layout = tableLayout(rows, tasks.length / 2, exact ? 3 : 4, blocks.length, page);
   const words = new Int32Array(layout.words);
   row = 0;
   page = 0;
@@ -151,9 +158,11 @@ export function prefillTables(pieces: readonly Piece[], chosen: readonly number[
   }
   words.set(chosen, layout.chosen);
   words.set(tasks, layout.tasks);
-  blocks.forEach((block, i) =>
-    words.set([block.row, block.rows, block.position, block.page], layout.attention + 4 * i),
-  );
+  blocks.forEach((block, i) => {
+    if (exact)
+      words.set([block.row, block.position + 1, block.page], layout.attention + 3 * block.row);
+    else words.set([block.row, block.rows, block.position, block.page], layout.attention + 4 * i);
+  });
   return { layout, words };
 }
 

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { PlanishError } from "../../../src/common/errors.js";
 import { packageRoot } from "../../../src/common/package.js";
 import { cudaExecutorOf, NoCudaKernel } from "../../../src/engine/cuda/index.js";
 import { LLAMA_VARIANTS, writeRandomLlama, type LlamaVariant } from "../integer/random-llama.js";
@@ -35,12 +36,12 @@ const random = (name: string) => ({ path: () => pathOf(name), text: () => ids })
 describeExecutor({
   device: () => new EmulatedDevice(),
   backend: () => createReferenceBackend({ realType: "f64" }),
+  rounds: false,
   tokens: 70,
-  print: (line) => process.stdout.write(`${line}\n`),
   cases: [
     { name: "window", scheme: "w4a4kv4", ...random("window") },
     { name: "biases, transforms", scheme: "w3a6kv2", transforms: true, ...random("biases") },
-    { name: "wide, transforms", scheme: "w8a8kv4", transforms: true, ...random("wide") },
+    { name: "wide, transforms", scheme: "w8a8kv4", transforms: true, layers: 1, ...random("wide") },
     { name: "window", scheme: "w4a8kv16", rough: true, ...random("window") },
   ],
 });
@@ -71,6 +72,19 @@ describe("what the executor refuses", () => {
     }
   });
 
+  it("a cache that does not fit, and goes on with one that does", () => {
+    const { engine, device } = open();
+    const allocate = device.allocate.bind(device);
+    device.allocate = () => {
+      throw new PlanishError("out of GPU memory: 9 MiB more are needed");
+    };
+    expect(() => engine.reserve(1000)).toThrow(/KV cache of .* does not fit.*--kv-memory/);
+    device.allocate = allocate;
+    expect(() => engine.step([one])).toThrow(/no cache pages are reserved/);
+    engine.reserve(1);
+    expect(engine.step([one])[0]).toHaveLength(engine.config.vocabSize);
+  });
+
   it("chunks that do not fit", () => {
     const { engine, device } = open();
     expect(() => engine.step([one])).toThrow(/no cache pages are reserved/);
@@ -88,6 +102,28 @@ describe("what the executor refuses", () => {
     expect(device.disposed).toBe(true);
     expect(() => engine.step([one])).toThrow(/was disposed/);
   });
+});
+
+it("what a page held before does not show", () => {
+  using model = roundedModel(pathOf("window"), "w4a4kv4");
+  const device = new EmulatedDevice();
+  using engine = cudaExecutorOf(model.source, device);
+  engine.reserve(2);
+  const cleared: number[] = [];
+  device.onFill = (bytes) => void cleared.push(bytes);
+  const pages = Int32Array.of(1, 0);
+  const chunk = (start: number, end: number) => ({
+    tokens: ids.subarray(start, end),
+    start,
+    pages,
+    logits: "none" as const,
+  });
+  engine.step([chunk(0, 40)]);
+  engine.step([chunk(40, 41)]);
+  expect(cleared).toEqual([engine.bytesPerPage]);
+  engine.step([chunk(41, 70)]);
+  engine.step([chunk(64, 65)]);
+  expect(cleared).toHaveLength(3);
 });
 
 describe("graphs", () => {

@@ -11,7 +11,7 @@ import { CudaEngineDevice } from "../../../src/engine/cuda/device.js";
 import { LLAMA_VARIANTS, writeRandomLlama, type LlamaVariant } from "../integer/random-llama.js";
 import { CHECKS } from "./checks.js";
 import { describeExecutor } from "./executor-suite.js";
-import { OUTER_CHECKS } from "./outer-checks.js";
+import { OUTER_CHECKS } from "./checks/outer.js";
 
 /** Registers a test per check; they share a device, opened by the first. */
 export function registerEngineChecks(): void {
@@ -73,6 +73,7 @@ export function registerExecutor(print: (line: string) => void): void {
   describeExecutor({
     device: () => new CudaEngineDevice(),
     backend: () => createReferenceBackend({ realType: "f64" }),
+    rounds: true,
     tokens: 100,
     print,
     cases: [

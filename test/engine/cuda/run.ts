@@ -1,7 +1,7 @@
 /** The kernel checks without vitest: one line each, exit code 1 when one fails. `npx tsx test/engine/cuda/run.ts` */
 import { CudaEngineDevice } from "../../../src/engine/cuda/device.js";
 import { CHECKS } from "./checks.js";
-import { OUTER_CHECKS } from "./outer-checks.js";
+import { OUTER_CHECKS } from "./checks/outer.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 using device = new CudaEngineDevice();

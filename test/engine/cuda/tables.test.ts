@@ -95,6 +95,23 @@ describe("prefill", () => {
   });
 });
 
+it("exact: every row is a sequence that ends with it", () => {
+  const [pieces] = cut(
+    chunksOf([
+      [30, 50],
+      [0, 70],
+    ]),
+  ).prefill;
+  const { layout, words } = prefillTables(pieces, [3], true);
+  expect(layout.attentionCount).toBe(120);
+  for (let row = 0; row < 120; row++) {
+    const at = layout.attention + 3 * row;
+    const [own, length, pages] = words.subarray(at, at + 3);
+    expect([own, length]).toEqual([row, words[layout.positions + row] + 1]);
+    expect(words[layout.pages + pages + ((length - 1) >> 6)]).toBe(words[layout.pageOf + row]);
+  }
+});
+
 describe("decoding", () => {
   it.each([1, 3, 8, 9, 17, 128])("%i rows, padded with rows that write nothing", (count) => {
     const chunks = chunksOf(Array.from({ length: count }, (_, i) => [70 * i, 1] as const));

@@ -1,10 +1,10 @@
 /** The kernels around the blocks (outer.cu) against their definitions. Bounds are argued where they stand. */
-import { elementsToFloat32 } from "../../../src/checkpoint/element-types.js";
-import { floatsToHalfBytes } from "../../../src/checkpoint/half.js";
-import type { CudaEngineDevice } from "../../../src/engine/cuda/device.js";
-import { packedBytes, packWeights } from "../../../src/engine/cuda/layout.js";
-import { OuterKernels } from "../../../src/engine/cuda/outer-kernels.js";
-import type { Check } from "./checks.js";
+import { elementsToFloat32 } from "../../../../src/checkpoint/element-types.js";
+import { floatsToHalfBytes } from "../../../../src/checkpoint/half.js";
+import type { CudaEngineDevice } from "../../../../src/engine/cuda/device.js";
+import { packedBytes, packWeights } from "../../../../src/engine/cuda/layout.js";
+import { OuterKernels } from "../../../../src/engine/cuda/outer-kernels.js";
+import type { Check } from "./support.js";
 
 function numbers(length: number, seed: number): Float32Array {
   return Float32Array.from(
