@@ -7,93 +7,55 @@
  * not from the cache; times are per layer. Medians of CUDA events. `npx tsx bench/cuda-layer.ts [--json FILE]`
  */
 import { writeFileSync } from "node:fs";
-import { CublasLt } from "../src/backend/cuda/cublaslt.js";
-import type { DevicePointer, GraphExecutable } from "../src/backend/cuda/driver.js";
-import { CudaEngineDevice } from "../src/engine/cuda/device.js";
+import type { DevicePointer } from "../src/backend/cuda/driver.js";
 import type { EngineKernels } from "../src/engine/cuda/kernels.js";
 import {
-  codeBytes,
   featureTiles,
   packedBytes,
-  PAGE_TOKENS,
-  paddedHalves,
   pageLayout,
-  roundUp,
   siteGeometry,
   type FeatureOrder,
   type SiteShape,
 } from "../src/engine/cuda/layout.js";
+import { halfCalls, halfLayer, type HalfLayer } from "./cuda-layer-fp16.js";
+import {
+  CACHED,
+  EPSILON,
+  HEADS,
+  HEAD_DIM,
+  HIDDEN,
+  INTERMEDIATE,
+  LAYERS,
+  SHAPE,
+  blas,
+  capture,
+  clips,
+  device,
+  driver,
+  kernels,
+  matrix,
+  nextSeed,
+  ones,
+  print,
+  random,
+  spaceFor,
+  stepOf,
+  stream,
+  take,
+  taken,
+  timed,
+  type Calls,
+  type Space,
+  type Step,
+} from "./cuda-layer-setup.js";
 
-const HIDDEN = 4096;
-const INTERMEDIATE = 11008;
-const HEADS = 32;
-const HEAD_DIM = 128;
-const LAYERS = 4;
-const CACHED = 2048;
-const EPSILON = 1e-5;
-
-const print = (line: string) => process.stdout.write(`${line}\n`);
 const flag = process.argv.indexOf("--json");
 const jsonFile = flag > 0 ? process.argv[flag + 1] : undefined;
-const quick = process.argv.includes("--quick");
-/** Only scenarios whose title has this in it, and no ceilings. */
+
+/** Only the scenario whose title ends so, and no ceilings. */
 const onlyAt = process.argv.indexOf("--only");
 const only = onlyAt > 0 ? process.argv[onlyAt + 1] : "";
 const results: Record<string, number | string> = {};
-
-using device = new CudaEngineDevice();
-const { driver, stream, kernels } = device;
-using blas = new CublasLt(driver, stream);
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[sorted.length >> 1];
-}
-
-let seed = 1;
-function random(kind: "bytes" | "halves" | "floats", count: number, deviation = 1): DevicePointer {
-  const pointer = device.allocate(count * { bytes: 1, halves: 2, floats: 4 }[kind]);
-  kernels.randomFill(pointer, count, kind, seed++, deviation);
-  return pointer;
-}
-
-const start = driver.createEvent();
-const end = driver.createEvent();
-
-/** Medians in microseconds of several graphs, run in turn. `prepare` is not timed. */
-function timed(
-  graphs: readonly GraphExecutable[],
-  prepare: () => void,
-  rounds = quick ? 7 : 21,
-): number[] {
-  const samples = graphs.map((): number[] => []);
-  for (let round = -2; round < rounds; round++)
-    graphs.forEach((graph, i) => {
-      prepare();
-      driver.record(start, stream);
-      driver.launchGraph(graph, stream);
-      driver.record(end, stream);
-      device.synchronize();
-      if (round >= 0) samples[i].push(driver.elapsed(start, end) * 1000);
-    });
-  return samples.map(median);
-}
-
-function capture(enqueue: () => void): GraphExecutable {
-  // Kernels are compiled and products planned before the capture, which must not wait for the device.
-  enqueue();
-  device.synchronize();
-  return driver.capture(stream, enqueue);
-}
-
-/** A square matrix with orthogonal-like entries, padded for the site kernel. */
-function matrix(size: number, padded: number): DevicePointer {
-  const values = Float32Array.from(
-    { length: size * size },
-    () => (Math.random() - 0.5) * Math.sqrt(12 / size),
-  );
-  return device.put(paddedHalves(values, size, padded));
-}
 
 interface Linear {
   readonly order: FeatureOrder;
@@ -139,10 +101,6 @@ interface QuantizedLayer {
   readonly kMatrix: DevicePointer;
 }
 
-const ones = device.put(new Float32Array(INTERMEDIATE).fill(1));
-const halfOnes = device.put(new Uint16Array(INTERMEDIATE).fill(0x3c00));
-const clips = device.put(new Float32Array(8).fill(0.98));
-
 function quantizedLayer(): QuantizedLayer {
   return {
     gains: [ones, ones],
@@ -163,125 +121,6 @@ function quantizedLayer(): QuantizedLayer {
   };
 }
 
-interface HalfLayer {
-  readonly gain: DevicePointer;
-  readonly qkv: DevicePointer;
-  readonly o: DevicePointer;
-  readonly gateUp: DevicePointer;
-  readonly down: DevicePointer;
-}
-
-const spread = (columns: number) => 0.5 / Math.sqrt(columns);
-const halfLayer = (): HalfLayer => ({
-  gain: halfOnes,
-  qkv: random("halves", 3 * HIDDEN * HIDDEN, spread(HIDDEN)),
-  o: random("halves", HIDDEN * HIDDEN, spread(HIDDEN)),
-  gateUp: random("halves", 2 * INTERMEDIATE * HIDDEN, spread(HIDDEN)),
-  down: random("halves", HIDDEN * INTERMEDIATE, spread(INTERMEDIATE)),
-});
-
-/** The rows of a step: `sequences` of `rows` tokens each at `position`, with pages of their own. */
-interface Step {
-  readonly rows: number;
-  readonly sequences: number;
-  readonly position: number;
-  readonly pagesEach: number;
-  readonly tasks: DevicePointer;
-  readonly taskCount: number;
-  readonly pageOf: DevicePointer;
-  readonly slotOf: DevicePointer;
-  readonly cosine: DevicePointer;
-  readonly sine: DevicePointer;
-  readonly pages: DevicePointer;
-  readonly table: DevicePointer;
-  readonly blocks: DevicePointer;
-  readonly blockCount: number;
-}
-
-function stepOf(sequences: number, each: number, position: number, first = 0): Step {
-  const rows = sequences * each;
-  const pagesEach = Math.ceil((position + each) / PAGE_TOKENS);
-  const positionOf = (row: number) => position + (row % each);
-  const pageOf = (row: number) => (first + Math.floor(row / each)) * 33 + (positionOf(row) >> 6);
-  const half = HEAD_DIM / 2;
-  const angle = (i: number) => positionOf(Math.floor(i / half)) / 10000 ** ((i % half) / half);
-  const table = (length: number, of: (i: number) => number) =>
-    device.put(Float32Array.from({ length }, (_, i) => of(i)));
-  const integers = (length: number, of: (i: number) => number) =>
-    device.put(Int32Array.from({ length }, (_, i) => of(i)));
-  // Prefill from position 0: a page per task. Decoding: eight tokens of different sequences per task.
-  const taskRows = each > 1 ? 64 : 8;
-  const taskCount = Math.ceil(rows / taskRows);
-  const blocks: number[] = [];
-  for (let s = 0; s < sequences; s++)
-    for (let from = Math.floor((each - 1) / 128) * 128; from >= 0; from -= 128)
-      blocks.push(s * each + from, Math.min(128, each - from), position + from, s * pagesEach);
-  return {
-    rows,
-    sequences,
-    position,
-    pagesEach,
-    tasks: integers(2 * taskCount, (i) =>
-      i % 2 === 0 ? (i / 2) * taskRows : Math.min(taskRows, rows - ((i - 1) / 2) * taskRows),
-    ),
-    taskCount,
-    pageOf: integers(rows, pageOf),
-    slotOf: integers(rows, (row) => positionOf(row) & 63),
-    cosine: table(rows * half, (i) => Math.cos(angle(i))),
-    sine: table(rows * half, (i) => Math.sin(angle(i))),
-    pages: integers(
-      sequences * pagesEach,
-      (i) => (first + Math.floor(i / pagesEach)) * 33 + (i % pagesEach),
-    ),
-    table: integers(
-      3 * sequences,
-      (i) => [Math.floor(i / 3), position + 1, Math.floor(i / 3) * pagesEach][i % 3],
-    ),
-    blocks: device.put(Int32Array.from(blocks)),
-    blockCount: blocks.length / 4,
-  };
-}
-
-interface Space {
-  readonly x: DevicePointer;
-  readonly x0: DevicePointer;
-  readonly xBytes: number;
-  readonly buffers: Readonly<
-    Record<"a" | "b" | "q" | "codes" | "scales" | "partial", DevicePointer>
-  >;
-  readonly capacity: number;
-}
-
-const taken: DevicePointer[] = [];
-function take(bytes: number): DevicePointer {
-  const pointer = device.allocate(bytes);
-  taken.push(pointer);
-  return pointer;
-}
-
-function spaceFor(rows: number, halves: boolean): Space {
-  const capacity = rows <= 64 ? 64 : roundUp(rows, 128);
-  const xBytes = rows * HIDDEN * (halves ? 2 : 4);
-  const x0 = take(xBytes);
-  kernels.randomFill(x0, rows * HIDDEN, halves ? "halves" : "floats", seed++);
-  return {
-    x: take(xBytes),
-    x0,
-    xBytes,
-    buffers: {
-      a: take(rows * 2 * INTERMEDIATE * 4),
-      b: take(rows * INTERMEDIATE * 4),
-      q: take(rows * HIDDEN * 4),
-      codes: take(codeBytes(capacity, INTERMEDIATE)),
-      scales: take(capacity * 4),
-      partial: take(rows * HEADS * 32 * (HEAD_DIM + 2) * 4),
-    },
-    capacity,
-  };
-}
-
-const SHAPE = { headDim: HEAD_DIM, heads: HEADS, kvHeads: HEADS } as const;
-
 interface Options {
   /** Kronecker transforms, P_o and P_k. */
   readonly transforms: boolean;
@@ -299,7 +138,7 @@ function quantizedCalls(
   step: Step,
   space: Space,
   options: Options,
-): readonly (readonly [string, () => void])[] {
+): Calls {
   const { rows } = step;
   const { x, buffers, capacity } = space;
   const { a, b, q, codes, scales, partial } = buffers;
@@ -417,113 +256,6 @@ function quantizedCalls(
   ];
 }
 
-/** The calls of one FP16 layer, by name. */
-function halfCalls(
-  k: EngineKernels,
-  layer: HalfLayer,
-  cache: DevicePointer,
-  step: Step,
-  space: Space,
-): readonly (readonly [string, () => void])[] {
-  const { rows } = step;
-  const { x, buffers } = space;
-  const { a, b, q, codes: normed, partial } = buffers;
-  const decoding = rows === step.sequences;
-  const splits = decoding ? k.splitsFor({ ...SHAPE, kept: 16 }, step.sequences, step.pagesEach) : 1;
-  const pageBytes = HEADS * pageLayout(HEAD_DIM, 16).bytes;
-  const common = { ...SHAPE, kept: 16 as const, pages: step.pages, window: 0, cache, pageBytes };
-  const product = (
-    from: DevicePointer,
-    columns: number,
-    weights: DevicePointer,
-    features: number,
-    out: DevicePointer,
-    beta: number,
-  ) =>
-    blas.gemm({
-      m: rows,
-      n: features,
-      k: columns,
-      batch: 1,
-      type: "f16",
-      outType: "f16",
-      a: { pointer: from, stride: columns, transposed: false, batchStride: 0 },
-      b: { pointer: weights, stride: columns, transposed: true, batchStride: 0 },
-      c: { pointer: out, stride: features, batchStride: 0 },
-      alpha: 1,
-      beta,
-    });
-  return [
-    ["norm", () => k.halfNorm(x, rows, HIDDEN, layer.gain, EPSILON, normed)],
-    ["gemm qkv", () => product(normed, HIDDEN, layer.qkv, 3 * HIDDEN, a, 0)],
-    [
-      "heads",
-      () =>
-        k.heads({
-          ...SHAPE,
-          kept: 16,
-          tasks: step.tasks,
-          taskCount: step.taskCount,
-          pageOf: step.pageOf,
-          slotOf: step.slotOf,
-          q: a,
-          qStride: 3 * HIDDEN,
-          k: a + HIDDEN * 2,
-          v: a + 2 * HIDDEN * 2,
-          kvStride: 3 * HIDDEN,
-          halves: true,
-          cosine: step.cosine,
-          sine: step.sine,
-          factors: clips,
-          levels: 15,
-          out: q,
-          outHalves: !decoding,
-          cache,
-          pageBytes,
-        }),
-    ],
-    [
-      "attention",
-      () => {
-        if (decoding) {
-          k.attendDecode({
-            ...common,
-            q,
-            sequences: step.table,
-            count: step.sequences,
-            splits,
-            partial,
-          });
-          k.joinSplits({
-            partial,
-            rows,
-            heads: HEADS,
-            headDim: HEAD_DIM,
-            splits,
-            out: b,
-            halves: true,
-          });
-        } else
-          k.attendPrefill({
-            ...common,
-            q,
-            blocks: step.blocks,
-            blockCount: step.blockCount,
-            out: b,
-            outHalves: true,
-          });
-      },
-    ],
-    ["gemm o", () => product(b, HIDDEN, layer.o, HIDDEN, x, 1)],
-    ["norm", () => k.halfNorm(x, rows, HIDDEN, layer.gain, EPSILON, normed)],
-    ["gemm gate_up", () => product(normed, HIDDEN, layer.gateUp, 2 * INTERMEDIATE, a, 0)],
-    ["gated", () => k.halfGated(a, rows, INTERMEDIATE, b)],
-    ["gemm down", () => product(b, INTERMEDIATE, layer.down, HIDDEN, x, 1)],
-  ];
-}
-
-type Calls = readonly (readonly [string, () => void])[];
-
 const runAll = (layers: readonly Calls[], only?: string) => {
   for (const calls of layers)
     for (const [name, call] of calls) if (only === undefined || only === name) call();
@@ -582,7 +314,7 @@ function scenario(
   quantized: readonly QuantizedLayer[],
   half: readonly HalfLayer[],
 ): void {
-  if (!title.includes(only)) return;
+  if (!title.endsWith(only)) return;
   const decoding = each === 1;
   const step = stepOf(sequences, each, decoding ? CACHED : 0);
   const space = spaceFor(step.rows, false);
@@ -664,7 +396,7 @@ function scenario(
 function ceilings(): void {
   const bytes = 2 ** 31;
   const [from, to] = [device.allocate(bytes), device.allocate(bytes)];
-  kernels.randomFill(from, bytes, "bytes", seed++);
+  kernels.randomFill(from, bytes, "bytes", nextSeed());
   const memory = [
     capture(() => kernels.streamWords(from, bytes, to)),
     capture(() => kernels.streamWords(from, bytes)),
@@ -738,4 +470,6 @@ const quantized = Array.from({ length: LAYERS }, quantizedLayer);
 const half = Array.from({ length: LAYERS }, halfLayer);
 scenario("prefill 2048", 1, 2048, quantized, half);
 for (const batch of [1, 16, 64]) scenario(`decode batch ${batch}`, batch, 1, quantized, half);
+blas[Symbol.dispose]();
+device[Symbol.dispose]();
 if (jsonFile) writeFileSync(jsonFile, `${JSON.stringify(results, null, 2)}\n`);

@@ -1,0 +1,189 @@
+/**
+ * What the bench of a LLaMA-2-7B-shaped layer (cuda-layer.ts) runs on: the device, timing, the rows of a step, buffers.
+ */
+import { CublasLt } from "../src/backend/cuda/cublaslt.js";
+import type { DevicePointer, GraphExecutable } from "../src/backend/cuda/driver.js";
+import { CudaEngineDevice } from "../src/engine/cuda/device.js";
+import { codeBytes, PAGE_TOKENS, paddedHalves, roundUp } from "../src/engine/cuda/layout.js";
+
+export const HIDDEN = 4096;
+export const INTERMEDIATE = 11008;
+export const HEADS = 32;
+export const HEAD_DIM = 128;
+export const LAYERS = 4;
+export const CACHED = 2048;
+export const EPSILON = 1e-5;
+
+export const print = (line: string) => process.stdout.write(`${line}\n`);
+
+export const quick = process.argv.includes("--quick");
+
+/** Made for the bench, and disposed of by it. */
+export const device = new CudaEngineDevice();
+export const { driver, stream, kernels } = device;
+export const blas = new CublasLt(driver, stream);
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[sorted.length >> 1];
+}
+
+let seed = 1;
+/** For data that no other data equals. */
+export const nextSeed = () => seed++;
+
+export function random(
+  kind: "bytes" | "halves" | "floats",
+  count: number,
+  deviation = 1,
+): DevicePointer {
+  const pointer = device.allocate(count * { bytes: 1, halves: 2, floats: 4 }[kind]);
+  kernels.randomFill(pointer, count, kind, nextSeed(), deviation);
+  return pointer;
+}
+
+const start = driver.createEvent();
+const end = driver.createEvent();
+
+/** Medians in microseconds of several graphs, run in turn. `prepare` is not timed. */
+export function timed(
+  graphs: readonly GraphExecutable[],
+  prepare: () => void,
+  rounds = quick ? 7 : 21,
+): number[] {
+  const samples = graphs.map((): number[] => []);
+  for (let round = -2; round < rounds; round++)
+    graphs.forEach((graph, i) => {
+      prepare();
+      driver.record(start, stream);
+      driver.launchGraph(graph, stream);
+      driver.record(end, stream);
+      device.synchronize();
+      if (round >= 0) samples[i].push(driver.elapsed(start, end) * 1000);
+    });
+  return samples.map(median);
+}
+
+export function capture(enqueue: () => void): GraphExecutable {
+  // Kernels are compiled and products planned before the capture, which must not wait for the device.
+  enqueue();
+  device.synchronize();
+  return driver.capture(stream, enqueue);
+}
+
+/** A square matrix with orthogonal-like entries, padded for the site kernel. */
+export function matrix(size: number, padded: number): DevicePointer {
+  const values = Float32Array.from(
+    { length: size * size },
+    () => (Math.random() - 0.5) * Math.sqrt(12 / size),
+  );
+  return device.put(paddedHalves(values, size, padded));
+}
+
+export const ones = device.put(new Float32Array(INTERMEDIATE).fill(1));
+export const halfOnes = device.put(new Uint16Array(INTERMEDIATE).fill(0x3c00));
+export const clips = device.put(new Float32Array(8).fill(0.98));
+
+/** The rows of a step: `sequences` of `rows` tokens each at `position`, with pages of their own. */
+export interface Step {
+  readonly rows: number;
+  readonly sequences: number;
+  readonly position: number;
+  readonly pagesEach: number;
+  readonly tasks: DevicePointer;
+  readonly taskCount: number;
+  readonly pageOf: DevicePointer;
+  readonly slotOf: DevicePointer;
+  readonly cosine: DevicePointer;
+  readonly sine: DevicePointer;
+  readonly pages: DevicePointer;
+  readonly table: DevicePointer;
+  readonly blocks: DevicePointer;
+  readonly blockCount: number;
+}
+
+export function stepOf(sequences: number, each: number, position: number, first = 0): Step {
+  const rows = sequences * each;
+  const pagesEach = Math.ceil((position + each) / PAGE_TOKENS);
+  const positionOf = (row: number) => position + (row % each);
+  const pageOf = (row: number) => (first + Math.floor(row / each)) * 33 + (positionOf(row) >> 6);
+  const half = HEAD_DIM / 2;
+  const angle = (i: number) => positionOf(Math.floor(i / half)) / 10000 ** ((i % half) / half);
+  const table = (length: number, of: (i: number) => number) =>
+    device.put(Float32Array.from({ length }, (_, i) => of(i)));
+  const integers = (length: number, of: (i: number) => number) =>
+    device.put(Int32Array.from({ length }, (_, i) => of(i)));
+  // Prefill from position 0: a page per task. Decoding: eight tokens of different sequences per task.
+  const taskRows = each > 1 ? 64 : 8;
+  const taskCount = Math.ceil(rows / taskRows);
+  const blocks: number[] = [];
+  for (let s = 0; s < sequences; s++)
+    for (let from = Math.floor((each - 1) / 128) * 128; from >= 0; from -= 128)
+      blocks.push(s * each + from, Math.min(128, each - from), position + from, s * pagesEach);
+  return {
+    rows,
+    sequences,
+    position,
+    pagesEach,
+    tasks: integers(2 * taskCount, (i) =>
+      i % 2 === 0 ? (i / 2) * taskRows : Math.min(taskRows, rows - ((i - 1) / 2) * taskRows),
+    ),
+    taskCount,
+    pageOf: integers(rows, pageOf),
+    slotOf: integers(rows, (row) => positionOf(row) & 63),
+    cosine: table(rows * half, (i) => Math.cos(angle(i))),
+    sine: table(rows * half, (i) => Math.sin(angle(i))),
+    pages: integers(
+      sequences * pagesEach,
+      (i) => (first + Math.floor(i / pagesEach)) * 33 + (i % pagesEach),
+    ),
+    table: integers(
+      3 * sequences,
+      (i) => [Math.floor(i / 3), position + 1, Math.floor(i / 3) * pagesEach][i % 3],
+    ),
+    blocks: device.put(Int32Array.from(blocks)),
+    blockCount: blocks.length / 4,
+  };
+}
+
+export interface Space {
+  readonly x: DevicePointer;
+  readonly x0: DevicePointer;
+  readonly xBytes: number;
+  readonly buffers: Readonly<
+    Record<"a" | "b" | "q" | "codes" | "scales" | "partial", DevicePointer>
+  >;
+  readonly capacity: number;
+}
+
+export const taken: DevicePointer[] = [];
+export function take(bytes: number): DevicePointer {
+  const pointer = device.allocate(bytes);
+  taken.push(pointer);
+  return pointer;
+}
+
+export function spaceFor(rows: number, halves: boolean): Space {
+  const capacity = rows <= 64 ? 64 : roundUp(rows, 128);
+  const xBytes = rows * HIDDEN * (halves ? 2 : 4);
+  const x0 = take(xBytes);
+  kernels.randomFill(x0, rows * HIDDEN, halves ? "halves" : "floats", nextSeed());
+  return {
+    x: take(xBytes),
+    x0,
+    xBytes,
+    buffers: {
+      a: take(rows * 2 * INTERMEDIATE * 4),
+      b: take(rows * INTERMEDIATE * 4),
+      q: take(rows * HIDDEN * 4),
+      codes: take(codeBytes(capacity, INTERMEDIATE)),
+      scales: take(capacity * 4),
+      partial: take(rows * HEADS * 32 * (HEAD_DIM + 2) * 4),
+    },
+    capacity,
+  };
+}
+
+export const SHAPE = { headDim: HEAD_DIM, heads: HEADS, kvHeads: HEADS } as const;
+
+export type Calls = readonly (readonly [string, () => void])[];
