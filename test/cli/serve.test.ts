@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { temporaryDirectory } from "./artifacts.js";
 import { chatModel } from "./chat-model.js";
 import { planish, root } from "./run-program.js";
+import { until } from "../until.js";
 
 const KEY = "a-key-for-the-tests-0";
 const directory = temporaryDirectory();
@@ -46,13 +47,6 @@ async function start(flags: readonly string[] = []): Promise<Server> {
 async function gauge(url: string, name: string): Promise<number> {
   const response = await fetch(`${url}/metrics`, { headers: { authorization: `Bearer ${KEY}` } });
   return Number(new RegExp(`^planish_${name} (\\S+)$`, "m").exec(await response.text())?.[1]);
-}
-
-async function until(holds: () => Promise<boolean>): Promise<void> {
-  for (let i = 0; !(await holds()); i++) {
-    if (i > 500) throw new Error("it never came to hold");
-    await delay(20);
-  }
 }
 
 const chat = {

@@ -7,6 +7,7 @@ import { gridPoints, parseGridField } from "../../src/report/sweep/grid.js";
 import type { Sweep } from "../../src/report/sweep/sweep.js";
 import { readDocuments } from "../../src/quantize/calibration/text.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
+import { writeFirstBlocks } from "../models/first-blocks.js";
 import { planish } from "./run-program.js";
 
 const directory = temporaryDirectory();
@@ -32,9 +33,11 @@ describe("planish sweep", () => {
   it("resumes after kill -9 without redoing finished points", async () => {
     const text = join(directory, "text.txt");
     writeFileSync(text, readDocuments("wikipedia").join("\n").slice(0, 40_000));
+    const model = join(directory, "three-blocks");
+    await writeFirstBlocks(join(packageRoot, "models", "tiny-opt"), model, 3);
     const out = join(directory, "sweep");
     const args = [
-      ...["sweep", join(packageRoot, "models", "tiny-opt"), "--out", out],
+      ...["sweep", model, "--out", out],
       ...["--grid", "gamma=0,0.03,100", "--preset", "rtn", "--samples", "4", "--seq-len", "64"],
       ...["--calibration", text, "--ppl", text, "--windows", "2", "--json"],
     ];

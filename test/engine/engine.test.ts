@@ -1,9 +1,9 @@
 /** The engine's two halves and what passes between them, over a model that computes nothing. */
-import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { collect, Engine } from "../../src/engine/engine.js";
 import type { GenerateEvent, GenerateRequest } from "../../src/engine/request.js";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "./fake-executor.js";
+import { until } from "../until.js";
 
 const request = (rest: Partial<GenerateRequest> = {}): GenerateRequest => ({
   prompt: "abc",
@@ -13,14 +13,6 @@ const request = (rest: Partial<GenerateRequest> = {}): GenerateRequest => ({
   ignoreEnd: true,
   ...rest,
 });
-
-/** Waits until something holds; fails after 5 s. */
-async function until(holds: () => boolean): Promise<void> {
-  for (let i = 0; !holds(); i++) {
-    if (i > 500) throw new Error("it never came to hold");
-    await delay(10);
-  }
-}
 
 describe("Engine", () => {
   it("gives the same text for a seed, alone or among others", async () => {

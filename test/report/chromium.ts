@@ -17,6 +17,9 @@ export const noChromium =
     ? "no Chromium here (apt-get install chromium, or set PLANISH_CHROMIUM)"
     : undefined;
 
+/** Milliseconds for what a page does; a busy machine takes many times as long as a quiet one. */
+export const BROWSER_PATIENCE = 120_000;
+
 export function launchChromium(): Promise<Browser> {
   return chromium.launch({ executablePath: chromiumPath, args: ["--no-sandbox"] });
 }

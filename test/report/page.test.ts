@@ -18,7 +18,7 @@ import { escape } from "../../src/report/page/html.js";
 import { flatnessOf, GridCounter, magnitudes } from "../../src/report/page/measure.js";
 import { report } from "../../src/report/page/report.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
-import { launchChromium, noChromium } from "./chromium.js";
+import { BROWSER_PATIENCE, launchChromium, noChromium } from "./chromium.js";
 
 const directory = temporaryDirectory();
 const model = join(packageRoot, "models", "tiny-llama");
@@ -172,7 +172,7 @@ describe.skipIf(noChromium)(
       expect(Buffer.byteLength(html)).toBeLessThan(5e6);
       writeFileSync(file, html);
       browser = await launchChromium();
-    }, 60_000);
+    }, BROWSER_PATIENCE);
 
     afterAll(() => browser.close());
 
@@ -182,6 +182,7 @@ describe.skipIf(noChromium)(
       width = 1000,
     ): Promise<{ page: Page; faults: string[] }> {
       const page = await browser.newPage({ colorScheme, viewport: { width, height: 900 } });
+      page.setDefaultTimeout(BROWSER_PATIENCE);
       const faults: string[] = [];
       const own = pathToFileURL(file).href;
       page.on("console", (message) => faults.push(`${message.type()}: ${message.text()}`));

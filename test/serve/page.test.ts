@@ -5,10 +5,8 @@ import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createServer } from "../../src/serve/server.js";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "../engine/fake-executor.js";
-import { launchChromium, noChromium } from "../report/chromium.js";
+import { BROWSER_PATIENCE, launchChromium, noChromium } from "../report/chromium.js";
 
-/** Milliseconds in which a browser starts or ends on a busy machine. */
-const BROWSER_PATIENCE = 60_000;
 const KEY = "page-key-0123456789";
 let url = "";
 let browser: Browser | undefined;
@@ -51,6 +49,7 @@ afterAll(async () => {
 async function open(options: Parameters<Browser["newPage"]>[0] = {}): Promise<Page> {
   if (!browser) throw new Error("no browser");
   const page = await browser.newPage(options);
+  page.setDefaultTimeout(BROWSER_PATIENCE);
   page.on("pageerror", (error) => {
     throw error;
   });

@@ -1,6 +1,5 @@
 /** The HTTP server over an engine that computes nothing, asked by OpenAI's own client and by hand. */
 import { connect } from "node:net";
-import { setTimeout as delay } from "node:timers/promises";
 import OpenAI from "openai";
 import pino from "pino";
 import { afterEach, describe, expect, it } from "vitest";
@@ -8,6 +7,7 @@ import type { Engine } from "../../src/engine/engine.js";
 import type { HostOptions } from "../../src/engine/host.js";
 import { createServer, type ChatServer, type ServerOptions } from "../../src/serve/server.js";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "../engine/fake-executor.js";
+import { until } from "../until.js";
 
 const TEMPLATE = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}w";
 const KEY = "test-key-0123456789";
@@ -58,13 +58,6 @@ async function start(
   );
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: KEY, maxRetries: 0 });
   return { server, engine, crash, url, client };
-}
-
-async function until(holds: () => boolean): Promise<void> {
-  for (let i = 0; !holds(); i++) {
-    if (i > 500) throw new Error("it never came to hold");
-    await delay(10);
-  }
 }
 
 const post = (

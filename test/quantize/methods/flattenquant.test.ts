@@ -45,6 +45,7 @@ import { siteSize } from "../../../src/quantize/transforms/sites.js";
 import { columnMaxima, splitRows } from "../../../src/quantize/transforms/split.js";
 import { Random } from "../../../src/common/random.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
+import { writeFirstBlocks } from "../../models/first-blocks.js";
 import { plantOutliers } from "./outliers.js";
 import { digest, FEW, smallCalibration } from "./support.js";
 
@@ -213,9 +214,13 @@ describe("flattening without quantization", () => {
 describe("the pipeline", () => {
   it("gives the same bytes again, also on shared states, and its table says what every linear got", async () => {
     const states = new StateStore(1e8);
-    await run("other", { states, recipe: { rounding: "rtn", beta: 1.2 } });
-    await run("shared", { states, recipe: { rounding: "rtn" } });
-    const { info } = await run("alone", { recipe: { rounding: "rtn" } });
+    const path = join(directory, "two-blocks");
+    await writeFirstBlocks(modelPath("tiny-opt"), path, 2);
+    using two = openCheckpoint(path);
+    const same = { source: two, recipe: { rounding: "rtn" } };
+    await run("other", { ...same, states, recipe: { ...same.recipe, beta: 1.2 } });
+    await run("shared", { ...same, states });
+    const { info } = await run("alone", same);
     expect(digest(join(directory, "shared"))).toBe(digest(join(directory, "alone")));
     expect(digest(join(directory, "other"))).not.toBe(digest(join(directory, "alone")));
     for (const { linears } of info.layers) {
@@ -325,9 +330,10 @@ describe("planted outliers", () => {
     // The rescaling is exact but for float16: the function is the same.
     expect(Math.abs(full / original - 1)).toBeLessThan(0.005);
     const options = { source: planted, scheme: "w8a8kv16" };
-    const few = { samples: 32, seqLen: 256 };
+    const few = { samples: 8, seqLen: 256 };
     await run("planted-rtn", { ...options, method: "rtn", preset: "tensor", recipe: few });
     await run("planted-flat", { ...options, recipe: { ...few, rounding: "rtn" } });
+    // Measured with 8 windows and with 16: 4.2 and 3.9 times, 0.970 and 0.977.
     expect(await score(join(directory, "planted-rtn"))).toBeGreaterThan(1.1 * full);
     expect(await score(join(directory, "planted-flat"))).toBeLessThan(1.02 * full);
   });
