@@ -2,7 +2,7 @@
  * The engine on the GPU end to end: tokens per second of `CudaExecutor.step`, host time included (tables, launches or
  * graph, logits back), of a model of LLaMA-2-7B's shape with random W4A4KV4 weights, made on the device. Decoding with
  * 2048 cached tokens per sequence: with graphs and without, and with the cache cut by the number of sequences instead of
- * always alike. Medians, in turns. `npm run bench:cuda engine` [--json FILE] [--layers N]
+ * always alike. Medians, in turns. `npm run bench:cuda:engine` [--json FILE] [--layers N]
  */
 import { writeFileSync } from "node:fs";
 import type { ModelConfig } from "../src/models/config.js";

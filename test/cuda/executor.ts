@@ -1,4 +1,4 @@
-/** The engine's executor alone of the GPU lane: `npm run test:cuda executor`. */
+/** The engine's executor alone of the GPU lane: `node scripts/bundle-lane.mjs executor`. */
 import { registerEngineChecks, registerExecutor } from "../engine/cuda/register.js";
 import { runRegistered } from "./vitest-shim.js";
 
