@@ -13,6 +13,8 @@ export function renderEvaluation(document: EvalDocument): string {
     document.simulatedRatio === undefined
       ? undefined
       : `perplexity, artifact over simulated: ${document.simulatedRatio.toFixed(5)}`,
+    document.engine &&
+      `perplexity through the engine: ${document.engine.perplexity.toFixed(2)}, over the simulated one: ${document.engine.ratio.toFixed(5)} (${formatDuration(document.engine.seconds)})`,
     document.divergence && divergenceLines(document.divergence),
     document.zeroShot && taskTable(scores),
     document.clipping && clippingLine(document.clipping),

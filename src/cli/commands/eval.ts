@@ -6,7 +6,9 @@ import { openBackend } from "../../backend/open.js";
 import { describeFsError } from "../../checkpoint/file-reader.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
+import { evaluateEnginePerplexity } from "../../evaluate/engine-perplexity.js";
 import { openCudaExecutor } from "../../engine/cuda/index.js";
+import type { Executor } from "../../engine/executor.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perplexity.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
@@ -54,6 +56,8 @@ export interface EvalDocument extends ModelScore {
   readonly simulated?: ModelScore;
   /** Perplexity of the artifact over that of its simulated model. */
   readonly simulatedRatio?: number;
+  /** With `--engine`: the text through the engine, and its perplexity over the simulated one. */
+  readonly engine?: PerplexityResult & { readonly ratio: number };
   /** How far the model is from that of `--against` or its simulated model, on the text. */
   readonly divergence?: Pick<DivergenceResult, "kl" | "topAgreement" | "blockErrors">;
   /** Of an artifact with static grids: activations beyond their reach, in all that was scored. */
@@ -93,7 +97,10 @@ export function register(program: Command): void {
     )
     .option("--items <file>", "write every item's scores as JSON lines")
     .option("--add-bos", "begin the contexts of tasks with the tokenizer's BOS (default: without)")
-    .option("--engine", "score tasks through the engine, which is what `planish serve` runs")
+    .option(
+      "--engine",
+      "score tasks through the engine, which is what `planish serve` runs, and the text through it as well",
+    )
     .option("--against <model>", "score this model as well, and compare")
     .option(
       "--simulated",
@@ -110,6 +117,7 @@ export function register(program: Command): void {
     "planish eval tiny-w4a4kv4 --against models/tiny-llama",
     "planish eval tiny-w4a4kv4 --simulated --source models/tiny-llama",
     "planish eval models/tiny-llama --simulated --scheme w4a4kv4",
+    "planish eval tiny-w4a4kv4 --engine",
     "planish eval smollm2-135m-instruct --tasks all --limit 100",
     "planish eval smollm2-135m-instruct --tasks piqa,arc_easy=exports/test.parquet --items scores.jsonl",
     "planish eval smollm2-135m-instruct --ppl notes.txt --limit 10 --json",
@@ -119,12 +127,9 @@ export function register(program: Command): void {
 async function evaluate(context: CommandContext, flags: EvalFlags, name: string): Promise<void> {
   if (flags.items !== undefined && flags.tasks === undefined)
     throw new UsageError("--items writes the items of tasks; give --tasks as well");
-  if (
-    flags.engine &&
-    (flags.tasks === undefined || flags.simulated || flags.device === "reference")
-  )
+  if (flags.engine && (flags.simulated || flags.device === "reference"))
     throw new UsageError(
-      "--engine scores tasks with the engine's own kernels; give --tasks, and neither --simulated nor --device reference",
+      "--engine scores with the engine's own kernels; give neither --simulated nor --device reference",
     );
   checkSimulationFlags(flags);
   // Read first: a misspelled name should not cost the loading of a model.
@@ -149,11 +154,17 @@ async function evaluate(context: CommandContext, flags: EvalFlags, name: string)
       ...perplexities?.results[i],
       zeroShot: await scoreTasks(context, flags, tasks, each, items),
     });
+  const engine =
+    flags.engine && documents ? await scoreInEngine(context, flags, documents, pair[0]) : undefined;
   const clipping = pair[0].loaded.clipping?.summary();
   const document: EvalDocument = {
     text,
     ...scores[0],
     ...(models.simulated ? simulatedPart(scores) : { against: scores[1] }),
+    engine: engine && {
+      ...engine,
+      ratio: engine.perplexity / (perplexities?.results[0].perplexity ?? NaN),
+    },
     divergence: perplexities?.divergence,
     clipping: clipping && clipping.values > 0 ? clipping : undefined,
     limit: flags.limit,
@@ -199,6 +210,29 @@ async function scoreText(
   return { results };
 }
 
+/** Perplexity of the first model on the engine's kernels. */
+async function scoreInEngine(
+  { reporter, signal }: CommandContext,
+  flags: EvalFlags,
+  documents: readonly string[],
+  model: Candidate,
+): Promise<PerplexityResult> {
+  using executor = openExecutorOf(model, flags);
+  const { seqLen, limit } = flags;
+  const tokens = tokenizeCorpus(model.tokenizer, documents);
+  const label = `${model.name} through the engine`;
+  return await evaluateEnginePerplexity(executor, tokens, {
+    ...{ seqLen, limit, signal, label },
+    progress: reporter,
+  });
+}
+
+function openExecutorOf({ path, loaded }: Candidate, { threads }: EvalFlags): Executor {
+  return loaded.model.backend.name === "cuda"
+    ? openCudaExecutor(path)
+    : openIntegerExecutor(path, { threads });
+}
+
 /** Why distributions of two models cannot be compared token by token, if they cannot. */
 function incomparable(
   model: Candidate,
@@ -214,18 +248,15 @@ function incomparable(
 
 async function scoreTasks(
   { reporter, signal }: CommandContext,
-  { addBos, against, simulated, engine, threads }: EvalFlags,
+  flags: EvalFlags,
   tasks: readonly TaskData[],
-  { name, path, loaded, tokenizer }: Candidate,
+  candidate: Candidate,
   items: ItemFile | undefined,
 ): Promise<ZeroShotResult | undefined> {
   if (tasks.length === 0) return undefined;
-  const onGpu = loaded.model.backend.name === "cuda";
-  using executor = !engine
-    ? undefined
-    : onGpu
-      ? openCudaExecutor(path)
-      : openIntegerExecutor(path, { threads });
+  const { addBos, against, simulated } = flags;
+  const { name, loaded, tokenizer } = candidate;
+  using executor = flags.engine ? openExecutorOf(candidate, flags) : undefined;
   const result = await evaluateTasks(loaded.model, tokenizer, tasks, {
     addBos,
     executor,

@@ -1,0 +1,69 @@
+/**
+ * Perplexity through an engine's executor: the same windows as `evaluatePerplexity`, on the engine's own kernels and
+ * paged cache. Source: spec/evaluation.md, Perplexity.
+ */
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { InterruptedError, PlanishError } from "../common/errors.js";
+import { silentProgress } from "../common/progress.js";
+import type { Executor } from "../engine/executor.js";
+import {
+  summarizeWindows,
+  textWindows,
+  type PerplexityOptions,
+  type PerplexityResult,
+} from "./perplexity.js";
+
+/** Rows of logits of one step: a vocabulary of 49k takes 50 MB for them. A multiple of any executor's page. */
+const ROWS_PER_STEP = 256;
+
+/**
+ * exp(mean over windows of the mean token NLL). Windows go through one sequence's pages one after another, in chunks.
+ * @throws PlanishError when the text has fewer tokens than one window, or a window is longer than the model's positions.
+ */
+export async function evaluateEnginePerplexity(
+  executor: Executor,
+  tokens: Int32Array,
+  options: PerplexityOptions = {},
+): Promise<PerplexityResult> {
+  const { config, pageTokens } = executor;
+  const { seqLen, windows } = textWindows(config, tokens, options);
+  if (seqLen > config.maxPositions)
+    throw new PlanishError(
+      `windows of ${seqLen} tokens are longer than the model's ${config.maxPositions} positions`,
+    );
+  const task = (options.progress ?? silentProgress).task(options.label ?? "engine", windows);
+  const started = performance.now();
+  const pages = Int32Array.from({ length: Math.ceil(seqLen / pageTokens) }, (_, i) => i);
+  executor.reserve(pages.length);
+  const windowNll: number[] = [];
+  for (let window = 0; window < windows; window++) {
+    const ids = tokens.subarray(window * seqLen, (window + 1) * seqLen);
+    let sum = 0;
+    for (let start = 0; start < seqLen - 1; start += ROWS_PER_STEP) {
+      if (options.signal?.aborted)
+        throw new InterruptedError(`stopped after ${window} of ${windows} windows`);
+      const end = Math.min(start + ROWS_PER_STEP, seqLen - 1);
+      const [logits] = executor.step([
+        { tokens: ids.slice(start, end), start, pages, logits: "all" },
+      ]);
+      if (!logits) throw new PlanishError("the executor gave no logits");
+      for (let t = start; t < end; t++)
+        sum += tokenNll(logits, (t - start) * config.vocabSize, config.vocabSize, ids[t + 1]);
+      await nextTurn();
+    }
+    windowNll.push(sum / (seqLen - 1));
+    const mean = windowNll.reduce((a, b) => a + b, 0) / windowNll.length;
+    task.advance(1, `perplexity so far ${Math.exp(mean).toFixed(2)}`);
+  }
+  task.done();
+  return summarizeWindows(windowNll, seqLen, (performance.now() - started) / 1000);
+}
+
+/** −log softmax(row)[target], in float64. */
+function tokenNll(logits: Float32Array, at: number, vocabSize: number, target: number): number {
+  let top = -Infinity;
+  for (let i = at; i < at + vocabSize; i++) if (logits[i] > top) top = logits[i];
+  let total = 0;
+  for (let i = at; i < at + vocabSize; i++) total += Math.exp(logits[i] - top);
+  return top + Math.log(total) - logits[at + target];
+}
