@@ -44,7 +44,7 @@ describe("rotations", () => {
 describe("the pipeline", () => {
   it("learning lowers every block's error, below plain rounding's, and matrices stay orthogonal", async () => {
     // Steps of Adam over rounded values are noisy: after 8 of them a block's error over its start is 0.96 ± 0.03, and
-    // some block of some seed or instruction set ends above 1. After 32 it is 0.88 ± 0.03 (5 runs of 8 blocks, this recipe being the first tried that had margin, at most
+    // some block of some seed or instruction set ends above 1. After 32 it is 0.88 ± 0.03 (5 runs of 8 blocks, at most
     // 0.93), four deviations below.
     const recipe = { samples: 4, seqLen: 32, epochs: 16, batch: 2 };
     const { layers } = await run("a", { keepParameters: true, recipe });
