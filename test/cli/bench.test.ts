@@ -10,8 +10,13 @@ interface Report {
   readonly cells: { type: string; m: number; gops: number; fraction: number }[];
   readonly peer: { missing: string };
   readonly engine: {
-    readonly ceilings: { int8: number; memory: number };
-    readonly products: { gops: number; fraction: number }[];
+    readonly ceilings: { int8: number; int4: number; memory: number };
+    readonly products: {
+      kind: "int4" | "int8";
+      gops: number;
+      fraction: number;
+      fractionOfInt8: number;
+    }[];
     readonly block: { share: number };
     readonly decode: { gigabytesPerSecond: number; fraction: number };
   };
@@ -34,8 +39,10 @@ describe("planish bench", () => {
     const { ceilings, products, block, decode } = report.engine;
     // Two kinds, two sizes, four numbers of rows.
     expect(products).toHaveLength(2 * 2 * 4);
-    for (const { gops, fraction } of products)
-      expect(fraction).toBeCloseTo(gops / ceilings.int8, 9);
+    for (const { kind, gops, fraction, fractionOfInt8 } of products) {
+      expect(fraction).toBeCloseTo(gops / ceilings[kind], 9);
+      expect(fractionOfInt8).toBeCloseTo(gops / ceilings.int8, 9);
+    }
     expect(block.share).toBeGreaterThan(0);
     expect(decode.fraction).toBeCloseTo(decode.gigabytesPerSecond / ceilings.memory, 9);
   });
