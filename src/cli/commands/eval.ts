@@ -144,7 +144,11 @@ async function evaluate(context: CommandContext, flags: EvalFlags, name: string)
 
   using models = await openModels(context, backend, name, flags);
   const pair = models.all;
-  const perplexities = documents ? await scoreText(context, flags, documents, pair) : undefined;
+  const texts = documents && pair.map(({ tokenizer }) => tokenizeCorpus(tokenizer, documents));
+  // First, since it refuses windows that the other would take its time for.
+  const engine =
+    flags.engine && texts ? await scoreInEngine(context, flags, texts[0], pair[0]) : undefined;
+  const perplexities = texts && (await scoreText(context, flags, texts, pair));
   const scores: ModelScore[] = [];
   for (const [i, each] of pair.entries())
     scores.push({
@@ -154,8 +158,6 @@ async function evaluate(context: CommandContext, flags: EvalFlags, name: string)
       ...perplexities?.results[i],
       zeroShot: await scoreTasks(context, flags, tasks, each, items),
     });
-  const engine =
-    flags.engine && documents ? await scoreInEngine(context, flags, documents, pair[0]) : undefined;
   const clipping = pair[0].loaded.clipping?.summary();
   const document: EvalDocument = {
     text,
@@ -185,11 +187,10 @@ function simulatedPart([artifact, simulated]: readonly ModelScore[]): Partial<Ev
 async function scoreText(
   { reporter, signal }: CommandContext,
   { seqLen, limit }: EvalFlags,
-  documents: readonly string[],
+  texts: readonly Int32Array[],
   models: readonly Candidate[],
 ): Promise<{ results: PerplexityResult[]; divergence?: EvalDocument["divergence"] }> {
   const options = { seqLen, limit, progress: reporter, signal };
-  const texts = models.map(({ tokenizer }) => tokenizeCorpus(tokenizer, documents));
   const [model, other] = models;
   if (other) {
     const differ = incomparable(model, other, texts);
@@ -214,12 +215,11 @@ async function scoreText(
 async function scoreInEngine(
   { reporter, signal }: CommandContext,
   flags: EvalFlags,
-  documents: readonly string[],
+  tokens: Int32Array,
   model: Candidate,
 ): Promise<PerplexityResult> {
   using executor = openExecutorOf(model, flags);
   const { seqLen, limit } = flags;
-  const tokens = tokenizeCorpus(model.tokenizer, documents);
   const label = `${model.name} through the engine`;
   return await evaluateEnginePerplexity(executor, tokens, {
     ...{ seqLen, limit, signal, label },

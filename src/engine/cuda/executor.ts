@@ -20,6 +20,7 @@ import { formatBytes } from "../../common/format.js";
 import type { ModelConfig } from "../../models/config.js";
 import { ropeFrequencies } from "../../models/rope.js";
 import { formatScheme } from "../../quantize/scheme.js";
+import { checkChunk, checkPage } from "../chunk-checks.js";
 import type { Chunk, Executor } from "../executor.js";
 import { PAGE_TOKENS } from "./layout.js";
 import { OuterKernels } from "./outer-kernels.js";
@@ -164,9 +165,9 @@ export class CudaExecutor implements Executor {
 
   copyPage(from: number, to: number): void {
     this.checkLive();
-    const { pointer } = this.requireCache();
-    this.checkPage(from);
-    this.checkPage(to);
+    const { pointer, pages } = this.requireCache();
+    checkPage(from, pages);
+    checkPage(to, pages);
     const size = this.bytesPerPage;
     const { driver, stream } = this.device;
     driver.copyOnDevice(pointer + to * size, pointer + from * size, size, stream);
@@ -174,7 +175,7 @@ export class CudaExecutor implements Executor {
 
   step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
     this.checkLive();
-    for (const chunk of chunks) this.checkChunk(chunk);
+    for (const chunk of chunks) checkChunk(chunk, this.config, PAGE_TOKENS, this.cache?.pages);
     const { vocabSize } = this.config;
     const results = chunks.map(({ logits, tokens }) =>
       logits === "none"
@@ -392,29 +393,6 @@ export class CudaExecutor implements Executor {
   private requireCache() {
     if (!this.cache) throw new PlanishError("no cache pages are reserved; call reserve first");
     return this.cache;
-  }
-
-  private checkPage(page: number): void {
-    const { pages } = this.requireCache();
-    if (!Number.isInteger(page) || page < 0 || page >= pages)
-      throw new PlanishError(`page ${page} does not exist; ${pages} are reserved, numbered from 0`);
-  }
-
-  private checkChunk({ tokens, start, pages }: Chunk): void {
-    const end = start + tokens.length;
-    if (tokens.length === 0) throw new PlanishError("a chunk holds no tokens; give at least one");
-    if (!Number.isSafeInteger(start) || start < 0)
-      throw new PlanishError(`a chunk starts at position ${start}`);
-    if (pages.length * PAGE_TOKENS < end)
-      throw new PlanishError(
-        `${pages.length} pages hold ${pages.length * PAGE_TOKENS} positions; the chunk ends at ${end}`,
-      );
-    for (const token of tokens)
-      if (token < 0 || token >= this.config.vocabSize)
-        throw new PlanishError(
-          `token id ${token} is outside the vocabulary of ${this.config.vocabSize}`,
-        );
-    for (const page of pages.subarray(0, Math.ceil(end / PAGE_TOKENS))) this.checkPage(page);
   }
 }
 

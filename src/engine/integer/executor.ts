@@ -11,6 +11,7 @@ import { PlanishError } from "../../common/errors.js";
 import type { ModelConfig } from "../../models/config.js";
 import { ropeFrequencies } from "../../models/rope.js";
 import { formatScheme, type Scheme } from "../../quantize/scheme.js";
+import { checkChunk, checkPage } from "../chunk-checks.js";
 import type { Chunk, Executor } from "../executor.js";
 import { placeBlock, planBlock, type PlacedBlock, type PlanContext } from "./block-plan.js";
 import { STEP_ROWS, stepBuffers, type StepBuffers } from "./buffers.js";
@@ -127,16 +128,16 @@ export class IntegerExecutor implements Executor {
 
   copyPage(from: number, to: number): void {
     this.checkLive();
-    const { place } = this.requireCache();
-    this.checkPage(from);
-    this.checkPage(to);
+    const { place, pages } = this.requireCache();
+    checkPage(from, pages);
+    checkPage(to, pages);
     const size = this.bytesPerPage;
     place.data.copyWithin(to * size, from * size, (from + 1) * size);
   }
 
   step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
     this.checkLive();
-    for (const chunk of chunks) this.checkChunk(chunk);
+    for (const chunk of chunks) checkChunk(chunk, this.config, PAGE_TOKENS, this.cache?.pages);
     const { vocabSize } = this.config;
     const wanted = chunks.map(({ logits, tokens }) =>
       logits === "all" ? tokens.length : logits === "last" ? 1 : 0,
@@ -345,34 +346,6 @@ export class IntegerExecutor implements Executor {
   private requireCache() {
     if (!this.cache) throw new PlanishError("no cache pages are reserved; call reserve first");
     return this.cache;
-  }
-
-  private checkPage(page: number): void {
-    const { pages } = this.requireCache();
-    if (!Number.isInteger(page) || page < 0 || page >= pages)
-      throw new PlanishError(`page ${page} does not exist; ${pages} are reserved, numbered from 0`);
-  }
-
-  private checkChunk({ tokens, start, pages }: Chunk): void {
-    const { config } = this;
-    const end = start + tokens.length;
-    if (tokens.length === 0) throw new PlanishError("a chunk holds no tokens; give at least one");
-    if (!Number.isSafeInteger(start) || start < 0)
-      throw new PlanishError(`a chunk starts at position ${start}`);
-    if (pages.length * PAGE_TOKENS < end)
-      throw new PlanishError(
-        `${pages.length} pages hold ${pages.length * PAGE_TOKENS} positions; the chunk ends at ${end}`,
-      );
-    if (config.positions.kind === "learned" && end > config.maxPositions)
-      throw new PlanishError(
-        `position ${end} is past the model's ${config.maxPositions} learned positions`,
-      );
-    for (const token of tokens)
-      if (token < 0 || token >= config.vocabSize)
-        throw new PlanishError(
-          `token id ${token} is outside the vocabulary of ${config.vocabSize}`,
-        );
-    for (const page of pages.subarray(0, Math.ceil(end / PAGE_TOKENS))) this.checkPage(page);
   }
 }
 
