@@ -38,7 +38,7 @@ describe("planish sweep", () => {
     const out = join(directory, "sweep");
     const args = [
       ...["sweep", model, "--out", out],
-      ...["--grid", "gamma=0,0.03,100", "--preset", "rtn", "--samples", "4", "--seq-len", "64"],
+      ...["--grid", "gamma=0,0.03,100", "--preset", "excess", "--samples", "4", "--seq-len", "64"],
       ...["--calibration", text, "--ppl", text, "--windows", "2", "--json"],
     ];
     const points = join(out, "points");
@@ -62,6 +62,10 @@ describe("planish sweep", () => {
     expect(shares[1]).toBeGreaterThan(0);
     expect(shares[1]).toBeLessThan(1);
     for (const point of results) expect(point.tokensPerSecond).toBeGreaterThan(0);
+    // The more linears at 4 bits, the further from full precision.
+    const divergences = results.map(({ kl }) => kl);
+    expect(divergences[0]).toBeGreaterThan(0);
+    expect(divergences[2]).toBeGreaterThan(divergences[0]);
     expect(readFileSync(join(out, "sweep.md"), "utf8")).toContain("| gamma");
     const page = readFileSync(join(out, "sweep.html"), "utf8");
     expect(page).not.toMatch(/(src|href)="http/);

@@ -31,6 +31,7 @@ function tableOf({ points, fullPrecision }: Sweep): {
       ...fields,
       { title: "perplexity", decimals: 2 },
       "over full precision",
+      "KL",
       ...shown.map(([, title]) => title),
       "size",
     ],
@@ -38,6 +39,7 @@ function tableOf({ points, fullPrecision }: Sweep): {
       [
         ...fields.map((_, i) => (i === 0 ? "full precision" : undefined)),
         fullPrecision.perplexity,
+        undefined,
         undefined,
         ...shown.map(([key]) =>
           key === "tokensPerSecond" ? fullPrecision.tokensPerSecond?.toFixed(0) : undefined,
@@ -48,6 +50,7 @@ function tableOf({ points, fullPrecision }: Sweep): {
         ...fields.map((field) => String(point.values[field])),
         point.perplexity,
         change(point.perplexity),
+        point.kl.toFixed(4),
         ...shown.map(([, , cell]) => cell(point)),
         formatBytes(point.bytes),
       ]),
@@ -56,7 +59,7 @@ function tableOf({ points, fullPrecision }: Sweep): {
 }
 
 function conditions({ model, method, preset, scheme, calibration, seed, text }: Sweep): string {
-  return `${model}, ${method} (preset ${preset}), ${scheme}, seed ${seed}, calibrated on ${calibration}; perplexity on the first ${text.windows} windows of ${text.seqLen} tokens of ${text.name}.`;
+  return `${model}, ${method} (preset ${preset}), ${scheme}, seed ${seed}, calibrated on ${calibration}; perplexity on the first ${text.windows} windows of ${text.seqLen} tokens of ${text.name}, KL (nats per token) to full precision.`;
 }
 
 export function sweepText(sweep: Sweep): string {

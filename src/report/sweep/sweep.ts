@@ -13,7 +13,9 @@ import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError, UsageError } from "../../common/errors.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
-import { evaluatePerplexity } from "../../evaluate/perplexity.js";
+import { evaluateDivergence } from "../../evaluate/divergence.js";
+import { captureReference, type ReferenceStates } from "../../evaluate/reference.js";
+import { LanguageModel } from "../../models/language-model.js";
 import { readQuantizationInfo, isArtifact } from "../../quantize/artifact.js";
 import { StateStore } from "../../quantize/calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
@@ -55,6 +57,8 @@ const pointSchema = z.object({
   name: z.string(),
   values: z.record(z.string(), z.union([z.number(), z.string(), z.boolean()])),
   perplexity: z.number(),
+  /** KL(full precision ‖ this) of next-token distributions on the same windows, nats per token. */
+  kl: z.number(),
   /** Bytes of the artifact's tensors. */
   bytes: z.number(),
   /** Where the method decides bits by linear: share of multiply-adds at 4 bits, and K'/K. */
@@ -116,14 +120,18 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
     ...{ source: await source.hash(), text: basename(text), windows: options.windows ?? "all" },
   };
   openDirectory(out, settings, options.resume ?? false);
-  const score = { limit: options.windows, progress, signal: options.signal };
+  let reference: ReferenceStates | undefined;
+  /** The full-precision model on the text; run when it is first asked for. */
+  const referenceStates = async (): Promise<ReferenceStates> =>
+    (reference ??= await captureReference(LanguageModel.load(backend, source), tokens, {
+      // Errors by block are not shown.
+      ...{ limit: options.windows, progress, signal: options.signal, budgetBytes: 0 },
+      label: "full precision",
+    }));
+  using _ = { [Symbol.dispose]: () => reference?.[Symbol.dispose]() };
 
   const full = await kept(join(out, "full-precision.json"), fullSchema, async () => {
-    using loaded = loadModel(backend, model);
-    const { perplexity, windows, seqLen } = await evaluatePerplexity(loaded.model, tokens, {
-      ...score,
-      label: "full precision",
-    });
+    const { perplexity, windows, seqLen } = (await referenceStates()).perplexity;
     const tokensPerSecond = engineSpeed(model, tokens);
     return { perplexity, windows, seqLen, tokensPerSecond, bytes: tensorBytes(model) };
   });
@@ -166,15 +174,18 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
       });
     const quantizeSeconds = (performance.now() - started) / 1000;
     using loaded = loadModel(backend, artifact);
-    const { perplexity } = await evaluatePerplexity(loaded.model, tokens, {
-      ...score,
-      label: point.name,
-    });
+    const { kl, model: scored } = await evaluateDivergence(
+      loaded.model,
+      await referenceStates(),
+      tokens,
+      { progress, signal: options.signal, label: point.name },
+    );
     const clipping = loaded.clipping?.summary();
     const result: SweepPoint = {
       name: point.name,
       values: point.values,
-      perplexity,
+      perplexity: scored.perplexity,
+      kl: kl.value,
       bytes: tensorBytes(artifact),
       ...summarizeBits(readQuantizationInfo(artifact).layers),
       clippedShare:

@@ -42,7 +42,7 @@ afterAll(() => {
 async function run(name: string, gamma: number) {
   const out = join(directory, name);
   await quantize({
-    ...{ backend, source, out, calibration, states, method: "flattenquant", preset: "model" },
+    ...{ backend, source, out, calibration, states, method: "flattenquant" },
     recipe: { ...FEW, rounding: "rtn", gamma },
     scheme: "w4a4kv8",
   });
@@ -83,7 +83,7 @@ describe('criterion "model"', () => {
     const windows = randomWindows(tokens, FEW.samples, FEW.seqLen, 0);
     const hosts = original.layers.map((_, layer) => readBlock(source, architecture, config, layer));
     const progress = { advance: () => undefined, done: () => undefined };
-    const recipe = { ...flattenQuantPresets.model, ...FEW };
+    const recipe = { ...flattenQuantPresets.default, ...FEW };
     let states = embedAll(backend, config, outer, windows);
     const parameters: ParameterValues[] = [];
     for (const [layer, { weights }] of original.layers.entries()) {
