@@ -25,10 +25,11 @@ afterAll(() => {
 });
 
 const flat = { method: "flattenquant", preset: "rtn" };
+const byExcess = { criterion: "excess", gamma: 0.03 };
 const cases: [string, string, Partial<QuantizeOptions>][] = [
   // KV groups and a gated MLP; 4 and 8 bits side by side.
-  ["tiny-llama", "mixed", { ...flat, scheme: "w4a4kv8", recipe: { gamma: 0.03 } }],
-  ["tiny-opt", "mixed", { ...flat, scheme: "w4a4kv8", recipe: { gamma: 0.03 } }],
+  ["tiny-llama", "mixed", { ...flat, scheme: "w4a4kv8", recipe: byExcess }],
+  ["tiny-opt", "mixed", { ...flat, scheme: "w4a4kv8", recipe: byExcess }],
   ["tiny-opt", "factors in rows", { ...flat, scheme: "w8a8kv8", recipe: { rows: "fold" } }],
   ["tiny-opt", "all 4 bits", { ...flat, scheme: "w4a4kv4", recipe: { gamma: 100 } }],
   // Linears of a site share one grid.
