@@ -38,6 +38,7 @@
 #include "../kernels/cache.h"
 #include "../kernels/elementwise.h"
 #include "../kernels/flatten.h"
+#include "../kernels/gptq.h"
 #include "../kernels/kronecker.h"
 #include "../kernels/linalg.h"
 #include "../kernels/norm.h"

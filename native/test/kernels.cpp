@@ -150,4 +150,24 @@ DriverCase matrices_case("inverse and Cayley", [] {
   return 0;
 });
 
+DriverCase gptq_case("gptq's factor and rounding", [] {
+  for (int64_t n : {1, 3, 31, 32, 33, 70, 97})
+    for (int64_t rows : {1, 5, 32, 33, 65}) {
+      auto weight = pattern<double>(rows * n);
+      std::vector<double> moment(static_cast<size_t>(n * n), 0.5), factor(moment.size()), scale(static_cast<size_t>(rows), 7.0);
+      std::vector<int32_t> order(static_cast<size_t>(n));
+      for (int64_t i = 0; i < n; i++) {
+        moment[i * n + i] = 1 + static_cast<double>(i);
+        order[i] = static_cast<int32_t>(n - 1 - i);
+      }
+      std::vector<int8_t> codes(static_cast<size_t>(rows * n));
+      int32_t factored = 0;
+      int code = pl_gptq_factor(n, moment.data(), order.data(), 0.1, factor.data(), &factored);
+      code |= pl_gptq_round(rows, n, weight.data(), scale.data(), rows, 4, factor.data(), order.data(), codes.data());
+      code |= pl_gptq_round(rows, n, weight.data(), scale.data(), 1, 4, factor.data(), order.data(), codes.data());
+      if (code != 0 || factored != 1) return 1;
+    }
+  return 0;
+});
+
 }  // namespace

@@ -21,6 +21,7 @@ import type { Journal, PackReport } from "./journal.js";
 import { packedLayer, type PackedBlock } from "./packed-block.js";
 import { packedEntries } from "./packed-tensors.js";
 import { collectMoments } from "./rounding/moments.js";
+import { gptqSolver } from "./rounding/native.js";
 import { gptqRounder } from "./rounding/rounder.js";
 import type { GptqSettings } from "./rounding/settings.js";
 import type { Scheme } from "./scheme.js";
@@ -123,7 +124,8 @@ async function packOnPrefix(
       signal,
     });
     const notes: string[] = [];
-    const rounder = gptqRounder(moments, gptq, `block ${layer}`, notes);
+    const solver = gptqSolver(backend);
+    const rounder = gptqRounder(moments, gptq, `block ${layer}`, notes, solver);
     const packed = foldBlock(host, block, values, rounder);
     report = { errorPacked: packedError(job, packed, inputs, outputs, layer), notes };
     await journal.keepPacked(layer, entriesOf(job, packed, layer), report);

@@ -3,7 +3,8 @@
  * with the usual settings (damping of 1% of the mean diagonal, columns in their own order), which are our defaults.
  */
 import { describe, expect, it } from "vitest";
-import { addMoment, gptqRound } from "../../src/quantize/rounding/gptq.js";
+import { addMoment, gptqRound, plainGptq } from "../../src/quantize/rounding/gptq.js";
+import { nativeGptq } from "../../src/quantize/rounding/native.js";
 import { goldenFiles, readGolden, type GoldenTensor } from "./support.js";
 
 describe.each(goldenFiles("gptq"))("$name", (file) => {
@@ -31,15 +32,21 @@ describe.each(goldenFiles("gptq"))("$name", (file) => {
 
   it("the grid is a whole number of bits", () => expect(bits).toBe(Math.round(bits)));
 
-  it("codes are identical", () => {
-    const { codes, damping } = gptqRound(problem);
+  const solvers = [
+    ["plain loops", plainGptq],
+    ["native", nativeGptq()],
+  ] as const;
+
+  it.each(solvers)("codes are identical, %s", (_, solver) => {
+    const { codes, damping } = gptqRound(problem, solver);
     expect(Array.from(codes)).toEqual(codesOf("gptq"));
     expect(damping).toBe(0.01);
   });
 
-  it("a moment without correlations gives plain rounding", () => {
-    const identity = Float64Array.from(moment, (_, i) => (i % (cols + 1) === 0 ? 1 : 0));
-    expect(Array.from(gptqRound({ ...problem, moment: identity }).codes)).toEqual(codesOf("rtn"));
+  it.each(solvers)("a moment without correlations gives plain rounding, %s", (_, solver) => {
+    const identity = Float64Array.from(moment, (_value, i) => (i % (cols + 1) === 0 ? 1 : 0));
+    const { codes } = gptqRound({ ...problem, moment: identity }, solver);
+    expect(Array.from(codes)).toEqual(codesOf("rtn"));
   });
 
   it("other settings give other codes: the vectors tell them apart", () => {

@@ -6,6 +6,9 @@
  * Pure arithmetic in float64. The paper works with U, the upper Cholesky factor of H⁻¹ (H⁻¹ = UᵀU). Here H itself is
  * factored as R·Rᵀ with R upper triangular; then U = R⁻¹, and its feedback W[:,j] −= Σ_{i<j} e_i·U[i,j] is the same
  * number as W[:,j] + (1/R[j,j])·Σ_{i<j} (W − Q)[:,i]·R[i,j]. No inverse is formed, and rows are independent.
+ *
+ * What costs time, the factorization and the rounding, is a `GptqSolver`'s: plain loops here, which are the definition, and
+ * native/kernels/gptq.h.
  */
 import { PlanishError } from "../../common/errors.js";
 
@@ -42,13 +45,32 @@ const DEFAULT_BLOCK = 32;
 /** Damping grows tenfold per failed factorisation; at this many means of the diagonal any second moment factors. */
 const LARGEST_DAMPING = 1e4;
 
+/** The two steps whose time grows with the third power of the sizes. */
+export interface GptqSolver {
+  /**
+   * R of H + damp·I = R·Rᵀ, rows and columns of H taken in `order`, laid out as `round` wants it. Undefined when a pivot is
+   * not positive.
+   */
+  factor(
+    moment: Float64Array,
+    cols: number,
+    order: Int32Array,
+    damp: number,
+  ): Float64Array | undefined;
+  /** Codes, [rows, cols]. */
+  round(problem: RoundProblem, factor: Float64Array, order: Int32Array): Int8Array;
+}
+
+export type RoundProblem = Omit<GptqProblem, "moment" | "damping" | "actOrder">;
+
 /** A second moment factored for rounding: shared by all linears that read the same activations. */
 export interface FactoredMoment {
-  /** Lower triangular, row j holding R[0..j, j]: [cols, cols]. */
+  /** [cols, cols], in the solver's layout. */
   readonly factor: Float64Array;
   /** Position → column. */
   readonly order: Int32Array;
   readonly damping: number;
+  readonly solver: GptqSolver;
 }
 
 /**
@@ -59,6 +81,7 @@ export function factorMoment(
   moment: Float64Array,
   cols: number,
   options: GptqOptions = {},
+  solver: GptqSolver = plainGptq,
 ): FactoredMoment {
   if (moment.length !== cols * cols)
     throw new PlanishError(
@@ -77,8 +100,8 @@ export function factorMoment(
   const mean = diagonal.reduce((sum, x) => sum + x, 0) / cols || 1;
   let damping = options.damping ?? DEFAULT_DAMPING;
   for (;;) {
-    const factor = reverseCholesky(moment, cols, order, damping * mean);
-    if (factor) return { factor, order, damping };
+    const factor = solver.factor(moment, cols, order, damping * mean);
+    if (factor) return { factor, order, damping, solver };
     damping = Math.max(damping * 10, DEFAULT_DAMPING);
     if (damping > LARGEST_DAMPING)
       throw new PlanishError(
@@ -173,13 +196,27 @@ function dotFour(
 
 /** Rounds a weight with a moment that is factored already. */
 export function roundWithFactor(
-  { weight, rows, cols, scale, bits, blockSize }: Omit<GptqProblem, "moment">,
-  { factor, order, damping }: FactoredMoment,
+  problem: RoundProblem,
+  { factor, order, damping, solver }: FactoredMoment,
 ): GptqResult {
+  const { weight, rows, cols, scale } = problem;
   if (weight.length !== rows * cols || (scale.length !== rows && scale.length !== 1))
     throw new PlanishError(
       `[gptq] ${weight.length} weights and ${scale.length} scales given for ${rows}×${cols}; accepted are ${rows * cols} weights and 1 or ${rows} scales`,
     );
+  if (factor.length !== cols * cols)
+    throw new PlanishError(
+      `[gptq] a factor of ${factor.length} values given for ${cols} columns, which need ${cols * cols}`,
+    );
+  return { codes: solver.round(problem, factor, order), damping };
+}
+
+/** `factor` lower triangular, row j holding R[0..j, j]. */
+function roundColumns(
+  { weight, rows, cols, scale, bits, blockSize }: RoundProblem,
+  factor: Float64Array,
+  order: Int32Array,
+): Int8Array {
   const lowest = -(2 ** (bits - 1));
   const highest = 2 ** (bits - 1) - 1;
   const block = blockSize ?? DEFAULT_BLOCK;
@@ -210,12 +247,15 @@ export function roundWithFactor(
       }
     }
   }
-  return { codes, damping };
+  return codes;
 }
 
+/** GPTQ in plain loops. */
+export const plainGptq: GptqSolver = { factor: reverseCholesky, round: roundColumns };
+
 /** Codes of a weight on a given grid. @throws PlanishError for sizes that do not fit and moments that are not finite. */
-export function gptqRound(problem: GptqProblem): GptqResult {
-  return roundWithFactor(problem, factorMoment(problem.moment, problem.cols, problem));
+export function gptqRound(problem: GptqProblem, solver: GptqSolver = plainGptq): GptqResult {
+  return roundWithFactor(problem, factorMoment(problem.moment, problem.cols, problem, solver));
 }
 
 function roundHalfEven(x: number): number {

@@ -8,10 +8,14 @@ import { InterruptedError } from "../../common/errors.js";
 import { blockForward, type BlockWeights } from "../../models/block.js";
 import type { LinearRole } from "../../models/config.js";
 import { ropeTables } from "../../models/rope.js";
+import { norm } from "../../tensor/ops/index.js";
 import { frozen, freeTensor, Graph, type Tensor } from "../../tensor/tensor.js";
 import { sampleRange, type Activations } from "../calibration/windows.js";
 import type { ParameterValues } from "../fold.js";
 import { bindSimulated, type BlockDescription } from "../simulated-block.js";
+
+/** Keeps rows of zeros from being divided by zero; far below any activation's mean square. */
+const SMALLEST_POWER = 1e-30;
 
 export interface SecondMoment {
   /** Linears that read this activation. */
@@ -71,16 +75,8 @@ export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
 
 /** Every row at a mean square of 1; rows of zeros stay. */
 function withUnitTokens(g: Graph, x: Tensor): Tensor {
-  const { cols } = x;
-  const data = g.read(x).slice();
-  for (let at = 0; at < data.length; at += cols) {
-    let sum = 0;
-    for (let j = at; j < at + cols; j++) sum += data[j] ** 2;
-    if (sum === 0) continue;
-    const factor = Math.sqrt(cols / sum);
-    for (let j = at; j < at + cols; j++) data[j] *= factor;
-  }
-  return g.constant(x.shape, data);
+  const gain = g.constant([x.cols], new Float32Array(x.cols).fill(1));
+  return norm(g, x, { kind: "rms", gain, epsilon: SMALLEST_POWER });
 }
 
 function addProduct(

@@ -1,7 +1,13 @@
 /** GPTQ for the linears of one block: factors each second moment once and rounds the weights that read it. */
 import type { RealArray } from "../../backend/backend.js";
 import type { LinearRole } from "../../models/config.js";
-import { factorMoment, roundWithFactor, type FactoredMoment } from "./gptq.js";
+import {
+  factorMoment,
+  plainGptq,
+  roundWithFactor,
+  type FactoredMoment,
+  type GptqSolver,
+} from "./gptq.js";
 import type { SecondMoment } from "./moments.js";
 import type { GptqSettings } from "./settings.js";
 
@@ -22,6 +28,7 @@ export function gptqRounder(
   settings: Pick<GptqSettings, "damping" | "actOrder">,
   where: string,
   notes: string[],
+  solver: GptqSolver = plainGptq,
 ): WeightRounder {
   const factored = new Map<SecondMoment, FactoredMoment>();
   return (role, weight, [rows, cols], scale, bits) => {
@@ -30,7 +37,7 @@ export function gptqRounder(
       throw new Error(`[gptq] ${where}: no second moment of ${cols} channels for "${role}"`);
     let factor = factored.get(moment);
     if (!factor) {
-      factored.set(moment, (factor = factorMoment(moment.sum, cols, settings)));
+      factored.set(moment, (factor = factorMoment(moment.sum, cols, settings, solver)));
       if (factor.damping !== settings.damping)
         notes.push(
           `${where}: gptq damped the second moment of ${moment.roles.join(", ")} by ${factor.damping} of its mean diagonal instead of ${settings.damping}; with less it cannot be factored`,

@@ -6,8 +6,10 @@ import {
   addMoment,
   factorMoment,
   gptqRound,
+  plainGptq,
   roundWithFactor,
 } from "../../../src/quantize/rounding/gptq.js";
+import { nativeGptq } from "../../../src/quantize/rounding/native.js";
 import { invertMatrix } from "../../../src/quantize/transforms/matrix.js";
 
 interface Case {
@@ -50,7 +52,7 @@ function make({ rows, cols, tokens, bits, seed, perTensor }: Case) {
 }
 
 /** Algorithm 1 of the paper as written, one column at a time. */
-function plainGptq(c: Case, weight: Float64Array, moment: Float64Array, scale: Float64Array) {
+function paperGptq(c: Case, weight: Float64Array, moment: Float64Array, scale: Float64Array) {
   const { rows, cols, bits } = c;
   const diagonal = Array.from({ length: cols }, (_, i) => moment[i * cols + i]);
   const order = diagonal.map((_, i) => i);
@@ -107,14 +109,17 @@ function outputError(
   return sum;
 }
 
-describe("gptq", () => {
+describe.each([
+  ["plain loops", plainGptq],
+  ["native", nativeGptq()],
+])("gptq, %s", (_, solver) => {
   it("is the paper's algorithm: per row and per tensor, in order and by size of the activations", () => {
     fc.assert(
       fc.property(cases, (c) => {
         const { weight, moment, scale } = make(c);
-        const expected = plainGptq(c, weight, moment, scale);
+        const expected = paperGptq(c, weight, moment, scale);
         fc.pre(expected.margin > 1e-9);
-        const { codes } = gptqRound({ ...c, weight, moment, scale });
+        const { codes } = gptqRound({ ...c, weight, moment, scale }, solver);
         expect(Array.from(codes)).toEqual(Array.from(expected.codes));
       }),
     );
@@ -144,7 +149,7 @@ describe("gptq", () => {
     const rounded = Array.from(weight, (w, i) => Math.round(w / scale[Math.floor(i / c.cols)]));
     const plain = outputError(c, weight, rounded, scale, moment);
     for (const actOrder of [false, true]) {
-      const { codes } = gptqRound({ ...c, actOrder, weight, moment, scale });
+      const { codes } = gptqRound({ ...c, actOrder, weight, moment, scale }, solver);
       expect(outputError(c, weight, codes, scale, moment)).toBeLessThan(0.6 * plain);
     }
   });
@@ -152,27 +157,44 @@ describe("gptq", () => {
   it("codes stay on the grid when the scale is too small for the weights", () => {
     const c = { rows: 3, cols: 10, tokens: 30, bits: 3, seed: 9, actOrder: false, perTensor: true };
     const { weight, moment } = make(c);
-    const { codes } = gptqRound({ ...c, weight, moment, scale: [1e-3] });
+    const { codes } = gptqRound({ ...c, weight, moment, scale: [1e-3] }, solver);
     expect(new Set(codes)).toEqual(new Set([-4, 3]));
   });
 });
 
-describe("moments that cannot be used as they are", () => {
+describe("native", () => {
+  it.each([
+    [70, 33, false],
+    [129, 100, true],
+    [576, 64, false],
+  ])("gives the plain loops' codes: %i columns, %i rows, act-order %s", (cols, rows, actOrder) => {
+    const c = { rows, cols, tokens: 2 * cols, bits: 4, seed: cols, actOrder, perTensor: false };
+    const { weight, moment, scale } = make(c);
+    const problem = { ...c, weight, moment, scale };
+    expect(gptqRound(problem, nativeGptq()).codes).toEqual(gptqRound(problem).codes);
+  });
+});
+
+describe.each([
+  ["plain loops", plainGptq],
+  ["native", nativeGptq()],
+])("moments that cannot be used as they are, %s", (_, solver) => {
   it("one that is not positive is damped more, and the result says so", () => {
     // Eigenvalues 3 and −1: 1% of the mean diagonal does not help, a tenfold more thrice does.
-    const factored = factorMoment(Float64Array.of(1, 2, 2, 1), 2);
+    const factored = factorMoment(Float64Array.of(1, 2, 2, 1), 2, {}, solver);
     expect(factored.damping).toBeCloseTo(10, 12);
     const problem = { weight: [0.4, -1.2], rows: 1, cols: 2, scale: [1], bits: 4 };
     expect(roundWithFactor(problem, factored).damping).toBe(factored.damping);
   });
 
   it("without damping, a singular one falls back to the default", () => {
-    expect(factorMoment(Float64Array.of(1, 1, 1, 1), 2, { damping: 0 }).damping).toBe(0.01);
+    const singular = Float64Array.of(1, 1, 1, 1);
+    expect(factorMoment(singular, 2, { damping: 0 }, solver).damping).toBe(0.01);
   });
 
   it("all-zero activations give plain rounding", () => {
     const problem = { weight: [0.4, -1.2, 2.5], rows: 1, cols: 3, scale: [1], bits: 4 };
-    const { codes, damping } = gptqRound({ ...problem, moment: new Float64Array(9) });
+    const { codes, damping } = gptqRound({ ...problem, moment: new Float64Array(9) }, solver);
     expect([...codes]).toEqual([0, -1, 2]);
     expect(damping).toBe(0.01);
   });
