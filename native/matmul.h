@@ -174,8 +174,8 @@ inline int matmul(int64_t m, int64_t n, int64_t k, int64_t batch, const void* a,
   constexpr int32_t ACCUMULATE = 1, BF16 = 2;   // of the product
   if (m <= 0 || n <= 0 || batch <= 0) return 0;
   const bool a_across = (a_flags & TRANSPOSED) != 0, b_across = (b_flags & TRANSPOSED) != 0;
-  const Side left = Side{a, (a_flags & CODES) != 0, a_across ? 1 : a_stride, a_across ? a_stride : 1, k_scale}.advanced(a_offset);
-  const Side right = Side{b, (b_flags & CODES) != 0, b_across ? b_stride : 1, b_across ? 1 : b_stride, nullptr}.advanced(b_offset);
+  const Side left = Side{a, (a_flags & CODES) != 0, a_across ? 1 : a_stride, a_across ? a_stride : 1, k_scale, m}.advanced(a_offset);
+  const Side right = Side{b, (b_flags & CODES) != 0, b_across ? b_stride : 1, b_across ? 1 : b_stride, nullptr, n}.advanced(b_offset);
   const auto one = [&](int64_t index, bool parallel) {
     const Output output{out + out_offset + index * out_batch, out_stride, n_scale, bias, static_cast<float>(alpha),
                         (flags & ACCUMULATE) != 0};

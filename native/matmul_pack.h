@@ -11,6 +11,7 @@ struct Side {
   int64_t stride_i;
   int64_t stride_k;
   const float* k_scale;  // null: none
+  int64_t extent = 0;    // elements along i, where known: up to there a load may reach past the panel
 
   template <class Source>
   const Source* at(int64_t i, int64_t k) const {
@@ -90,11 +91,21 @@ inline VI load_column_group(const Side& side, int64_t i, int64_t valid_i, int64_
   const Source* p = side.at<Source>(i, k);
   const float* scale = side.k_scale ? side.k_scale + k : nullptr;
   const int rows = valid_k < Unit::GROUP ? static_cast<int>(valid_k) : Unit::GROUP;
-  if (valid_i >= LANES) return load_columns<Unit>(p, side.stride_k, scale, rows);
+  if (valid_i >= LANES || i + LANES <= side.extent) return load_columns<Unit>(p, side.stride_k, scale, rows);
   Source values[Unit::GROUP * LANES] = {};
   for (int r = 0; r < rows; r++)
     for (int64_t j = 0; j < valid_i; j++) values[r * LANES + j] = p[r * side.stride_k + j];
   return load_columns<Unit>(values, LANES, scale, rows);
+}
+
+// One group of a panel. Groups narrower than a vector are stored whole where the next group's store mends what follows.
+template <int WIDTH>
+inline void store_group(uint32_t* out, VI x, int lanes, bool last) {
+  if (lanes == LANES || (WIDTH < LANES && !last)) {
+    store_i(out, x);
+  } else {
+    store_lanes(out, x, lanes);
+  }
 }
 
 // Packs i in [i0, i0 + count) and κ in [k0, k0 + length) as one panel of WIDTH lanes per group.
@@ -118,16 +129,12 @@ void pack_panel(uint32_t* panel, const Side& side, int64_t i0, int64_t count, in
         transpose(block);
         const int64_t steps = padded - g < LANES ? padded - g : LANES;
         uint32_t* out = panel + g * WIDTH + lane;
-        if (lanes == LANES) {
-          for (int64_t s = 0; s < steps; s++) store_i(out + s * WIDTH, block[s]);
-        } else {
-          for (int64_t s = 0; s < steps; s++) store_lanes(out + s * WIDTH, block[s], lanes);
-        }
+        for (int64_t s = 0; s < steps; s++) store_group<WIDTH>(out + s * WIDTH, block[s], lanes, g + s + 1 == padded);
       }
     } else {
       for (int64_t g = 0; g < groups; g++) {
         const VI x = load_column_group<Unit, Source>(side, i0 + lane, valid_i, k0 + g * GROUP, length - g * GROUP);
-        store_lanes(panel + g * WIDTH + lane, x, lanes);
+        store_group<WIDTH>(panel + g * WIDTH + lane, x, lanes, g + 1 == padded);
       }
       for (int64_t g = groups; g < padded; g++) store_lanes(panel + g * WIDTH + lane, zero_i(), lanes);
     }
