@@ -47,8 +47,8 @@ export class FlattenedHistogram {
     this.histogram = emptyHistogram(side === "activation" ? activationThreshold : weightThreshold);
   }
 
-  /** `x`: rows of `channels` values; `factor` multiplies each channel first. */
-  add(x: ArrayLike<number>, factor?: ArrayLike<number>): void {
+  /** `x`: rows of `channels` values, of which one in `every` is counted; `factor` multiplies each channel first. */
+  add(x: ArrayLike<number>, factor?: ArrayLike<number>, every = 1): void {
     const { channels, copies, times, histogram } = this;
     const { threshold } = histogram;
     for (let i = 0, j = 0; i < x.length; i++) {
@@ -59,7 +59,9 @@ export class FlattenedHistogram {
           const size = Math.min(Math.max(Math.abs(value) - p * threshold, 0), threshold);
           countValue(histogram, value < 0 ? -size : size, times[j]);
         }
-      if (++j === channels) j = 0;
+      if (++j < channels) continue;
+      j = 0;
+      i += (every - 1) * channels;
     }
   }
 

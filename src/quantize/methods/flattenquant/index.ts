@@ -37,6 +37,9 @@ import {
 } from "./smoothing.js";
 import { countOutliers, flatten, type Flattening } from "./thresholds.js";
 
+/** Rows of an activation in its histogram, at most: a few million values for one curve. Maxima are those of all rows. */
+const HISTOGRAM_ROWS = 16384;
+
 /** Windows on which each linear's error is measured. */
 const ERROR_WINDOWS = 4;
 
@@ -92,7 +95,9 @@ async function calibrateBlock(job: BlockJob<FlattenQuantRecipe>): Promise<BlockO
   const layers = (Object.keys(block.linears) as LinearRole[]).map((role) =>
     planLayer(job, role, maxima, factors, weights),
   );
-  const every = Math.ceil((inputs.samples * inputs.time) / SEARCH_ROWS);
+  const tokens = inputs.samples * inputs.time;
+  const every = Math.ceil(tokens / SEARCH_ROWS);
+  const counted = Math.ceil(tokens / HISTOGRAM_ROWS);
   const samples = new Map(
     layers.map(({ role, channels }) => [siteOf(role), new RowSample(channels, every)]),
   );
@@ -100,7 +105,7 @@ async function calibrateBlock(job: BlockJob<FlattenQuantRecipe>): Promise<BlockO
     const data = g.read(x);
     samples.get(site)?.add(data);
     for (const layer of layers)
-      if (roles.includes(layer.role)) layer.activations.add(data, factors[site]);
+      if (roles.includes(layer.role)) layer.activations.add(data, factors[site], counted);
   });
 
   const smoothing = new Map<string, { shape: readonly number[]; data: RealArray }>();
