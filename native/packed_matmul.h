@@ -257,11 +257,14 @@ struct PackedProduct {
 #endif
     // Enough pieces that threads which were held up elsewhere do not hold up the rest.
     int64_t pieces = threads == 1 ? 1 : ceil_div(4 * threads, row_blocks);
-    if (pieces > panels) pieces = panels;
+    // Whole runs of the panels that share a loop.
+    const int64_t run = m <= MANY_PANELS_ROWS ? MANY_PANELS : 1, runs = ceil_div(panels, run);
+    if (pieces > runs) pieces = runs;
     std::atomic<bool> starved{false};
-    tasks(threads > 1, row_blocks * pieces, [&](int64_t task) {
+    const auto multiply = [&](int64_t task) {
       const int64_t row_block = task % row_blocks, piece = task / row_blocks;
-      int64_t begin = panels * piece / pieces, end = panels * (piece + 1) / pieces;
+      int64_t begin = runs * piece / pieces * run, end = runs * (piece + 1) / pieces * run;
+      if (end > panels) end = panels;
       const int64_t row_begin = row_panels * row_block / row_blocks, row_end = row_panels * (row_block + 1) / row_blocks;
       uint32_t* unpacked = nullptr;
       if (tiles || unpacks) {
@@ -279,7 +282,12 @@ struct PackedProduct {
         end -= here;
         if (end <= 0) break;
       }
-    });
+    };
+    if (threads > 1 && row_blocks == 1) {
+      parallel_for_stretches(pieces, multiply);
+    } else {
+      tasks(threads > 1, row_blocks * pieces, multiply);
+    }
     return starved.load() ? fail(PL_OUT_OF_MEMORY, "no memory for the operands of a packed product") : 0;
   }
 };

@@ -6,11 +6,12 @@
 namespace planish {
 namespace PL_LEVEL {
 
-// Per kind: the unit, the correction, and `columns`: VECTORS vectors of lanes for one group.
+// Per kind: the unit, the correction, the bits of a weight in memory, and `columns`: VECTORS vectors of lanes for one group.
 
 struct Int4Weights {
   using Unit = UnitNibbles;
   static constexpr int SHIFT = SHIFT_INT4;
+  static constexpr int BITS = 4;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
 #if PL_ISA >= 2
     const VI low = _mm512_set1_epi8(15), both = load_i(p);
@@ -32,6 +33,7 @@ struct Int4Weights {
 struct UnpackedNibbles {
   using Unit = UnitNibbles;
   static constexpr int SHIFT = SHIFT_INT4;
+  static constexpr int BITS = 8;
   static constexpr int64_t GROUP_BYTES = NR * Unit::GROUP;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
     out[0] = load_i(p);
@@ -54,6 +56,7 @@ constexpr int64_t UNPACK_ROW_PANELS = 6;
 struct Int8Weights {
   using Unit = UnitI8;
   static constexpr int SHIFT = SHIFT_INT8;
+  static constexpr int BITS = 8;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
 #if PL_ISA >= 2
     out[0] = load_i(p);
@@ -72,6 +75,7 @@ struct Int8Weights {
 struct Int4F32Weights {
   using Unit = UnitF32;
   static constexpr int SHIFT = 0;
+  static constexpr int BITS = 4;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
 #if PL_ISA >= 2
     const VF table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -98,6 +102,7 @@ struct Int4F32Weights {
 struct Int8F32Weights {
   using Unit = UnitF32;
   static constexpr int SHIFT = 0;
+  static constexpr int BITS = 8;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
     const int8_t* codes = reinterpret_cast<const int8_t*>(p);
     for (int v = 0; v < VECTORS; v++) out[v] = as_i(load_f(codes + LANES * v));
@@ -121,6 +126,7 @@ inline VF widen_bf16(const uint8_t* p) {
 struct Bf16Bf16Weights {
   using Unit = UnitBf16;
   static constexpr int SHIFT = 0;
+  static constexpr int BITS = 16;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
     for (int v = 0; v < VECTORS; v++) {
 #if PL_ISA >= 2
@@ -135,6 +141,7 @@ struct Bf16Bf16Weights {
 struct Bf16F32Weights {
   using Unit = UnitF32;
   static constexpr int SHIFT = 0;
+  static constexpr int BITS = 16;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
     for (int v = 0; v < VECTORS; v++) out[v] = as_i(widen_bf16(p + 2 * LANES * v));
   }
@@ -143,6 +150,7 @@ struct Bf16F32Weights {
 struct HalfF32Weights {
   using Unit = UnitF32;
   static constexpr int SHIFT = 0;
+  static constexpr int BITS = 16;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
     for (int v = 0; v < VECTORS; v++) {
 #if PL_ISA >= 2
@@ -160,14 +168,33 @@ struct HalfF32Weights {
   }
 };
 
+// Rows up to which several panels share a loop: one row alone would wait for its own sums.
+#if PL_ISA >= 2
+constexpr int MANY_PANELS_ROWS = 4, MANY_PANELS = 2;
+#elif PL_ISA == 1
+constexpr int MANY_PANELS_ROWS = 2, MANY_PANELS = 2;
+#else
+constexpr int MANY_PANELS_ROWS = 0, MANY_PANELS = 1;
+#endif
+
+// So few rows wait for memory. What the processor fetches ahead by itself starts anew at the end of each page and of
+// each panel (4.5 KB at k = 576), so they ask for the weights this far ahead.
+constexpr int64_t AHEAD_BYTES = 1024;
+
 // `groups` of ROWS rows of A, packed [group][a_stride] lanes, by PANELS panels `panel_bytes` apart; tile
-// [PANELS][ROWS][NR]. `add`, of 16-bit sums only: to what the tile holds.
+// [PANELS][ROWS][NR]. `left`: groups to the panels' end, beyond which come the next PANELS panels. `add`, of 16-bit sums
+// only: to what the tile holds.
 template <class Weights, int ROWS, int PANELS>
-inline void packed_block(int64_t groups, int64_t group_bytes, const uint32_t* __restrict a, int64_t a_stride,
-                         const uint8_t* __restrict b, int64_t panel_bytes, bool add,
+inline void packed_block(int64_t groups, int64_t left, int64_t group_bytes, const uint32_t* __restrict a,
+                         int64_t a_stride, const uint8_t* __restrict b, int64_t panel_bytes, bool add,
                          typename Weights::Unit::Cell* __restrict tile) {
   using Unit = typename Weights::Unit;
+  constexpr int64_t GROUP_BYTES = NR * Unit::GROUP * Weights::BITS / 8;
+  constexpr bool FETCHES = ROWS <= MANY_PANELS_ROWS;
   (void)add;
+  // Behind the last of a panel's bytes lies the panel that is walked beside it.
+  const int64_t turn = left - AHEAD_BYTES / GROUP_BYTES;
+  int64_t ahead = AHEAD_BYTES + (turn < 0 ? (PANELS - 1) * panel_bytes : 0);
   typename Unit::Accumulator acc[PANELS][ROWS][VECTORS];
 #pragma GCC unroll 4
   for (int p = 0; p < PANELS; p++)
@@ -176,6 +203,13 @@ inline void packed_block(int64_t groups, int64_t group_bytes, const uint32_t* __
 #pragma GCC unroll 2
       for (int v = 0; v < VECTORS; v++) acc[p][i][v] = Unit::zero();
   for (int64_t g = 0; g < groups; g++) {
+    if constexpr (FETCHES) {
+      if (g == turn) ahead += (PANELS - 1) * panel_bytes;
+#pragma GCC unroll 4
+      for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 4
+        for (int64_t line = 0; line < GROUP_BYTES; line += 64) __builtin_prefetch(b + p * panel_bytes + ahead + line);
+    }
 #pragma GCC unroll 4
     for (int p = 0; p < PANELS; p++) {
       VI column[VECTORS];
@@ -215,24 +249,15 @@ void packed_kernel(int64_t groups, int64_t group_bytes, const uint32_t* a, int64
     int64_t done = 0;
     do {
       const int64_t end = *ends++;
-      packed_block<Weights, ROWS, PANELS>(end - done, group_bytes, a + done * a_stride, a_stride, b + done * group_bytes,
-                                          panel_bytes, done > 0, tile);
+      packed_block<Weights, ROWS, PANELS>(end - done, groups - done, group_bytes, a + done * a_stride, a_stride,
+                                          b + done * group_bytes, panel_bytes, done > 0, tile);
       done = end;
     } while (done < groups);
   } else {
     (void)ends;
-    packed_block<Weights, ROWS, PANELS>(groups, group_bytes, a, a_stride, b, panel_bytes, false, tile);
+    packed_block<Weights, ROWS, PANELS>(groups, groups, group_bytes, a, a_stride, b, panel_bytes, false, tile);
   }
 }
-
-// Rows up to which several panels share a loop: one row alone would wait for its own sums.
-#if PL_ISA >= 2
-constexpr int MANY_PANELS_ROWS = 4, MANY_PANELS = 2;
-#elif PL_ISA == 1
-constexpr int MANY_PANELS_ROWS = 2, MANY_PANELS = 2;
-#else
-constexpr int MANY_PANELS_ROWS = 0, MANY_PANELS = 1;
-#endif
 
 template <class Weights>
 using PackedKernel = void (*)(int64_t, int64_t, const uint32_t*, int64_t, const uint8_t*, int64_t, const int32_t*,

@@ -22,6 +22,8 @@ constexpr int SPINS = 1500;
 
 thread_local char last_error[512] = "";
 thread_local bool inside_pool = false;
+// Of the pool's threads: 0 is whoever calls.
+thread_local int own_number = 0;
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -36,6 +38,12 @@ struct Job {
   const void* context = nullptr;
   int64_t tasks = 0;
   int64_t pieces = 0;
+  int shares = 1;
+};
+
+// Pieces of a share that were claimed; a cache line each, since every thread claims in its own most of the time.
+struct alignas(64) Claims {
+  std::atomic<int64_t> next{0};
 };
 
 // `entry` lets workers into the current job: the top bit says that it is open, the rest counts workers inside. A worker
@@ -48,10 +56,11 @@ struct Pool {
   pthread_cond_t done = PTHREAD_COND_INITIALIZER;
   pthread_t threads[MAX_THREADS];
   int count = 0;  // threads, the caller included; 0: not started
+  uint64_t first_generation = 0;  // of the workers: what they have seen when they begin
   Job job;
   alignas(64) std::atomic<uint64_t> generation{0};
   alignas(64) std::atomic<uint32_t> entry{0};
-  alignas(64) std::atomic<int64_t> next{0};
+  Claims claims[MAX_THREADS];
   alignas(64) std::atomic<bool> stopping{false};
   std::atomic<bool> busy{false};
 };
@@ -72,13 +81,18 @@ int hardware_threads() {
   return online > 0 ? static_cast<int>(online) : 1;
 }
 
+// A thread's own share first, then what is left of the others'.
 void work(Pool& p) {
   const Job& job = p.job;
-  for (;;) {
-    const int64_t piece = p.next.fetch_add(1, std::memory_order_relaxed);
-    if (piece >= job.pieces) return;
-    const int64_t begin = job.tasks * piece / job.pieces, end = job.tasks * (piece + 1) / job.pieces;
-    for (int64_t task = begin; task < end; task++) job.function(job.context, task);
+  for (int turn = 0; turn < job.shares; turn++) {
+    const int share = (own_number + turn) % job.shares;
+    const int64_t first = job.pieces * share / job.shares, last = job.pieces * (share + 1) / job.shares;
+    for (;;) {
+      const int64_t piece = first + p.claims[share].next.fetch_add(1, std::memory_order_relaxed);
+      if (piece >= last) break;
+      const int64_t begin = job.tasks * piece / job.pieces, end = job.tasks * (piece + 1) / job.pieces;
+      for (int64_t task = begin; task < end; task++) job.function(job.context, task);
+    }
   }
 }
 
@@ -100,7 +114,8 @@ void leave(Pool& p) {
 void* worker(void* argument) {
   Pool& p = pool();
   inside_pool = true;
-  uint64_t seen = reinterpret_cast<uintptr_t>(argument);
+  own_number = static_cast<int>(reinterpret_cast<uintptr_t>(argument));
+  uint64_t seen = p.first_generation;
   for (;;) {
     for (int i = 0; i < SPINS && p.generation.load(std::memory_order_acquire) == seen; i++) pause_cpu();
     if (p.generation.load(std::memory_order_acquire) == seen) {
@@ -140,9 +155,10 @@ int start_workers(Pool& p, int count) {
   if (count == p.count) return count;
   stop_workers(p);
   p.count = 1;
-  void* const generation = reinterpret_cast<void*>(static_cast<uintptr_t>(p.generation.load(std::memory_order_acquire)));
+  p.first_generation = p.generation.load(std::memory_order_acquire);
   for (int i = 1; i < count; i++) {
-    if (pthread_create(&p.threads[i], nullptr, worker, generation) != 0) break;
+    void* const number = reinterpret_cast<void*>(static_cast<uintptr_t>(i));
+    if (pthread_create(&p.threads[i], nullptr, worker, number) != 0) break;
     p.count = i + 1;
   }
   return p.count;
@@ -172,7 +188,7 @@ int thread_count() {
   return count > 0 ? count : start_workers(pool(), 0);
 }
 
-void pool_run(int64_t tasks, int64_t pieces, TaskFunction function, const void* context) {
+void pool_run(int64_t tasks, int64_t pieces, int shares, TaskFunction function, const void* context) {
   if (tasks <= 0) return;
   Pool& p = pool();
   bool idle = false;
@@ -181,8 +197,9 @@ void pool_run(int64_t tasks, int64_t pieces, TaskFunction function, const void* 
     return;
   }
   inside_pool = true;
-  p.job = Job{function, context, tasks, pieces < tasks ? pieces : tasks};
-  p.next.store(0, std::memory_order_relaxed);
+  const int64_t cut = pieces < tasks ? pieces : tasks;
+  p.job = Job{function, context, tasks, cut, static_cast<int>(shares < cut ? shares : cut)};
+  for (int share = 0; share < p.job.shares; share++) p.claims[share].next.store(0, std::memory_order_relaxed);
   p.entry.store(OPEN, std::memory_order_release);
   announce(p);
   work(p);

@@ -6,6 +6,10 @@
 // same order (pages lie at fixed positions, what a query may not see has weight exactly 0), so that a row's bits do
 // not depend on how the prompt was cut or what else is in the step. They are the steps of `attention` in f32, whose key
 // blocks are as long as a page: over the same keys and values both give the same bits.
+//
+// Decoding has few tasks: with three KV heads one of two threads would wait for a third of the time. What does not
+// depend on the order of pages is then handed out in smaller pieces, scores page by page and mixed values by halves of
+// the head, so that the steps of each element and with them its bits stay the same.
 #pragma once
 
 #include "attention_tiles.h"
@@ -52,12 +56,27 @@ static PL_INLINE vf halvesAt(const uint8_t* p) {
 #endif
 }
 
-/** Keys of a page, [headDim][kPageTokens]. */
-static inline void unpackKeys(const uint8_t* head, const CacheShape& shape, float* tile) {
+/** Asks memory for `bytes` bytes: pages lie apart, so that the processor fetches nothing of the next one by itself. */
+static PL_INLINE void fetch(const uint8_t* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
+/** What a page's keys, or values, need beside their codes. */
+static inline void fetchGrids(const uint8_t* head, const CacheShape& shape, bool keys) {
+  if (shape.stored == 16) return;
+  fetch(head + (keys ? shape.keyScale : shape.valueScale), kPageTokens * 4);
+  fetch(head + (keys ? shape.keyZero : shape.valueZero), kPageTokens);
+}
+
+/** Keys of a page, [headDim][kPageTokens]; fetches those of `next`. */
+static inline void unpackKeys(const uint8_t* head, const uint8_t* next, const CacheShape& shape, float* tile) {
+  fetchGrids(next, shape, true);
   if (shape.stored == 16) {
-    for (int64_t d = 0; d < shape.headDim; ++d)
+    for (int64_t d = 0; d < shape.headDim; ++d) {
+      fetch(next + d * shape.keyRow, shape.keyRow);
       for (int64_t i = 0; i < kPageTokens; i += VL)
         store(tile + d * kPageTokens + i, halvesAt(head + d * shape.keyRow + i * 2));
+    }
     return;
   }
   constexpr int64_t vectors = kPageTokens / VL;
@@ -70,6 +89,7 @@ static inline void unpackKeys(const uint8_t* head, const CacheShape& shape, floa
     for (int64_t d = 0; d < shape.headDim; ++d) {
       const uint8_t* const row = head + d * shape.keyRow;
       float* const out = tile + d * kPageTokens;
+      __builtin_prefetch(next + d * shape.keyRow);
 #pragma GCC unroll 2
       for (int64_t i = 0; i < vectors / 2; ++i) {
         const vi both = bytesAt(row + i * VL);
@@ -81,18 +101,29 @@ static inline void unpackKeys(const uint8_t* head, const CacheShape& shape, floa
     return;
   }
   for (int64_t d = 0; d < shape.headDim; ++d) {
+    __builtin_prefetch(next + d * shape.keyRow);
 #pragma GCC unroll 4
     for (int64_t i = 0; i < vectors; ++i)
       store(tile + d * kPageTokens + i * VL, scale[i] * (asFloats(bytesAt(head + d * shape.keyRow + i * VL)) - zero[i]));
   }
 }
 
-/** The first `count` values of a page, [count][wide]. */
-static inline void unpackValues(const uint8_t* head, const CacheShape& shape, int64_t count, float* tile) {
+/** Which channels of the values a task mixes; as many as a byte holds two of in 4 bits. */
+enum Channels { kAllChannels, kLowChannels, kHighChannels };
+
+/** `channels` of the first `count` values of a page, [count][wide]; fetches as many of `next`. */
+static inline void unpackValues(const uint8_t* head, const uint8_t* next, const CacheShape& shape, int64_t count,
+                                Channels channels, float* tile) {
   const uint8_t* const values = head + shape.values;
+  const uint8_t* const coming = next + shape.values;
+  fetchGrids(next, shape, false);
+  const int64_t begin = channels == kHighChannels ? shape.wide / 2 : 0;
+  const int64_t end = channels == kLowChannels ? shape.wide / 2 : shape.wide;
   if (shape.stored == 16) {
-    for (int64_t t = 0; t < count; ++t)
-      for (int64_t d = 0; d < shape.wide; d += VL) store(tile + t * shape.wide + d, halvesAt(values + t * shape.valueRow + d * 2));
+    for (int64_t t = 0; t < count; ++t) {
+      fetch(coming + t * shape.valueRow, shape.valueRow);
+      for (int64_t d = begin; d < end; d += VL) store(tile + t * shape.wide + d, halvesAt(values + t * shape.valueRow + d * 2));
+    }
     return;
   }
   const float* const scales = reinterpret_cast<const float*>(head + shape.valueScale);
@@ -102,14 +133,15 @@ static inline void unpackValues(const uint8_t* head, const CacheShape& shape, in
     const vf scale = splat(scales[t]), zero = splat(static_cast<float>(zeros[t]));
     const uint8_t* const row = values + t * shape.valueRow;
     float* const out = tile + t * shape.wide;
+    fetch(coming + t * shape.valueRow, shape.valueRow);
     if (shape.stored == 4) {
       for (int64_t d = 0; d < half; d += VL) {
         const vi both = bytesAt(row + d);
-        store(out + d, scale * (asFloats(both & 15) - zero));
-        store(out + half + d, scale * (asFloats(both >> 4) - zero));
+        if (channels != kHighChannels) store(out + d, scale * (asFloats(both & 15) - zero));
+        if (channels != kLowChannels) store(out + half + d, scale * (asFloats(both >> 4) - zero));
       }
     } else {
-      for (int64_t d = 0; d < shape.wide; d += VL) store(out + d, scale * (asFloats(bytesAt(row + d)) - zero));
+      for (int64_t d = begin; d < end; d += VL) store(out + d, scale * (asFloats(bytesAt(row + d)) - zero));
     }
   }
 }
@@ -117,6 +149,198 @@ static inline void unpackValues(const uint8_t* head, const CacheShape& shape, in
 /** Queries [begin, end) of a chunk with one KV head. */
 struct AttentionTask {
   int32_t chunk, head, begin, end;
+};
+
+/** The parameters of paged_attention, and how they cut a task. */
+struct PagedAttention {
+  const CacheChunk* list;
+  const int32_t* pages;
+  int64_t heads, headDim, window;
+  float scale;
+  const float* q;
+  const uint8_t* cache;
+  int64_t pageBytes;
+  float* out;
+  CacheShape shape;
+  AttentionShape mapping;
+
+  /** A task's rows: row r is token r / heads, head r % heads. */
+  struct Rows {
+    int64_t firstHead, heads, count, firstPosition, endPosition, firstPage, endPage;
+    int64_t blind(int64_t k0) const { return k0 > firstPosition ? (k0 - firstPosition) * heads : 0; }
+    int64_t keys(int64_t k0) const { return endPosition - k0 < kPageTokens ? endPosition - k0 : kPageTokens; }
+  };
+
+  Rows rowsOf(const AttentionTask& task) const {
+    Rows rows;
+    rows.firstHead = mapping.firstHead(task.head);
+    rows.heads = mapping.firstHead(task.head + 1) - rows.firstHead;
+    rows.count = (task.end - task.begin) * rows.heads;
+    rows.firstPosition = list[task.chunk].start + task.begin;
+    rows.endPosition = list[task.chunk].start + task.end;
+    const int64_t visible = window > 0 && rows.firstPosition >= window ? rows.firstPosition - window + 1 : 0;
+    rows.firstPage = visible / kPageTokens;
+    rows.endPage = (rows.endPosition + kPageTokens - 1) / kPageTokens;
+    return rows;
+  }
+
+  /** Offset of row r's head in q and out. */
+  int64_t place(const AttentionTask& task, const Rows& rows, int64_t r) const {
+    return ((list[task.chunk].row + task.begin + r / rows.heads) * heads + rows.firstHead + r % rows.heads) * headDim;
+  }
+
+  const uint8_t* headOf(const AttentionTask& task, int64_t page) const {
+    return cache + pages[list[task.chunk].pages + page] * pageBytes + task.head * shape.bytes;
+  }
+
+  void takeQueries(const AttentionTask& task, const Rows& rows, float* queries) const {
+    for (int64_t r = 0; r < rows.count; ++r)
+      mapLanes(q + place(task, rows, r), queries + r * headDim, headDim, [&](vf x) { return x * scale; });
+  }
+
+  /** The page after this one, itself for the last. */
+  const uint8_t* nextOf(const AttentionTask& task, const Rows& rows, int64_t page) const {
+    return headOf(task, page + 1 < rows.endPage ? page + 1 : page);
+  }
+
+  /** Scores of a page, −∞ where a query may not see a key, into rows `ld` apart; queries before the page are left out. */
+  void score(const AttentionTask& task, const Rows& rows, int64_t page, const float* queries, float* keys, float* scores,
+             int64_t ld) const {
+    const int64_t k0 = page * kPageTokens, width = rows.keys(k0), lanes = padded(width), blind = rows.blind(k0);
+    unpackKeys(headOf(task, page), nextOf(task, rows, page), shape, keys);
+    smallProduct<float, false>(rows.count - blind, lanes, headDim, queries + blind * headDim, headDim, keys, kPageTokens,
+                               scores + blind * ld, ld, false);
+    for (int64_t r = blind; r < rows.count; ++r) {
+      float* const row = scores + r * ld;
+      const int64_t position = rows.firstPosition + r / rows.heads;
+      const int64_t end = position - k0 + 1 < width ? position - k0 + 1 : width;
+      const int64_t begin = window > 0 && position - window + 1 > k0 ? position - window + 1 - k0 : 0;
+      for (int64_t i = 0; i < begin && i < lanes; ++i) row[i] = -INFINITY;
+      for (int64_t i = end; i < lanes; ++i) row[i] = -INFINITY;
+    }
+  }
+
+  /** Running state of a row: its highest score, the sum of its weights by lanes, its mixed values. */
+  struct State {
+    float *top, *totals, *mixed;
+  };
+
+  void begin(const Rows& rows, const State& state) const {
+    for (int64_t r = 0; r < rows.count; ++r) state.top[r] = -INFINITY;
+    std::memset(state.mixed, 0, static_cast<size_t>(rows.count * shape.wide) * 4);
+    std::memset(state.totals, 0, static_cast<size_t>(rows.count * VL) * 4);
+  }
+
+  /** Adds a page to the state: its scores become weights (`weights` may be `scores`), its values are mixed by them. */
+  void mix(const AttentionTask& task, const Rows& rows, int64_t page, Channels channels, const float* scores, int64_t ld,
+           float* weights, float* values, const State& state) const {
+    const int64_t k0 = page * kPageTokens, width = rows.keys(k0), lanes = padded(width), blind = rows.blind(k0);
+    const int64_t wide = shape.wide, half = wide / 2;
+    unpackValues(headOf(task, page), nextOf(task, rows, page), shape, width, channels, values);
+    for (int64_t r = blind; r < rows.count; ++r) {
+      const float* const row = scores + r * ld;
+      vf best = load(row);
+      for (int64_t i = VL; i < lanes; i += VL) best = vmax(best, load(row + i));
+      const float highest = maxLanes(best), before = state.top[r];
+      float* const total = state.totals + r * VL;
+      if (highest > before) {
+        state.top[r] = highest;
+        if (before != -INFINITY) {
+          const float shrink = std::exp(before - highest);
+          store(total, load(total) * shrink);
+          float* const o = state.mixed + r * wide;
+          for (int64_t d = 0; d < wide; d += VL) store(o + d, load(o + d) * shrink);
+        }
+      }
+      const float level = state.top[r] == -INFINITY ? 0.0f : state.top[r];
+      vf sum = vf{};
+      for (int64_t i = 0; i < lanes; i += VL) {
+        const vf s = load(row + i);
+        const vf weight = s == -INFINITY ? vf{} : expNegative(s - level);
+        store(weights + r * kPageTokens + i, weight);
+        sum += weight;
+      }
+      store(total, load(total) + sum);
+    }
+    const int64_t first = channels == kHighChannels ? half : 0, count = channels == kAllChannels ? wide : half;
+    smallProduct<float, false>(rows.count - blind, count, width, weights + blind * kPageTokens, kPageTokens, values + first,
+                               wide, state.mixed + blind * wide + first, wide, true);
+  }
+
+  void finish(const AttentionTask& task, const Rows& rows, Channels channels, const State& state) const {
+    const int64_t half = shape.wide / 2;
+    const int64_t first = channels == kHighChannels ? half : 0;
+    const int64_t end = channels == kLowChannels && half < headDim ? half : headDim;
+    if (first >= end) return;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const float total = sumLanes(load(state.totals + r * VL));
+      const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+      mapLanes(state.mixed + r * shape.wide + first, out + place(task, rows, r) + first, end - first,
+               [&](vf x) { return x * inverse; });
+    }
+  }
+
+  /** Floats of a tile (of keys, then of values) and of a task's rows. */
+  int64_t space(int64_t rows) const {
+    return rows * (shape.wide + kPageTokens + VL + 1 + headDim) + kPageTokens * shape.wide + VL;
+  }
+
+  /** A whole task on one thread. False: no memory. */
+  bool whole(const AttentionTask& task) const {
+    const Rows rows = rowsOf(task);
+    float* const keys = scratchOf<float>(5, space(rows.count));
+    if (!keys) return false;
+    float* const mixed = keys + kPageTokens * shape.wide;
+    float* const scores = mixed + rows.count * shape.wide;
+    float* const totals = scores + rows.count * kPageTokens;
+    float* const queries = totals + rows.count * VL;
+    const State state{queries + rows.count * headDim, totals, mixed};
+    fetch(headOf(task, rows.firstPage), shape.bytes);
+    takeQueries(task, rows, queries);
+    begin(rows, state);
+    for (int64_t page = rows.firstPage; page < rows.endPage; ++page) {
+      score(task, rows, page, queries, keys, scores, kPageTokens);
+      // One tile for keys and then values: two would not fit the first-level cache.
+      mix(task, rows, page, kAllChannels, scores, kPageTokens, scores, keys, state);
+    }
+    finish(task, rows, kAllChannels, state);
+    return true;
+  }
+
+  /** One page's scores of a task, for `half` of it later. */
+  bool scorePage(const AttentionTask& task, int64_t page, float* scores, int64_t ld) const {
+    const Rows rows = rowsOf(task);
+    float* const keys = scratchOf<float>(5, kPageTokens * headDim + rows.count * headDim + VL);
+    if (!keys) return false;
+    float* const queries = keys + kPageTokens * headDim;
+    takeQueries(task, rows, queries);
+    score(task, rows, page, queries, keys, scores + (page - rows.firstPage) * kPageTokens, ld);
+    return true;
+  }
+
+  /** Half the channels of a task whose scores are known, rows `ld` apart. */
+  bool half(const AttentionTask& task, Channels channels, const float* scores, int64_t ld) const {
+    const Rows rows = rowsOf(task);
+    float* const values = scratchOf<float>(5, space(rows.count));
+    if (!values) return false;
+    float* const mixed = values + kPageTokens * shape.wide;
+    float* const weights = mixed + rows.count * shape.wide;
+    float* const totals = weights + rows.count * kPageTokens;
+    const State state{totals + rows.count * VL, totals, mixed};
+    const uint8_t* const first = headOf(task, rows.firstPage);
+    fetchGrids(first, shape, false);
+    fetch(first + shape.values, kPageTokens * shape.valueRow);
+    begin(rows, state);
+    for (int64_t page = rows.firstPage; page < rows.endPage; ++page)
+      mix(task, rows, page, channels, scores + (page - rows.firstPage) * kPageTokens, ld, weights, values, state);
+    finish(task, rows, channels, state);
+    return true;
+  }
+};
+
+/** A page of a task. */
+struct ScoreTask {
+  int32_t task, page;
 };
 
 /**
@@ -127,11 +351,16 @@ inline int paged_attention(int64_t chunks, const int32_t* table, const int32_t* 
                            int64_t headDim, int64_t window, float scale, const float* q, int32_t bits,
                            const uint8_t* cache, int64_t pageBytes, float* out) {
   const CacheChunk* const list = reinterpret_cast<const CacheChunk*>(table);
-  const CacheShape shape(headDim, bits);
+  const PagedAttention attention{list, pages, heads, headDim, window, scale, q, cache, pageBytes, out,
+                                 CacheShape(headDim, bits),
+                                 AttentionShape{1, heads, kvHeads, headDim, 0, 0, 0, true, scale}};
   const int64_t group = (heads + kvHeads - 1) / kvHeads;
   const int64_t most = kTaskRows / group > 0 ? kTaskRows / group : 1;
-  int64_t count = 0;
-  for (int64_t c = 0; c < chunks; ++c) count += (list[c].rows + most - 1) / most * kvHeads;
+  int64_t count = 0, longest = 0;
+  for (int64_t c = 0; c < chunks; ++c) {
+    count += (list[c].rows + most - 1) / most * kvHeads;
+    if (list[c].rows > longest) longest = list[c].rows;
+  }
   AttentionTask* const tasks = scratchOf<AttentionTask>(4, count);
   if (!tasks) return fail(PL_OUT_OF_MEMORY, "paged_attention: no memory for %lld tasks", (long long)count);
   int64_t made = 0;
@@ -141,83 +370,42 @@ inline int paged_attention(int64_t chunks, const int32_t* table, const int32_t* 
       for (int64_t h = 0; h < kvHeads; ++h)
         tasks[made++] = AttentionTask{static_cast<int32_t>(c), static_cast<int32_t>(h),
                                       static_cast<int32_t>(end > most ? end - most : 0), static_cast<int32_t>(end)};
-  const AttentionShape mapping{1, heads, kvHeads, headDim, 0, 0, 0, true, scale};
-  const int64_t wide = shape.wide;
+  // One token per sequence, and a last turn of tasks that leaves a tenth of the threads' time unused or more: the tasks of
+  // that turn are cut.
+  const int64_t threads = thread_count(), turns = (count + threads - 1) / threads;
+  const bool cuts = longest == 1 && 10 * turns * threads > 11 * count;
+  const int64_t whole = cuts ? (turns - 1) * threads : count, rest = count - whole;
+  int64_t pieces = 0, ld = 0;
+  for (int64_t i = whole; i < count; ++i) {
+    const auto rows = attention.rowsOf(tasks[i]);
+    pieces += rows.endPage - rows.firstPage;
+    if ((rows.endPage - rows.firstPage) * kPageTokens > ld) ld = (rows.endPage - rows.firstPage) * kPageTokens;
+  }
+  ScoreTask* const scoreTasks = scratchOf<ScoreTask>(3, pieces + 1);
+  float* const scores = scratchOf<float>(6, rest * group * ld + VL);
+  if (!scoreTasks || !scores) return fail(PL_OUT_OF_MEMORY, "paged_attention: no memory for the scores of %lld pages", (long long)pieces);
+  ScoreTask* next = scoreTasks;
+  for (int64_t i = whole; i < count; ++i) {
+    const auto rows = attention.rowsOf(tasks[i]);
+    for (int64_t page = rows.firstPage; page < rows.endPage; ++page)
+      *next++ = ScoreTask{static_cast<int32_t>(i), static_cast<int32_t>(page)};
+  }
+  const auto scoresOf = [&](int64_t task) { return scores + (task - whole) * group * ld; };
   std::atomic<bool> starved{false};
-  parallel_for_dynamic(count, [&](int64_t index) {
-    const AttentionTask& task = tasks[index];
-    const CacheChunk& chunk = list[task.chunk];
-    const int64_t firstHead = mapping.firstHead(task.head), taskHeads = mapping.firstHead(task.head + 1) - firstHead;
-    const int64_t tokens = task.end - task.begin, rows = tokens * taskHeads;
-    float* const work = scratchOf<float>(5, rows * (headDim + wide + kPageTokens + VL + 1) + kPageTokens * (headDim + wide) + VL);
-    if (!work) return starved.store(true, std::memory_order_relaxed);
-    float* const keys = work;
-    float* const values = keys + kPageTokens * headDim;
-    float* const mixed = values + kPageTokens * wide;
-    float* const scores = mixed + rows * wide;
-    float* const totals = scores + rows * kPageTokens;  // by lanes
-    float* const top = totals + rows * VL;
-    float* const queries = top + rows;
-    // Row r: token r / taskHeads, head r % taskHeads.
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* const from = q + ((chunk.row + task.begin + r / taskHeads) * heads + firstHead + r % taskHeads) * headDim;
-      mapLanes(from, queries + r * headDim, headDim, [&](vf x) { return x * scale; });
-      top[r] = -INFINITY;
+  parallel_for_dynamic(whole + pieces, [&](int64_t index) {
+    bool done;
+    if (index < whole) {
+      done = attention.whole(tasks[index]);
+    } else {
+      const ScoreTask& piece = scoreTasks[index - whole];
+      done = attention.scorePage(tasks[piece.task], piece.page, scoresOf(piece.task), ld);
     }
-    std::memset(mixed, 0, static_cast<size_t>(rows * wide) * 4);
-    std::memset(totals, 0, static_cast<size_t>(rows * VL) * 4);
-    const int64_t firstPosition = chunk.start + task.begin, endPosition = chunk.start + task.end;
-    const int64_t firstVisible = window > 0 && firstPosition >= window ? firstPosition - window + 1 : 0;
-    for (int64_t j = firstVisible / kPageTokens; j * kPageTokens < endPosition; ++j) {
-      const int64_t k0 = j * kPageTokens;
-      const int64_t width = endPosition - k0 < kPageTokens ? endPosition - k0 : kPageTokens;
-      const uint8_t* const head = cache + pages[chunk.pages + j] * pageBytes + task.head * shape.bytes;
-      unpackKeys(head, shape, keys);
-      unpackValues(head, shape, width, values);
-      const int64_t lanes = padded(width);
-      // Queries before this page see nothing of it.
-      const int64_t blind = k0 > firstPosition ? (k0 - firstPosition) * taskHeads : 0;
-      smallProduct<float, false>(rows - blind, lanes, headDim, queries + blind * headDim, headDim, keys, kPageTokens,
-                                 scores + blind * kPageTokens, kPageTokens, false);
-      for (int64_t r = blind; r < rows; ++r) {
-        float* const row = scores + r * kPageTokens;
-        const int64_t position = firstPosition + r / taskHeads;
-        const int64_t end = position - k0 + 1 < width ? position - k0 + 1 : width;
-        const int64_t begin = window > 0 && position - window + 1 > k0 ? position - window + 1 - k0 : 0;
-        for (int64_t i = 0; i < begin && i < lanes; ++i) row[i] = -INFINITY;
-        for (int64_t i = end; i < lanes; ++i) row[i] = -INFINITY;
-        vf best = load(row);
-        for (int64_t i = VL; i < lanes; i += VL) best = vmax(best, load(row + i));
-        const float highest = maxLanes(best), before = top[r];
-        float* const total = totals + r * VL;
-        if (highest > before) {
-          top[r] = highest;
-          if (before != -INFINITY) {
-            const float shrink = std::exp(before - highest);
-            store(total, load(total) * shrink);
-            float* const o = mixed + r * wide;
-            for (int64_t d = 0; d < wide; d += VL) store(o + d, load(o + d) * shrink);
-          }
-        }
-        const float level = top[r] == -INFINITY ? 0.0f : top[r];
-        vf sum = vf{};
-        for (int64_t i = 0; i < lanes; i += VL) {
-          const vf score = load(row + i);
-          const vf weight = score == -INFINITY ? vf{} : expNegative(score - level);
-          store(row + i, weight);
-          sum += weight;
-        }
-        store(total, load(total) + sum);
-      }
-      smallProduct<float, false>(rows - blind, wide, width, scores + blind * kPageTokens, kPageTokens, values, wide,
-                                 mixed + blind * wide, wide, true);
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      const float total = sumLanes(load(totals + r * VL));
-      const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-      float* const o = out + ((chunk.row + task.begin + r / taskHeads) * heads + firstHead + r % taskHeads) * headDim;
-      mapLanes(mixed + r * wide, o, headDim, [&](vf x) { return x * inverse; });
-    }
+    if (!done) starved.store(true, std::memory_order_relaxed);
+  });
+  parallel_for_dynamic(2 * rest, [&](int64_t index) {
+    const int64_t i = whole + index / 2;
+    if (!attention.half(tasks[i], index % 2 ? kHighChannels : kLowChannels, scoresOf(i), ld))
+      starved.store(true, std::memory_order_relaxed);
   });
   if (starved.load()) return fail(PL_OUT_OF_MEMORY, "paged_attention: no memory for a tile");
   return 0;

@@ -1,10 +1,11 @@
 /**
  * The engine's kernels beside their ceilings: packed 4-bit products at a prompt's size, what a block's fused sites add to
- * its linears, and decoding through weights that no cache holds.
+ * its linears in a small and in a large model, and decoding through weights that no cache holds.
  */
 import { createCpuBackend } from "../backend/cpu/backend.js";
 import { engineKernels, type PackedArray, type SiteArgs } from "../backend/cpu/engine-kernels.js";
 import { loadNativeLibrary } from "../backend/cpu/library.js";
+import { nativeBuffer } from "../backend/cpu/memory.js";
 import { ceilingProbe, timing, type Timing } from "./kernels.js";
 
 export interface EngineKernelsOptions {
@@ -26,18 +27,28 @@ export interface PackedCell {
   readonly fractionOfInt8: number;
 }
 
+/** What the four sites of a block add to its linears, with Kronecker transforms at every site. */
+export interface BlockCell {
+  readonly model: string;
+  readonly rows: number;
+  readonly sites: Timing;
+  readonly linears: Timing;
+  /** Time of the sites over that of the linears. */
+  readonly share: number;
+  /** The same had the transforms' multiply-adds run at the f32 ceiling and the rest cost nothing. */
+  readonly floor: number;
+}
+
 export interface EngineKernelsReport {
   /** 10⁹ operations and 10⁹ bytes per second. */
-  readonly ceilings: { readonly int8: number; readonly int4: number; readonly memory: number };
-  readonly products: readonly PackedCell[];
-  /** A block of SmolLM2-135M's shape with Kronecker transforms at every site, 512 rows. */
-  readonly block: {
-    readonly rows: number;
-    readonly sites: Timing;
-    readonly linears: Timing;
-    /** Time of the sites over that of the linears. */
-    readonly share: number;
+  readonly ceilings: {
+    readonly f32: number;
+    readonly int8: number;
+    readonly int4: number;
+    readonly memory: number;
   };
+  readonly products: readonly PackedCell[];
+  readonly blocks: readonly BlockCell[];
   /** One row through a layer larger than the caches. */
   readonly decode: {
     readonly n: number;
@@ -49,7 +60,38 @@ export interface EngineKernelsReport {
   };
 }
 
-const BLOCK = { hidden: 576, ffn: 1536, kv: 192, heads: 9, headDim: 64, rows: 512 };
+/** Shapes of blocks, with the factors of their transforms: of the hidden width, and of the MLP's. */
+interface BlockShape {
+  readonly model: string;
+  readonly hidden: number;
+  readonly ffn: number;
+  readonly kv: number;
+  readonly heads: number;
+  readonly hiddenFactors: readonly [number, number];
+  readonly ffnFactors: readonly [number, number];
+}
+
+const BLOCKS: readonly BlockShape[] = [
+  {
+    model: "SmolLM2-135M",
+    hidden: 576,
+    ffn: 1536,
+    kv: 192,
+    heads: 9,
+    hiddenFactors: [24, 24],
+    ffnFactors: [32, 48],
+  },
+  {
+    model: "LLaMA-2-7B",
+    hidden: 4096,
+    ffn: 11008,
+    kv: 4096,
+    heads: 32,
+    hiddenFactors: [64, 64],
+    ffnFactors: [86, 128],
+  },
+];
+const BLOCK_ROWS = 512;
 const LARGE = { n: 16384, k: 8192 };
 const SAMPLE_MS = 20;
 
@@ -97,13 +139,15 @@ export function benchEngineKernels(options: EngineKernelsOptions = {}): EngineKe
   backend.fill(memory, 1);
   const kernels = engineKernels();
 
-  const ones = new Float32Array(LARGE.n).fill(1);
-  const out = new Float32Array(2048 * 1536);
+  const widest = Math.max(LARGE.n, ...BLOCKS.map(({ ffn }) => 2 * ffn));
+  const ones = new Float32Array(widest).fill(1);
+  const out = new Float32Array(BLOCK_ROWS * widest);
   const product = (weights: PackedArray, m: number, a: Int8Array): Job =>
     job(() => kernels.packedProduct({ m, a, aScale: ones, weights, bScale: ones, out }));
 
   // As the schemes w4a4 and w8a8 have them.
-  const activations = { int4: codes(2048 * 1536, 4), int8: codes(2048 * 1536, 8) };
+  const most = Math.max(2048 * 1536, ...BLOCKS.map(({ ffn }) => BLOCK_ROWS * ffn));
+  const activations = { int4: codes(most, 4), int8: codes(2048 * 1536, 8) };
   const cells = (["int4", "int8"] as const).flatMap((kind) =>
     [576, 1536].flatMap((size) => {
       const weights = kernels.packWeights(
@@ -122,26 +166,38 @@ export function benchEngineKernels(options: EngineKernelsOptions = {}): EngineKe
     }),
   );
 
-  const { rows } = BLOCK;
-  const linears = (
-    [
-      [BLOCK.hidden + 2 * BLOCK.kv, BLOCK.hidden],
-      [BLOCK.hidden, BLOCK.hidden],
-      [2 * BLOCK.ffn, BLOCK.hidden],
-      [BLOCK.hidden, BLOCK.ffn],
-    ] as const
-  ).map(([n, k]) =>
-    product(kernels.packWeights("int4", n, k, codes(n * k, 4)), rows, activations.int4),
-  );
-  const sites = blockSites().map((args) => job(() => kernels.site(args)));
+  const blocks = BLOCKS.map((shape) => {
+    const { hidden, ffn, kv } = shape;
+    const linears = (
+      [
+        [hidden + 2 * kv, hidden],
+        [hidden, hidden],
+        [2 * ffn, hidden],
+        [hidden, ffn],
+      ] as const
+    ).map(([n, k]) =>
+      product(kernels.packWeights("int4", n, k, codes(n * k, 4)), BLOCK_ROWS, activations.int4),
+    );
+    const sites = blockSites(shape).map((args) => job(() => kernels.site(args)));
+    return { shape, linears, sites };
+  });
 
-  const large = kernels.packWeights("int4", LARGE.n, LARGE.k, codes(LARGE.n * LARGE.k, 4));
+  // In memory like the engine's, and like that which is read for the ceiling: both ask for huge pages.
+  const packed = kernels.packWeights("int4", LARGE.n, LARGE.k, codes(LARGE.n * LARGE.k, 4));
+  const { data } = nativeBuffer(backend.alloc("u8", packed.bytes.length));
+  const large = { ...packed, bytes: data as Uint8Array };
+  large.bytes.set(packed.bytes);
   const decode = product(large, 1, activations.int4);
 
-  const ceilings = { int8: 0, int4: 0, memory: 0 };
-  const jobs = [...cells.map(({ timed }) => timed), ...linears, ...sites, decode];
+  const ceilings = { f32: 0, int8: 0, int4: 0, memory: 0 };
+  const jobs = [
+    ...cells.map(({ timed }) => timed),
+    ...blocks.flatMap(({ linears, sites }) => [...linears, ...sites]),
+    decode,
+  ];
   for (let round = 0; round <= rounds; round++) {
     options.signal?.throwIfAborted();
+    ceilings.f32 = Math.max(ceilings.f32, probe.peaks[0]());
     ceilings.int8 = Math.max(ceilings.int8, probe.peaks[2]());
     ceilings.int4 = Math.max(ceilings.int4, probe.int4());
     ceilings.memory = Math.max(ceilings.memory, probe.memory(memory));
@@ -157,7 +213,7 @@ export function benchEngineKernels(options: EngineKernelsOptions = {}): EngineKe
         parts.reduce((sum, { samples }) => sum + samples[i], 0),
       ),
     );
-  const [siteTime, linearTime, decodeTime] = [total(sites), total(linears), timing(decode.samples)];
+  const decodeTime = timing(decode.samples);
   const rate = large.bytes.length / decodeTime.median / 1e6;
   return {
     ceilings,
@@ -167,12 +223,18 @@ export function benchEngineKernels(options: EngineKernelsOptions = {}): EngineKe
       const [fraction, fractionOfInt8] = [gops / ceilings[kind], gops / ceilings.int8];
       return { kind, m, k, n, milliseconds, gops, fraction, fractionOfInt8 };
     }),
-    block: {
-      rows,
-      sites: siteTime,
-      linears: linearTime,
-      share: siteTime.median / linearTime.median,
-    },
+    blocks: blocks.map(({ shape, ...timed }) => {
+      const [sites, linears] = [total(timed.sites), total(timed.linears)];
+      const transforms = (2 * BLOCK_ROWS * transformWork(shape)) / ceilings.f32 / 1e6;
+      return {
+        model: shape.model,
+        rows: BLOCK_ROWS,
+        sites,
+        linears,
+        share: sites.median / linears.median,
+        floor: transforms / linears.median,
+      };
+    }),
     decode: {
       ...LARGE,
       milliseconds: decodeTime,
@@ -182,10 +244,16 @@ export function benchEngineKernels(options: EngineKernelsOptions = {}): EngineKe
   };
 }
 
-/** The four sites of the block: two norms with 24×24, heads with 9, the gated MLP with 32×48. */
-function blockSites(): SiteArgs[] {
-  const { rows, hidden, ffn, heads, headDim } = BLOCK;
-  const site = (nLeft: number, nRight: number, rest: Partial<SiteArgs>): SiteArgs => {
+/** Multiply-adds of a row's transforms: a width of m·n with factors m×m and n×n takes m·n·(m + n). */
+function transformWork({ hidden, ffn, heads, hiddenFactors, ffnFactors }: BlockShape): number {
+  const sum = ([left, right]: readonly [number, number]) => left + right;
+  return hidden * (2 * sum(hiddenFactors) + heads) + ffn * sum(ffnFactors);
+}
+
+/** The four sites of a block: two norms, heads with a left factor alone, the gated MLP. */
+function blockSites({ hidden, ffn, heads, hiddenFactors, ffnFactors }: BlockShape): SiteArgs[] {
+  const rows = BLOCK_ROWS;
+  const site = ([nLeft, nRight]: readonly [number, number], rest: Partial<SiteArgs>): SiteArgs => {
     const width = nLeft * nRight;
     return {
       input: "plain",
@@ -204,17 +272,16 @@ function blockSites(): SiteArgs[] {
       ...rest,
     };
   };
-  const side = Math.sqrt(hidden);
   return [
-    site(side, side, { input: "rms" }),
-    site(heads, headDim, { right: undefined }),
-    site(side, side, { input: "rms" }),
-    site(32, ffn / 32, { input: "gated", activation: "silu", x2: reals(rows * ffn) }),
+    site(hiddenFactors, { input: "rms" }),
+    site([heads, hidden / heads], { right: undefined }),
+    site(hiddenFactors, { input: "rms" }),
+    site(ffnFactors, { input: "gated", activation: "silu", x2: reals(rows * ffn) }),
   ];
 }
 
 export function formatEngineKernels(report: EngineKernelsReport): string {
-  const { ceilings, products, block, decode } = report;
+  const { ceilings, products, blocks, decode } = report;
   const show = ({ median, lower, upper }: Timing) =>
     `${median.toFixed(3)} ms [${lower.toFixed(3)}–${upper.toFixed(3)}]`;
   return [
@@ -226,7 +293,11 @@ export function formatEngineKernels(report: EngineKernelsReport): string {
         `${(100 * fraction).toFixed(0)}% of ${kind}` +
         (kind === "int4" ? `, ${(100 * fractionOfInt8).toFixed(0)}% of int8` : ""),
     ),
-    `sites of a block at M=${block.rows}: ${show(block.sites)}; its linears ${show(block.linears)}: ${(100 * block.share).toFixed(1)}%`,
+    ...blocks.map(
+      ({ model, rows, sites, linears, share, floor }) =>
+        `sites of a ${model} block at M=${rows}: ${show(sites)}; its linears ${show(linears)}: ${(100 * share).toFixed(1)}%, ` +
+        `of which the transforms at the f32 ceiling of ${ceilings.f32.toFixed(0)} GFLOP/s ${(100 * floor).toFixed(1)}%`,
+    ),
     `decode, one row through int4 ${decode.n}×${decode.k}: ${show(decode.milliseconds)}, ` +
       `${decode.gigabytesPerSecond.toFixed(1)} of ${ceilings.memory.toFixed(1)} GB/s: ${(100 * decode.fraction).toFixed(0)}%`,
   ].join("\n");

@@ -17,7 +17,7 @@ interface Report {
       fraction: number;
       fractionOfInt8: number;
     }[];
-    readonly block: { share: number };
+    readonly blocks: readonly { share: number; floor: number }[];
     readonly decode: { gigabytesPerSecond: number; fraction: number };
   };
 }
@@ -36,14 +36,19 @@ describe("planish bench", () => {
       expect(gops).toBeGreaterThan(0);
       expect(fraction).toBeCloseTo(gops / report.ceilings[type], 9);
     }
-    const { ceilings, products, block, decode } = report.engine;
+    const { ceilings, products, blocks, decode } = report.engine;
     // Two kinds, two sizes, four numbers of rows.
     expect(products).toHaveLength(2 * 2 * 4);
     for (const { kind, gops, fraction, fractionOfInt8 } of products) {
       expect(fraction).toBeCloseTo(gops / ceilings[kind], 9);
       expect(fractionOfInt8).toBeCloseTo(gops / ceilings.int8, 9);
     }
-    expect(block.share).toBeGreaterThan(0);
+    // A small and a large model's block.
+    expect(blocks).toHaveLength(2);
+    for (const { share, floor } of blocks) {
+      expect(floor).toBeGreaterThan(0);
+      expect(share).toBeGreaterThan(floor);
+    }
     expect(decode.fraction).toBeCloseTo(decode.gigabytesPerSecond / ceilings.memory, 9);
   });
 

@@ -401,4 +401,86 @@ describe.each(LEVELS)("level %s", (level) => {
       { numRuns: 60 },
     );
   });
+
+  test("decoding gives the same bits alone, in a batch and as a prompt's last token, on any number of threads", () => {
+    atLevel();
+    const library = loadNativeLibrary();
+    const threads = library.threads();
+    const random = new Random(11);
+    const lengths = [200, 1, 64, 131];
+    const pageCount = (tokens: number) => Math.ceil(tokens / 64);
+    const sequences = lengths.map((tokens, i) => ({
+      tokens,
+      pages: Array.from(
+        { length: pageCount(tokens) },
+        (_, page) => lengths.slice(0, i).reduce((sum, x) => sum + pageCount(x), 0) + page,
+      ),
+    }));
+    try {
+      for (const [heads, kvHeads, headDim] of [
+        [9, 3, 64],
+        [5, 1, 36],
+        [4, 2, 8],
+      ])
+        for (const bits of [4, 8, 16])
+          for (const window of [0, 40]) {
+            const shape = { heads, kvHeads, headDim };
+            const cache = kernels.layerCache(headDim, kvHeads, bits, 10);
+            const rows = lengths.reduce((sum, x) => sum + x, 0);
+            const q = normals(random, rows * heads * headDim);
+            let row = 0;
+            const chunks = sequences.map(({ tokens, pages }) => {
+              const chunk = { row, rows: tokens, start: 0, pages };
+              row += tokens;
+              return chunk;
+            });
+            kernels.cacheWrite({
+              ...shape,
+              chunks,
+              q,
+              k: normals(random, rows * kvHeads * headDim),
+              v: normals(random, rows * kvHeads * headDim),
+              epsilon: 1e-5,
+              queryBits: 16,
+              clips: [Infinity, Infinity, Infinity, Infinity],
+              cache,
+            });
+            const width = heads * headDim;
+            const whole = new Float32Array(q.length);
+            kernels.pagedAttention({ ...shape, chunks, window, q, cache, out: whole });
+            const lastOf = (values: Float32Array) =>
+              chunks.map((chunk) => {
+                const at = (chunk.row + chunk.rows - 1) * width;
+                return values.slice(at, at + width);
+              });
+            const [queries, expected] = [lastOf(q), lastOf(whole)];
+            const decode = (chosen: readonly number[]) => {
+              const out = new Float32Array(chosen.length * width);
+              kernels.pagedAttention({
+                ...shape,
+                chunks: chosen.map((i, at) => ({
+                  row: at,
+                  rows: 1,
+                  start: sequences[i].tokens - 1,
+                  pages: sequences[i].pages,
+                })),
+                window,
+                q: Float32Array.from(chosen.flatMap((i) => [...queries[i]])),
+                cache,
+                out,
+              });
+              return chosen.map((_, at) => out.slice(at * width, (at + 1) * width));
+            };
+            // With 1 to 7 threads the tasks of a sequence or a batch do and do not come out even.
+            for (const count of [1, 2, 3, 4, 7]) {
+              library.setThreads(count);
+              expect(lengths.map((_, i) => decode([i])[0])).toEqual(expected);
+              expect(decode([0, 1, 2, 3])).toEqual(expected);
+              expect(decode([3, 0])).toEqual([expected[3], expected[0]]);
+            }
+          }
+    } finally {
+      library.setThreads(threads);
+    }
+  });
 });
