@@ -8,19 +8,24 @@
 // Macros: DIM (a multiple of 32), BITS 4 or 16.
 #include "engine/attention.cuh"
 
+#ifndef EARLY
+#define EARLY 1
+#endif
+
 constexpr int WARPS = 4, KEY_WORDS = DIM / 32;
 
 // q: f32 [row][heads·DIM]. sequences: {row, tokens in the cache, offset into pages}. blockIdx: split, KV head × groups of
-// eight query heads, sequence. partial: [row][head][split][DIM + 2]: sums of values, their maximum weight, total.
+// eight query heads, sequence. partial: [row][head][split][DIM + 2]: sums of values, their maximum weight, total. The tables
+// are no kernel's work, and so may be read before the kernels ahead have ended. next: weights that a later product reads.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
     attention_decode(const float* q, const int* sequences, const int* pages, i64 numHeads, i64 kvHeads, i64 window,
-                     double scale, const u8* cache, i64 pageBytes, float* partial) {
+                     double scale, const u8* cache, i64 pageBytes, float* partial, const u8* next, i64 nextBytes) {
   __shared__ float sums[WARPS][8][DIM], tops[WARPS][8], totals[WARPS][8];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const i64 kvHead = blockIdx.y % kvHeads, group = numHeads / kvHeads, firstHead = kvHead * group + blockIdx.y / kvHeads * 8;
   const int headsHere = (int)(group - blockIdx.y / kvHeads * 8 < 8 ? group - blockIdx.y / kvHeads * 8 : 8);
   releaseNext();
-  waitForEarlier();
+  if (!EARLY) waitForEarlier();
   const i64 row = sequences[3 * blockIdx.z];
   const int length = sequences[3 * blockIdx.z + 1];
   const int* const list = pages + sequences[3 * blockIdx.z + 2];
@@ -28,6 +33,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
   const int firstPage = firstVisible / PAGE_TOKENS, pageCount = (length + PAGE_TOKENS - 1) / PAGE_TOKENS - firstPage;
   const int begin = firstPage + (int)((i64)pageCount * blockIdx.x / gridDim.x);
   const int end = firstPage + (int)((i64)pageCount * (blockIdx.x + 1) / gridDim.x);
+  if (EARLY) {
+    // The last page is being written to; in the cache it is as new as in memory.
+    if (lane == 0)
+      for (int index = begin + warp; index < end; index += WARPS)
+        prefetch(cache + list[index] * pageBytes + kvHead * Page::BYTES, Page::BYTES);
+    waitForEarlier();
+  }
+  // While this kernel computes, memory is idle.
+  if (threadIdx.x == WARPS * 32 - 1) prefetchShare(next, nextBytes);
   // Operand A: the columns 4s … 4s + 3 of this thread's quarter (4 bits), or pieces of eight (16 bits), per step.
   u32 a[DIM / 16][4];
 #pragma unroll

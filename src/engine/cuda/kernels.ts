@@ -9,12 +9,20 @@ import {
   BLOCK_COLUMNS,
   featureTiles,
   roundUp,
+  siteClusterSize,
+  siteClusterSharedBytes,
   siteGeometry,
   siteSharedBytes,
   TILE_FEATURES,
-  type FeatureOrder,
-  type SiteShape,
 } from "./layout.js";
+import type {
+  Ahead,
+  AttentionRequest,
+  CacheShape,
+  GemmRequest,
+  HeadsRequest,
+  SiteRequest,
+} from "./requests.js";
 
 /** What launches need of a device. */
 export interface EngineDevice {
@@ -26,108 +34,37 @@ export interface EngineDevice {
 /** Set numbers that no tile reaches. */
 const NO_SET = 2 ** 40;
 
-export interface GemmRequest {
-  readonly weights: DevicePointer;
-  readonly bits: 4 | 8;
-  readonly order: FeatureOrder;
-  readonly columns: number;
-  readonly codes: DevicePointer;
-  readonly tokenScale: DevicePointer;
-  /** Ordered as `orderFeatures` does. */
-  readonly featureScale: DevicePointer;
-  readonly bias?: DevicePointer;
-  readonly out: DevicePointer;
-  readonly outStride: number;
-  /** Halves instead of f32. */
-  readonly halves?: boolean;
-  /** Adds to `out`, in f32. */
-  readonly accumulate?: boolean;
-  readonly tokens: number;
-  /** Rows that codes have room for, a multiple of 128 (or of 8, up to 64 tokens). */
-  readonly capacity: number;
-  /** First tiles that read the second and third set of codes. */
-  readonly setTiles?: readonly [number, number];
-  /** Blocks that share a tile's columns; chosen when absent. */
-  readonly split?: number;
-  /** mma.sync instead of wgmma; before Hopper always. */
-  readonly plain?: boolean;
-}
-
-export interface SiteRequest {
-  readonly shape: SiteShape;
-  readonly input: "plain" | "rms" | "gated" | "splits";
-  readonly x: DevicePointer;
-  readonly x2?: DevicePointer;
-  /** The inputs are halves. */
-  readonly halves?: boolean;
-  readonly tokens: number;
-  readonly stride: number;
-  readonly gain?: DevicePointer;
-  readonly epsilon?: number;
-  /** Padded halves (`paddedHalves`). */
-  readonly left?: DevicePointer;
-  readonly right?: DevicePointer;
-  /** Factors σ(c), [sets][2]. */
-  readonly clips: DevicePointer;
-  readonly sets: number;
-  readonly capacity: number;
-  readonly codes: DevicePointer;
-  readonly scales: DevicePointer;
-  readonly splits?: number;
-  readonly bits: number;
-  /** Rows as sums of two halves: as good as f32. */
-  readonly precise: boolean;
-}
-
-export interface CacheShape {
-  readonly headDim: number;
-  readonly heads: number;
-  readonly kvHeads: number;
-  /** Bits kept: 4, or 16 for halves. */
-  readonly kept: 4 | 16;
-}
-
-export interface HeadsRequest extends CacheShape {
-  /** {first row, rows} of each task. */
-  readonly tasks: DevicePointer;
-  readonly taskCount: number;
-  readonly pageOf: DevicePointer;
-  readonly slotOf: DevicePointer;
-  readonly q: DevicePointer;
-  readonly qStride: number;
-  readonly k: DevicePointer;
-  readonly v: DevicePointer;
-  readonly kvStride: number;
-  readonly halves: boolean;
-  readonly qGain?: DevicePointer;
-  readonly kGain?: DevicePointer;
-  readonly epsilon?: number;
-  readonly cosine?: DevicePointer;
-  readonly sine?: DevicePointer;
-  /** P_k⁻ᵀ and P_k, padded halves; both or neither. */
-  readonly qMatrix?: DevicePointer;
-  readonly kMatrix?: DevicePointer;
-  /** σ(c) of keys' max and min, values' max and min. */
-  readonly factors: DevicePointer;
-  /** Highest code: 2^bits − 1. */
-  readonly levels: number;
-  readonly out: DevicePointer;
-  readonly outHalves: boolean;
-  readonly cache: DevicePointer;
-  readonly pageBytes: number;
-}
-
-export interface AttentionRequest extends CacheShape {
-  readonly q: DevicePointer;
-  readonly pages: DevicePointer;
-  readonly window: number;
-  readonly cache: DevicePointer;
-  readonly pageBytes: number;
+/** What a bench switches, to compare. */
+export interface Tuning {
+  /** Sites of few rows on clusters. */
+  clusters: boolean;
+  /** Products of up to eight tokens read what their results need before the sums. */
+  early: boolean;
+  /** Products' weights come to the L2 cache: 1, a block's own; 2, those of blocks that do not fit yet too. */
+  prefetch: 0 | 1 | 2;
+  /** Weights leave the L2 cache first once they were read. */
+  once: boolean;
+  /** Attention's and heads' tables are read, and pages fetched, before the kernels ahead have ended. */
+  tables: boolean;
+  /** Heads compiled for short tasks. */
+  short: boolean;
+  /** Heads and attention fetch weights of later products. */
+  next: boolean;
 }
 
 export class EngineKernels {
   /** Launches may begin before the work ahead of them is done. */
   overlap: boolean;
+
+  readonly tuning: Tuning = {
+    clusters: true,
+    early: true,
+    prefetch: 2,
+    once: false,
+    tables: true,
+    short: true,
+    next: true,
+  };
 
   constructor(private readonly device: EngineDevice) {
     this.overlap = device.driver.info.capability >= 90;
@@ -220,7 +157,14 @@ export class EngineKernels {
       "gemm",
       "gemm",
       "ppppppiiiiiii",
-      [...defines, `SPLIT=${split}`, `WGMMA=${hopper ? 1 : 0}`],
+      [
+        ...defines,
+        `SPLIT=${split}`,
+        `WGMMA=${hopper ? 1 : 0}`,
+        `EARLY=${this.tuning.early && width === 8 ? 1 : 0}`,
+        `ONCE=${width === 8 && this.tuning.once ? 1 : 0}`,
+        `PREFETCH=${width === 8 ? this.tuning.prefetch : 0}`,
+      ],
       [tokenTiles * split, tiles],
       hopper ? 288 : 256,
       shared,
@@ -237,6 +181,42 @@ export class EngineKernels {
         `activations of ${request.bits} bits have no CUDA kernel yet; 2 to 8 have`,
       );
     const { multiprocessors, sharedBytesPerBlock } = this.device.driver.info;
+    const splits = request.input === "splits" ? (request.splits ?? 1) : 0;
+    const defines = [
+      `LEFT=${shape.left}`,
+      `RIGHT=${shape.right}`,
+      `HAS_LEFT=${shape.hasLeft ? 1 : 0}`,
+      `HAS_RIGHT=${shape.hasRight ? 1 : 0}`,
+      `INPUT=${inputs[request.input]}`,
+      `IN16=${request.halves ? 1 : 0}`,
+      `TAIL=${request.precise ? 1 : 0}`,
+      `QMAX=${2 ** (request.bits - 1) - 1}`,
+    ];
+    const args = [
+      request.x,
+      request.x2 ?? 0,
+      tokens,
+      request.stride,
+      request.gain ?? 0,
+      request.epsilon ?? 0,
+      request.left ?? 0,
+      request.right ?? 0,
+      request.clips,
+      request.sets,
+      request.capacity,
+      request.codes,
+      request.scales,
+      splits,
+    ];
+    const signature = "ppiipdpppiippi";
+    const cluster = this.clusterFor(request);
+    if (cluster > 1) {
+      const { blocks, threads } = siteClusterSize(shape)!;
+      const shared = siteClusterSharedBytes(shape);
+      const grid: Grid = [tokens * blocks];
+      this.launch("site_cluster", "site_cluster", signature, defines, grid, threads, shared, args);
+      return;
+    }
     const geometry = siteGeometry(shape);
     // One row per multiprocessor: twice the warps, each with half the rows, are done sooner.
     const few = tokens <= multiprocessors && geometry.height === 32 && geometry.threads <= 512;
@@ -245,7 +225,6 @@ export class EngineKernels {
       throw new PlanishError(
         `a site of ${shape.left}×${shape.right} is too large for the CUDA kernel (${threads} threads)`,
       );
-    const splits = request.input === "splits" ? (request.splits ?? 1) : 0;
     const shared = siteSharedBytes(shape, request.precise, splits);
     const resident = Math.max(
       1,
@@ -254,38 +233,24 @@ export class EngineKernels {
     this.launch(
       "site",
       "site",
-      "ppiipdpppiippi",
-      [
-        `LEFT=${shape.left}`,
-        `RIGHT=${shape.right}`,
-        `HAS_LEFT=${shape.hasLeft ? 1 : 0}`,
-        `HAS_RIGHT=${shape.hasRight ? 1 : 0}`,
-        `INPUT=${inputs[request.input]}`,
-        `IN16=${request.halves ? 1 : 0}`,
-        `TAIL=${request.precise ? 1 : 0}`,
-        `QMAX=${2 ** (request.bits - 1) - 1}`,
-        `BM=${few ? 16 : geometry.height}`,
-      ],
+      signature,
+      [...defines, `BM=${few ? 16 : geometry.height}`],
       [Math.min(tokens, multiprocessors * resident)],
       threads,
       shared,
-      [
-        request.x,
-        request.x2 ?? 0,
-        tokens,
-        request.stride,
-        request.gain ?? 0,
-        request.epsilon ?? 0,
-        request.left ?? 0,
-        request.right ?? 0,
-        request.clips,
-        request.sets,
-        request.capacity,
-        request.codes,
-        request.scales,
-        splits,
-      ],
+      args,
     );
+  }
+
+  /**
+   * Blocks of a cluster per row of a site (site_cluster.cu), 1 where one block does it alone: with a norm, whose sum has an
+   * order, with many rows, and for rows that are not cut evenly. The bits are the same.
+   */
+  private clusterFor({ shape, tokens, input, precise, halves, sets }: SiteRequest): number {
+    const { capability, multiprocessors } = this.device.driver.info;
+    const blocks = siteClusterSize(shape)?.blocks ?? 1;
+    if (!this.tuning.clusters || capability < 90 || tokens * blocks > multiprocessors) return 1;
+    return input !== "rms" && precise && !halves && sets <= 8 ? blocks : 1;
   }
 
   /** Norm, rotary embedding and matrices of heads; keys and values into their pages (heads.cu). */
@@ -301,13 +266,15 @@ export class EngineKernels {
     this.launch(
       "heads",
       "heads",
-      "pppiipippippdpppppippii",
+      "pppiipippippdpppppippiipi",
       [
         `DIM=${headDim}`,
         `MATRIX=${matrix ? 1 : 0}`,
         `BITS=${kept}`,
         `IN16=${request.halves ? 1 : 0}`,
         `OUT16=${request.outHalves ? 1 : 0}`,
+        `EARLY=${this.tuning.tables ? 1 : 0}`,
+        `MOST_ROWS=${this.tuning.short && (request.taskRows ?? 64) <= 16 ? 16 : 64}`,
       ],
       [request.taskCount, Math.ceil(heads / each) + 2 * Math.ceil(kvHeads / each)],
       128,
@@ -336,6 +303,7 @@ export class EngineKernels {
         request.cache,
         request.pageBytes,
         each,
+        ...this.ahead(request.next),
       ],
     );
   }
@@ -372,6 +340,7 @@ export class EngineKernels {
       readonly count: number;
       readonly splits: number;
       readonly partial: DevicePointer;
+      readonly next?: Ahead;
     },
   ): void {
     const { headDim, heads, kvHeads, kept } = request;
@@ -379,8 +348,8 @@ export class EngineKernels {
     this.launch(
       "attention_decode",
       "attention_decode",
-      "pppiiidpip",
-      [`DIM=${headDim}`, `BITS=${kept}`],
+      "pppiiidpippi",
+      [`DIM=${headDim}`, `BITS=${kept}`, `EARLY=${this.tuning.tables ? 1 : 0}`],
       [request.splits, kvHeads * Math.ceil(heads / kvHeads / 8), request.count],
       128,
       0,
@@ -395,8 +364,13 @@ export class EngineKernels {
         request.cache,
         request.pageBytes,
         request.partial,
+        ...this.ahead(request.next),
       ],
     );
+  }
+
+  private ahead(next: Ahead | undefined): [DevicePointer, number] {
+    return next && this.tuning.next ? [next.pointer, next.bytes] : [0, 0];
   }
 
   /** Joins the splits of `attendDecode` where no site does; out [rows][heads·headDim]. */

@@ -1,8 +1,9 @@
 /** A pass over the blocks: rows that go through a model together, as launches of the engine's kernels. */
 import type { DevicePointer } from "../../backend/cuda/driver.js";
 import type { LinearSite, ModelConfig } from "../../models/config.js";
-import type { EngineKernels, SiteRequest } from "./kernels.js";
-import { codeBytes, pageLayout, roundUp } from "./layout.js";
+import type { EngineKernels } from "./kernels.js";
+import { codeBytes, packedBytes, pageLayout, roundUp } from "./layout.js";
+import type { Ahead, SiteRequest } from "./requests.js";
 import { siteWidth, type CudaBlock, type CudaModel } from "./weights.js";
 
 /** Most rows of one pass; longer steps are cut. */
@@ -36,6 +37,8 @@ export interface Pass {
   /** Rows take decoding's attention, each as the last of its sequence: at most DECODE_ROWS. */
   readonly decoding: boolean;
   readonly taskCount: number;
+  /** Rows of the longest task. */
+  readonly taskRows: number;
   /** Rows of decoding, or blocks of queries. */
   readonly attentionCount: number;
   readonly tasks: DevicePointer;
@@ -45,6 +48,18 @@ export interface Pass {
   readonly pages: DevicePointer;
   /** Pieces that a sequence's cache is cut into for decoding; the same for every pass, so that a row does not depend on it. */
   readonly splits: number;
+}
+
+/** Rows up to which a pass waits for weights more than for anything else. */
+const NARROW_ROWS = 8;
+/** Bytes of weights that attention asks for ahead of their product. */
+const AHEAD_BYTES = 16 * 2 ** 20;
+
+/** The weights of a site's first product, for an earlier kernel of a narrow pass to ask for. */
+function aheadOf(block: CudaBlock, site: LinearSite, pass: Pass): Ahead | undefined {
+  if (pass.rows > NARROW_ROWS) return undefined;
+  const [{ weights, order, columns, bits }] = block.sites[site].products;
+  return { pointer: weights, bytes: Math.min(packedBytes(order, columns, bits), AHEAD_BYTES) };
 }
 
 /** Rows that buffers of codes are laid out for. */
@@ -153,6 +168,8 @@ export class PassRunner {
       outHalves: !pass.decoding,
       cache,
       pageBytes,
+      taskRows: pass.taskRows,
+      next: aheadOf(block, "attn_out", pass),
     });
     const common = {
       ...shape,
@@ -169,6 +186,7 @@ export class PassRunner {
         count: pass.attentionCount,
         splits: pass.splits,
         partial: buffers.partial,
+        next: aheadOf(block, "mlp_in", pass),
       });
       const joined = {
         input: "splits",
