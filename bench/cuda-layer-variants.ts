@@ -67,6 +67,8 @@ const VARIANTS: readonly (readonly [string, Tuning, number?])[] = [
   ["all but clusters", { ...ALL, clusters: false }],
   ["all but early reads", { ...ALL, early: false }],
   ["all but prefetch", { ...ALL, prefetch: 0 }],
+  ["all, prefetch by halves", { ...ALL, prefetch: 3 }],
+  ["all, prefetch by halves, next 24 MB", { ...ALL, prefetch: 3 }, 24 * MEBIBYTE],
   ["all, prefetch own only", { ...ALL, prefetch: 1 }],
   ["all but tables", { ...ALL, tables: false }],
   ["all but short heads", { ...ALL, short: false }],

@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         int room;
         asm("mov.u32 %0, %%nsmid;" : "=r"(room));
         const int all = gridDim.x * gridDim.y, index = blockIdx.y * gridDim.x + blockIdx.x, other = all - 1 - index;
-        if (PREFETCH > 1 && other >= room && other > index) {
+        if (PREFETCH > 1 && (PREFETCH > 2 || other >= room) && other > index) {
           const i64 share = other % gridDim.x % SPLIT, last = p.blocks * (share + 1) / SPLIT;
           for (i64 i = p.blocks * share / SPLIT; i < last; i++)
             prefetch(p.weights + (other / gridDim.x * p.blocks + i) * WEIGHT_BYTES, WEIGHT_BYTES);

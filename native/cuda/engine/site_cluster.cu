@@ -46,7 +46,7 @@ __device__ __forceinline__ void storeToPeer(u32 to, u32 value) {
 }
 
 // Attention's splits joined, as site.cu does, with everything asked for at once as long as there are no more than HELD.
-constexpr int HELD = 12;
+constexpr int HELD = 9;
 __device__ __forceinline__ void joinSplits(const float* from, int splits, int column, float (&v)[4]) {
   constexpr int STRIDE = RIGHT + 2;
   float most = -INFINITE, total = 0.f;
@@ -83,8 +83,10 @@ __device__ __forceinline__ void joinSplits(const float* from, int splits, int co
   for (int i = 0; i < 4; i++) v[i] *= inverse;
 }
 
+// 80 registers: a block then finds room beside the blocks of the kernel before, attention's or a product's, and has its
+// matrices when that ends.
 // Parameters: site.cu's, so that launches differ in nothing else. blockIdx.x: token × block of the cluster. At most 8 sets.
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, THREADS > 256 ? 1 : 3)
     site_cluster(const float* x, const float* x2, i64 tokens, i64 stride, const float* gain, double epsilon, const u16* left,
                  const u16* right, const float* clips, i64 sets, i64 capacity, i8* codes, float* scales, i64 splits) {
   extern __shared__ __align__(16) u16 memory[];

@@ -40,8 +40,11 @@ export interface Tuning {
   clusters: boolean;
   /** Products of up to eight tokens read what their results need before the sums. */
   early: boolean;
-  /** Products' weights come to the L2 cache: 1, a block's own; 2, those of blocks that do not fit yet too. */
-  prefetch: 0 | 1 | 2;
+  /**
+   * Products' weights come to the L2 cache: 1, a block's own; 2, those of blocks beyond one per multiprocessor too; 3, the
+   * first half of the blocks asks for the second's in any case.
+   */
+  prefetch: 0 | 1 | 2 | 3;
   /** Weights leave the L2 cache first once they were read. */
   once: boolean;
   /** Attention's and heads' tables are read, and pages fetched, before the kernels ahead have ended. */
@@ -246,10 +249,11 @@ export class EngineKernels {
    * Blocks of a cluster per row of a site (site_cluster.cu), 1 where one block does it alone: with a norm, whose sum has an
    * order, with many rows, and for rows that are not cut evenly. The bits are the same.
    */
-  private clusterFor({ shape, tokens, input, precise, halves, sets }: SiteRequest): number {
+  private clusterFor({ shape, tokens, input, precise, halves, sets, alone }: SiteRequest): number {
     const { capability, multiprocessors } = this.device.driver.info;
     const blocks = siteClusterSize(shape)?.blocks ?? 1;
-    if (!this.tuning.clusters || capability < 90 || tokens * blocks > multiprocessors) return 1;
+    if (alone || !this.tuning.clusters || capability < 90 || tokens * blocks > multiprocessors)
+      return 1;
     return input !== "rms" && precise && !halves && sets <= 8 ? blocks : 1;
   }
 

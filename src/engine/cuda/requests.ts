@@ -53,6 +53,8 @@ export interface SiteRequest {
   readonly bits: number;
   /** Rows as sums of two halves: as good as f32. */
   readonly precise: boolean;
+  /** One block of threads per row, however few there are; the bits are the same. */
+  readonly alone?: boolean;
 }
 
 /** Weights that a later product reads: they come to the L2 cache while a kernel leaves memory idle. */

@@ -153,24 +153,22 @@ export const site = (given: SiteCase): Check => ({
       bits,
       precise,
     };
-    const results = () => {
+    const results = (alone: boolean) => {
       for (const [pointer, bytes] of [
         [codes, sets * codeBytes(capacity, width)],
         [scales, sets * capacity * 4],
       ])
         device.driver.fillBytes(pointer, 0xff, bytes, device.stream);
-      device.kernels.site(request);
+      device.kernels.site({ ...request, alone });
       return {
         codes: device.read(codes, new Int8Array(sets * codeBytes(capacity, width))),
         scales: device.read(scales, new Float32Array(sets * capacity)),
       };
     };
-    const { codes: gotCodes, scales: gotScales } = results();
+    const { codes: gotCodes, scales: gotScales } = results(false);
     let worst = 0;
     // A row's bits must not depend on how many rows there are, and so not on whether a cluster has it.
-    device.kernels.tuning.clusters = false;
-    const alone = results();
-    device.kernels.tuning.clusters = true;
+    const alone = results(true);
     const bytesOf = (a: ArrayBufferView) => Buffer.from(a.buffer, a.byteOffset, a.byteLength);
     if (!bytesOf(gotCodes).equals(bytesOf(alone.codes))) worst = Infinity;
     if (!bytesOf(gotScales).equals(bytesOf(alone.scales))) worst = Infinity;
