@@ -42,6 +42,7 @@ const OFF: Tuning = {
   prefetch: 0,
   once: false,
   tables: false,
+  staged: false,
   short: false,
   next: false,
 };
@@ -51,6 +52,7 @@ const ALL: Tuning = {
   prefetch: 2,
   once: false,
   tables: true,
+  staged: true,
   short: true,
   next: true,
 };
@@ -62,6 +64,7 @@ const VARIANTS: readonly (readonly [string, Tuning, number?])[] = [
   ["only prefetch, own", { ...OFF, prefetch: 1 }],
   ["only prefetch, late blocks' too", { ...OFF, prefetch: 2 }],
   ["only tables before the wait", { ...OFF, tables: true }],
+  ["only staged scales in attention", { ...OFF, staged: true }],
   ["only short heads", { ...OFF, short: true }],
   ["only next weights by heads, attention", { ...OFF, next: true }],
   ["all but clusters", { ...ALL, clusters: false }],
@@ -71,6 +74,7 @@ const VARIANTS: readonly (readonly [string, Tuning, number?])[] = [
   ["all, prefetch by halves, next 24 MB", { ...ALL, prefetch: 3 }, 24 * MEBIBYTE],
   ["all, prefetch own only", { ...ALL, prefetch: 1 }],
   ["all but tables", { ...ALL, tables: false }],
+  ["all but staged scales", { ...ALL, staged: false }],
   ["all but short heads", { ...ALL, short: false }],
   ["all but next weights", { ...ALL, next: false }],
   ["all, next 4 MB", ALL, 4 * MEBIBYTE],

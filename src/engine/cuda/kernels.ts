@@ -49,6 +49,8 @@ export interface Tuning {
   once: boolean;
   /** Attention's and heads' tables are read, and pages fetched, before the kernels ahead have ended. */
   tables: boolean;
+  /** Attention's scales and zero points go through shared memory. */
+  staged: boolean;
   /** Heads compiled for short tasks. */
   short: boolean;
   /** Heads and attention fetch weights of later products. */
@@ -65,6 +67,7 @@ export class EngineKernels {
     prefetch: 2,
     once: false,
     tables: true,
+    staged: true,
     short: true,
     next: true,
   };
@@ -353,7 +356,12 @@ export class EngineKernels {
       "attention_decode",
       "attention_decode",
       "pppiiidpippi",
-      [`DIM=${headDim}`, `BITS=${kept}`, `EARLY=${this.tuning.tables ? 1 : 0}`],
+      [
+        `DIM=${headDim}`,
+        `BITS=${kept}`,
+        `EARLY=${this.tuning.tables ? 1 : 0}`,
+        `STAGED=${this.tuning.staged ? 1 : 0}`,
+      ],
       [request.splits, kvHeads * Math.ceil(heads / kvHeads / 8), request.count],
       128,
       0,
