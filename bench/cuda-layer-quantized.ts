@@ -102,8 +102,6 @@ export interface Options {
   readonly precise: boolean;
   /** Intermediate activations as halves (prefill) or f32. */
   readonly halves: boolean;
-  /** Bytes of gate and up that attention asks for ahead. */
-  readonly ahead?: number;
 }
 
 /** The calls of one quantized layer, by name. */
@@ -132,11 +130,6 @@ export function quantizedCalls(
   const linear = (name: "qkv" | "o" | "gateUp" | "down") => {
     const { order, columns, weights, scale } = layer.linears[name];
     return { ...at, order, columns, weights, featureScale: scale, bits: 4 as const };
-  };
-  const ahead = (name: "o" | "gateUp") => {
-    const { order, columns, weights } = layer.linears[name];
-    const bytes = Math.min(packedBytes(order, columns, 4), options.ahead ?? 16 * 2 ** 20);
-    return decoding && rows <= 8 ? { pointer: weights, bytes } : undefined;
   };
   const common = { ...SHAPE, kept: 4 as const, pages: step.pages, window: 0, cache, pageBytes };
   return [
@@ -180,7 +173,6 @@ export function quantizedCalls(
           cache,
           pageBytes,
           taskRows: decoding ? 8 : 64,
-          next: ahead("o"),
         }),
     ],
     [
@@ -194,7 +186,6 @@ export function quantizedCalls(
             count: step.sequences,
             splits,
             partial,
-            next: ahead("gateUp"),
           });
         else
           k.attendPrefill({

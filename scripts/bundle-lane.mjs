@@ -33,7 +33,6 @@ const lanes = {
   levels: "test/levels/main.ts",
   step: "bench/cuda-step.ts",
   layer: "bench/cuda-layer.ts",
-  variants: "bench/cuda-layer-variants.ts",
   engine: "bench/cuda-engine.ts",
 };
 const [name = "cuda", ...rest] = process.argv.slice(2);

@@ -5,34 +5,23 @@
 // integers, exact as halves; queries and weights are sums of two halves (rows 0 … 7 of an operand: the group's heads,
 // rows 8 … 15: their tails), so the products are as good as f32's.
 //
-// Scales and zero points go through shared memory, so that they are asked for once, together with the codes.
-//
-// Macros: DIM (a multiple of 32), BITS 4 or 16.
+// Macros: DIM (a multiple of 32), BITS 4 or 16; EARLY 1 where tables are read, and pages asked for, before the kernels ahead
+// have ended.
 #include "engine/attention.cuh"
 
 #ifndef EARLY
 #define EARLY 1
 #endif
-#ifndef STAGED
-#define STAGED 1
-#endif
 
 constexpr int WARPS = 4, KEY_WORDS = DIM / 32;
 
-// 16 bytes to shared memory; `cp.async.wait_all` waits for this thread's.
-__device__ __forceinline__ void copyAhead(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(sharedAt(to)), "l"(from) : "memory");
-}
-
 // q: f32 [row][heads·DIM]. sequences: {row, tokens in the cache, offset into pages}. blockIdx: split, KV head × groups of
 // eight query heads, sequence. partial: [row][head][split][DIM + 2]: sums of values, their maximum weight, total. The tables
-// are no kernel's work, and so may be read before the kernels ahead have ended. next: weights that a later product reads.
+// are no kernel's work, and so may be read before the kernels ahead have ended.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
     attention_decode(const float* q, const int* sequences, const int* pages, i64 numHeads, i64 kvHeads, i64 window,
-                     double scale, const u8* cache, i64 pageBytes, float* partial, const u8* next, i64 nextBytes) {
+                     double scale, const u8* cache, i64 pageBytes, float* partial) {
   __shared__ float sums[WARPS][8][DIM], tops[WARPS][8], totals[WARPS][8];
-  constexpr bool GRIDS = BITS == 4 && STAGED;
-  __shared__ uint4 grids[GRIDS ? WARPS : 1][PAGE_TOKENS * 12 / 16];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const i64 kvHead = blockIdx.y % kvHeads, group = numHeads / kvHeads, firstHead = kvHead * group + blockIdx.y / kvHeads * 8;
   const int headsHere = (int)(group - blockIdx.y / kvHeads * 8 < 8 ? group - blockIdx.y / kvHeads * 8 : 8);
@@ -52,8 +41,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
         prefetch(cache + list[index] * pageBytes + kvHead * Page::BYTES, Page::BYTES);
     waitForEarlier();
   }
-  // While this kernel computes, memory is idle.
-  if (threadIdx.x == WARPS * 32 - 1) prefetchShare(next, nextBytes);
   // Operand A: the columns 4s … 4s + 3 of this thread's quarter (4 bits), or pieces of eight (16 bits), per step.
   u32 a[DIM / 16][4];
 #pragma unroll
@@ -71,14 +58,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
   for (int index = begin + warp; index < end; index += WARPS) {
     const u8* const page = cache + list[index] * pageBytes + kvHead * Page::BYTES;
     const int here = length - index * PAGE_TOKENS, hidden = firstVisible - index * PAGE_TOKENS;
-    // Where this page's scales and zero points are read, at their offsets in a page.
-    const u8* const ofTokens = GRIDS ? (const u8*)grids[GRIDS ? warp : 0] - Page::KEY_SCALE : page;
-    if (GRIDS) {
-      // The page before has been read by every lane.
-      __syncwarp();
-      copyAhead(&grids[GRIDS ? warp : 0][lane], page + Page::KEY_SCALE + 16 * lane);
-      if (lane < 16) copyAhead(&grids[GRIDS ? warp : 0][32 + lane], page + Page::KEY_SCALE + 512 + 16 * lane);
-    }
     float scores[8][4] = {};
     u32 values[BITS == 4 ? DIM / 16 : 1][4];
     if (BITS == 4) {
@@ -95,10 +74,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
           for (int j = 0; j < KEY_WORDS; j++) words[i][j] = ((const u32*)from)[j];
         }
       }
-      if (GRIDS) {
-        asm volatile("cp.async.wait_all;" ::: "memory");
-        __syncwarp();
-      }
 #pragma unroll
       for (int i = 0; i < DIM / 16; i++) {
         const uint4 w = *(const uint4*)(page + Page::VALUES + ((i * 8 + g) * 4 + t4) * 16);
@@ -107,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
       }
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        const u32 z = *(const u16*)(ofTokens + Page::KEY_ZERO + (8 * i + g) * 2);
+        const u32 z = *(const u16*)(page + Page::KEY_ZERO + (8 * i + g) * 2);
         u32 zero, zero16;
         zeroForms(z | z << 16, zero, zero16);
 #pragma unroll
@@ -132,8 +107,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
     for (int i = 0; i < 8; i++) {
       float2 keyScale = make_float2(1.f, 1.f), valueScale = make_float2(1.f, 1.f);
       if (BITS == 4) {
-        keyScale = *(const float2*)(ofTokens + Page::KEY_SCALE + (8 * i + 2 * t4) * 4);
-        valueScale = *(const float2*)(ofTokens + Page::VALUE_SCALE + (8 * i + 2 * t4) * 4);
+        keyScale = *(const float2*)(page + Page::KEY_SCALE + (8 * i + 2 * t4) * 4);
+        valueScale = *(const float2*)(page + Page::VALUE_SCALE + (8 * i + 2 * t4) * 4);
       }
 #pragma unroll
       for (int e = 0; e < 2; e++) {
@@ -173,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
         const int i = 2 * u + h;
         p[2 * h] = packSmall(weight[i][0], weight[i][1]);
         p[2 * h + 1] = packTail(weight[i][0], weight[i][1], p[2 * h]);
-        if (BITS == 4) zeroForms(*(const u32*)(ofTokens + Page::VALUE_ZERO + (8 * i + 2 * t4) * 2), zero[h], zero16[h]);
+        if (BITS == 4) zeroForms(*(const u32*)(page + Page::VALUE_ZERO + (8 * i + 2 * t4) * 2), zero[h], zero16[h]);
       }
 #pragma unroll
       for (int n = 0; n < DIM / 8; n++) {

@@ -35,14 +35,6 @@ __device__ __forceinline__ void prefetch(const void* from, u32 bytes) {
 #endif
 }
 
-// One thread of each block asks for its block's share.
-__device__ __forceinline__ void prefetchShare(const u8* from, i64 bytes) {
-  constexpr i64 PIECE = 16384;
-  const i64 count = (i64)gridDim.x * gridDim.y * gridDim.z;
-  const i64 index = ((i64)blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-  for (i64 at = index * PIECE; at < bytes; at += count * PIECE) prefetch(from + at, (u32)(bytes - at < PIECE ? bytes - at : PIECE));
-}
-
 __device__ __forceinline__ u32 sharedAt(const void* pointer) {
   return (u32)__cvta_generic_to_shared(pointer);
 }

@@ -11,21 +11,14 @@
 #ifndef WGMMA
 #define WGMMA 1
 #endif
-#ifndef EARLY
-#define EARLY (TOKENS == 8)
-#endif
-#ifndef ONCE
-#define ONCE 0
-#endif
-#ifndef PREFETCH
-#define PREFETCH (TOKENS == 8 ? 2 : 0)
-#endif
 
 #if WGMMA
 
 constexpr int THREADS = CONSUMERS + 32;
 // Sums of a tile that a thread takes from all blocks of its cluster.
 constexpr int OWN = (SUMS + SPLIT - 1) / SPLIT;
+// Up to eight tokens: a step waits for weights and for latencies more than for anything else.
+constexpr bool NARROW = TOKENS == 8;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if SPLIT > 1
@@ -52,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   releaseNext();
   const int warp = threadIdx.x / 32;
   int sums[2][SUMS];
-  // EARLY: what this thread's results need is read before the sums.
+  // NARROW: what this thread's results need is read before the sums.
   const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const int firstOwn = SUMS * rank / SPLIT, ownCount = SUMS * (rank + 1) / SPLIT - firstOwn;
   const i64 base = tile * (EPILOGUE == GATED ? FEATURES / 2 : FEATURES);
@@ -66,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       const auto weightsOf = [&](int i, int stage) {
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(sharedAt(&full[stage])), "r"(STAGE_BYTES)
                      : "memory");
-        if (ONCE)
+        if (NARROW)
           bulkCopyOnce(stages + stage * STAGE_BYTES + CODE_BYTES, from + (i64)i * WEIGHT_BYTES, WEIGHT_BYTES, sharedAt(&full[stage]), policy);
         else
           bulkCopy(stages + stage * STAGE_BYTES + CODE_BYTES, from + (i64)i * WEIGHT_BYTES, WEIGHT_BYTES, sharedAt(&full[stage]));
@@ -76,20 +69,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       };
       // Weights do not depend on the kernels before this one.
       for (int i = 0; i < ahead; i++) weightsOf(i, i);
-      if (PREFETCH) {
-        // Memory is idle while kernels of a few blocks run: what has no room in the buffers comes to the L2 cache.
-        for (int i = ahead; i < count; i++) prefetch(from + (i64)i * WEIGHT_BYTES, WEIGHT_BYTES);
-        // As long as the kernel before it has not ended, a multiprocessor has room for one block of this one. The first
-        // blocks stand in for the last.
-        int room;
-        asm("mov.u32 %0, %%nsmid;" : "=r"(room));
-        const int all = gridDim.x * gridDim.y, index = blockIdx.y * gridDim.x + blockIdx.x, other = all - 1 - index;
-        if (PREFETCH > 1 && (PREFETCH > 2 || other >= room) && other > index) {
-          const i64 share = other % gridDim.x % SPLIT, last = p.blocks * (share + 1) / SPLIT;
-          for (i64 i = p.blocks * share / SPLIT; i < last; i++)
-            prefetch(p.weights + (other / gridDim.x * p.blocks + i) * WEIGHT_BYTES, WEIGHT_BYTES);
-        }
-      }
       waitForEarlier();
       for (int i = 0; i < ahead; i++) codesOf(i, i);
       for (int i = ahead; i < count; i++) {
@@ -104,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int warpgroup = warp / 4, thread = threadIdx.x % 128;
     u32 a[2][2][2][4];  // half block, tile, step of 32 columns
     const int count = (int)(end - begin);
-    if (EARLY && SPLIT > 1) {
+    if (NARROW && SPLIT > 1) {
 #pragma unroll
       for (int k = 0; k < OWN; k++)
 #pragma unroll
@@ -197,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(part) : "r"(peer[r] + (t * SUMS + i) * CONSUMERS * 4));
             sum += part;
           }
-          if (EARLY) {
+          if (NARROW) {
             v[k][t] = (float)sum * scale[k][t] + add[k][t];
           } else {
             const i64 f = tile * FEATURES + (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + featureOf(warpgroup, warp % 4, t, h, g);
@@ -219,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int t = 0; t < (EPILOGUE == GATED ? 1 : 2); t++) {
           const i64 feature = base + featureOf(warpgroup, warp % 4, t, i / 2 % 2, g);
           const float value = EPILOGUE == GATED ? silu(v[k][0]) * v[k][1] : v[k][t];
-          if (EARLY && EPILOGUE == ADD) {
+          if (NARROW && EPILOGUE == ADD) {
             if (feature < p.features) ((float*)p.out)[token * p.outStride + feature] = old[k][t] + value;
           } else {
             put(p, token, feature, value);

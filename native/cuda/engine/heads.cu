@@ -10,7 +10,8 @@
 // halves where they came as halves.
 //
 // Macros: DIM (a multiple of 32, up to 128), MATRIX, BITS 4 or 16 (as kept), IN16 (q, k, v come as halves), OUT16
-// (queries leave so); MOST_ROWS: rows of the longest task, which need no more than one path when they are 16 or fewer.
+// (queries leave so); MOST_ROWS: rows of the longest task, which need no more than one path when they are 16 or fewer; EARLY 1
+// where tables are read before the kernels ahead have ended.
 #include "engine/engine.cuh"
 
 #ifndef DIM
@@ -435,13 +436,12 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
 // tasks: {first row, rows} of i32. pageOf, slotOf: of each row. cosine, sine: [rows][DIM/2] or null. q: [row][qStride],
 // k and v: [row][kvStride], 16-byte aligned; head h of each begins at h·DIM. blockIdx.y: `headsEach` query heads, then as
 // many KV heads for keys, then for values. factors: σ(c) of keys' max and min, values' max and min. cache: this layer's
-// part of page 0. The tables are no kernel's work, and so may be read before the kernels ahead have ended. next: weights that
-// a later product reads.
+// part of page 0. The tables are no kernel's work, and so may be read before the kernels ahead have ended.
 extern "C" __global__ void __launch_bounds__(THREADS, IN16 || MOST_ROWS <= 16 ? 3 : 2)
     heads(const int* tasks, const int* pageOf, const int* slotOf, i64 numHeads, i64 kvHeads, const void* q, i64 qStride,
           const void* k, const void* v, i64 kvStride, const float* qGain, const float* kGain, double epsilon, const float* cosine,
           const float* sine, const u16* qMatrix, const u16* kMatrix, const float* factors, i64 levels, void* qOut,
-          u8* cache, i64 pageBytes, i64 headsEach, const u8* next, i64 nextBytes) {
+          u8* cache, i64 pageBytes, i64 headsEach) {
   extern __shared__ __align__(16) u16 memory[];  // [DIM][STRIDE] of a matrix, or rows of values
   __shared__ int page[ROWS], slot[ROWS];
   __shared__ float extremes[WARPS * 32];
@@ -476,8 +476,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, IN16 || MOST_ROWS <= 16 ? 
         prefetch(cache + step.pageHere * pageBytes + index * Page::BYTES + Page::VALUES, Page::KEY_SCALE - Page::VALUES);
     waitForEarlier();
   }
-  // While this kernel computes, memory is idle.
-  if (tid == THREADS - 1) prefetchShare(next, nextBytes);
   const Arguments by = {numHeads, kvHeads, epsilon, cosine, sine, factors, levels, qOut, cache, pageBytes};
   Head head;
   head.source = part == 0 ? q : part == 1 ? k : v;

@@ -16,7 +16,6 @@ import {
   TILE_FEATURES,
 } from "./layout.js";
 import type {
-  Ahead,
   AttentionRequest,
   CacheShape,
   GemmRequest,
@@ -34,43 +33,12 @@ export interface EngineDevice {
 /** Set numbers that no tile reaches. */
 const NO_SET = 2 ** 40;
 
-/** What a bench switches, to compare. */
-export interface Tuning {
-  /** Sites of few rows on clusters. */
-  clusters: boolean;
-  /** Products of up to eight tokens read what their results need before the sums. */
-  early: boolean;
-  /**
-   * Products' weights come to the L2 cache: 1, a block's own; 2, those of blocks beyond one per multiprocessor too; 3, the
-   * first half of the blocks asks for the second's in any case.
-   */
-  prefetch: 0 | 1 | 2 | 3;
-  /** Weights leave the L2 cache first once they were read. */
-  once: boolean;
-  /** Attention's and heads' tables are read, and pages fetched, before the kernels ahead have ended. */
-  tables: boolean;
-  /** Attention's scales and zero points go through shared memory. */
-  staged: boolean;
-  /** Heads compiled for short tasks. */
-  short: boolean;
-  /** Heads and attention fetch weights of later products. */
-  next: boolean;
-}
+/** Rows up to which a step waits for weights and for latencies more than for anything else. */
+const NARROW_ROWS = 8;
 
 export class EngineKernels {
   /** Launches may begin before the work ahead of them is done. */
   overlap: boolean;
-
-  readonly tuning: Tuning = {
-    clusters: true,
-    early: true,
-    prefetch: 2,
-    once: false,
-    tables: true,
-    staged: true,
-    short: true,
-    next: true,
-  };
 
   constructor(private readonly device: EngineDevice) {
     this.overlap = device.driver.info.capability >= 90;
@@ -163,14 +131,7 @@ export class EngineKernels {
       "gemm",
       "gemm",
       "ppppppiiiiiii",
-      [
-        ...defines,
-        `SPLIT=${split}`,
-        `WGMMA=${hopper ? 1 : 0}`,
-        `EARLY=${this.tuning.early && width === 8 ? 1 : 0}`,
-        `ONCE=${width === 8 && this.tuning.once ? 1 : 0}`,
-        `PREFETCH=${width === 8 ? this.tuning.prefetch : 0}`,
-      ],
+      [...defines, `SPLIT=${split}`, `WGMMA=${hopper ? 1 : 0}`],
       [tokenTiles * split, tiles],
       hopper ? 288 : 256,
       shared,
@@ -255,8 +216,7 @@ export class EngineKernels {
   private clusterFor({ shape, tokens, input, precise, halves, sets, alone }: SiteRequest): number {
     const { capability, multiprocessors } = this.device.driver.info;
     const blocks = siteClusterSize(shape)?.blocks ?? 1;
-    if (alone || !this.tuning.clusters || capability < 90 || tokens * blocks > multiprocessors)
-      return 1;
+    if (alone || capability < 90 || tokens * blocks > multiprocessors) return 1;
     return input !== "rms" && precise && !halves && sets <= 8 ? blocks : 1;
   }
 
@@ -273,15 +233,15 @@ export class EngineKernels {
     this.launch(
       "heads",
       "heads",
-      "pppiipippippdpppppippiipi",
+      "pppiipippippdpppppippii",
       [
         `DIM=${headDim}`,
         `MATRIX=${matrix ? 1 : 0}`,
         `BITS=${kept}`,
         `IN16=${request.halves ? 1 : 0}`,
         `OUT16=${request.outHalves ? 1 : 0}`,
-        `EARLY=${this.tuning.tables ? 1 : 0}`,
-        `MOST_ROWS=${this.tuning.short && (request.taskRows ?? 64) <= 16 ? 16 : 64}`,
+        `EARLY=${request.taskCount <= NARROW_ROWS ? 1 : 0}`,
+        `MOST_ROWS=${(request.taskRows ?? 64) <= 16 ? 16 : 64}`,
       ],
       [request.taskCount, Math.ceil(heads / each) + 2 * Math.ceil(kvHeads / each)],
       128,
@@ -310,7 +270,6 @@ export class EngineKernels {
         request.cache,
         request.pageBytes,
         each,
-        ...this.ahead(request.next),
       ],
     );
   }
@@ -347,7 +306,6 @@ export class EngineKernels {
       readonly count: number;
       readonly splits: number;
       readonly partial: DevicePointer;
-      readonly next?: Ahead;
     },
   ): void {
     const { headDim, heads, kvHeads, kept } = request;
@@ -355,13 +313,8 @@ export class EngineKernels {
     this.launch(
       "attention_decode",
       "attention_decode",
-      "pppiiidpippi",
-      [
-        `DIM=${headDim}`,
-        `BITS=${kept}`,
-        `EARLY=${this.tuning.tables ? 1 : 0}`,
-        `STAGED=${this.tuning.staged ? 1 : 0}`,
-      ],
+      "pppiiidpip",
+      [`DIM=${headDim}`, `BITS=${kept}`, `EARLY=${request.count <= NARROW_ROWS ? 1 : 0}`],
       [request.splits, kvHeads * Math.ceil(heads / kvHeads / 8), request.count],
       128,
       0,
@@ -376,13 +329,8 @@ export class EngineKernels {
         request.cache,
         request.pageBytes,
         request.partial,
-        ...this.ahead(request.next),
       ],
     );
-  }
-
-  private ahead(next: Ahead | undefined): [DevicePointer, number] {
-    return next && this.tuning.next ? [next.pointer, next.bytes] : [0, 0];
   }
 
   /** Joins the splits of `attendDecode` where no site does; out [rows][heads·headDim]. */

@@ -2,8 +2,8 @@
 import type { DevicePointer } from "../../backend/cuda/driver.js";
 import type { LinearSite, ModelConfig } from "../../models/config.js";
 import type { EngineKernels } from "./kernels.js";
-import { codeBytes, packedBytes, pageLayout, roundUp } from "./layout.js";
-import type { Ahead, SiteRequest } from "./requests.js";
+import { codeBytes, pageLayout, roundUp } from "./layout.js";
+import type { SiteRequest } from "./requests.js";
 import { siteWidth, type CudaBlock, type CudaModel } from "./weights.js";
 
 /** Most rows of one pass; longer steps are cut. */
@@ -48,18 +48,6 @@ export interface Pass {
   readonly pages: DevicePointer;
   /** Pieces that a sequence's cache is cut into for decoding; the same for every pass, so that a row does not depend on it. */
   readonly splits: number;
-}
-
-/** Rows up to which a pass waits for weights more than for anything else. */
-const NARROW_ROWS = 8;
-/** Bytes of weights that attention asks for ahead of their product. */
-const AHEAD_BYTES = 16 * 2 ** 20;
-
-/** The weights of a site's first product, for an earlier kernel of a narrow pass to ask for. */
-function aheadOf(block: CudaBlock, site: LinearSite, pass: Pass): Ahead | undefined {
-  if (pass.rows > NARROW_ROWS) return undefined;
-  const [{ weights, order, columns, bits }] = block.sites[site].products;
-  return { pointer: weights, bytes: Math.min(packedBytes(order, columns, bits), AHEAD_BYTES) };
 }
 
 /** Rows that buffers of codes are laid out for. */
@@ -169,7 +157,6 @@ export class PassRunner {
       cache,
       pageBytes,
       taskRows: pass.taskRows,
-      next: aheadOf(block, "attn_out", pass),
     });
     const common = {
       ...shape,
@@ -186,7 +173,6 @@ export class PassRunner {
         count: pass.attentionCount,
         splits: pass.splits,
         partial: buffers.partial,
-        next: aheadOf(block, "mlp_in", pass),
       });
       const joined = {
         input: "splits",

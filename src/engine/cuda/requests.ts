@@ -57,13 +57,6 @@ export interface SiteRequest {
   readonly alone?: boolean;
 }
 
-/** Weights that a later product reads: they come to the L2 cache while a kernel leaves memory idle. */
-export interface Ahead {
-  readonly pointer: DevicePointer;
-  /** A multiple of 16. */
-  readonly bytes: number;
-}
-
 export interface CacheShape {
   readonly headDim: number;
   readonly heads: number;
@@ -102,7 +95,6 @@ export interface HeadsRequest extends CacheShape {
   readonly pageBytes: number;
   /** Rows of the longest task; 64 when absent. */
   readonly taskRows?: number;
-  readonly next?: Ahead;
 }
 
 export interface AttentionRequest extends CacheShape {

@@ -93,8 +93,6 @@ export const attention = (given: AttentionCase): Check => ({
     let free = pageTotal;
     for (const count of pagesOf) pageLists.push(Array.from({ length: count }, () => --free));
     const cache = poisoned(device, pageTotal * pageBytes);
-    // What is only asked for must change nothing.
-    const asked = { pointer: cache, bytes: pageTotal * pageBytes };
     const half = headDim / 2;
     const square = () =>
       Array.from({ length: headDim * headDim }, () => roundHalf(next() / Math.sqrt(headDim)));
@@ -204,7 +202,6 @@ export const attention = (given: AttentionCase): Check => ({
         pageBytes,
         // Short tasks have a kernel of their own.
         taskRows: Math.max(...tasks.filter((_, i) => i % 2 === 1)),
-        next: asked,
       });
       const queries = outHalves
         ? Float64Array.from(device.read(out, new Uint16Array(count * heads * headDim)), fromHalf)
@@ -307,7 +304,6 @@ export const attention = (given: AttentionCase): Check => ({
         count: sequences.length,
         splits,
         partial,
-        next: asked,
       });
       device.kernels.joinSplits({
         partial,
