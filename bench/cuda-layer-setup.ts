@@ -10,7 +10,9 @@ export const HIDDEN = 4096;
 export const INTERMEDIATE = 11008;
 export const HEADS = 32;
 export const HEAD_DIM = 128;
-export const LAYERS = 4;
+const layersAt = process.argv.indexOf("--layers");
+/** With 12, not only the weights but the 4-bit caches of single sequences are more than the L2 cache holds. */
+export const LAYERS = layersAt > 0 ? Number(process.argv[layersAt + 1]) : 4;
 export const CACHED = 2048;
 export const EPSILON = 1e-5;
 

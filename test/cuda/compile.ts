@@ -31,6 +31,7 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["WGMMA=0", "TOKENS=64", "EPILOGUE=2", "OUT16=1"],
     ["WGMMA=0", "TOKENS=64", "EPILOGUE=1", "WBITS=8"],
     ["TOKENS=8", "SPLIT=8"],
+    ["TOKENS=8", "SPLIT=2", "EPILOGUE=2"],
     ["TOKENS=64", "SPLIT=4", "STAGES=3", "EPILOGUE=2"],
   ],
   "engine/gemm_prefill": [
@@ -46,8 +47,15 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["LEFT=32", "RIGHT=128", "HAS_RIGHT=0", "INPUT=3"],
     ["LEFT=7", "RIGHT=11", "INPUT=2", "QMAX=127"],
   ],
+  "engine/site_cluster": [
+    ["LEFT=86", "RIGHT=128"],
+    ["LEFT=86", "RIGHT=128", "INPUT=2"],
+    ["LEFT=32", "RIGHT=128", "HAS_RIGHT=0", "INPUT=3"],
+    ["LEFT=6", "RIGHT=64", "QMAX=127"],
+  ],
   "engine/heads": [
     ["DIM=128"],
+    ["DIM=128", "MOST_ROWS=16"],
     ["DIM=32", "MATRIX=0"],
     ["DIM=96"],
     ["DIM=128", "IN16=1", "OUT16=1"],

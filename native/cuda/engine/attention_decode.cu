@@ -5,13 +5,19 @@
 // integers, exact as halves; queries and weights are sums of two halves (rows 0 … 7 of an operand: the group's heads,
 // rows 8 … 15: their tails), so the products are as good as f32's.
 //
-// Macros: DIM (a multiple of 32), BITS 4 or 16.
+// Macros: DIM (a multiple of 32), BITS 4 or 16; EARLY 1 where tables are read, and pages asked for, before the kernels ahead
+// have ended.
 #include "engine/attention.cuh"
+
+#ifndef EARLY
+#define EARLY 1
+#endif
 
 constexpr int WARPS = 4, KEY_WORDS = DIM / 32;
 
 // q: f32 [row][heads·DIM]. sequences: {row, tokens in the cache, offset into pages}. blockIdx: split, KV head × groups of
-// eight query heads, sequence. partial: [row][head][split][DIM + 2]: sums of values, their maximum weight, total.
+// eight query heads, sequence. partial: [row][head][split][DIM + 2]: sums of values, their maximum weight, total. The tables
+// are no kernel's work, and so may be read before the kernels ahead have ended.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
     attention_decode(const float* q, const int* sequences, const int* pages, i64 numHeads, i64 kvHeads, i64 window,
                      double scale, const u8* cache, i64 pageBytes, float* partial) {
@@ -20,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
   const i64 kvHead = blockIdx.y % kvHeads, group = numHeads / kvHeads, firstHead = kvHead * group + blockIdx.y / kvHeads * 8;
   const int headsHere = (int)(group - blockIdx.y / kvHeads * 8 < 8 ? group - blockIdx.y / kvHeads * 8 : 8);
   releaseNext();
-  waitForEarlier();
+  if (!EARLY) waitForEarlier();
   const i64 row = sequences[3 * blockIdx.z];
   const int length = sequences[3 * blockIdx.z + 1];
   const int* const list = pages + sequences[3 * blockIdx.z + 2];
@@ -28,6 +34,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BITS == 4 ? 3 : 2)
   const int firstPage = firstVisible / PAGE_TOKENS, pageCount = (length + PAGE_TOKENS - 1) / PAGE_TOKENS - firstPage;
   const int begin = firstPage + (int)((i64)pageCount * blockIdx.x / gridDim.x);
   const int end = firstPage + (int)((i64)pageCount * (blockIdx.x + 1) / gridDim.x);
+  if (EARLY) {
+    // The last page is being written to; in the cache it is as new as in memory.
+    if (lane == 0)
+      for (int index = begin + warp; index < end; index += WARPS)
+        prefetch(cache + list[index] * pageBytes + kvHead * Page::BYTES, Page::BYTES);
+    waitForEarlier();
+  }
   // Operand A: the columns 4s … 4s + 3 of this thread's quarter (4 bits), or pieces of eight (16 bits), per step.
   u32 a[DIM / 16][4];
 #pragma unroll

@@ -20,6 +20,21 @@ __device__ __forceinline__ void releaseNext() {
 #endif
 }
 
+#if __CUDA_ARCH__ >= 900
+// All threads of all blocks of the cluster; what they wrote to shared memory before is seen after.
+__device__ __forceinline__ void clusterSync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+#endif
+
+// Asks for `bytes` (both a multiple of 16) to come to the L2 cache, and waits for nothing. As nothing is read, that may be
+// done before `waitForEarlier`.
+__device__ __forceinline__ void prefetch(const void* from, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+
 __device__ __forceinline__ u32 sharedAt(const void* pointer) {
   return (u32)__cvta_generic_to_shared(pointer);
 }

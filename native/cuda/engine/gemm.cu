@@ -15,6 +15,10 @@
 #if WGMMA
 
 constexpr int THREADS = CONSUMERS + 32;
+// Sums of a tile that a thread takes from all blocks of its cluster.
+constexpr int OWN = (SUMS + SPLIT - 1) / SPLIT;
+// Up to eight tokens: a step waits for weights and for latencies more than for anything else.
+constexpr bool NARROW = TOKENS == 8;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if SPLIT > 1
@@ -41,15 +45,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   releaseNext();
   const int warp = threadIdx.x / 32;
   int sums[2][SUMS];
+  // NARROW: what this thread's results need is read before the sums.
+  const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
+  const int firstOwn = SUMS * rank / SPLIT, ownCount = SUMS * (rank + 1) / SPLIT - firstOwn;
+  const i64 base = tile * (EPILOGUE == GATED ? FEATURES / 2 : FEATURES);
+  float scale[OWN][2], add[OWN][2], old[OWN][2];
   if (warp >= CONSUMERS / 32) {
     if (threadIdx.x == CONSUMERS) {
       const u8* from = p.weights + (tile * p.blocks + begin) * WEIGHT_BYTES;
       const i8* with = p.codes + ((i64)set * p.blocks + begin) * p.capacity * 128 + token0 * 128;
       const int count = (int)(end - begin), ahead = count < STAGES ? count : STAGES;
+      const u64 policy = readOnce();
       const auto weightsOf = [&](int i, int stage) {
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(sharedAt(&full[stage])), "r"(STAGE_BYTES)
                      : "memory");
-        bulkCopy(stages + stage * STAGE_BYTES + CODE_BYTES, from + (i64)i * WEIGHT_BYTES, WEIGHT_BYTES, sharedAt(&full[stage]));
+        if (NARROW)
+          bulkCopyOnce(stages + stage * STAGE_BYTES + CODE_BYTES, from + (i64)i * WEIGHT_BYTES, WEIGHT_BYTES, sharedAt(&full[stage]), policy);
+        else
+          bulkCopy(stages + stage * STAGE_BYTES + CODE_BYTES, from + (i64)i * WEIGHT_BYTES, WEIGHT_BYTES, sharedAt(&full[stage]));
       };
       const auto codesOf = [&](int i, int stage) {
         bulkCopy(stages + stage * STAGE_BYTES, with + (i64)i * p.capacity * 128, CODE_BYTES, sharedAt(&full[stage]));
@@ -70,6 +83,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int warpgroup = warp / 4, thread = threadIdx.x % 128;
     u32 a[2][2][2][4];  // half block, tile, step of 32 columns
     const int count = (int)(end - begin);
+    if (NARROW && SPLIT > 1) {
+#pragma unroll
+      for (int k = 0; k < OWN; k++)
+#pragma unroll
+        for (int t = 0; t < 2; t++) {
+          const i64 f = tile * FEATURES + (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) +
+                        featureOf(warpgroup, warp % 4, t, (firstOwn + k) / 2 % 2, g);
+          scale[k][t] = p.featureScale[f] * UNIT, add[k][t] = p.bias ? p.bias[f] : 0.f, old[k][t] = 0.f;
+        }
+      waitForEarlier();
+#pragma unroll
+      for (int k = 0; k < OWN; k++) {
+        const int i = firstOwn + k;
+        const i64 token = token0 + i / 4 * 8 + 2 * t4 + i % 2;
+        if (k >= ownCount || token >= p.tokens) continue;
+        const float ofToken = p.tokenScale[set * p.capacity + token];
+#pragma unroll
+        for (int t = 0; t < 2; t++) {
+          const i64 feature = base + featureOf(warpgroup, warp % 4, t, i / 2 % 2, g);
+          scale[k][t] *= ofToken;
+          if (EPILOGUE == ADD && feature < p.features) old[k][t] = ((const float*)p.out)[token * p.outStride + feature];
+        }
+      }
+    }
     for (int i = 0; i < count; i++) {
       const int stage = i % STAGES;
       waitBarrier(sharedAt(&full[stage]), (i / STAGES) & 1);
@@ -117,19 +154,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int i = 0; i < SUMS; i++) mine[(t * SUMS + i) * CONSUMERS + threadIdx.x] = sums[t][i];
     }
     clusterSync();
+    float v[OWN][2];
     if (warp < CONSUMERS / 32) {
-      const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4, warpgroup = warp / 4;
+      const int warpgroup = warp / 4;
       const float* tokenScales = p.tokenScale + (i64)set * p.capacity;
       u32 peer[SPLIT];
 #pragma unroll
       for (int r = 0; r < SPLIT; r++)
         asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer[r]) : "r"(sharedAt(mine + threadIdx.x)), "r"(r));
-      const i64 base = tile * (EPILOGUE == GATED ? FEATURES / 2 : FEATURES);
-      for (int i = SUMS * rank / SPLIT; i < SUMS * (rank + 1) / SPLIT; i++) {
-        const int h = i / 2 % 2;
+#pragma unroll
+      for (int k = 0; k < OWN; k++) {
+        const int i = firstOwn + k, h = i / 2 % 2;
         const i64 token = token0 + i / 4 * 8 + 2 * t4 + i % 2;
-        if (token >= p.tokens) continue;
-        float v[2];
+        if (k >= ownCount || token >= p.tokens) continue;
 #pragma unroll
         for (int t = 0; t < 2; t++) {
           int sum = 0;
@@ -139,19 +176,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(part) : "r"(peer[r] + (t * SUMS + i) * CONSUMERS * 4));
             sum += part;
           }
-          const i64 f = tile * FEATURES + (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + featureOf(warpgroup, warp % 4, t, h, g);
-          v[t] = (float)sum * (p.featureScale[f] * UNIT * tokenScales[token]) + (p.bias ? p.bias[f] : 0.f);
-        }
-        if (EPILOGUE == GATED) {
-          put(p, token, base + featureOf(warpgroup, warp % 4, 0, h, g), silu(v[0]) * v[1]);
-        } else {
-          put(p, token, base + featureOf(warpgroup, warp % 4, 0, h, g), v[0]);
-          put(p, token, base + featureOf(warpgroup, warp % 4, 1, h, g), v[1]);
+          if (NARROW) {
+            v[k][t] = (float)sum * scale[k][t] + add[k][t];
+          } else {
+            const i64 f = tile * FEATURES + (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + featureOf(warpgroup, warp % 4, t, h, g);
+            v[k][t] = (float)sum * (p.featureScale[f] * UNIT * tokenScales[token]) + (p.bias ? p.bias[f] : 0.f);
+          }
         }
       }
     }
     // Nobody leaves while its sums are being read.
-    clusterSync();
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    if (warp < CONSUMERS / 32) {
+      const int warpgroup = warp / 4;
+#pragma unroll
+      for (int k = 0; k < OWN; k++) {
+        const int i = firstOwn + k;
+        const i64 token = token0 + i / 4 * 8 + 2 * t4 + i % 2;
+        if (k >= ownCount || token >= p.tokens) continue;
+#pragma unroll
+        for (int t = 0; t < (EPILOGUE == GATED ? 1 : 2); t++) {
+          const i64 feature = base + featureOf(warpgroup, warp % 4, t, i / 2 % 2, g);
+          const float value = EPILOGUE == GATED ? silu(v[k][0]) * v[k][1] : v[k][t];
+          if (NARROW && EPILOGUE == ADD) {
+            if (feature < p.features) ((float*)p.out)[token * p.outStride + feature] = old[k][t] + value;
+          } else {
+            put(p, token, feature, value);
+          }
+        }
+      }
+    }
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
   }
 }
 

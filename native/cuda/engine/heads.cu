@@ -10,7 +10,8 @@
 // halves where they came as halves.
 //
 // Macros: DIM (a multiple of 32, up to 128), MATRIX, BITS 4 or 16 (as kept), IN16 (q, k, v come as halves), OUT16
-// (queries leave so).
+// (queries leave so); MOST_ROWS: rows of the longest task, which need no more than one path when they are 16 or fewer; EARLY 1
+// where tables are read before the kernels ahead have ended.
 #include "engine/engine.cuh"
 
 #ifndef DIM
@@ -27,6 +28,12 @@
 #endif
 #ifndef OUT16
 #define OUT16 0
+#endif
+#ifndef EARLY
+#define EARLY 1
+#endif
+#ifndef MOST_ROWS
+#define MOST_ROWS 64
 #endif
 
 constexpr int ROWS = 64, WARPS = 4, THREADS = WARPS * 32;
@@ -429,8 +436,8 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
 // tasks: {first row, rows} of i32. pageOf, slotOf: of each row. cosine, sine: [rows][DIM/2] or null. q: [row][qStride],
 // k and v: [row][kvStride], 16-byte aligned; head h of each begins at h·DIM. blockIdx.y: `headsEach` query heads, then as
 // many KV heads for keys, then for values. factors: σ(c) of keys' max and min, values' max and min. cache: this layer's
-// part of page 0.
-extern "C" __global__ void __launch_bounds__(THREADS, IN16 ? 3 : 2)
+// part of page 0. The tables are no kernel's work, and so may be read before the kernels ahead have ended.
+extern "C" __global__ void __launch_bounds__(THREADS, IN16 || MOST_ROWS <= 16 ? 3 : 2)
     heads(const int* tasks, const int* pageOf, const int* slotOf, i64 numHeads, i64 kvHeads, const void* q, i64 qStride,
           const void* k, const void* v, i64 kvStride, const float* qGain, const float* kGain, double epsilon, const float* cosine,
           const float* sine, const u16* qMatrix, const u16* kMatrix, const float* factors, i64 levels, void* qOut,
@@ -459,9 +466,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, IN16 ? 3 : 2)
   step.row0 = tasks[2 * blockIdx.x], step.rows = tasks[2 * blockIdx.x + 1];
   step.page = page, step.slot = slot;
   __syncthreads();
-  waitForEarlier();
+  if (!EARLY) waitForEarlier();
   step.pageHere = step.slotHere = 0;
   if (tid < step.rows) step.pageHere = pageOf[step.row0 + tid], step.slotHere = slotOf[step.row0 + tid];
+  if (EARLY) {
+    // Values of single tokens are put among those that are there.
+    if (part == 2 && BITS == 4 && tid < step.rows && step.rows <= 16)
+      for (int index = first; index < end; index++)
+        prefetch(cache + step.pageHere * pageBytes + index * Page::BYTES + Page::VALUES, Page::KEY_SCALE - Page::VALUES);
+    waitForEarlier();
+  }
   const Arguments by = {numHeads, kvHeads, epsilon, cosine, sine, factors, levels, qOut, cache, pageBytes};
   Head head;
   head.source = part == 0 ? q : part == 1 ? k : v;
@@ -470,7 +484,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, IN16 ? 3 : 2)
   head.turns = part < 2 && cosine, head.multiplies = part < 2;
   for (int index = first; index < end; index++) {
     head.column0 = (i64)index * DIM;
-    if (step.rows <= 16) oneHead<true>(step, head, by, part, index, index == first, memory, extremes);
+    if (MOST_ROWS <= 16 || step.rows <= 16) oneHead<true>(step, head, by, part, index, index == first, memory, extremes);
     else oneHead<false>(step, head, by, part, index, index == first, memory, extremes);
   }
 }

@@ -11,60 +11,15 @@
 // Macros: LEFT, RIGHT: sizes of the row as LEFT×RIGHT; HAS_LEFT, HAS_RIGHT: whether there is a matrix; INPUT 0 plain,
 // 1 RMS norm, 2 SiLU(x)·x2, 3 splits of attention; IN16: halves (INPUT 0, 2); TAIL; QMAX 7 or 127; HEIGHT: what rows are
 // padded to; BM: rows that a warp computes.
-#include "engine/engine.cuh"
-
-#ifndef LEFT
-#define LEFT 64
-#endif
-#ifndef RIGHT
-#define RIGHT 64
-#endif
-#ifndef HAS_LEFT
-#define HAS_LEFT 1
-#endif
-#ifndef HAS_RIGHT
-#define HAS_RIGHT 1
-#endif
-#ifndef INPUT
-#define INPUT 1
-#endif
-#ifndef IN16
-#define IN16 0
-#endif
-#ifndef TAIL
-#define TAIL 1
-#endif
-#ifndef QMAX
-#define QMAX 7
-#endif
-
-#ifndef HEIGHT
-#define HEIGHT (LEFT * RIGHT > 8192 ? 32 : 16)
-#endif
-#ifndef BM
-#define BM HEIGHT
-#endif
-
-#define PLAIN 0
-#define RMS 1
-#define SILU_UP 2
-#define SPLITS 3
-
-constexpr int upTo(int n, int multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
+#include "engine/site.cuh"
 
 // A warp computes BM×32 of the row.
-constexpr int ROWS = upTo(LEFT, HEIGHT), COLS = upTo(RIGHT, 32);
 constexpr int WARPS = (ROWS / BM) * (COLS / 32);
 constexpr int THREADS = WARPS * 32;
-constexpr int TILE_STRIDE = COLS + 8, LEFT_STRIDE = ROWS + 8, RIGHT_STRIDE = COLS + 8;
-constexpr int WIDTH = LEFT * RIGHT, BLOCKS = upTo(WIDTH, 128) / 128;
 // Elements that a thread loads at once, and how often.
 constexpr bool PACKED = IN16 && RIGHT % 8 == 0;
 constexpr int V = PACKED ? 8 : !IN16 && RIGHT % 4 == 0 ? 4 : 1;
 constexpr int ITEMS = (WIDTH / V + THREADS - 1) / THREADS;
-constexpr int TILE = ROWS * TILE_STRIDE;
 constexpr int LEFT_HALVES = HAS_LEFT ? ROWS * LEFT_STRIDE : 0, RIGHT_HALVES = HAS_RIGHT ? COLS * RIGHT_STRIDE : 0;
 // Halves that stay halves: they are only multiplied by a power of two.
 constexpr bool DIRECT = PACKED && INPUT == PLAIN && !TAIL;
@@ -145,42 +100,6 @@ __device__ __forceinline__ u32 mulHalf2(u32 a, u32 b) {
   return result;
 }
 
-// The largest over a warp of floats that are not negative, which order as integers do.
-__device__ __forceinline__ float warpLargest(float x) {
-  return __uint_as_float(__reduce_max_sync(FULL_MASK, __float_as_uint(x)));
-}
-
-// acc (BM×32 of this warp) = A · B: A at row m, B at column n, DEPTH/16 steps.
-template <bool TRANSPOSED_A, int DEPTH>
-__device__ __forceinline__ void product(float (&acc)[BM / 16][4][4], const u16* a, int aStride, int aTail, const u16* b,
-                                        int bStride, int bTail, int m, int n) {
-#pragma unroll 2
-  for (int k = 0; k < DEPTH; k += 16) {
-    u32 fb[2][4], ft[2][4];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      pieceB<false>(fb[i], b, bStride, k, n + 16 * i);
-      if (bTail) pieceB<false>(ft[i], b + bTail, bStride, k, n + 16 * i);
-    }
-#pragma unroll
-    for (int i = 0; i < BM / 16; i++) {
-      u32 fa[4];
-      pieceA<TRANSPOSED_A>(fa, a, aStride, m + 16 * i, k);
-#pragma unroll
-      for (int j = 0; j < 4; j++) mmaHalf(acc[i][j], fa, fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
-      if (bTail) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) mmaHalf(acc[i][j], fa, ft[j / 2][j % 2 * 2], ft[j / 2][j % 2 * 2 + 1]);
-      }
-      if (aTail) {
-        pieceA<TRANSPOSED_A>(fa, a + aTail, aStride, m + 16 * i, k);
-#pragma unroll
-        for (int j = 0; j < 4; j++) mmaHalf(acc[i][j], fa, fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
-      }
-    }
-  }
-}
-
 // x (and x2): [tokens][stride], rows of halves 16-byte aligned. left, right: halves as they lie in shared memory,
 // [ROWS][LEFT_STRIDE] and [COLS][RIGHT_STRIDE]. clips: factors σ(c) [sets][2]. codes: [sets][block][capacity][128],
 // scales [sets][capacity]. SPLITS: x is [token][RIGHT-wide heads][splits][RIGHT + 2]: sums, their maximum score and total.
@@ -205,6 +124,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
   if (ROWS != LEFT || COLS != RIGHT)
     for (int i = threadIdx.x; i < (TAIL ? 2 : 1) * TILE / 8; i += THREADS) ((uint4*)tile)[i] = make_uint4(0, 0, 0, 0);
   for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[i] = 0;
+  // What is read late, and is no kernel's work.
+  const float firstClips[2] = {clips[0], clips[1]};
+  if constexpr (INPUT == RMS && V == 4) {
+    if (threadIdx.x == 0) prefetch(gain, WIDTH * 4);
+  }
   waitForEarlier();
   Raw raw;
   if (INPUT != SPLITS && blockIdx.x < tokens) fetch(raw, x, x2, blockIdx.x * stride);
@@ -277,10 +201,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
       top = fmaxf(top, extremes[0][i]);
       if (INPUT == RMS) square += extremes[1][i];
     }
-    // 2^-exponent brings the largest value into [1, 2), or, among halves, at least as near as a half can express.
-    int exponent = top == 0.f ? 0 : (int)((__float_as_uint(top) >> 23) & 255) - 127;
-    constexpr int RANGE = DIRECT ? 15 : 100;
-    exponent = exponent < -RANGE ? -RANGE : exponent > RANGE ? RANGE : exponent;
+    const int exponent = rangeOf<DIRECT ? 15 : 100>(top);
     const float shrink = __uint_as_float((u32)(127 - exponent) << 23);
     float grow = __uint_as_float((u32)(127 + exponent) << 23);
     if (INPUT == RMS) grow *= rsqrtf(square / WIDTH + (float)epsilon);
@@ -357,7 +278,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
     for (int i = 1; i < WARPS; i++) hi = fmaxf(hi, extremes[2][i]), lo = fmaxf(lo, extremes[3][i]);
     hi *= grow, lo *= grow;
     for (i64 set = 0; set < sets; set++) {
-      const float largest = fmaxf(hi * clips[2 * set], lo * clips[2 * set + 1]) / QMAX;
+      const float largest = fmaxf(hi * (set ? clips[2 * set] : firstClips[0]), lo * (set ? clips[2 * set + 1] : firstClips[1])) / QMAX;
       const float scale = largest == 0.f ? 1.f : largest, inverse = grow / scale;
       // Adding 1.5·2²³ rounds to the nearest integer, whose low byte is then the code.
       const auto code = [&](float value) {

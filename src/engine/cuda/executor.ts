@@ -33,8 +33,10 @@ import {
   type PassBuffers,
 } from "./pass.js";
 import {
+  DECODE_TASK_ROWS,
   decodeTables,
   prefillTables,
+  TASK_ROWS,
   type Piece,
   type TableLayout,
   type Tables,
@@ -221,7 +223,7 @@ export class CudaExecutor implements Executor {
     this.clearPages(pieces);
     this.send(tables);
     const { layout } = tables;
-    const pass = this.passOf(layout, true);
+    const pass = this.passOf(layout, true, DECODE_TASK_ROWS);
     const enqueue = () => {
       this.forward(layout, pass);
       this.logits(layout, 0, layout.rows);
@@ -267,7 +269,7 @@ export class CudaExecutor implements Executor {
     this.clearPages(pieces);
     this.send(tables);
     const { layout } = tables;
-    this.forward(layout, this.passOf(layout, this.exact));
+    this.forward(layout, this.passOf(layout, this.exact, TASK_ROWS));
     const { vocabSize } = this.config;
     for (let at = 0; at < chosen.length; at += LOGIT_ROWS) {
       const count = Math.min(LOGIT_ROWS, chosen.length - at);
@@ -283,12 +285,13 @@ export class CudaExecutor implements Executor {
     }
   }
 
-  private passOf(layout: TableLayout, decoding: boolean): Pass {
+  private passOf(layout: TableLayout, decoding: boolean, taskRows: number): Pass {
     const at = (offset: number) => this.tables.device + 4 * offset;
     return {
       rows: layout.rows,
       decoding,
       taskCount: layout.taskCount,
+      taskRows,
       attentionCount: layout.attentionCount,
       tasks: at(layout.tasks),
       pageOf: at(layout.pageOf),

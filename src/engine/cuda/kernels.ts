@@ -9,12 +9,19 @@ import {
   BLOCK_COLUMNS,
   featureTiles,
   roundUp,
+  siteClusterSize,
+  siteClusterSharedBytes,
   siteGeometry,
   siteSharedBytes,
   TILE_FEATURES,
-  type FeatureOrder,
-  type SiteShape,
 } from "./layout.js";
+import type {
+  AttentionRequest,
+  CacheShape,
+  GemmRequest,
+  HeadsRequest,
+  SiteRequest,
+} from "./requests.js";
 
 /** What launches need of a device. */
 export interface EngineDevice {
@@ -26,104 +33,8 @@ export interface EngineDevice {
 /** Set numbers that no tile reaches. */
 const NO_SET = 2 ** 40;
 
-export interface GemmRequest {
-  readonly weights: DevicePointer;
-  readonly bits: 4 | 8;
-  readonly order: FeatureOrder;
-  readonly columns: number;
-  readonly codes: DevicePointer;
-  readonly tokenScale: DevicePointer;
-  /** Ordered as `orderFeatures` does. */
-  readonly featureScale: DevicePointer;
-  readonly bias?: DevicePointer;
-  readonly out: DevicePointer;
-  readonly outStride: number;
-  /** Halves instead of f32. */
-  readonly halves?: boolean;
-  /** Adds to `out`, in f32. */
-  readonly accumulate?: boolean;
-  readonly tokens: number;
-  /** Rows that codes have room for, a multiple of 128 (or of 8, up to 64 tokens). */
-  readonly capacity: number;
-  /** First tiles that read the second and third set of codes. */
-  readonly setTiles?: readonly [number, number];
-  /** Blocks that share a tile's columns; chosen when absent. */
-  readonly split?: number;
-  /** mma.sync instead of wgmma; before Hopper always. */
-  readonly plain?: boolean;
-}
-
-export interface SiteRequest {
-  readonly shape: SiteShape;
-  readonly input: "plain" | "rms" | "gated" | "splits";
-  readonly x: DevicePointer;
-  readonly x2?: DevicePointer;
-  /** The inputs are halves. */
-  readonly halves?: boolean;
-  readonly tokens: number;
-  readonly stride: number;
-  readonly gain?: DevicePointer;
-  readonly epsilon?: number;
-  /** Padded halves (`paddedHalves`). */
-  readonly left?: DevicePointer;
-  readonly right?: DevicePointer;
-  /** Factors σ(c), [sets][2]. */
-  readonly clips: DevicePointer;
-  readonly sets: number;
-  readonly capacity: number;
-  readonly codes: DevicePointer;
-  readonly scales: DevicePointer;
-  readonly splits?: number;
-  readonly bits: number;
-  /** Rows as sums of two halves: as good as f32. */
-  readonly precise: boolean;
-}
-
-export interface CacheShape {
-  readonly headDim: number;
-  readonly heads: number;
-  readonly kvHeads: number;
-  /** Bits kept: 4, or 16 for halves. */
-  readonly kept: 4 | 16;
-}
-
-export interface HeadsRequest extends CacheShape {
-  /** {first row, rows} of each task. */
-  readonly tasks: DevicePointer;
-  readonly taskCount: number;
-  readonly pageOf: DevicePointer;
-  readonly slotOf: DevicePointer;
-  readonly q: DevicePointer;
-  readonly qStride: number;
-  readonly k: DevicePointer;
-  readonly v: DevicePointer;
-  readonly kvStride: number;
-  readonly halves: boolean;
-  readonly qGain?: DevicePointer;
-  readonly kGain?: DevicePointer;
-  readonly epsilon?: number;
-  readonly cosine?: DevicePointer;
-  readonly sine?: DevicePointer;
-  /** P_k⁻ᵀ and P_k, padded halves; both or neither. */
-  readonly qMatrix?: DevicePointer;
-  readonly kMatrix?: DevicePointer;
-  /** σ(c) of keys' max and min, values' max and min. */
-  readonly factors: DevicePointer;
-  /** Highest code: 2^bits − 1. */
-  readonly levels: number;
-  readonly out: DevicePointer;
-  readonly outHalves: boolean;
-  readonly cache: DevicePointer;
-  readonly pageBytes: number;
-}
-
-export interface AttentionRequest extends CacheShape {
-  readonly q: DevicePointer;
-  readonly pages: DevicePointer;
-  readonly window: number;
-  readonly cache: DevicePointer;
-  readonly pageBytes: number;
-}
+/** Rows up to which a step waits for weights and for latencies more than for anything else. */
+const NARROW_ROWS = 8;
 
 export class EngineKernels {
   /** Launches may begin before the work ahead of them is done. */
@@ -237,6 +148,42 @@ export class EngineKernels {
         `activations of ${request.bits} bits have no CUDA kernel yet; 2 to 8 have`,
       );
     const { multiprocessors, sharedBytesPerBlock } = this.device.driver.info;
+    const splits = request.input === "splits" ? (request.splits ?? 1) : 0;
+    const defines = [
+      `LEFT=${shape.left}`,
+      `RIGHT=${shape.right}`,
+      `HAS_LEFT=${shape.hasLeft ? 1 : 0}`,
+      `HAS_RIGHT=${shape.hasRight ? 1 : 0}`,
+      `INPUT=${inputs[request.input]}`,
+      `IN16=${request.halves ? 1 : 0}`,
+      `TAIL=${request.precise ? 1 : 0}`,
+      `QMAX=${2 ** (request.bits - 1) - 1}`,
+    ];
+    const args = [
+      request.x,
+      request.x2 ?? 0,
+      tokens,
+      request.stride,
+      request.gain ?? 0,
+      request.epsilon ?? 0,
+      request.left ?? 0,
+      request.right ?? 0,
+      request.clips,
+      request.sets,
+      request.capacity,
+      request.codes,
+      request.scales,
+      splits,
+    ];
+    const signature = "ppiipdpppiippi";
+    const cluster = this.clusterFor(request);
+    if (cluster > 1) {
+      const { blocks, threads } = siteClusterSize(shape)!;
+      const shared = siteClusterSharedBytes(shape);
+      const grid: Grid = [tokens * blocks];
+      this.launch("site_cluster", "site_cluster", signature, defines, grid, threads, shared, args);
+      return;
+    }
     const geometry = siteGeometry(shape);
     // One row per multiprocessor: twice the warps, each with half the rows, are done sooner.
     const few = tokens <= multiprocessors && geometry.height === 32 && geometry.threads <= 512;
@@ -245,7 +192,6 @@ export class EngineKernels {
       throw new PlanishError(
         `a site of ${shape.left}×${shape.right} is too large for the CUDA kernel (${threads} threads)`,
       );
-    const splits = request.input === "splits" ? (request.splits ?? 1) : 0;
     const shared = siteSharedBytes(shape, request.precise, splits);
     const resident = Math.max(
       1,
@@ -254,38 +200,24 @@ export class EngineKernels {
     this.launch(
       "site",
       "site",
-      "ppiipdpppiippi",
-      [
-        `LEFT=${shape.left}`,
-        `RIGHT=${shape.right}`,
-        `HAS_LEFT=${shape.hasLeft ? 1 : 0}`,
-        `HAS_RIGHT=${shape.hasRight ? 1 : 0}`,
-        `INPUT=${inputs[request.input]}`,
-        `IN16=${request.halves ? 1 : 0}`,
-        `TAIL=${request.precise ? 1 : 0}`,
-        `QMAX=${2 ** (request.bits - 1) - 1}`,
-        `BM=${few ? 16 : geometry.height}`,
-      ],
+      signature,
+      [...defines, `BM=${few ? 16 : geometry.height}`],
       [Math.min(tokens, multiprocessors * resident)],
       threads,
       shared,
-      [
-        request.x,
-        request.x2 ?? 0,
-        tokens,
-        request.stride,
-        request.gain ?? 0,
-        request.epsilon ?? 0,
-        request.left ?? 0,
-        request.right ?? 0,
-        request.clips,
-        request.sets,
-        request.capacity,
-        request.codes,
-        request.scales,
-        splits,
-      ],
+      args,
     );
+  }
+
+  /**
+   * Blocks of a cluster per row of a site (site_cluster.cu), 1 where one block does it alone: with a norm, whose sum has an
+   * order, with many rows, and for rows that are not cut evenly. The bits are the same.
+   */
+  private clusterFor({ shape, tokens, input, precise, halves, sets, alone }: SiteRequest): number {
+    const { capability, multiprocessors } = this.device.driver.info;
+    const blocks = siteClusterSize(shape)?.blocks ?? 1;
+    if (alone || capability < 90 || tokens * blocks > multiprocessors) return 1;
+    return input !== "rms" && precise && !halves && sets <= 8 ? blocks : 1;
   }
 
   /** Norm, rotary embedding and matrices of heads; keys and values into their pages (heads.cu). */
@@ -308,6 +240,8 @@ export class EngineKernels {
         `BITS=${kept}`,
         `IN16=${request.halves ? 1 : 0}`,
         `OUT16=${request.outHalves ? 1 : 0}`,
+        `EARLY=${request.taskCount <= NARROW_ROWS ? 1 : 0}`,
+        `MOST_ROWS=${(request.taskRows ?? 64) <= 16 ? 16 : 64}`,
       ],
       [request.taskCount, Math.ceil(heads / each) + 2 * Math.ceil(kvHeads / each)],
       128,
@@ -380,7 +314,7 @@ export class EngineKernels {
       "attention_decode",
       "attention_decode",
       "pppiiidpip",
-      [`DIM=${headDim}`, `BITS=${kept}`],
+      [`DIM=${headDim}`, `BITS=${kept}`, `EARLY=${request.count <= NARROW_ROWS ? 1 : 0}`],
       [request.splits, kvHeads * Math.ceil(heads / kvHeads / 8), request.count],
       128,
       0,

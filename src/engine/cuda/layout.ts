@@ -168,6 +168,34 @@ export function siteSharedBytes(shape: SiteShape, tail: boolean, splits = 0): nu
   return 2 * halves + Math.max(codes, 8 * shape.left * splits);
 }
 
+/**
+ * Blocks of threads that share a row in site_cluster.cu, 32 columns each, and their threads; undefined where the row is not
+ * cut so.
+ */
+export function siteClusterSize(
+  shape: SiteShape,
+): { readonly blocks: number; readonly threads: number; readonly ownRows: number } | undefined {
+  const { left, right, hasLeft, hasRight } = shape;
+  const blocks = right / 32;
+  if (!hasLeft || !Number.isInteger(blocks) || blocks < 2 || blocks > 8) return undefined;
+  if ((left * right) % BLOCK_COLUMNS !== 0) return undefined;
+  const tiles = siteGeometry(shape).rows / 16;
+  const each = Math.ceil(tiles / blocks);
+  const warps = Math.max(8, tiles, hasRight ? each * blocks : 0);
+  return warps > 32 ? undefined : { blocks, threads: warps * 32, ownRows: each * 16 };
+}
+
+/** Shared memory of each of those blocks. */
+export function siteClusterSharedBytes(shape: SiteShape): number {
+  const { ownRows } = siteClusterSize(shape)!;
+  const { rows, columns } = siteGeometry(shape);
+  const halves =
+    2 * rows * (32 + 8) +
+    rows * (rows + 8) +
+    (shape.hasRight ? (2 * ownRows + columns) * (columns + 8) : 0);
+  return 2 * halves + (shape.hasRight ? ownRows * shape.right : shape.left * 32);
+}
+
 /** A square matrix as halves with rows of `padded` + 8, zeros outside. */
 export function paddedHalves(matrix: ArrayLike<number>, size: number, padded: number): Uint16Array {
   const halves = new Uint16Array(padded * (padded + 8));

@@ -1,8 +1,9 @@
 /** A pass over the blocks: rows that go through a model together, as launches of the engine's kernels. */
 import type { DevicePointer } from "../../backend/cuda/driver.js";
 import type { LinearSite, ModelConfig } from "../../models/config.js";
-import type { EngineKernels, SiteRequest } from "./kernels.js";
+import type { EngineKernels } from "./kernels.js";
 import { codeBytes, pageLayout, roundUp } from "./layout.js";
+import type { SiteRequest } from "./requests.js";
 import { siteWidth, type CudaBlock, type CudaModel } from "./weights.js";
 
 /** Most rows of one pass; longer steps are cut. */
@@ -36,6 +37,8 @@ export interface Pass {
   /** Rows take decoding's attention, each as the last of its sequence: at most DECODE_ROWS. */
   readonly decoding: boolean;
   readonly taskCount: number;
+  /** Rows of the longest task. */
+  readonly taskRows: number;
   /** Rows of decoding, or blocks of queries. */
   readonly attentionCount: number;
   readonly tasks: DevicePointer;
@@ -153,6 +156,7 @@ export class PassRunner {
       outHalves: !pass.decoding,
       cache,
       pageBytes,
+      taskRows: pass.taskRows,
     });
     const common = {
       ...shape,

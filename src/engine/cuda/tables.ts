@@ -36,9 +36,9 @@ export interface TableLayout {
 }
 
 /** Rows that a task of the heads kernel holds: tokens of a page, or of decoding sequences. */
-const TASK_ROWS = 64;
+export const TASK_ROWS = 64;
 /** A decoding task writes to as many pages as it has rows; fewer rows, more blocks of threads. */
-const DECODE_TASK_ROWS = 8;
+export const DECODE_TASK_ROWS = 8;
 /** Queries of a block of prefill's attention. */
 const QUERY_BLOCK = 128;
 

@@ -21,6 +21,16 @@ export const CHECKS: readonly Check[] = [
   gemm({ tokens: 3, rows: 400, columns: 640, split: 4, gated: true, halves: true }),
   gemm({ tokens: 33, rows: 400, columns: 640, split: 2, gated: true }),
   gemm({ tokens: 9, rows: 768, columns: 256, sets: [1, 2] }),
+  // Up to eight tokens: every split and epilogue, more columns than the buffers hold, more blocks than multiprocessors.
+  gemm({ tokens: 1, rows: 512, columns: 11008, split: 8, accumulate: true, bias: true }),
+  gemm({ tokens: 8, rows: 300, columns: 4096, split: 2, accumulate: true }),
+  gemm({ tokens: 2, rows: 768, columns: 1376, split: 4, sets: [1, 2], halves: true }),
+  gemm({ tokens: 7, rows: 600, columns: 2048, split: 2, gated: true }),
+  gemm({ tokens: 1, rows: 34000, columns: 128, split: 1 }),
+  gemm({ tokens: 1, rows: 17200, columns: 900, split: 2, gated: true }),
+  gemm({ tokens: 3, rows: 8800, columns: 512, split: 4 }),
+  gemm({ tokens: 8, rows: 5000, columns: 1100, split: 8, accumulate: true }),
+  gemm({ tokens: 6, rows: 300, columns: 1024, bits: 8, split: 2, accumulate: true }),
   gemm({ tokens: 130, rows: 300, columns: 200 }),
   gemm({ tokens: 200, rows: 256, columns: 1152, halves: true, bias: true }),
   gemm({ tokens: 256, rows: 512, columns: 512, accumulate: true }),
@@ -92,6 +102,33 @@ export const CHECKS: readonly Check[] = [
     input: "plain",
     halves: true,
     precise: false,
+  }),
+  // Few precise rows of f32: clusters of blocks, with one and two products, padding, several sets and more splits than a
+  // thread holds at once. Each is compared with one block per row too, bit for bit.
+  site({ shape: { left: 86, right: 128, ...both }, tokens: 1, input: "plain" }),
+  site({ shape: { left: 86, right: 128, ...both }, tokens: 9, input: "plain", sets: 2 }),
+  site({ shape: { left: 112, right: 128, ...both }, tokens: 7, input: "gated", size: 3 }),
+  site({ shape: { left: 6, right: 64, ...both }, tokens: 3, input: "plain", bits: 8, sets: 3 }),
+  site({
+    shape: { left: 20, right: 96, hasLeft: true, hasRight: true },
+    tokens: 2,
+    input: "gated",
+  }),
+  site({ shape: { left: 40, right: 256, ...both }, tokens: 3, input: "plain", size: 1e6 }),
+  ...[1, 8, 9, 12, 13, 32].map((splits) =>
+    site({
+      shape: { left: 32, right: 128, hasLeft: true, hasRight: false },
+      tokens: splits === 8 ? 16 : 2,
+      input: "splits",
+      splits,
+    }),
+  ),
+  site({
+    shape: { left: 14, right: 64, hasLeft: true, hasRight: false },
+    tokens: 5,
+    input: "splits",
+    splits: 5,
+    sets: 2,
   }),
   attention({ headDim: 32, heads: 8, kvHeads: 4, kept: 4, sequences: [{ start: 0, rows: 5 }] }),
   attention({

@@ -49,6 +49,7 @@ export class EmulatedKernels {
         this.pack(launch);
         break;
       case "site":
+      case "site_cluster":
         this.site(launch);
         break;
       case "gemm":

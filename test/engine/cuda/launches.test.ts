@@ -111,7 +111,51 @@ it("sites use more warps per row when rows are few", () => {
     for (const precise of [true, false])
       for (const input of ["plain", "rms", "gated", "splits"] as const)
         kernels.site({ ...request, input, tokens, sets: 1, capacity: 2048, precise, splits: 9 });
-  expect(new Set(launches.map(({ threads }) => threads))).toEqual(new Set([384, 768]));
+  const alone = launches.filter(({ name }) => name === "site");
+  expect(new Set(alone.map(({ threads }) => threads))).toEqual(new Set([384, 768]));
+  // Without a norm's sum, precise rows of f32 go to clusters of four.
+  const clusters = launches.filter(({ name }) => name === "site_cluster");
+  expect(clusters.map(({ grid, threads }) => [grid[0], threads])).toEqual([
+    [4, 256],
+    [4, 256],
+    [4, 256],
+  ]);
+});
+
+it("rows go to clusters as long as multiprocessors suffice, and where they are cut evenly", () => {
+  const { kernels, launches } = lookingDevice(90);
+  const request = {
+    input: "plain",
+    x: 1,
+    stride: 1,
+    clips: 2,
+    codes: 3,
+    scales: 4,
+    bits: 4,
+  } as const;
+  const run = (left: number, right: number, tokens: number, hasLeft = true, sets = 1) => {
+    const shape = { left, right, hasLeft, hasRight: true };
+    kernels.site({ ...request, shape, tokens, sets, capacity: 64, precise: true });
+    return launches.at(-1)!.name;
+  };
+  expect(run(112, 128, 33)).toBe("site_cluster");
+  expect(run(112, 128, 34)).toBe("site");
+  expect(run(2, 64, 3)).toBe("site_cluster");
+  expect(run(7, 11, 3)).toBe("site");
+  expect(run(3, 64, 3)).toBe("site");
+  expect(run(4, 32, 3)).toBe("site");
+  expect(run(86, 128, 3, false)).toBe("site");
+  expect(run(86, 128, 3, true, 9)).toBe("site");
+  const before = lookingDevice(80);
+  before.kernels.site({
+    ...request,
+    shape: { left: 86, right: 128, hasLeft: true, hasRight: true },
+    tokens: 1,
+    sets: 1,
+    capacity: 64,
+    precise: true,
+  });
+  expect(before.launches[0].name).toBe("site");
 });
 
 it("heads and attention pass what their kernels take", () => {

@@ -200,6 +200,8 @@ export const attention = (given: AttentionCase): Check => ({
         outHalves,
         cache,
         pageBytes,
+        // Short tasks have a kernel of their own.
+        taskRows: Math.max(...tasks.filter((_, i) => i % 2 === 1)),
       });
       const queries = outHalves
         ? Float64Array.from(device.read(out, new Uint16Array(count * heads * headDim)), fromHalf)
