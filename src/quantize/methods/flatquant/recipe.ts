@@ -80,7 +80,7 @@ export const flatQuantPresets = {
   // learned rounding costs no time (docs/decisions.md, "The fast preset").
   fast: {
     ...paper,
-    samples: 48,
+    samples: 40,
     epochs: 4,
     batch: 2,
     learnedRounding: { enabled: true, learningRate: 5e-3 },
