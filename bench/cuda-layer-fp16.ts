@@ -19,6 +19,7 @@ import {
   type Calls,
   type Space,
   type Step,
+  tablesOf,
 } from "./cuda-layer-setup.js";
 
 export interface HalfLayer {
@@ -83,10 +84,7 @@ export function halfCalls(
         k.heads({
           ...SHAPE,
           kept: 16,
-          tasks: step.tasks,
-          taskCount: step.taskCount,
-          pageOf: step.pageOf,
-          slotOf: step.slotOf,
+          ...tablesOf(step),
           q: a,
           qStride: 3 * HIDDEN,
           k: a + HIDDEN * 2,

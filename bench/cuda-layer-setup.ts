@@ -13,6 +13,12 @@ export const HEAD_DIM = 128;
 const layersAt = process.argv.indexOf("--layers");
 /** With 12, not only the weights but the 4-bit caches of single sequences are more than the L2 cache holds. */
 export const LAYERS = layersAt > 0 ? Number(process.argv[layersAt + 1]) : 4;
+if (!(Number.isInteger(LAYERS) && LAYERS > 0)) {
+  process.stderr.write(
+    `cuda-layer: --layers got ${process.argv[layersAt + 1]}; give a whole number of 1 or more\n`,
+  );
+  process.exit(2);
+}
 export const CACHED = 2048;
 export const EPSILON = 1e-5;
 
@@ -94,6 +100,8 @@ export interface Step {
   readonly pagesEach: number;
   readonly tasks: DevicePointer;
   readonly taskCount: number;
+  /** Rows of the longest task. */
+  readonly taskRows: number;
   readonly pageOf: DevicePointer;
   readonly slotOf: DevicePointer;
   readonly cosine: DevicePointer;
@@ -102,6 +110,11 @@ export interface Step {
   readonly table: DevicePointer;
   readonly blocks: DevicePointer;
   readonly blockCount: number;
+}
+
+/** Which rows of a step its heads take, and where their keys and values go. */
+export function tablesOf({ tasks, taskCount, pageOf, slotOf }: Step) {
+  return { tasks, taskCount, pageOf, slotOf };
 }
 
 export function stepOf(sequences: number, each: number, position: number, first = 0): Step {
@@ -131,6 +144,7 @@ export function stepOf(sequences: number, each: number, position: number, first 
       i % 2 === 0 ? (i / 2) * taskRows : Math.min(taskRows, rows - ((i - 1) / 2) * taskRows),
     ),
     taskCount,
+    taskRows,
     pageOf: integers(rows, pageOf),
     slotOf: integers(rows, (row) => positionOf(row) & 63),
     cosine: table(rows * half, (i) => Math.cos(angle(i))),

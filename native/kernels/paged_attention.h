@@ -280,21 +280,30 @@ struct PagedAttention {
     }
   }
 
-  /** Floats of a tile (of keys, then of values) and of a task's rows. */
-  int64_t space(int64_t rows) const {
-    return rows * (shape.wide + kPageTokens + VL + 1 + headDim) + kPageTokens * shape.wide + VL;
+  /** Where a thread works on a task: a tile (of keys, then of values), a page's scores, queries. */
+  struct Space {
+    float *tile, *scores, *queries;
+    State state;
+  };
+
+  /** Space for so many rows, of the calling thread; its tile is null where there is no memory. */
+  Space spaceFor(int64_t rows) const {
+    const int64_t floats = rows * (shape.wide + kPageTokens + VL + 1 + headDim) + kPageTokens * shape.wide + VL;
+    float* const tile = scratchOf<float>(5, floats);
+    if (!tile) return {};
+    float* const mixed = tile + kPageTokens * shape.wide;
+    float* const scores = mixed + rows * shape.wide;
+    float* const totals = scores + rows * kPageTokens;
+    float* const queries = totals + rows * VL;
+    return {tile, scores, queries, {queries + rows * headDim, totals, mixed}};
   }
 
   /** A whole task on one thread. False: no memory. */
   bool whole(const AttentionTask& task) const {
     const Rows rows = rowsOf(task);
-    float* const keys = scratchOf<float>(5, space(rows.count));
-    if (!keys) return false;
-    float* const mixed = keys + kPageTokens * shape.wide;
-    float* const scores = mixed + rows.count * shape.wide;
-    float* const totals = scores + rows.count * kPageTokens;
-    float* const queries = totals + rows.count * VL;
-    const State state{queries + rows.count * headDim, totals, mixed};
+    const Space space = spaceFor(rows.count);
+    if (!space.tile) return false;
+    const auto [keys, scores, queries, state] = space;
     fetch(headOf(task, rows.firstPage), shape.bytes);
     takeQueries(task, rows, queries);
     begin(rows, state);
@@ -321,18 +330,15 @@ struct PagedAttention {
   /** Half the channels of a task whose scores are known, rows `ld` apart. */
   bool half(const AttentionTask& task, Channels channels, const float* scores, int64_t ld) const {
     const Rows rows = rowsOf(task);
-    float* const values = scratchOf<float>(5, space(rows.count));
-    if (!values) return false;
-    float* const mixed = values + kPageTokens * shape.wide;
-    float* const weights = mixed + rows.count * shape.wide;
-    float* const totals = weights + rows.count * kPageTokens;
-    const State state{totals + rows.count * VL, totals, mixed};
+    const Space space = spaceFor(rows.count);
+    if (!space.tile) return false;
+    const State& state = space.state;
     const uint8_t* const first = headOf(task, rows.firstPage);
     fetchGrids(first, shape, false);
     fetch(first + shape.values, kPageTokens * shape.valueRow);
     begin(rows, state);
     for (int64_t page = rows.firstPage; page < rows.endPage; ++page)
-      mix(task, rows, page, channels, scores + (page - rows.firstPage) * kPageTokens, ld, weights, values, state);
+      mix(task, rows, page, channels, scores + (page - rows.firstPage) * kPageTokens, ld, space.scores, space.tile, state);
     finish(task, rows, channels, state);
     return true;
   }
