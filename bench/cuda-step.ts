@@ -18,6 +18,8 @@ import {
   type HostBlock,
   type HostLinear,
 } from "../src/models/weights.js";
+import { BatchFeed } from "../src/quantize/calibration/feed.js";
+import type { Activations } from "../src/quantize/calibration/windows.js";
 import { BlockTrainer } from "../src/quantize/block-training.js";
 import { describeBlock } from "../src/quantize/simulated-block.js";
 import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";
@@ -162,10 +164,18 @@ const params = new Map<string, Tensor>();
 for (const [name, { shape, data }] of initial) params.set(name, parameter(backend, shape, data));
 print(`${params.size} parameters, ${(backend.memory().used / 1e9).toFixed(2)} GB with weights`);
 
+const SHARES = 2;
 const size = BATCH * TIME * config.hiddenSize;
+const activations = (): Activations => ({
+  data: noise(random, SHARES * size, 1),
+  samples: SHARES * BATCH,
+  time: TIME,
+  hidden: config.hiddenSize,
+});
+const [inputs, targets] = [activations(), activations()];
 const [input, target] = [backend.alloc("f32", size), backend.alloc("f32", size)];
-backend.write(input, noise(random, size, 1));
-backend.write(target, noise(random, size, 1));
+backend.write(input, inputs.data.subarray(0, size));
+backend.write(target, targets.data.subarray(0, size));
 using trainer = new BlockTrainer({
   backend,
   block: describeBlock(block, config, scheme),
@@ -204,6 +214,24 @@ print(
     `peak ${(peak / 1e9).toFixed(2)} GB with weights; JavaScript busy ${(Math.min(...wall) * 1000).toFixed(1)} ms`,
 );
 print(`losses ${losses.map((loss) => loss.toPrecision(5)).join(" ")}`);
+const staged = Object.assign(Object.create(backend) as CudaBackend, { uploads: () => undefined });
+for (const [where, device, share] of [
+  ["on the device", backend, 1],
+  ["travelling during the step before", backend, 0],
+  ["travelling before the step", staged, 0],
+] as const) {
+  using feed = new BatchFeed(device, inputs, targets, share);
+  const shareAt = (i: number) => ({ first: (i % SHARES) * BATCH, sequences: BATCH });
+  const fed = (i: number) => trainer.step(feed.take(shareAt(i), shareAt(i + 1)));
+  fed(0);
+  backend.synchronize();
+  const begin = performance.now();
+  for (let i = 1; i <= REPEATS; i++) fed(i);
+  backend.synchronize();
+  print(
+    `steps of a calibration set ${where}: ${((performance.now() - begin) / REPEATS).toFixed(1)} ms`,
+  );
+}
 const times = backend.profile(step);
 const sum = times.reduce((total, { seconds: s }) => total + s, 0);
 print(`by kernel (one step with events around every call, ${(sum * 1000).toFixed(1)} ms in all):`);

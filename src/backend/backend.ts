@@ -48,6 +48,17 @@ export interface Arena extends Disposable {
   readonly peakBytes: number;
 }
 
+/** Host arrays that travel into device memory while the device computes. Disposing waits for what still travels. */
+export interface Uploads extends Disposable {
+  /**
+   * Starts copying `source`, a view of one of the arrays, to the front of `target` as soon as the work enqueued so far is
+   * done. The array must not change until then, nor may work be enqueued that touches `target`, until `join`.
+   */
+  start(source: HostArray, target: Buffer): void;
+  /** Work enqueued from now on waits for every copy that was started. */
+  join(): void;
+}
+
 export type * from "./kernels.js";
 
 /** A device: memory plus kernels. */
@@ -76,4 +87,9 @@ export interface Backend extends Disposable {
   fill(buffer: Buffer, value: number): void;
   /** Free bytes of a memory of its own; absent where buffers live in the host's memory. */
   freeBytes?(): number;
+  /**
+   * Makes `arrays` ready to be sent while the device computes; their types are those of the buffers that they go to.
+   * Absent where buffers live in the host's memory; undefined where the system does not let them be locked in memory.
+   */
+  uploads?(arrays: readonly HostArray[]): Uploads | undefined;
 }

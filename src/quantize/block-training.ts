@@ -10,7 +10,7 @@ import { blockForward, type BlockWeights } from "../models/block.js";
 import { ropeTables } from "../models/rope.js";
 import { meanSquaredError } from "../tensor/ops/index.js";
 import { freeTensor, frozen, Graph, parameter, Tensor } from "../tensor/tensor.js";
-import { BatchFeed, type Batch } from "./calibration/feed.js";
+import { BatchFeed, type Batch, type Share } from "./calibration/feed.js";
 import type { ParameterValues } from "./fold.js";
 import type { BlockJob, BlockOutcome } from "./method.js";
 import { bindSimulated, describeBlock, type BlockDescription } from "./simulated-block.js";
@@ -129,14 +129,17 @@ export async function trainBlock(
       layer,
     });
   using feed = new BatchFeed(backend, inputs, targets);
-  const batchAt = (index: number): Batch => {
+  const shareAt = (index: number): Share => {
     const first = index * training.batch;
-    return feed.take(first, Math.min(training.batch, inputs.samples - first));
+    return { first, sequences: Math.min(training.batch, inputs.samples - first) };
   };
+  // After the last of `count` batches comes the first again: of the next epoch, or of a measurement.
+  const batchAt = (index: number, count: number): Batch =>
+    feed.take(shareAt(index), shareAt((index + 1) % count));
   const measured = Math.min(batches, Math.max(1, Math.floor(REPORT_WINDOWS / training.batch)));
   const errorOf = (trainer: BlockTrainer): number => {
     let sum = 0;
-    for (let i = 0; i < measured; i++) sum += trainer.evaluate(batchAt(i));
+    for (let i = 0; i < measured; i++) sum += trainer.evaluate(batchAt(i, measured));
     return sum / measured;
   };
 
@@ -149,7 +152,7 @@ export async function trainBlock(
     let sum = 0;
     for (let i = 0; i < batches; i++) {
       refuseAborted(job);
-      const loss = trainer.step(batchAt(i));
+      const loss = trainer.step(batchAt(i, batches));
       sum += loss;
       job.progress.advance(
         1,

@@ -38,6 +38,53 @@ export function registerLayerTests(backend: CudaBackend): void {
       backend.free(buffer);
     });
 
+    test("arrays travel while kernels run, and later work waits for them", () => {
+      const length = 2 ** 24;
+      const shares = 4;
+      const data = Float32Array.from({ length: shares * length }, (_, i) => i % 65_521);
+      const pairs = [backend.alloc("f32", length), backend.alloc("f32", length)];
+      const sums = backend.alloc("f32", length);
+      {
+        using uploads = backend.uploads!([data])!;
+        const share = (i: number) => data.subarray(i * length, (i + 1) * length);
+        uploads.start(share(0), pairs[0]);
+        for (let i = 0; i < shares; i++) {
+          uploads.join();
+          if (i + 1 < shares) uploads.start(share(i + 1), pairs[(i + 1) % 2]);
+          // Long enough for the next share to arrive meanwhile.
+          for (let repeat = 0; repeat < 50; repeat++)
+            backend.kernels.scale({
+              ...{ x: pairs[i % 2], length, alpha: 1, accumulate: repeat > 0 || i > 0 },
+              out: sums,
+            });
+        }
+        const other = new Float32Array(4);
+        expect(() => {
+          uploads.start(other, pairs[0]);
+        }).toThrow(/no part of the arrays/);
+      }
+      const back = backend.read(sums);
+      const expected = (i: number) => {
+        let sum = 0;
+        for (let s = 0; s < shares; s++) sum += 50 * data[s * length + i];
+        return sum;
+      };
+      // Whole numbers below 2²⁴: sums are exact.
+      expect(back.every((value, i) => value === expected(i))).toBe(true);
+      for (const buffer of [...pairs, sums]) backend.free(buffer);
+    });
+
+    test("arrays that are locked already are refused, not failed on", () => {
+      const data = new Float32Array(2 ** 20);
+      {
+        using uploads = backend.uploads!([data]);
+        expect(uploads === undefined).toBe(false);
+        expect(backend.uploads!([data])).toBe(undefined);
+      }
+      using again = backend.uploads!([data]);
+      expect(again === undefined).toBe(false);
+    });
+
     test("events measure time that grows with the work", () => {
       const buffer = backend.alloc("f32", 64 * 2 ** 20);
       const time = (times: number) => {

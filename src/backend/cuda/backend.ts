@@ -33,6 +33,7 @@ import {
   CudaArena,
   cudaBuffer,
   CudaBuffer,
+  CudaUploads,
   hostArrayOf,
   Scratch,
   Transfers,
@@ -284,6 +285,7 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
       const { used, reserved } = driver.poolUse();
       return driver.memory().free + Math.max(0, reserved - used);
     },
+    uploads: (arrays) => CudaUploads.open(driver, stream, arrays, flush),
     synchronize() {
       flush();
       driver.synchronize(stream);

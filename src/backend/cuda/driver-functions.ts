@@ -53,8 +53,14 @@ const PROTOTYPES = {
   cuMemPoolTrimTo: "int cuMemPoolTrimTo(uint64_t pool, uint64_t keep)",
   cuMemHostAlloc: "int cuMemHostAlloc(void* pointer, uint64_t bytes, uint32_t flags)",
   cuMemFreeHost: "int cuMemFreeHost(uint64_t pointer)",
+  cuMemHostRegister:
+    "int cuMemHostRegister_v2(const void* pointer, uint64_t bytes, uint32_t flags)",
+  cuMemHostUnregister: "int cuMemHostUnregister(const void* pointer)",
   cuMemcpyHtoDAsync:
     "int cuMemcpyHtoDAsync_v2(uint64_t target, uint64_t source, uint64_t bytes, uint64_t stream)",
+  /** The same function, from an array that is registered. */
+  cuMemcpyArrayAsync:
+    "int cuMemcpyHtoDAsync_v2(uint64_t target, const void* source, uint64_t bytes, uint64_t stream)",
   cuMemcpyDtoHAsync:
     "int cuMemcpyDtoHAsync_v2(uint64_t target, uint64_t source, uint64_t bytes, uint64_t stream)",
   cuMemcpyDtoDAsync:

@@ -16,6 +16,8 @@ const OLDEST_CAPABILITY = 80;
 /** CUresult values that get advice of their own. */
 const OUT_OF_MEMORY = 2;
 const INVALID_DEVICE = 101;
+/** Of locking pages: a limit is reached, the pages are locked already, or the system cannot or may not. */
+const REFUSED_REGISTRATIONS: ReadonlySet<number> = new Set([OUT_OF_MEMORY, 712, 800, 801]);
 
 /** CUdevice_attribute values. */
 const ATTRIBUTE = {
@@ -354,6 +356,23 @@ export class CudaDriver implements Disposable {
   /** The memory's ArrayBuffer must not be used afterwards. */
   freePinned(memory: PinnedMemory): void {
     this.cu.cuMemFreeHost(memory.address);
+  }
+
+  /** Locks an array's pages in memory, so that it can travel while kernels run; false where the system refuses that. */
+  register(array: Uint8Array): boolean {
+    const status = Number(this.raw.cuMemHostRegister(array, array.byteLength, 0));
+    if (status === 0) return true;
+    if (REFUSED_REGISTRATIONS.has(status)) return false;
+    this.fail("cuMemHostRegister", status, loadDriver().errorText(status));
+  }
+
+  unregister(array: Uint8Array): void {
+    this.cu.cuMemHostUnregister(array);
+  }
+
+  /** `source` is (part of) a registered array, unchanged until the stream has passed the copy. */
+  copyArrayToDevice(target: DevicePointer, source: Uint8Array, stream: Stream): void {
+    this.cu.cuMemcpyArrayAsync(target, source, source.byteLength, stream);
   }
 
   /** `source` is an address in pinned memory, unchanged until the stream has passed the copy. */

@@ -8,6 +8,7 @@ import {
   type Buffer,
   type DType,
   type HostArray,
+  type Uploads,
 } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
 import type { CudaDriver, DevicePointer, Event, PinnedMemory, Stream } from "./driver.js";
@@ -262,6 +263,69 @@ export class Transfers implements Disposable {
       this.driver.freePinned(memory);
     }
     this.stages.length = 0;
+  }
+}
+
+/** Arrays locked in memory, and a stream of their own that takes them to the device; see Uploads. */
+export class CudaUploads implements Uploads {
+  private readonly copies: Stream;
+  /** Marks the place on either stream that the other waits for. */
+  private readonly mark: Event;
+  private readonly locked: Uint8Array[] = [];
+
+  private constructor(
+    private readonly driver: CudaDriver,
+    private readonly stream: Stream,
+    private readonly beforeStart: () => void,
+  ) {
+    this.copies = driver.createStream();
+    this.mark = driver.createEvent(false);
+  }
+
+  /** @param beforeStart Called before a place on `stream` is marked: it enqueues what still waits to be enqueued. */
+  static open(
+    driver: CudaDriver,
+    stream: Stream,
+    arrays: readonly HostArray[],
+    beforeStart: () => void,
+  ): CudaUploads | undefined {
+    const uploads = new CudaUploads(driver, stream, beforeStart);
+    for (const array of arrays) {
+      const bytes = bytesOf(array);
+      if (!driver.register(bytes)) {
+        uploads[Symbol.dispose]();
+        return undefined;
+      }
+      uploads.locked.push(bytes);
+    }
+    return uploads;
+  }
+
+  start(source: HostArray, target: Buffer): void {
+    const { pointer, dtype, length } = cudaBuffer(target);
+    if (source.length > length || hostArrayOf(dtype, 0).constructor !== source.constructor)
+      throw new PlanishError(
+        `uploads: ${source.length} elements of ${source.constructor.name} do not go into ${length} of ${dtype} as they are`,
+      );
+    if (!this.locked.some((array) => array.buffer === source.buffer))
+      throw new PlanishError("uploads: the source is no part of the arrays that were made ready");
+    this.beforeStart();
+    this.driver.record(this.mark, this.stream);
+    this.driver.waitFor(this.mark, this.copies);
+    this.driver.copyArrayToDevice(pointer, bytesOf(source), this.copies);
+  }
+
+  join(): void {
+    this.driver.record(this.mark, this.copies);
+    this.driver.waitFor(this.mark, this.stream);
+  }
+
+  [Symbol.dispose](): void {
+    this.driver.synchronize(this.copies);
+    for (const array of this.locked) this.driver.unregister(array);
+    this.locked.length = 0;
+    this.driver.destroyEvent(this.mark);
+    this.driver.destroyStream(this.copies);
   }
 }
 
