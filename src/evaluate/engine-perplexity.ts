@@ -3,9 +3,12 @@
  * paged cache. Source: spec/evaluation.md, Perplexity.
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
+import type { Backend } from "../backend/backend.js";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress } from "../common/progress.js";
 import type { Executor } from "../engine/executor.js";
+import { negativeLogLikelihood } from "../tensor/ops/index.js";
+import { Graph } from "../tensor/tensor.js";
 import {
   summarizeWindows,
   textWindows,
@@ -18,10 +21,13 @@ const ROWS_PER_STEP = 256;
 
 /**
  * exp(mean over windows of the mean token NLL). Windows go through one sequence's pages one after another, in chunks.
+ * @param backend Computes the NLLs of the executor's logits, as it does those of the model that is compared with: a
+ * vocabulary's exponentials take JavaScript longer than the whole step takes a GPU.
  * @throws PlanishError when the text has fewer tokens than one window, or a window is longer than the model's positions.
  */
 export async function evaluateEnginePerplexity(
   executor: Executor,
+  backend: Backend,
   tokens: Int32Array,
   options: PerplexityOptions = {},
 ): Promise<PerplexityResult> {
@@ -36,6 +42,7 @@ export async function evaluateEnginePerplexity(
   const pages = Int32Array.from({ length: Math.ceil(seqLen / pageTokens) }, (_, i) => i);
   executor.reserve(pages.length);
   const windowNll: number[] = [];
+  using arena = backend.arena();
   for (let window = 0; window < windows; window++) {
     const ids = tokens.subarray(window * seqLen, (window + 1) * seqLen);
     let sum = 0;
@@ -47,8 +54,10 @@ export async function evaluateEnginePerplexity(
         { tokens: ids.slice(start, end), start, pages, logits: "all" },
       ]);
       if (!logits) throw new PlanishError("the executor gave no logits");
-      for (let t = start; t < end; t++)
-        sum += tokenNll(logits, (t - start) * config.vocabSize, config.vocabSize, ids[t + 1]);
+      using g = new Graph(backend, { arena });
+      const rows = g.constant([end - start, config.vocabSize], logits);
+      const targets = g.indices(ids.slice(start + 1, end + 1));
+      for (const nll of g.read(negativeLogLikelihood(g, rows, targets))) sum += nll;
       await nextTurn();
     }
     windowNll.push(sum / (seqLen - 1));
@@ -57,13 +66,4 @@ export async function evaluateEnginePerplexity(
   }
   task.done();
   return summarizeWindows(windowNll, seqLen, (performance.now() - started) / 1000);
-}
-
-/** −log softmax(row)[target], in float64. */
-function tokenNll(logits: Float32Array, at: number, vocabSize: number, target: number): number {
-  let top = -Infinity;
-  for (let i = at; i < at + vocabSize; i++) if (logits[i] > top) top = logits[i];
-  let total = 0;
-  for (let i = at; i < at + vocabSize; i++) total += Math.exp(logits[i] - top);
-  return top + Math.log(total) - logits[at + target];
 }

@@ -15,7 +15,7 @@ describe("perplexity through an executor", () => {
   it("equals the model's, window by window, also where a window takes several steps", async () => {
     using executor = new SimulatedExecutor(model, "float32");
     const options = { seqLen: 300, limit: 2 };
-    const found = await evaluateEnginePerplexity(executor, tokens, options);
+    const found = await evaluateEnginePerplexity(executor, backend, tokens, options);
     const expected = await evaluatePerplexity(model, tokens, options);
     expect([found.windows, found.seqLen]).toEqual([2, 300]);
     // Sums in other orders: logits differ by some 2e-5 (docs/decisions.md), in the mean by less.
@@ -25,8 +25,8 @@ describe("perplexity through an executor", () => {
 
   it("refuses windows longer than the model's positions", async () => {
     using executor = new SimulatedExecutor(model, "float32");
-    await expect(evaluateEnginePerplexity(executor, tokens, { seqLen: 1025 })).rejects.toThrow(
-      /longer than the model's 1024 positions/,
-    );
+    await expect(
+      evaluateEnginePerplexity(executor, backend, tokens, { seqLen: 1025 }),
+    ).rejects.toThrow(/longer than the model's 1024 positions/);
   });
 });

@@ -221,7 +221,7 @@ async function scoreInEngine(
   using executor = openExecutorOf(model, flags);
   const { seqLen, limit } = flags;
   const label = `${model.name} through the engine`;
-  return await evaluateEnginePerplexity(executor, tokens, {
+  return await evaluateEnginePerplexity(executor, model.loaded.model.backend, tokens, {
     ...{ seqLen, limit, signal, label },
     progress: reporter,
   });
