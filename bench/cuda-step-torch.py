@@ -17,15 +17,11 @@ def learned(value):
     return value
 
 
-def normal(*shape):
-    return torch.randn(*shape)
-
-
 class Small:
     """P = U diag(s) Vᵀ with U and V by Cayley maps of free seeds."""
 
     def __init__(self, n):
-        self.seeds = [learned(0.1 * normal(n, n)) for _ in range(2)]
+        self.seeds = [learned(0.1 * torch.randn(n, n)) for _ in range(2)]
         self.s = learned(torch.ones(n))
 
     def matrices(self):
@@ -83,7 +79,7 @@ def quantize_groups(x, clip):
 
 class Linear:
     def __init__(self, rows, cols):
-        self.weight = normal(rows, cols) / math.sqrt(cols)
+        self.weight = torch.randn(rows, cols) / math.sqrt(cols)
         self.clip_rows = learned(torch.full((2, rows, 1), 4.0))
         self.clip_activation = learned(torch.full((2,), 4.0))
 
@@ -140,8 +136,8 @@ def block(x):
     return x + down(kronecker(h * mlp_down.diag, pair), down.quantized(inverse, mlp_down.diag))
 
 
-inputs = normal(BATCH, TIME, HIDDEN)
-targets = normal(BATCH, TIME, HIDDEN)
+inputs = torch.randn(BATCH, TIME, HIDDEN)
+targets = torch.randn(BATCH, TIME, HIDDEN)
 optimizer = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.01)
 
 

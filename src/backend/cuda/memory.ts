@@ -303,7 +303,7 @@ export class CudaUploads implements Uploads {
 
   start(source: HostArray, target: Buffer): void {
     const { pointer, dtype, length } = cudaBuffer(target);
-    if (source.length > length || hostArrayOf(dtype, 0).constructor !== source.constructor)
+    if (source.length > length || !isHostArrayOf(dtype, source))
       throw new PlanishError(
         `uploads: ${source.length} elements of ${source.constructor.name} do not go into ${length} of ${dtype} as they are`,
       );
@@ -345,10 +345,13 @@ export function hostArrayOf(dtype: DType, length: number): HostArray {
   }
 }
 
+function isHostArrayOf(dtype: DType, data: HostArray): boolean {
+  return data.constructor === hostArrayOf(dtype, 0).constructor;
+}
+
 /** `data` as an array of `dtype`, itself when it is one. */
 export function asHostArray(dtype: DType, data: HostArray): HostArray {
-  const target = hostArrayOf(dtype, 0);
-  if (data.constructor === target.constructor) return data;
+  if (isHostArrayOf(dtype, data)) return data;
   const converted = hostArrayOf(dtype, data.length);
   converted.set(data);
   return converted;
