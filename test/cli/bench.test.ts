@@ -10,14 +10,20 @@ interface Report {
   readonly cells: { type: string; m: number; gops: number; fraction: number }[];
   readonly peer: { missing: string };
   readonly engine: {
-    readonly ceilings: { int8: number; int4: number; memory: number };
+    readonly ceilings: { f32: number; int8: number; int4: number; memory: number };
     readonly products: {
       kind: "int4" | "int8";
       gops: number;
       fraction: number;
       fractionOfInt8: number;
     }[];
-    readonly blocks: readonly { share: number; floor: number }[];
+    readonly blocks: readonly {
+      rows: number;
+      sites: { median: number };
+      linears: { median: number };
+      share: number;
+      floor: number;
+    }[];
     readonly decode: { gigabytesPerSecond: number; fraction: number };
   };
 }
@@ -43,11 +49,17 @@ describe("planish bench", () => {
       expect(fraction).toBeCloseTo(gops / ceilings[kind], 9);
       expect(fractionOfInt8).toBeCloseTo(gops / ceilings.int8, 9);
     }
-    // A small and a large model's block.
-    expect(blocks).toHaveLength(2);
-    for (const { share, floor } of blocks) {
-      expect(floor).toBeGreaterThan(0);
-      expect(share).toBeGreaterThan(floor);
+    // A small and a large model's block. How the share compares with its floor is for who reads the
+    // bench: another program's load in the moment of one of the two can turn them round.
+    const multiplyAdds = [
+      576 * (24 + 24 + 24 + 24 + 9) + 1536 * (32 + 48),
+      4096 * (64 + 64 + 64 + 64 + 32) + 11008 * (86 + 128),
+    ];
+    expect(blocks).toHaveLength(multiplyAdds.length);
+    for (const [i, { rows, sites, linears, share, floor }] of blocks.entries()) {
+      expect(share).toBeCloseTo(sites.median / linears.median, 9);
+      const operations = floor * linears.median * ceilings.f32 * 1e6;
+      expect(operations / (2 * rows * multiplyAdds[i])).toBeCloseTo(1, 9);
     }
     expect(decode.fraction).toBeCloseTo(decode.gigabytesPerSecond / ceilings.memory, 9);
   });
