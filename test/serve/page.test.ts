@@ -14,16 +14,16 @@ const cleanup: (() => Promise<unknown>)[] = [];
 
 beforeAll(async () => {
   if (noChromium) return;
-  // Slow enough that an answer can be stopped.
+  // Slow enough, with answers of thousands of tokens, that one can be stopped on a busy machine too.
   const onStep = (): void => {
     const end = performance.now() + 2;
     while (performance.now() < end);
   };
   const template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}w";
-  const executor = fakeExecutor({ onStep, maxPositions: 400 });
+  const executor = fakeExecutor({ onStep, maxPositions: 4000 });
   // No token ends a text: answers are as long as was asked.
   const tokenizer = { ...fakeTokenizer(template), eosTokenIds: [] };
-  const { engine } = await fakeEngine(executor, { pages: 200 }, tokenizer);
+  const { engine } = await fakeEngine(executor, { pages: 1000 }, tokenizer);
   const server = await createServer(engine, {
     model: "fake-model",
     host: "127.0.0.1",
@@ -99,14 +99,14 @@ describe.skipIf(noChromium !== undefined)(
       const page = await open();
       await enterKey(page);
       await page.getByLabel("Temperature").fill("0");
-      await page.getByLabel("New tokens at most").fill("390");
+      await page.getByLabel("New tokens at most").fill("3900");
       await page.getByLabel("Message", { exact: true }).fill("cab");
       await page.keyboard.press("Enter");
       const answer = page.getByRole("log").locator(".assistant p");
       await answer.filter({ hasText: /.{3}/ }).waitFor();
       await page.getByRole("button", { name: "Stop" }).click();
       await page.getByText("Stopped").waitFor();
-      expect((await answer.textContent())?.length).toBeLessThan(390);
+      expect((await answer.textContent())?.length).toBeLessThan(3900);
       await page.close();
     });
 
