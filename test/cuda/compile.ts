@@ -13,6 +13,14 @@ const compiler = new Nvrtc();
 const print = (line: string) => process.stdout.write(`${line}\n`);
 print(`NVRTC ${compiler.version.join(".")} from ${compiler.path}`);
 
+const ATTENTION = [
+  ["DIM=128"],
+  ["DIM=96"],
+  ["DIM=64", "OUT16=1"],
+  ["DIM=32"],
+  ["DIM=128", "BITS=16", "OUT16=1"],
+] as const;
+
 /** Sources that are specialized by shape, with shapes worth compiling. */
 const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   kronecker: [
@@ -68,12 +76,13 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["NT=4", "NORM=0", "WBITS=8"],
     ["NT=8", "BF16=1", "GATED=1"],
   ],
-  "engine/attention_prefill": [["DIM=128"], ["DIM=64"], ["DIM=128", "BITS=16", "OUT16=1"]],
+  "engine/attention_prefill": ATTENTION,
+  "engine/attention_prefill_wgmma": ATTENTION,
 };
 
 /** Hopper's own instructions, which other architectures have not. */
 const hopperOnly = (name: string, defines: readonly string[]) =>
-  name.startsWith("engine/gemm") && !defines.includes("WGMMA=0");
+  name.endsWith("wgmma") || (name.startsWith("engine/gemm") && !defines.includes("WGMMA=0"));
 
 let failures = 0;
 for (const architecture of architectures) {

@@ -356,26 +356,35 @@ export class EngineKernels {
     );
   }
 
-  /** Queries in blocks of at most 128: {first row, rows, position of the first, offset into pages}. q: halves. */
+  /**
+   * Queries in blocks of at most 128: {first row, rows, position of the first, offset into pages}. q: halves. `plain`:
+   * without wgmma also where the GPU has it, as a check.
+   */
   attendPrefill(
     request: AttentionRequest & {
       readonly blocks: DevicePointer;
       readonly blockCount: number;
       readonly out: DevicePointer;
       readonly outHalves: boolean;
+      readonly plain?: boolean;
     },
   ): void {
     const { headDim, heads, kvHeads, kept } = request;
     checkHeadDim(headDim);
-    const buffer = 64 * (headDim + 8) + headDim * 72;
+    const hopper = this.device.driver.info.capability === 90 && !request.plain;
+    const name = hopper ? "attention_prefill_wgmma" : "attention_prefill";
+    // Keys and values of three pages in rows of 64 halves, or of two in padded rows.
+    const halves = hopper
+      ? 3 * 64 * (roundUp(headDim, 64) + headDim)
+      : 2 * (64 * (headDim + 8) + headDim * 72);
     this.launch(
-      "attention_prefill",
-      "attention_prefill",
+      name,
+      name,
       "pppiiidpip",
       [`DIM=${headDim}`, `BITS=${kept}`, `OUT16=${request.outHalves ? 1 : 0}`],
       [heads, request.blockCount],
       256,
-      2 * buffer * 2,
+      2 * halves,
       [
         request.q,
         request.blocks,

@@ -211,6 +211,52 @@ export const CHECKS: readonly Check[] = [
     halves: true,
     window: 100,
   }),
+  // More pages than buffers, in even and odd numbers; scores far apart; a window that begins beyond the buffers; a last
+  // page of one token; fewer rows than a warpgroup has.
+  attention({
+    headDim: 128,
+    heads: 2,
+    kvHeads: 2,
+    kept: 4,
+    sequences: [
+      { start: 0, rows: 513 },
+      { start: 383, rows: 66 },
+    ],
+    matrix: true,
+    halves: true,
+    size: 50,
+  }),
+  attention({
+    headDim: 128,
+    heads: 2,
+    kvHeads: 1,
+    kept: 16,
+    sequences: [
+      { start: 250, rows: 200 },
+      { start: 64, rows: 65 },
+    ],
+    size: 50,
+  }),
+  attention({
+    headDim: 32,
+    heads: 2,
+    kvHeads: 1,
+    kept: 4,
+    sequences: [
+      { start: 500, rows: 140 },
+      { start: 5, rows: 60 },
+    ],
+    window: 70,
+    size: 20,
+  }),
+  attention({
+    headDim: 96,
+    heads: 2,
+    kvHeads: 2,
+    kept: 16,
+    sequences: [{ start: 300, rows: 200 }],
+    window: 190,
+  }),
   attention({
     headDim: 64,
     heads: 2,

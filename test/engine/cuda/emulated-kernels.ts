@@ -63,6 +63,7 @@ export class EmulatedKernels {
         this.attendDecode(launch);
         break;
       case "attention_prefill":
+      case "attention_prefill_wgmma":
         this.attendPrefill(launch);
         break;
       default:

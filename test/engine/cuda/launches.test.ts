@@ -187,8 +187,20 @@ it("heads and attention pass what their kernels take", () => {
       const common = { ...shape, q: 1, pages: 2, window: 0, cache: 3, pageBytes: 4096 };
       kernels.attendDecode({ ...common, sequences: 4, count: 3, splits: 5, partial: 6 });
       kernels.joinSplits({ ...shape, partial: 1, rows: 3, splits: 5, out: 2, halves: false });
-      kernels.attendPrefill({ ...common, blocks: 4, blockCount: 7, out: 5, outHalves: true });
+      const request = { ...common, blocks: 4, blockCount: 7, out: 5, outHalves: true };
+      kernels.attendPrefill(request);
+      expect(launches.at(-1)?.name).toBe("attention_prefill_wgmma");
+      kernels.attendPrefill({ ...request, plain: true });
+      expect(launches.at(-1)?.name).toBe("attention_prefill");
     }
+  // wgmma is Hopper's alone.
+  const later = lookingDevice(100);
+  const shape = { headDim: 128, heads: 32, kvHeads: 8, kept: 4, window: 0 } as const;
+  later.kernels.attendPrefill({
+    ...{ ...shape, q: 1, pages: 2, cache: 3, pageBytes: 4096 },
+    ...{ blocks: 4, blockCount: 7, out: 5, outHalves: true },
+  });
+  expect(later.launches.at(-1)?.name).toBe("attention_prefill");
   // 48 heads in 32 tasks are more than three blocks per multiprocessor; four share a block.
   expect(launches[0]).toMatchObject({ name: "heads", grid: [32, 12] });
 });

@@ -28,6 +28,8 @@ interface AttentionCase {
   readonly splits?: number;
   /** q, k and v come as halves, which makes the products with matrices products of single halves. */
   readonly halves?: boolean;
+  /** Largest query: large ones have scores far apart, so that sums are scaled again and again. */
+  readonly size?: number;
 }
 
 /** Reads a head's cached keys and values of one position. */
@@ -78,6 +80,7 @@ export const attention = (given: AttentionCase): Check => ({
     given.matrix && "matrix",
     given.norm && "norm",
     given.halves && "halves",
+    given.size !== undefined && `queries to ${given.size}`,
     given.window !== undefined && `window ${given.window}`,
     given.splits !== undefined && `${given.splits} splits`,
   ),
@@ -145,7 +148,7 @@ export const attention = (given: AttentionCase): Check => ({
     };
     const run = (rows: readonly Rows[], outHalves: boolean) => {
       const count = rows.length;
-      const q = floats(count * heads * headDim, next, 2);
+      const q = floats(count * heads * headDim, next, given.size ?? 2);
       const k = floats(count * kvHeads * headDim, next, 2);
       const v = floats(count * kvHeads * headDim, next, 0.02);
       if (given.halves)
@@ -293,8 +296,10 @@ export const attention = (given: AttentionCase): Check => ({
       cache,
       pageBytes,
     };
-    const got = poisoned(device, rows.length * heads * headDim * 4);
+    const count = rows.length * heads * headDim;
+    const outputs: Float32Array[] = [];
     if (decoding) {
+      const got = poisoned(device, count * 4);
       const splits = given.splits ?? 1;
       const partial = poisoned(device, rows.length * heads * splits * (headDim + 2) * 4);
       const table = sequences.flatMap(({ start }, s) => [s, start + 1, offsets[s]]);
@@ -314,6 +319,7 @@ export const attention = (given: AttentionCase): Check => ({
         out: got,
         halves: false,
       });
+      outputs.push(device.read(got, new Float32Array(count)));
     } else {
       const blocks: number[] = [];
       let row = 0;
@@ -322,15 +328,20 @@ export const attention = (given: AttentionCase): Check => ({
           blocks.push(row + from, Math.min(128, count - from), start + from, offsets[s]);
         row += count;
       });
-      device.kernels.attendPrefill({
-        ...common,
-        blocks: device.put(Int32Array.from(blocks)),
-        blockCount: blocks.length / 4,
-        out: got,
-        outHalves: false,
-      });
+      // The kernel that the GPU has for it, and the one for all.
+      for (const plain of [false, true]) {
+        const got = poisoned(device, count * 4);
+        device.kernels.attendPrefill({
+          ...common,
+          blocks: device.put(Int32Array.from(blocks)),
+          blockCount: blocks.length / 4,
+          out: got,
+          outHalves: false,
+          plain,
+        });
+        outputs.push(device.read(got, new Float32Array(count)));
+      }
     }
-    const mixed = device.read(got, new Float32Array(rows.length * heads * headDim));
     rows.forEach(({ sequence, position }, r) => {
       for (let h = 0; h < heads; h++) {
         const kv = Math.floor(h / (heads / kvHeads));
@@ -359,10 +370,11 @@ export const attention = (given: AttentionCase): Check => ({
           const size =
             weights.reduce((sum, w, s) => sum + w * Math.abs(seen[s].value[i]), 0) / total;
           // Decoding is as good as f32; prefill rounds weights (and its queries, which the definition reads) to halves.
-          note(
-            Math.abs(mixed[(r * heads + h) * headDim + i] - want) /
-              ((decoding ? 3e-5 : 2e-3) * size + 1e-7),
-          );
+          for (const output of outputs)
+            note(
+              Math.abs(output[(r * heads + h) * headDim + i] - want) /
+                ((decoding ? 3e-5 : 2e-3) * size + 1e-7),
+            );
         }
       }
     });
