@@ -54,9 +54,29 @@ __device__ __forceinline__ void fetch(Packed& p, const u8* page, int here, u16* 
 // Per page and token: the key's scale times `scale`, log₂ of the value's scale, and 1 over it.
 constexpr int SCALES = 3 * PAGE_TOKENS;
 
+// Mask of a pair of tokens of which those before `here` were written.
+__device__ __forceinline__ u32 written(int token, int here) {
+  return token >= here ? 0u : token + 1 >= here ? 0xffffu : 0xffffffffu;
+}
+
 // To shared memory. A weight of 0 must not meet what nobody wrote, were it infinite or no number.
 template <class Tile>
-__device__ __forceinline__ void unpack(const Packed& p, u16* keys, u16* values, float* scales, float scale, int here) {
+__device__ __forceinline__ void unpack(Packed& p, u16* keys, u16* values, float* scales, float scale, int here) {
+  if (here < PAGE_TOKENS) {
+    const int token = 2 * (threadIdx.x % 4);
+    if (BITS == 4) {
+#pragma unroll
+      for (int j = 0; j < 8; j++) p.valueZero[BITS == 4 ? j : 0] &= written(token + 8 * j, here);
+    } else {
+#pragma unroll
+      for (int i = 0; i < PER_THREAD; i++) {
+        const int first = token + (threadIdx.x + i * PAGE_THREADS) / 32 % 2 * 32;
+        uint4& v = p.values[i];
+        v.x &= written(first, here), v.y &= written(first + 8, here);
+        v.z &= written(first + 16, here), v.w &= written(first + 24, here);
+      }
+    }
+  }
 #pragma unroll
   for (int i = 0; i < PER_THREAD; i++) {
     const int group = threadIdx.x + i * PAGE_THREADS;
@@ -79,11 +99,8 @@ __device__ __forceinline__ void unpack(const Packed& p, u16* keys, u16* values, 
       const int t = group % 4, first = group / 32 * 16 + group / 4 % 8;
 #pragma unroll
       for (int j = 0; j < 8; j++) {
-        const int at = 8 * j + 2 * t;
-        u32 less = p.valueZero[BITS == 4 ? j : 0], less16;
-        if (at >= here) less = 0;
-        else if (at + 1 >= here) less &= 0xffffu;
-        zeroPair(less, less, less16);
+        u32 less, less16;
+        zeroPair(p.valueZero[BITS == 4 ? j : 0], less, less16);
 #pragma unroll
         for (int half = 0; half < 2; half++)
           *(u32*)(values + Tile::value(first + 8 * half, j) + 2 * t) = nibblePair(v[2 * half + j / 4], j % 4, less, less16);
@@ -91,19 +108,13 @@ __device__ __forceinline__ void unpack(const Packed& p, u16* keys, u16* values, 
     } else {
       const int j0 = group / 32 % 2 * 4, t = group % 4, g = group / 4 % 8, n = group / 64;
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const int at = 8 * (j0 + j) + 2 * t;
-        u32 pair = v[j];
-        if (at >= here) pair = 0;
-        else if (at + 1 >= here) pair &= 0xffffu;
-        *(u32*)(values + Tile::value(8 * n + g, j0 + j) + 2 * t) = pair;
-      }
+      for (int j = 0; j < 4; j++) *(u32*)(values + Tile::value(8 * n + g, j0 + j) + 2 * t) = v[j];
     }
   }
   if (BITS == 4 && threadIdx.x < PAGE_TOKENS) {
     scales[threadIdx.x] = p.keyScale * scale;
-    scales[PAGE_TOKENS + threadIdx.x] = log2f(p.valueScale);
-    scales[2 * PAGE_TOKENS + threadIdx.x] = 1.f / p.valueScale;
+    scales[PAGE_TOKENS + threadIdx.x] = __log2f(p.valueScale);
+    scales[2 * PAGE_TOKENS + threadIdx.x] = reciprocal(p.valueScale);
   }
   if (BITS == 16) waitForCopies();
 }

@@ -124,6 +124,10 @@ extern "C" __global__ void __launch_bounds__(PAGE_THREADS, 1)
   Rows r = {{-INFINITE, -INFINITE}, {0.f, 0.f}};
   const int firstVisible = window > 0 && position0 >= window ? position0 - (int)window + 1 : 0;
   const int begin = firstVisible / PAGE_TOKENS, end = (length + PAGE_TOKENS - 1) / PAGE_TOKENS;
+  // A warpgroup leaves out pages that none of its queries sees: even factors of zero could move the last bits of its sums,
+  // which must not depend on what else the block holds.
+  const int lastRow = (m | 63) < rows ? m | 63 : rows - 1;
+  const int mine = (m & ~63) < rows ? (position0 + lastRow) / PAGE_TOKENS + 1 : begin;
   const u32 shared = sharedAt(memory);
   Packed packed;
   const auto bring = [&](int index, int slot) {
@@ -148,23 +152,25 @@ extern "C" __global__ void __launch_bounds__(PAGE_THREADS, 1)
   int now = 0;
   const auto step = [&](float (&scores)[32], float (&next)[32], int index) {
     const int after = now == PAGES - 1 ? 0 : now + 1, free = after == PAGES - 1 ? 0 : after + 1;
-    // Beyond the last page this multiplies an older one, for nothing: a branch here would end the overlap.
+    // Beyond the last page this multiplies an older one, for nothing.
     wgmmaFence();
     multiplyKeys(next, after);
     const bool more = index + 2 < end;
     if (more) bring(index + 2, free);
-    const bool edge = index * PAGE_TOKENS + PAGE_TOKENS > position0 + m + 1 || window > 0;
-    weigh(scores, o, r, scales[now], unit, index * PAGE_TOKENS, position0 + m + g, (int)window, edge);
-    u32 p[4][4];
+    if (index < mine) {
+      const bool edge = index * PAGE_TOKENS + PAGE_TOKENS > position0 + m + 1 || window > 0;
+      weigh(scores, o, r, scales[now], unit, index * PAGE_TOKENS, position0 + m + g, (int)window, edge);
+      u32 p[4][4];
 #pragma unroll
-    for (int u = 0; u < 4; u++)
+      for (int u = 0; u < 4; u++)
 #pragma unroll
-      for (int c = 0; c < 4; c++) p[u][c] = packSmall(scores[8 * u + 2 * c], scores[8 * u + 2 * c + 1]);
-    const u64 values = swizzledOperand(shared + (now * PAGE_HALVES + KEYS) * 2);
-    wgmmaFence();
+        for (int c = 0; c < 4; c++) p[u][c] = packSmall(scores[8 * u + 2 * c], scores[8 * u + 2 * c + 1]);
+      const u64 values = swizzledOperand(shared + (now * PAGE_HALVES + KEYS) * 2);
+      wgmmaFence();
 #pragma unroll
-    for (int u = 0; u < 4; u++) WgmmaHalf<DIM>::add(o, p[u], values + 2 * u, 1);
-    wgmmaCommit();
+      for (int u = 0; u < 4; u++) WgmmaHalf<DIM>::add(o, p[u], values + 2 * u, 1);
+      wgmmaCommit();
+    }
     if (more) place(index + 2, free);
     wgmmaWait<0>();
     settle(next);
