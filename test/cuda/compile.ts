@@ -35,12 +35,26 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   ],
   attention_mma: [["HEAD_DIM=64"], ["HEAD_DIM=128"]],
   "engine/gemm": [
-    ["WGMMA=0", "TOKENS=8"],
-    ["WGMMA=0", "TOKENS=64", "EPILOGUE=2", "OUT16=1"],
-    ["WGMMA=0", "TOKENS=64", "EPILOGUE=1", "WBITS=8"],
     ["TOKENS=8", "SPLIT=8"],
     ["TOKENS=8", "SPLIT=2", "EPILOGUE=2"],
     ["TOKENS=64", "SPLIT=4", "STAGES=3", "EPILOGUE=2"],
+  ],
+  "engine/gemm_mma": [
+    ["NIBBLES=1", "TOKENS=8", "SPLIT=8", "STAGES=4"],
+    ["NIBBLES=1", "TOKENS=64", "SPLIT=2", "STAGES=3", "EPILOGUE=2"],
+    ["NIBBLES=1", "TOKENS=64", "ACROSS=2", "STAGES=3", "OUT16=1"],
+    ["NIBBLES=1", "TOKENS=64", "ACROSS=2", "STAGES=4", "EPILOGUE=1"],
+    ["NIBBLES=1", "TOKENS=64", "ACROSS=2", "STAGES=4", "EPILOGUE=2", "OUT16=1"],
+    ["TOKENS=8", "SPLIT=2", "STAGES=4", "EPILOGUE=1"],
+    ["TOKENS=64", "STAGES=3", "EPILOGUE=2"],
+    ["TOKENS=64", "ACROSS=2", "STAGES=3"],
+    ["TOKENS=64", "ACROSS=2", "STAGES=4", "EPILOGUE=2", "OUT16=1"],
+    ["WBITS=8", "TOKENS=16", "SPLIT=4", "STAGES=2"],
+    ["WBITS=8", "TOKENS=64", "ACROSS=2", "STAGES=2", "EPILOGUE=1"],
+    ["DP4A=1", "TOKENS=8", "SPLIT=4", "EPILOGUE=1"],
+    ["DP4A=1", "TOKENS=32", "EPILOGUE=2", "OUT16=1"],
+    ["DP4A=1", "TOKENS=64", "OUT16=1"],
+    ["DP4A=1", "TOKENS=64", "WBITS=8"],
   ],
   "engine/gemm_prefill": [
     ["STAGES=6", "EPILOGUE=2", "OUT16=1"],
@@ -80,9 +94,12 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   "engine/attention_prefill_wgmma": ATTENTION,
 };
 
-/** Hopper's own instructions, which other architectures have not. */
-const hopperOnly = (name: string, defines: readonly string[]) =>
-  name.endsWith("wgmma") || (name.startsWith("engine/gemm") && !defines.includes("WGMMA=0"));
+/** Whether an architecture has a source's instructions: wgmma is Hopper's own, and Turing has dot products only. */
+function has(architecture: string, name: string, defines: readonly string[]): boolean {
+  const hoppers = ["engine/gemm", "engine/gemm_prefill", "engine/attention_prefill_wgmma"];
+  if (hoppers.includes(name)) return architecture === "sm_90a";
+  return name !== "engine/gemm_mma" || architecture !== "sm_75" || defines.includes("DP4A=1");
+}
 
 let failures = 0;
 for (const architecture of architectures) {
@@ -93,7 +110,7 @@ for (const architecture of architectures) {
     const name = file.slice(0, -".cu".length);
     if (only.length > 0 && !only.includes(name)) continue;
     for (const defines of VARIANTS[name] ?? [[]]) {
-      if (hopperOnly(name, defines) && architecture !== "sm_90a") continue;
+      if (!has(architecture, name, defines)) continue;
       const start = performance.now();
       const label = [file, ...defines, architecture].join(" ");
       try {

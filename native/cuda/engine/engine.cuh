@@ -52,18 +52,29 @@ __device__ __forceinline__ float reciprocal(float x) {
   return result;
 }
 
-// IEEE halves, nearest even; beyond the largest half the value is clamped to it, as in native/half.h.
+// IEEE halves, nearest even, of values that are known to be small.
+__device__ __forceinline__ u32 packSmall(float low, float high) {
+  u32 result;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+#else
+  asm("{.reg .b16 l, h; cvt.rn.f16.f32 l, %2; cvt.rn.f16.f32 h, %1; mov.b32 %0, {l, h};}" : "=r"(result) : "f"(high), "f"(low));
+#endif
+  return result;
+}
+
+// The same of any: beyond the largest half the value is clamped to it, as in native/half.h.
 #define HALF_MAX 65504.f
 
 __device__ __forceinline__ u32 packHalf(float low, float high) {
-  u32 result;
 #if __CUDA_ARCH__ >= 900
+  u32 result;
   asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
 #else
   low = fminf(fmaxf(low, -HALF_MAX), HALF_MAX), high = fminf(fmaxf(high, -HALF_MAX), HALF_MAX);
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return packSmall(low, high);
 #endif
-  return result;
 }
 
 __device__ __forceinline__ float lowHalf(u32 pair) {
@@ -84,13 +95,6 @@ __device__ __forceinline__ float fromHalf(u16 bits) {
 
 __device__ __forceinline__ u16 toHalf(float x) {
   return (u16)packHalf(x, 0.f);
-}
-
-// The same for values that are known to be small.
-__device__ __forceinline__ u32 packSmall(float low, float high) {
-  u32 result;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
 }
 
 // What rounding to a half left of two floats, as halves: head + tail has 22 bits.

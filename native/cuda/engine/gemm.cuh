@@ -31,6 +31,9 @@
 #ifndef OUT16
 #define OUT16 0
 #endif
+#ifndef NIBBLES
+#define NIBBLES 0
+#endif
 
 #define STORE 0
 #define ADD 1
@@ -42,7 +45,8 @@ constexpr int CODE_BYTES = TOKENS * 128;
 [[maybe_unused]] constexpr int STAGE_BYTES = WEIGHT_BYTES + CODE_BYTES;
 constexpr int SUMS = TOKENS / 2;  // per thread and tile of 64
 constexpr int CONSUMERS = 256;
-constexpr float UNIT = WBITS == 4 ? 1.f / 16 : 1.f;
+// Of a sum: 4-bit weights are widened to sixteen times the code, unless nibbles are multiplied as they are.
+constexpr float UNIT = WBITS == 4 && !NIBBLES ? 1.f / 16 : 1.f;
 
 struct Problem {
   const u8* weights;

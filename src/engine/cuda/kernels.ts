@@ -6,15 +6,12 @@ import { PlanishError } from "../../common/errors.js";
 import type { CudaDriver, DevicePointer, Grid, Stream } from "../../backend/cuda/driver.js";
 import type { KernelModules } from "../../backend/cuda/modules.js";
 import {
-  BLOCK_COLUMNS,
-  featureTiles,
-  roundUp,
   siteClusterSize,
   siteClusterSharedBytes,
   siteGeometry,
   siteSharedBytes,
-  TILE_FEATURES,
 } from "./layout.js";
+import { EXCHANGE_BYTES, planProduct } from "./product.js";
 import type {
   AttentionRequest,
   CacheShape,
@@ -28,6 +25,8 @@ export interface EngineDevice {
   readonly driver: CudaDriver;
   readonly stream: Stream;
   readonly modules: KernelModules;
+  /** Memory that lives as long as the device. */
+  allocate(bytes: number): DevicePointer;
 }
 
 /** Set numbers that no tile reaches. */
@@ -39,6 +38,7 @@ const NARROW_ROWS = 8;
 export class EngineKernels {
   /** Launches may begin before the work ahead of them is done. */
   overlap: boolean;
+  private exchange: DevicePointer | undefined;
 
   constructor(private readonly device: EngineDevice) {
     this.overlap = device.driver.info.capability >= 90;
@@ -60,83 +60,55 @@ export class EngineKernels {
     driver.launch(kernel, grid, [threads], shared, stream, args, this.overlap);
   }
 
-  /**
-   * Blocks that share a tile's columns in a product of few tokens: enough that the device is full of loads. At one to
-   * eight tokens (`narrow`) two blocks with longer buffers per multiprocessor: clusters of eight, three blocks per
-   * multiprocessor, did not all fit at once.
-   */
-  splitFor(tiles: number, blocks: number, narrow: boolean): number {
-    const room = this.device.driver.info.multiprocessors * (narrow ? 2 : 3);
-    let split = 1;
-    while (split < 8 && tiles * split * 2 <= room && blocks >= split * 4) split *= 2;
-    return split;
-  }
-
   /** Integer product: out = codes · weightsᵀ · token scale · feature scale + bias, or SiLU(gate)·up of it when gated. */
   gemm(request: GemmRequest): void {
-    const { tokens, order, columns, bits } = request;
-    const hopper = this.device.driver.info.capability === 90 && !request.plain;
-    const most = hopper ? 128 : 64;
-    let width = 8;
-    while (width < tokens && width < most) width *= 2;
-    if (request.capacity % width !== 0 || tokens > request.capacity)
-      throw new PlanishError(
-        `codes of ${request.capacity} rows cannot feed a product of ${tokens} tokens; give a multiple of ${width}`,
-      );
-    const tiles = featureTiles(order);
-    const blocks = roundUp(columns, BLOCK_COLUMNS) / BLOCK_COLUMNS;
-    const prefill = width === 128;
-    const split =
-      hopper && !prefill ? (request.split ?? this.splitFor(tiles, blocks, width === 8)) : 1;
-    const stage = (TILE_FEATURES * 128 * bits) / 8 + width * 128;
-    const ring = (prefill ? 200 : width === 8 ? 104 : 72) * 1024;
-    const stages = Math.max(2, Math.floor(ring / stage));
+    const { tokens, order } = request;
     if (request.accumulate && (request.halves || order.gated))
       throw new PlanishError("a product that adds to its output is plain and in f32");
-    const shared = hopper ? Math.max(stages * stage, split > 1 ? width * 1024 : 0) : 0;
+    const plan = planProduct(request, this.device.driver.info);
     const [set1, set2] = request.setTiles ?? [NO_SET, NO_SET];
-    const defines = [
-      `WBITS=${bits}`,
-      `TOKENS=${width}`,
-      `STAGES=${stages}`,
-      `EPILOGUE=${order.gated ? 2 : request.accumulate ? 1 : 0}`,
-      `OUT16=${request.halves ? 1 : 0}`,
-    ];
-    const args = [
-      request.weights,
-      request.codes,
-      request.tokenScale,
-      request.featureScale,
-      request.bias ?? 0,
-      request.out,
-      tokens,
-      request.capacity,
-      blocks,
-      order.gated ? order.rows / 2 : order.rows,
-      request.outStride,
-      set1,
-      set2,
-    ];
-    const tokenTiles = Math.ceil(tokens / width);
-    if (prefill) {
-      const grid = Math.min(tokenTiles * tiles, this.device.driver.info.multiprocessors);
-      const signature = "ppppppiiiiiiii";
-      this.launch("gemm_prefill", "gemm_prefill", signature, defines, [grid], 384, shared, [
-        ...args,
-        tiles,
-      ]);
-      return;
-    }
+    const own = {
+      gemm: { signature: "", args: [] },
+      gemm_prefill: { signature: "i", args: [plan.tiles] },
+      gemm_mma: { signature: "p", args: [plan.exchanges ? this.exchangeMemory() : 0] },
+    }[plan.file];
     this.launch(
-      "gemm",
-      "gemm",
-      "ppppppiiiiiii",
-      [...defines, `SPLIT=${split}`, `WGMMA=${hopper ? 1 : 0}`],
-      [tokenTiles * split, tiles],
-      hopper ? 288 : 256,
-      shared,
-      args,
+      plan.file,
+      plan.file,
+      `ppppppiiiiiii${own.signature}`,
+      plan.defines,
+      plan.grid,
+      plan.threads,
+      plan.shared,
+      [
+        request.weights,
+        request.codes,
+        request.tokenScale,
+        request.featureScale,
+        request.bias ?? 0,
+        request.out,
+        tokens,
+        request.capacity,
+        plan.blocks,
+        order.gated ? order.rows / 2 : order.rows,
+        request.outStride,
+        set1,
+        set2,
+        ...own.args,
+      ],
     );
+  }
+
+  /**
+   * Where blocks of a product leave sums for each other. It has one size for good, since captured graphs hold its address,
+   * and is cleared once: each launch leaves its counters at zero. Products of one stream do not meet there.
+   */
+  private exchangeMemory(): DevicePointer {
+    if (this.exchange === undefined) {
+      this.exchange = this.device.allocate(EXCHANGE_BYTES);
+      this.device.driver.fillBytes(this.exchange, 0, EXCHANGE_BYTES, this.device.stream);
+    }
+    return this.exchange;
   }
 
   /** From a block's activations to codes and scales (site.cu). */

@@ -2,9 +2,17 @@
 import type { DevicePointer } from "../../backend/cuda/driver.js";
 import type { FeatureOrder, SiteShape } from "./layout.js";
 
+/**
+ * How products are computed without wgmma: matrix units of 4-bit codes (Ampere, Ada) or of 8-bit ones, or dot products of
+ * four bytes (before Ampere).
+ */
+export type PlainProduct = "mma-s4" | "mma-s8" | "dp4a";
+
 export interface GemmRequest {
   readonly weights: DevicePointer;
   readonly bits: 4 | 8;
+  /** Bits of the activations' codes, which lie in bytes; 8 when absent. With 4 or fewer, 4-bit matrix units suffice. */
+  readonly activationBits?: number;
   readonly order: FeatureOrder;
   readonly columns: number;
   readonly codes: DevicePointer;
@@ -25,8 +33,10 @@ export interface GemmRequest {
   readonly setTiles?: readonly [number, number];
   /** Blocks that share a tile's columns; chosen when absent. */
   readonly split?: number;
-  /** mma.sync instead of wgmma; before Hopper always. */
-  readonly plain?: boolean;
+  /** Instead of what suits the GPU, for comparison. */
+  readonly plain?: PlainProduct;
+  /** Tokens of a tile: 8, 16, … 128; chosen when absent. */
+  readonly tile?: number;
 }
 
 export interface SiteRequest {

@@ -10,6 +10,52 @@ import type { Check } from "./checks/support.js";
 
 const both = { hasLeft: true, hasRight: true };
 
+/** The kernel of other architectures, which every GPU can be made to take, in each of its ways to multiply. */
+const PLAIN_PRODUCTS: readonly Check[] = [
+  ...(["mma-s4", "mma-s8", "dp4a"] as const).flatMap((plain) => [
+    ...[1, 8, 13, 37, 64].flatMap((tokens) => [
+      gemm({ tokens, rows: 256, columns: 128, plain }),
+      gemm({ tokens, rows: 300, columns: 1000, split: 2, plain }),
+    ]),
+    // Blocks that leave their sums to the last one, more columns than the ring holds, fewer than there are blocks.
+    gemm({ tokens: 5, rows: 512, columns: 1024, split: 8, bias: true, plain }),
+    gemm({ tokens: 16, rows: 512, columns: 1376, split: 4, halves: true, plain }),
+    gemm({ tokens: 64, rows: 256, columns: 1376, split: 8, accumulate: true, plain }),
+    gemm({ tokens: 3, rows: 400, columns: 640, split: 4, gated: true, halves: true, plain }),
+    gemm({ tokens: 33, rows: 400, columns: 640, split: 2, gated: true, plain }),
+    gemm({ tokens: 2, rows: 300, columns: 200, split: 8, plain }),
+    gemm({ tokens: 9, rows: 768, columns: 256, sets: [1, 2], plain }),
+    gemm({ tokens: 30, rows: 300, columns: 1100, accumulate: true, bias: true, plain }),
+    gemm({ tokens: 1, rows: 512, columns: 11008, accumulate: true, bias: true, plain }),
+    gemm({ tokens: 2, rows: 768, columns: 1376, sets: [1, 2], halves: true, plain }),
+    gemm({ tokens: 1, rows: 34000, columns: 128, plain }),
+    // More tokens than a tile has.
+    gemm({ tokens: 130, rows: 300, columns: 600, plain }),
+    gemm({ tokens: 400, rows: 300, columns: 200, halves: true, bias: true, plain }),
+  ]),
+  // Tiles of 128 tokens, which few features would not get.
+  ...(["mma-s4", "mma-s8"] as const).flatMap((plain) => [
+    gemm({ tokens: 130, rows: 300, columns: 200, tile: 128, plain }),
+    gemm({ tokens: 200, rows: 256, columns: 1152, halves: true, bias: true, tile: 128, plain }),
+    gemm({ tokens: 256, rows: 512, columns: 512, accumulate: true, tile: 128, plain }),
+    gemm({ tokens: 129, rows: 700, columns: 384, gated: true, halves: true, tile: 128, plain }),
+    gemm({ tokens: 129, rows: 512, columns: 384, gated: true, tile: 128, plain }),
+    gemm({ tokens: 140, rows: 768, columns: 256, sets: [1, 2], halves: true, tile: 128, plain }),
+    gemm({ tokens: 400, rows: 9216, columns: 128, gated: true, halves: true, plain }),
+  ]),
+  ...(["mma-s8", "dp4a"] as const).flatMap((plain) => [
+    gemm({ tokens: 7, rows: 300, columns: 200, bits: 8, plain }),
+    gemm({ tokens: 20, rows: 256, columns: 384, bits: 8, accumulate: true, plain }),
+    gemm({ tokens: 64, rows: 256, columns: 1024, bits: 8, split: 2, plain }),
+    gemm({ tokens: 150, rows: 300, columns: 640, bits: 8, plain }),
+    gemm({ tokens: 13, rows: 300, columns: 1000, activationBits: 8, split: 2, plain }),
+    gemm({ tokens: 20, rows: 600, columns: 640, activationBits: 8, gated: true, plain }),
+  ]),
+  gemm({ tokens: 150, rows: 300, columns: 640, bits: 8, tile: 128, plain: "mma-s8" }),
+  gemm({ tokens: 150, rows: 300, columns: 640, activationBits: 8, tile: 128, plain: "mma-s8" }),
+  gemm({ tokens: 40, rows: 300, columns: 640, activationBits: 3, plain: "mma-s4" }),
+];
+
 export const CHECKS: readonly Check[] = [
   ...[1, 8, 13, 37, 64].flatMap((tokens) => [
     gemm({ tokens, rows: 256, columns: 128 }),
@@ -44,9 +90,7 @@ export const CHECKS: readonly Check[] = [
   gemm({ tokens: 7, rows: 300, columns: 200, bits: 8, split: 1 }),
   gemm({ tokens: 64, rows: 256, columns: 1024, bits: 8, split: 2 }),
   gemm({ tokens: 150, rows: 300, columns: 640, bits: 8 }),
-  gemm({ tokens: 70, rows: 300, columns: 200, plain: true }),
-  gemm({ tokens: 5, rows: 512, columns: 384, plain: true, gated: true, halves: true }),
-  gemm({ tokens: 20, rows: 256, columns: 384, plain: true, bits: 8, accumulate: true }),
+  ...PLAIN_PRODUCTS,
   site({ shape: { left: 64, right: 64, ...both }, tokens: 5, input: "rms" }),
   site({ shape: { left: 64, right: 64, ...both }, tokens: 300, input: "rms", precise: false }),
   site({ shape: { left: 86, right: 128, ...both }, tokens: 3, input: "plain", halves: true }),

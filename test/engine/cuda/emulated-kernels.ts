@@ -54,6 +54,7 @@ export class EmulatedKernels {
         break;
       case "gemm":
       case "gemm_prefill":
+      case "gemm_mma":
         this.gemm(launch);
         break;
       case "heads":
@@ -202,7 +203,7 @@ export class EmulatedKernels {
   private gemm({ kernel, args }: Launch): void {
     const [weightsAt, codesAt, tokenScale, featureScale, bias, out, tokens, capacity] = args;
     const [blocks, features, outStride, set1, set2] = args.slice(8);
-    const { EPILOGUE } = kernel.defines;
+    const { EPILOGUE, NIBBLES } = kernel.defines;
     const weights = this.weights.get(weightsAt);
     if (!weights) throw new Error("gemm: these weights were never packed");
     const { codes, rows, columns, gated } = weights;
@@ -242,6 +243,8 @@ export class EmulatedKernels {
         // Rows differ by 128 bytes and by which sixteens are exchanged.
         for (let c = 0; c < columns; c++)
           row[c] = activations[start + ((places[c] + token * 128) ^ ((token % 8) << 4))];
+        if (NIBBLES && row.some((code) => code < -8 || code > 7))
+          throw new Error("gemm_mma: a code has more than 4 bits");
       });
       for (let f = 0; f < features; f++) {
         const result = gated ? silu(value(token, f)) * value(token, features + f) : value(token, f);
