@@ -33,12 +33,12 @@ static_assert(ACROSS == 1 || (SPLIT == 1 && !DP4A), "tiles of many tokens are no
 constexpr int BLOCK_TOKENS = TOKENS * ACROSS;
 constexpr int CODE_PIECES = BLOCK_TOKENS * 8, WEIGHT_PIECES = WEIGHT_BYTES / 16;
 constexpr int RING_BYTES = WEIGHT_BYTES + BLOCK_TOKENS * 128;
-// Registers must let two blocks share a multiprocessor where a tile is small: one computes while the other waits. What is
-// newer than Ada needs a few more of them for 64 tokens, as dot products do everywhere.
-#if __CUDA_ARCH__ >= 900 || DP4A
-constexpr int RESIDENT = BLOCK_TOKENS <= 32 ? 2 : 1;
+// Registers must let two blocks share a multiprocessor where a tile is small: one computes while the other waits. For 64
+// tokens they suffice when nibbles are multiplied as they are.
+#if __CUDA_ARCH__ < 900
+constexpr int RESIDENT = BLOCK_TOKENS <= (NIBBLES ? 64 : 32) ? 2 : 1;
 #else
-constexpr int RESIDENT = BLOCK_TOKENS <= 64 ? 2 : 1;
+constexpr int RESIDENT = BLOCK_TOKENS <= 32 ? 2 : 1;
 #endif
 // What is loaded before earlier kernels are done: with launches that overlap, all weights that the ring has room for.
 #if __CUDA_ARCH__ >= 900
@@ -163,8 +163,11 @@ __device__ __forceinline__ void tokenWords(u32 (&x)[4], u32 at) {
                : "memory");
 }
 
+// The low nibbles of `low` and the high ones of `high`. Written with operators it becomes two instructions.
 __device__ __forceinline__ u32 nibbles(u32 low, u32 high) {
-  return (low & 0x0f0f0f0fu) | (high & 0xf0f0f0f0u);
+  u32 result;
+  asm("lop3.b32 %0, %1, %2, %3, (0xf0 & 0xaa) | (0xcc & ~0xaa);" : "=r"(result) : "r"(low), "r"(high), "n"(0x0f0f0f0f));
+  return result;
 }
 
 // Steps of mma in 64 columns.

@@ -156,7 +156,10 @@ function planPlain(
   const ring = Math.min((width === 128 ? 144 : 80) * 1024, sharedBytesPerBlock - 1024);
   const stages = kernel === "dp4a" ? 1 : Math.max(2, Math.floor(ring / stage));
   const shared = stages * stage;
-  const resident = Math.min(2, Math.floor((sharedBytesPerBlock + 1024) / (shared + 1024)));
+  // As many as the kernel's registers are for (RESIDENT).
+  const registers = width <= 32 || (width === 64 && kernel === "mma-s4") ? 2 : 1;
+  const memory = Math.floor((sharedBytesPerBlock + 1024) / (shared + 1024));
+  const resident = Math.min(registers, memory);
   // The last block of a group reads what the others left, which takes the longer the more tokens and blocks there are.
   const most = width <= 16 ? 8 : width === 32 ? 4 : width === 64 ? 2 : 1;
   let split = asked ?? splitFor(cut, most, multiprocessors * resident);
