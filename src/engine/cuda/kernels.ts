@@ -6,8 +6,9 @@ import { PlanishError } from "../../common/errors.js";
 import type { CudaDriver, DevicePointer, Grid, Stream } from "../../backend/cuda/driver.js";
 import type { KernelModules } from "../../backend/cuda/modules.js";
 import {
-  siteClusterSize,
+  roundUp,
   siteClusterSharedBytes,
+  siteClusterSize,
   siteGeometry,
   siteSharedBytes,
 } from "./layout.js";
