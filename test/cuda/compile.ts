@@ -83,7 +83,16 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["DIM=128", "IN16=1", "OUT16=1"],
     ["DIM=128", "MATRIX=0", "BITS=16", "IN16=1", "OUT16=1"],
   ],
-  "engine/attention_decode": [["DIM=128"], ["DIM=32"], ["DIM=128", "BITS=16", "OUT16=1"]],
+  "engine/attention_decode": [
+    ["DIM=128"],
+    ["DIM=32"],
+    ["DIM=128", "TILES=2"],
+    ["DIM=128", "BITS=16", "OUT16=1"],
+    ["DIM=128", "RING=2", "EARLY=0"],
+    ["DIM=128", "RING=2", "EARLY=0", "TILES=2"],
+    ["DIM=128", "RING=3", "EARLY=0"],
+    ["DIM=32", "RING=6"],
+  ],
   "engine/outer": [
     ["NT=1", "BF16=1"],
     ["NT=2"],
@@ -97,7 +106,8 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
 /** Whether an architecture has a source's instructions: wgmma is Hopper's own, and Turing has dot products only. */
 function has(architecture: string, name: string, defines: readonly string[]): boolean {
   const hoppers = ["engine/gemm", "engine/gemm_prefill", "engine/attention_prefill_wgmma"];
-  if (hoppers.includes(name)) return architecture === "sm_90a";
+  if (hoppers.includes(name) || defines.some((define) => define.startsWith("RING=")))
+    return architecture === "sm_90a";
   return name !== "engine/gemm_mma" || architecture !== "sm_75" || defines.includes("DP4A=1");
 }
 

@@ -116,6 +116,13 @@ __device__ __forceinline__ void mmaHalf(float* c, const u32* a, u32 b0, u32 b1) 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// An 8×8 matrix of halves over the lanes of a warp, lane 4r + c with columns 2c and 2c + 1 of row r, to its transpose.
+__device__ __forceinline__ u32 transposed(u32 pair) {
+  u32 result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
 __device__ __forceinline__ void ldmatrix(u32* r, const u16* from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -183,9 +190,16 @@ __device__ __forceinline__ u32 nibblePair(u32 word, int p, u32 zero, u32 zero16)
                     : fmaHalf2((at & 0x00f000f0u) | 0x64006400u, 0x2c002c00u, zero16);
 }
 
-// Both forms of a pair of zero points, given as halves 0 ... 15 (what nobody wrote may be anything else).
+__device__ __forceinline__ u32 addHalf2(u32 a, u32 b) {
+  u32 result;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+// Both forms of a pair of zero points, given as halves 0 ... 15. What nobody wrote may be anything else, and gives some
+// zero point in that range: the low bits of 1024 + zero are its own.
 __device__ __forceinline__ void zeroForms(u32 zeros, u32& zero, u32& zero16) {
-  zero = 0x64006400u | ((u32)lowHalf(zeros) & 15) | ((u32)highHalf(zeros) & 15) << 16;
+  zero = (addHalf2(zeros, 0x64006400u) & 0x000f000fu) | 0x64006400u;
   // 1024 + zero to -(64 + zero): less 960, the sign turned.
   zero16 = subHalf2(0x63806380u, zero);
 }
