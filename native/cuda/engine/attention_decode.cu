@@ -25,8 +25,9 @@ constexpr int SUMS_STRIDE = RING ? RING * Page::BYTES / 4 : HEADS * HEAD_STRIDE;
 static_assert(HEADS * HEAD_STRIDE <= SUMS_STRIDE, "a page has room for a warp's sums");
 static_assert(RING == 0 || BITS == 4, "pages of halves are too large for rings");
 static_assert(Page::BYTES % 128 == 0, "bulk copies take multiples of 16 bytes, from and to such addresses");
-// Twelve warps of a multiprocessor, with 168 registers each.
-constexpr int RESIDENT = (BITS == 4 ? 12 : 8) / WARPS;
+// Blocks of a multiprocessor: twelve warps with 168 registers each. Pages of halves, and whole pages in registers beside the sums
+// of eight heads, need more.
+constexpr int RESIDENT = (BITS == 4 && (RING || TILES == 1) ? 12 : 8) / WARPS;
 
 // q: f32 [row][heads·DIM]. sequences: {row, tokens in the cache, offset into pages}. blockIdx: split, KV head × groups of
 // HEADS query heads, sequence. partial: [row][head][split][DIM + 2]: sums of values, their maximum weight, total. The tables
@@ -38,7 +39,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
   __shared__ float heldSums[RING ? 1 : WARPS * SUMS_STRIDE], tops[WARPS][HEADS], totals[WARPS][HEADS];
   float* const shared = RING ? (float*)ring : heldSums;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const i64 kvHead = blockIdx.y % kvHeads, group = numHeads / kvHeads, first = blockIdx.y / kvHeads * HEADS;
+  // 32-bit divisions: each of 64 bits delays the start by some hundred cycles.
+  const u32 kvCount = (u32)kvHeads, group = (u32)numHeads / kvCount;
+  const u32 kvHead = blockIdx.y % kvCount, first = blockIdx.y / kvCount * HEADS;
   const i64 firstHead = kvHead * group + first;
   const int headsHere = (int)(group - first < HEADS ? group - first : HEADS);
   releaseNext();
@@ -53,12 +56,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
   const int* const list = pages + sequences[3 * blockIdx.z + 2];
   const int firstVisible = window > 0 && length > window ? length - (int)window : 0;
   const int firstPage = firstVisible / PAGE_TOKENS, pageCount = (length + PAGE_TOKENS - 1) / PAGE_TOKENS - firstPage;
-  const int begin = firstPage + (int)((i64)pageCount * blockIdx.x / gridDim.x) + warp;
-  const int end = firstPage + (int)((i64)pageCount * (blockIdx.x + 1) / gridDim.x);
-  const u8* const ofHead = cache + kvHead * Page::BYTES;
+  const int begin = firstPage + (int)((u32)pageCount * blockIdx.x / gridDim.x) + warp;
+  const int end = firstPage + (int)((u32)pageCount * (blockIdx.x + 1) / gridDim.x);
+  const u8* const ofHead = cache + (i64)kvHead * Page::BYTES;
   if (EARLY) {
     // The last page is being written to; in the cache it is as new as in memory.
     if (lane == 0)
+#pragma unroll 1
       for (int index = begin; index < end; index += WARPS) prefetch(ofHead + list[index] * pageBytes, Page::BYTES);
     waitForEarlier();
   }
@@ -83,11 +87,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
   // The barriers are ready before another lane waits at one.
   __syncwarp();
 #endif
+  const auto here = [&](int index) { return length - index * PAGE_TOKENS; };
+  const auto hidden = [&](int index) { return firstVisible - index * PAGE_TOKENS; };
   u32 queries[DIM / 16][TILES][2];
-  loadQueries(queries, q + (row * numHeads + firstHead) * DIM, headsHere, (float)scale * LOG2E);
+  const auto askQueries = [&] { loadQueries(queries, q + (row * numHeads + firstHead) * DIM, headsHere, (float)scale * LOG2E); };
   Sums sums;
   clear(sums);
 #if RING
+  askQueries();
   int place = 0;
   u32 parity = 0;
 #pragma unroll 1
@@ -99,21 +106,27 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
     waitBarrier(sharedAt(&full[warp][place]), parity);
     // Lanes may have seen the barrier at different times, and mma needs them together.
     __syncwarp();
-    attendPage(InPlace{ring + (warp * RING + place) * Page::BYTES}, queries, sums, length - index * PAGE_TOKENS,
-               firstVisible - index * PAGE_TOKENS);
+    attendPage(InPlace{ring + (warp * RING + place) * Page::BYTES}, queries, sums, here(index), hidden(index));
     // Every lane has read the page before it is overwritten.
     __syncwarp();
     if (lane == 0 && later < end) fill(place, page);
     if (++place == RING) place = 0, parity ^= 1;
   }
-#else
+#elif BITS == 4
+  // Whole pages in registers, the first before the queries, which come meanwhile.
+  Held held;
+  if (begin < end) held.load(InPlace{ofHead + list[begin] * pageBytes});
+  askQueries();
 #pragma unroll 1
   for (int index = begin; index < end; index += WARPS) {
-    const u8* const page = ofHead + list[index] * pageBytes;
-    const int here = length - index * PAGE_TOKENS, hidden = firstVisible - index * PAGE_TOKENS;
-    if constexpr (BITS == 4) attendPage(Held(page), queries, sums, here, hidden);
-    else attendPage(InPlace{page}, queries, sums, here, hidden);
+    attendPage(held, queries, sums, here(index), hidden(index));
+    if (index + WARPS < end) held.load(InPlace{ofHead + list[index + WARPS] * pageBytes});
   }
+#else
+  askQueries();
+#pragma unroll 1
+  for (int index = begin; index < end; index += WARPS)
+    attendPage(InPlace{ofHead + list[index] * pageBytes}, queries, sums, here(index), hidden(index));
 #endif
   // Of a ring, the warp's own places, to which nothing is on its way any more.
   shareSums(sums, shared + warp * SUMS_STRIDE, tops[warp], totals[warp], headsHere);

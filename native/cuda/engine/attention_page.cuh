@@ -64,21 +64,30 @@ struct InPlace {
 };
 
 // The same in registers, all asked for before anything is needed (4 bits).
-struct Held : InPlace {
-  u32 words[8][KEY_WORDS];
+struct Held {
+  u32 words[8][KEY_WORDS], keyZeros[8], valueZeroPairs[8];
+  float keyScales[8], valueScales[8];
   uint4 columns[DIM / 16];
 
-  __device__ __forceinline__ explicit Held(const u8* from) : InPlace{from} {
+  __device__ __forceinline__ void load(const InPlace& from) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) InPlace::key(i, words[i]);
+    for (int i = 0; i < 8; i++) {
+      from.key(i, words[i]);
+      keyZeros[i] = from.keyZero(i), valueZeroPairs[i] = from.valueZeros(i);
+      keyScales[i] = from.keyScale(i), valueScales[i] = from.valueScale(i);
+    }
 #pragma unroll
-    for (int n = 0; n < DIM / 16; n++) columns[n] = InPlace::values(n);
+    for (int n = 0; n < DIM / 16; n++) columns[n] = from.values(n);
   }
   __device__ __forceinline__ void key(int i, u32 (&to)[KEY_WORDS]) const {
 #pragma unroll
     for (int j = 0; j < KEY_WORDS; j++) to[j] = words[i][j];
   }
   __device__ __forceinline__ uint4 values(int n) const { return columns[n]; }
+  __device__ __forceinline__ u32 keyZero(int i) const { return keyZeros[i]; }
+  __device__ __forceinline__ float keyScale(int i) const { return keyScales[i]; }
+  __device__ __forceinline__ float valueScale(int i) const { return valueScales[i]; }
+  __device__ __forceinline__ u32 valueZeros(int j) const { return valueZeroPairs[j]; }
 };
 
 // What a warp has of its pages so far; `total` only of this thread's tokens.
@@ -121,12 +130,13 @@ template <class Source>
 __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DIM / 16][TILES][2], Sums& sums, int here, int hidden) {
   const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   float weight[8][TILES], inverse[8], highest[TILES];
+  const u32 magic = halves1024();
 #pragma unroll
   for (int t = 0; t < TILES; t++) highest[t] = -INFINITE;
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     float c[TILES][4] = {};
-    if (BITS == 4) {
+    if constexpr (BITS == 4) {
       u32 words[2][KEY_WORDS], zero[2], zero16[2];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
@@ -140,7 +150,7 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
 #pragma unroll
         for (int p = 0; p < 2; p++)
 #pragma unroll
-          for (int h = 0; h < 2; h++) a[2 * p + h] = nibblePair(words[h][s / 2], s % 2 * 2 + p, zero[h], zero16[h]);
+          for (int h = 0; h < 2; h++) a[2 * p + h] = nibblePair(words[h][s / 2], s % 2 * 2 + p, zero[h], zero16[h], magic);
 #pragma unroll
         for (int t = 0; t < TILES; t++) mmaHalf(c[t], a, q[s][t][0], q[s][t][1]);
       }
@@ -216,10 +226,10 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
       u32 a[4];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        if (BITS == 4) {
+        if constexpr (BITS == 4) {
           const u32 word = words[2 * h + u / 2];
-          a[h] = nibblePair(word, 2 * u % 4, zero[2 * u], zero16[2 * u]);
-          a[2 + h] = nibblePair(word, 2 * u % 4 + 1, zero[2 * u + 1], zero16[2 * u + 1]);
+          a[h] = nibblePair(word, 2 * u % 4, zero[2 * u], zero16[2 * u], magic);
+          a[2 + h] = nibblePair(word, 2 * u % 4 + 1, zero[2 * u + 1], zero16[2 * u + 1], magic);
         } else {
           const uint2 w = page.valueHalves(2 * n + h, u);
           a[h] = w.x, a[2 + h] = w.y;
