@@ -1,9 +1,10 @@
 // Attention of one new token per sequence over the paged cache, split over the sequence. Limited by reading the cache.
 // Source: Dao et al. 2022 (FlashAttention), algorithm 1; Flash-Decoding for the split.
 //
-// A warp takes every WARPS-th page of its block's part, whole (attention_page.cuh). RING 0: straight from memory to registers,
-// which is soonest where a warp has a page or two. RING n, on Hopper: each warp has n places in shared memory, which bulk
-// copies fill; while it works on one page, the others are on their way. No other warp has to do with them.
+// A warp takes every WARPS-th page of a split, whole (attention_page.cuh); then the block joins its warps. A block has one
+// split or several, one after another: what a split gives does not depend on it. RING 0: pages come straight to registers,
+// which is soonest where a warp has one or two. RING n, on Hopper: each warp has n places in shared memory, which bulk copies
+// fill; while it works on one page, or on joining a split, others are on their way.
 //
 // Macros: attention_page.cuh's; WARPS; RING; EARLY 1 where tables are read, and pages asked for, before the kernels ahead have
 // ended.
@@ -20,30 +21,35 @@
 #define WARPS 4
 #endif
 
-// Floats between the sums of two warps: the ring's places take them once their pages are read.
-constexpr int SUMS_STRIDE = RING ? RING * Page::BYTES / 4 : HEADS * HEAD_STRIDE;
-static_assert(HEADS * HEAD_STRIDE <= SUMS_STRIDE, "a page has room for a warp's sums");
+constexpr int WARP_SUMS = HEADS * HEAD_STRIDE;
+static_assert(RING == 0 || WARP_SUMS * 4 <= Page::BYTES, "a warp's sums go to the place of a page");
 static_assert(RING == 0 || BITS == 4, "pages of halves are too large for rings");
 static_assert(Page::BYTES % 128 == 0, "bulk copies take multiples of 16 bytes, from and to such addresses");
 // Blocks of a multiprocessor: twelve warps with 168 registers each. Pages of halves, and whole pages in registers beside the sums
 // of eight heads, need more.
 constexpr int RESIDENT = (BITS == 4 && (RING || TILES == 1) ? 12 : 8) / WARPS;
 
-// q: f32 [row][heads·DIM]. sequences: {row, tokens in the cache, offset into pages}. blockIdx: split, KV head × groups of
-// HEADS query heads, sequence. partial: [row][head][split][DIM + 2]: sums of values, their maximum weight, total. The tables
-// are no kernel's work, and so may be read before the kernels ahead have ended.
+// Of a sequence's pages, those of one warp of a block, split after split: `index` in `split`, whose pages end before `end`.
+struct Cursor {
+  int split, index, end;
+};
+
+// q: f32 [row][heads·DIM]. sequences: {row, tokens in the cache, offset into pages}. blockIdx: share of the splits, KV head ×
+// groups of HEADS query heads, sequence. partial: [row][head][split][DIM + 2]: sums of values, their maximum weight, total. The
+// tables are no kernel's work, and so may be read before the kernels ahead have ended.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
     attention_decode(const float* q, const int* sequences, const int* pages, i64 numHeads, i64 kvHeads, i64 window,
-                     double scale, const u8* cache, i64 pageBytes, float* partial) {
+                     double scale, const u8* cache, i64 pageBytes, i64 splits, float* partial) {
   extern __shared__ __align__(128) u8 ring[];
-  __shared__ float heldSums[RING ? 1 : WARPS * SUMS_STRIDE], tops[WARPS][HEADS], totals[WARPS][HEADS];
-  float* const shared = RING ? (float*)ring : heldSums;
+  __shared__ float heldSums[RING ? 1 : WARPS * WARP_SUMS], tops[WARPS][HEADS], totals[WARPS][HEADS];
+  __shared__ const float* sumsOf[WARPS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   // 32-bit divisions: each of 64 bits delays the start by some hundred cycles.
-  const u32 kvCount = (u32)kvHeads, group = (u32)numHeads / kvCount;
+  const u32 kvCount = (u32)kvHeads, group = (u32)numHeads / kvCount, splitCount = (u32)splits;
   const u32 kvHead = blockIdx.y % kvCount, first = blockIdx.y / kvCount * HEADS;
   const i64 firstHead = kvHead * group + first;
   const int headsHere = (int)(group - first < HEADS ? group - first : HEADS);
+  const int firstSplit = (int)(splitCount * blockIdx.x / gridDim.x), endSplit = (int)(splitCount * (blockIdx.x + 1) / gridDim.x);
   releaseNext();
 #if RING
   __shared__ __align__(8) u64 full[WARPS][RING];
@@ -56,14 +62,23 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
   const int* const list = pages + sequences[3 * blockIdx.z + 2];
   const int firstVisible = window > 0 && length > window ? length - (int)window : 0;
   const int firstPage = firstVisible / PAGE_TOKENS, pageCount = (length + PAGE_TOKENS - 1) / PAGE_TOKENS - firstPage;
-  const int begin = firstPage + (int)((u32)pageCount * blockIdx.x / gridDim.x) + warp;
-  const int end = firstPage + (int)((u32)pageCount * (blockIdx.x + 1) / gridDim.x);
   const u8* const ofHead = cache + (i64)kvHead * Page::BYTES;
+  const auto beginOf = [&](int split) { return firstPage + (int)((u32)pageCount * (u32)split / splitCount); };
+  // To the next page of this warp; beyond the block's last split where there is none.
+  const auto settle = [&](Cursor& at) {
+    while (at.index >= at.end && ++at.split < endSplit) at.index = at.end + warp, at.end = beginOf(at.split + 1);
+  };
+  const auto advance = [&](Cursor& at) {
+    at.index += WARPS;
+    settle(at);
+  };
+  Cursor next = {firstSplit, beginOf(firstSplit) + warp, beginOf(firstSplit + 1)};
+  settle(next);
   if (EARLY) {
     // The last page is being written to; in the cache it is as new as in memory.
     if (lane == 0)
 #pragma unroll 1
-      for (int index = begin; index < end; index += WARPS) prefetch(ofHead + list[index] * pageBytes, Page::BYTES);
+      for (Cursor at = next; at.split < endSplit; advance(at)) prefetch(ofHead + list[at.index] * pageBytes, Page::BYTES);
     waitForEarlier();
   }
 #if RING
@@ -73,78 +88,103 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
     arriveExpecting(barrier, Page::BYTES);
     bulkCopy(sharedAt(ring + (warp * RING + place) * Page::BYTES), ofHead + page * pageBytes, Page::BYTES, barrier);
   };
-  if (lane == 0) {
-    int page[RING];
+  int page[RING];
 #pragma unroll
-    for (int i = 0; i < RING; i++)
-      if (begin + i * WARPS < end) page[i] = list[begin + i * WARPS];
+  for (int i = 0; i < RING; i++) {
+    page[i] = -1;
+    if (next.split >= endSplit) continue;
+    if (lane == 0) page[i] = list[next.index];
+    advance(next);
+  }
+  if (lane == 0) {
     // The last page is the work of an ordinary kernel, which `waitForEarlier` made visible to this thread only as such.
     fenceCopies();
 #pragma unroll
     for (int i = 0; i < RING; i++)
-      if (begin + i * WARPS < end) fill(i, page[i]);
+      if (page[i] >= 0) fill(i, page[i]);
   }
   // The barriers are ready before another lane waits at one.
   __syncwarp();
-#endif
-  const auto here = [&](int index) { return length - index * PAGE_TOKENS; };
-  const auto hidden = [&](int index) { return firstVisible - index * PAGE_TOKENS; };
-  u32 queries[DIM / 16][TILES][2];
-  const auto askQueries = [&] { loadQueries(queries, q + (row * numHeads + firstHead) * DIM, headsHere, (float)scale * LOG2E); };
-  Sums sums;
-  clear(sums);
-#if RING
-  askQueries();
   int place = 0;
   u32 parity = 0;
-#pragma unroll 1
-  for (int index = begin; index < end; index += WARPS) {
-    // The page that comes here next; its number has the time of this one to arrive.
-    const int later = index + RING * WARPS;
-    int page = 0;
-    if (lane == 0 && later < end) page = list[later];
-    waitBarrier(sharedAt(&full[warp][place]), parity);
-    // Lanes may have seen the barrier at different times, and mma needs them together.
-    __syncwarp();
-    attendPage(InPlace{ring + (warp * RING + place) * Page::BYTES}, queries, sums, here(index), hidden(index));
-    // Every lane has read the page before it is overwritten.
-    __syncwarp();
-    if (lane == 0 && later < end) fill(place, page);
-    if (++place == RING) place = 0, parity ^= 1;
-  }
 #elif BITS == 4
-  // Whole pages in registers, the first before the queries, which come meanwhile.
+  // The first page before the queries, which come meanwhile.
   Held held;
-  if (begin < end) held.load(InPlace{ofHead + list[begin] * pageBytes});
-  askQueries();
-#pragma unroll 1
-  for (int index = begin; index < end; index += WARPS) {
-    attendPage(held, queries, sums, here(index), hidden(index));
-    if (index + WARPS < end) held.load(InPlace{ofHead + list[index + WARPS] * pageBytes});
-  }
-#else
-  askQueries();
-#pragma unroll 1
-  for (int index = begin; index < end; index += WARPS)
-    attendPage(InPlace{ofHead + list[index] * pageBytes}, queries, sums, here(index), hidden(index));
+  const auto load = [&] {
+    if (next.split >= endSplit) return;
+    held.load(InPlace{ofHead + list[next.index] * pageBytes});
+    advance(next);
+  };
+  load();
 #endif
-  // Of a ring, the warp's own places, to which nothing is on its way any more.
-  shareSums(sums, shared + warp * SUMS_STRIDE, tops[warp], totals[warp], headsHere);
-  __syncthreads();
-  for (int i = threadIdx.x; i < headsHere * DIM; i += WARPS * 32) {
-    const int h = i / DIM, c = i % DIM;
-    float most = -INFINITE, value = 0.f, total = 0.f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) most = fmaxf(most, tops[w][h]);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-      const float part = tops[w][h] == -INFINITE ? 0.f : powerOf2(tops[w][h] - most);
-      value = fmaf(part, shared[w * SUMS_STRIDE + h * HEAD_STRIDE + c], value);
-      total = fmaf(part, totals[w][h], total);
+  u32 queries[DIM / 16][TILES][2];
+  loadQueries(queries, q + (row * numHeads + firstHead) * DIM, headsHere, (float)scale * LOG2E);
+#pragma unroll 1
+  for (int split = firstSplit; split < endSplit; split++) {
+    const int begin = beginOf(split) + warp, end = beginOf(split + 1);
+    float* to = heldSums + (RING ? 0 : warp * WARP_SUMS);
+    Sums sums;
+    clear(sums);
+#if RING
+    int kept = -1, keptPlace = 0;
+#endif
+#pragma unroll 1
+    for (int index = begin; index < end; index += WARPS) {
+      const int here = length - index * PAGE_TOKENS, hidden = firstVisible - index * PAGE_TOKENS;
+#if RING
+      // The page that comes here next; its number has the time of this one to arrive.
+      int later = -1;
+      if (next.split < endSplit) {
+        if (lane == 0) later = list[next.index];
+        advance(next);
+      }
+      waitBarrier(sharedAt(&full[warp][place]), parity);
+      // Lanes may have seen the barrier at different times, and mma needs them together.
+      __syncwarp();
+      u8* const at = ring + (warp * RING + place) * Page::BYTES;
+      attendPage(InPlace{at}, queries, sums, here, hidden);
+      // Every lane has read the page before it is overwritten. The split's last page makes room for the warp's sums first.
+      __syncwarp();
+      if (index + WARPS >= end) kept = later, keptPlace = place, to = (float*)at;
+      else if (later >= 0) fill(place, later);
+      if (++place == RING) place = 0, parity ^= 1;
+#elif BITS == 4
+      attendPage(held, queries, sums, here, hidden);
+      load();
+#else
+      attendPage(InPlace{ofHead + list[index] * pageBytes}, queries, sums, here, hidden);
+#endif
     }
-    float* const to = partial + ((row * numHeads + firstHead + h) * gridDim.x + blockIdx.x) * (DIM + 2);
-    to[c] = value;
-    if (c < 2) to[DIM + c] = c == 0 ? most : total;
+    // A warp without a page has no room in a ring either; a maximum of -infinity says that there are no sums.
+    if (begin < end) shareSums(sums, to, tops[warp], totals[warp], headsHere);
+    else if (lane < HEADS) tops[warp][lane] = -INFINITE;
+    if (lane == 0) sumsOf[warp] = to;
+    __syncthreads();
+    for (int i = threadIdx.x; i < headsHere * DIM; i += WARPS * 32) {
+      const int h = i / DIM, c = i % DIM;
+      float most = -INFINITE, value = 0.f, total = 0.f;
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) most = fmaxf(most, tops[w][h]);
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) {
+        if (tops[w][h] == -INFINITE) continue;
+        const float part = powerOf2(tops[w][h] - most);
+        value = fmaf(part, sumsOf[w][h * HEAD_STRIDE + c], value);
+        total = fmaf(part, totals[w][h], total);
+      }
+      float* const out = partial + ((row * numHeads + firstHead + h) * splits + split) * (DIM + 2);
+      out[c] = value;
+      if (c < 2) out[DIM + c] = c == 0 ? most : total;
+    }
+    if (split + 1 == endSplit) break;
+    __syncthreads();
+#if RING
+    if (kept >= 0) {
+      // The sums were written and read as ordinary memory, by all of the block.
+      fenceCopies();
+      fill(keptPlace, kept);
+    }
+#endif
   }
 }
 

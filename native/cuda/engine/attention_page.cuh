@@ -118,7 +118,8 @@ __device__ __forceinline__ void loadQueries(u32 (&q)[DIM / 16][TILES][2], const 
       const int column = BITS == 4 ? t4 * (DIM / 4) + 4 * s : s / 2 * 32 + t4 * 8 + s % 2 * 4;
       f4 x = {0.f, 0.f, 0.f, 0.f};
       if (4 * t + head < heads) x = *(const f4*)(from + (4 * t + head) * DIM + column);
-      x.x *= scale, x.y *= scale, x.z *= scale, x.w *= scale;
+      // Not to be fused with the tails' differences in one kernel and left alone in another.
+      x.x = __fmul_rn(x.x, scale), x.y = __fmul_rn(x.y, scale), x.z = __fmul_rn(x.z, scale), x.w = __fmul_rn(x.w, scale);
       const u32 low = packHalf(x.x, x.y), high = packHalf(x.z, x.w);
       q[s][t][0] = tail ? packTail(x.x, x.y, low) : low;
       q[s][t][1] = tail ? packTail(x.z, x.w, high) : high;

@@ -6,6 +6,14 @@ import { PlanishError } from "../../common/errors.js";
 import type { CudaDriver, DevicePointer, Grid, Stream } from "../../backend/cuda/driver.js";
 import type { KernelModules } from "../../backend/cuda/modules.js";
 import {
+  decodePlan,
+  NARROW_ROWS,
+  sharesFor,
+  splitsFor,
+  type DecodePlan,
+  type DecodeWishes,
+} from "./attention-plan.js";
+import {
   roundUp,
   siteClusterSharedBytes,
   siteClusterSize,
@@ -16,6 +24,7 @@ import { EXCHANGE_BYTES, planProduct } from "./product.js";
 import type {
   AttentionRequest,
   CacheShape,
+  DecodeRequest,
   GemmRequest,
   HeadsRequest,
   SiteRequest,
@@ -32,9 +41,6 @@ export interface EngineDevice {
 
 /** Set numbers that no tile reaches. */
 const NO_SET = 2 ** 40;
-
-/** Rows up to which a step waits for weights and for latencies more than for anything else. */
-const NARROW_ROWS = 8;
 
 export class EngineKernels {
   /** Launches may begin before the work ahead of them is done. */
@@ -247,50 +253,45 @@ export class EngineKernels {
     );
   }
 
-  /**
-   * Splits of a sequence for `sequences` of at most `pages` pages: enough blocks for every multiprocessor, in a number
-   * that fills the last round of them well.
-   */
+  private decodePlan(shape: CacheShape, rows: number, wishes: DecodeWishes): DecodePlan {
+    return decodePlan(this.device.driver.info, shape, rows, wishes);
+  }
+
+  /** Splits of each sequence for `sequences` of at most `pages` pages. */
   splitsFor(
-    request: Pick<CacheShape, "heads" | "kvHeads"> & Partial<Pick<CacheShape, "kept">>,
+    request: Pick<CacheShape, "heads" | "kvHeads"> & Partial<CacheShape> & DecodeWishes,
     sequences: number,
     pages: number,
   ): number {
-    const blocks = sequences * request.kvHeads * Math.ceil(request.heads / request.kvHeads / 8);
-    const { multiprocessors } = this.device.driver.info;
-    const room = multiprocessors * (request.kept === 16 ? 2 : 3);
-    const most = Math.max(1, Math.min(Math.ceil(pages / 4), 32));
-    const wanted = Math.min(most, Math.ceil((2 * multiprocessors) / blocks));
-    let best = wanted;
-    // Time in rounds of a whole sequence per block; a split costs a start and a join, some 3% of one.
-    const time = (splits: number) => Math.ceil((blocks * splits) / room) / splits + 0.03 * splits;
-    for (let splits = wanted + 1; splits <= Math.min(most, wanted + 4); splits++)
-      if (time(splits) < time(best)) best = splits;
-    return best;
+    const shape = { headDim: 128, kept: 4 as const, ...request };
+    const plan = this.decodePlan(shape, sequences, request);
+    return splitsFor(this.device.driver.info, plan, sequences, pages);
   }
 
   /**
    * One query per sequence. q: f32. sequences: {row, tokens in the cache, offset into pages}; partial:
    * [row][head][split][headDim + 2].
    */
-  attendDecode(
-    request: AttentionRequest & {
-      readonly sequences: DevicePointer;
-      readonly count: number;
-      readonly splits: number;
-      readonly partial: DevicePointer;
-    },
-  ): void {
-    const { headDim, heads, kvHeads, kept } = request;
+  attendDecode(request: AttentionRequest & DecodeRequest): void {
+    const { headDim, heads, kvHeads, kept, count, splits } = request;
     checkHeadDim(headDim);
+    const plan = this.decodePlan(request, count, request);
+    const shares = request.shares ?? sharesFor(this.device.driver.info, plan, count, splits);
     this.launch(
       "attention_decode",
       "attention_decode",
-      "pppiiidpip",
-      [`DIM=${headDim}`, `BITS=${kept}`, `EARLY=${request.count <= NARROW_ROWS ? 1 : 0}`],
-      [request.splits, kvHeads * Math.ceil(heads / kvHeads / 8), request.count],
-      128,
-      0,
+      "pppiiidpiip",
+      [
+        `DIM=${headDim}`,
+        `BITS=${kept}`,
+        `TILES=${plan.tiles}`,
+        `WARPS=${plan.warps}`,
+        `RING=${plan.ring}`,
+        `EARLY=${count <= NARROW_ROWS ? 1 : 0}`,
+      ],
+      [shares, plan.headBlocks, count],
+      plan.warps * 32,
+      plan.sharedBytes,
       [
         request.q,
         request.sequences,
@@ -301,6 +302,7 @@ export class EngineKernels {
         1 / Math.sqrt(headDim),
         request.cache,
         request.pageBytes,
+        splits,
         request.partial,
       ],
     );

@@ -1,5 +1,6 @@
 /** What the launches of the engine's CUDA kernels are given (kernels.ts). */
 import type { DevicePointer } from "../../backend/cuda/driver.js";
+import type { DecodeWishes } from "./attention-plan.js";
 import type { FeatureOrder, SiteShape } from "./layout.js";
 
 /**
@@ -113,4 +114,15 @@ export interface AttentionRequest extends CacheShape {
   readonly window: number;
   readonly cache: DevicePointer;
   readonly pageBytes: number;
+}
+
+/** What decoding's attention takes beside that; ways of doing it that are not given are chosen. */
+export interface DecodeRequest extends DecodeWishes {
+  readonly sequences: DevicePointer;
+  readonly count: number;
+  /** Pieces that each sequence is cut into. */
+  readonly splits: number;
+  readonly partial: DevicePointer;
+  /** Blocks of threads that share a sequence's pieces. */
+  readonly shares?: number;
 }

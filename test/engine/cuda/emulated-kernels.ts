@@ -362,8 +362,10 @@ export class EmulatedKernels {
     return row;
   }
 
-  private attendDecode({ kernel, grid: [splits, , count], args }: Launch): void {
-    const [q, sequences, pages, heads, kvHeads, window, scale, cache, pageBytes, partial] = args;
+  private attendDecode({ kernel, grid: [shares, , count], args }: Launch): void {
+    const [q, sequences, pages, heads, kvHeads, window, scale, cache, pageBytes] = args;
+    const [splits, partial] = args.slice(9);
+    if (shares > splits) throw new Error(`attention: ${shares} blocks of ${splits} pieces`);
     const { DIM, BITS } = kernel.defines;
     for (let i = 0; i < count; i++) {
       const [row, length, offset] = this.memory.view(Int32Array, sequences + 12 * i, 3);
