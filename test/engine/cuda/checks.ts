@@ -56,6 +56,52 @@ const PLAIN_PRODUCTS: readonly Check[] = [
   gemm({ tokens: 40, rows: 300, columns: 640, activationBits: 3, plain: "mma-s4" }),
 ];
 
+/** `lengths`: cached tokens of each sequence, the one of this step included. */
+const ring = (
+  headDim: number,
+  [heads, kvHeads]: readonly [number, number],
+  lengths: readonly number[],
+  ways: Partial<Parameters<typeof attention>[0]>,
+): Check =>
+  attention({
+    headDim,
+    heads,
+    kvHeads,
+    kept: 4,
+    sequences: lengths.map((length) => ({ start: length - 1, rows: 1 })),
+    ...ways,
+  });
+
+/**
+ * Decoding with rings of pages (Hopper): more pages per warp than places, warps without a page, splits without one, blocks of
+ * several splits, windows, grouped heads, last pages that end anywhere. Each is compared with pages straight in registers too,
+ * bit for bit.
+ */
+const RINGS: readonly Check[] = [
+  ring(128, [4, 4], [1500, 64, 65, 1], { ring: 2, splits: 1 }),
+  ring(128, [2, 2], [1985], { ring: 1, splits: 1 }),
+  ring(128, [2, 2], [1985, 700], { ring: 3, splits: 3, shares: 3, matrix: true }),
+  ring(128, [2, 2], [2000, 130], { ring: 2, splits: 8, shares: 1 }),
+  ring(128, [2, 2], [2000, 130], { ring: 2, splits: 8, shares: 3 }),
+  ring(128, [2, 2], [2000, 130], { ring: 0, splits: 5, shares: 2 }),
+  ring(128, [12, 1], [1000, 63], { ring: 2, splits: 2, shares: 1 }),
+  ring(128, [8, 2], [1000, 63], { ring: 2, splits: 2, window: 777 }),
+  ring(96, [4, 2], [900, 193], { ring: 2, splits: 2, shares: 1, matrix: true }),
+  ring(64, [8, 2], [1300, 5], { ring: 3, splits: 1, window: 500, norm: true }),
+  ring(64, [5, 1], [1300, 5], { ring: 3, splits: 4, shares: 2 }),
+  ring(32, [8, 4], [2200, 129], { ring: 6, splits: 1 }),
+  ring(32, [8, 4], [2200, 129], { ring: 4, splits: 6, shares: 4 }),
+  ring(128, [4, 4], [1300, 64], { ring: 4, warps: 2, splits: 2, shares: 1 }),
+  ring(128, [4, 4], [1300, 64], { ring: 1, warps: 8, splits: 2 }),
+  // As it is chosen for many rows, with more blocks than places.
+  ring(
+    128,
+    [16, 16],
+    Array.from({ length: 40 }, (_, i) => 1 + ((i * 97) % 450)),
+    { splits: 2, shares: 1 },
+  ),
+];
+
 export const CHECKS: readonly Check[] = [
   ...[1, 8, 13, 37, 64].flatMap((tokens) => [
     gemm({ tokens, rows: 256, columns: 128 }),
@@ -363,4 +409,5 @@ export const CHECKS: readonly Check[] = [
     sequences: [{ start: 500, rows: 1 }],
     splits: 4,
   }),
+  ...RINGS,
 ];

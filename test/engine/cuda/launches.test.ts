@@ -292,5 +292,46 @@ it("splits of a sequence fill the last round of blocks", () => {
   expect(kernels.splitsFor(shape, 1, 33)).toBe(9);
   expect(kernels.splitsFor(shape, 1, 1000)).toBeGreaterThanOrEqual(9);
   // 512 blocks on 396 places would take two rounds; three times as many take four of a third each.
-  expect(kernels.splitsFor(shape, 16, 33)).toBe(3);
+  expect(kernels.splitsFor({ ...shape, ring: 0 }, 16, 33)).toBe(3);
+  // With rings, what is left of a round takes less than a round.
+  expect(kernels.splitsFor(shape, 16, 33)).toBe(2);
+  expect(kernels.splitsFor(shape, 64, 33)).toBe(2);
+});
+
+it("decoding of many rows has rings of pages, three blocks of them per multiprocessor", () => {
+  const { kernels, launches } = lookingDevice(90);
+  const common = { heads: 32, kvHeads: 32, q: 1, pages: 2, window: 0, cache: 3, pageBytes: 4096 };
+  const decode = (headDim: number, count: number, more: object = {}) => {
+    const tables = { sequences: 4, count, splits: 8, partial: 5 };
+    kernels.attendDecode({ ...common, kept: 4, headDim, ...tables, ...more });
+    return launches.at(-1)!;
+  };
+  for (const headDim of [32, 64, 96, 128]) {
+    const { defines, shared, threads, grid } = decode(headDim, 64);
+    expect(defines).toContain(`RING=${{ 32: 6, 64: 3, 96: 2, 128: 2 }[headDim]}`);
+    expect(threads).toBe(128);
+    expect(3 * (shared + 1536)).toBeLessThanOrEqual(228 * 1024);
+    expect(shared).toBeGreaterThan(48 * 1024);
+    // A block has several pieces; a few rows have a block for each.
+    expect(grid[0]).toBeLessThan(8);
+  }
+  expect(decode(128, 8)).toMatchObject({ shared: 0, grid: [8, 32, 8] });
+  expect(decode(128, 8).defines).toContain("RING=0");
+  expect(decode(128, 64, { kept: 16 })).toMatchObject({ shared: 0, grid: [8, 32, 64] });
+  expect(decode(128, 1, { ring: 3, warps: 2, shares: 2 })).toMatchObject({
+    shared: 3 * 2 * 8960,
+    threads: 64,
+    grid: [2, 32, 1],
+  });
+  // Four query heads of a group share a block, or eight.
+  expect(decode(128, 64, { kvHeads: 8 }).defines).toContain("TILES=1");
+  expect(decode(128, 64, { kvHeads: 2 })).toMatchObject({ grid: [expect.any(Number), 4, 64] });
+  expect(() => decode(128, 64, { kept: 16, ring: 2 })).toThrow(/cache of 4 bits/);
+  const before = lookingDevice(80);
+  expect(() =>
+    before.kernels.attendDecode({
+      ...{ ...common, kept: 4, headDim: 128, ring: 2 },
+      ...{ sequences: 4, count: 64, splits: 8, partial: 5 },
+    }),
+  ).toThrow(/Hopper/);
 });

@@ -26,6 +26,10 @@ interface AttentionCase {
   readonly norm?: boolean;
   readonly window?: number;
   readonly splits?: number;
+  /** Decoding: pages of a warp in shared memory, and what else is chosen when absent. */
+  readonly ring?: number;
+  readonly warps?: number;
+  readonly shares?: number;
   /** q, k and v come as halves, which makes the products with matrices products of single halves. */
   readonly halves?: boolean;
   /** Largest query: large ones have scores far apart, so that sums are scaled again and again. */
@@ -83,6 +87,9 @@ export const attention = (given: AttentionCase): Check => ({
     given.size !== undefined && `queries to ${given.size}`,
     given.window !== undefined && `window ${given.window}`,
     given.splits !== undefined && `${given.splits} splits`,
+    given.ring !== undefined && `ring of ${given.ring}`,
+    given.warps !== undefined && `${given.warps} warps`,
+    given.shares !== undefined && `${given.shares} blocks`,
   ),
   run: (device) => {
     const { headDim, heads, kvHeads, kept, sequences, window = 0 } = given;
@@ -301,15 +308,31 @@ export const attention = (given: AttentionCase): Check => ({
     if (decoding) {
       const got = poisoned(device, count * 4);
       const splits = given.splits ?? 1;
-      const partial = poisoned(device, rows.length * heads * splits * (headDim + 2) * 4);
-      const table = sequences.flatMap(({ start }, s) => [s, start + 1, offsets[s]]);
-      device.kernels.attendDecode({
-        ...common,
-        sequences: device.put(Int32Array.from(table)),
-        count: sequences.length,
-        splits,
-        partial,
-      });
+      const bytes = rows.length * heads * splits * (headDim + 2) * 4;
+      const table = device.put(
+        Int32Array.from(sequences.flatMap(({ start }, s) => [s, start + 1, offsets[s]])),
+      );
+      const attend = (ways: Pick<AttentionCase, "ring" | "warps" | "shares">) => {
+        const partial = poisoned(device, bytes);
+        const count = sequences.length;
+        device.kernels.attendDecode({
+          ...common,
+          ...ways,
+          sequences: table,
+          count,
+          splits,
+          partial,
+        });
+        return partial;
+      };
+      const { ring, warps, shares } = given;
+      const partial = attend({ ring, warps, shares });
+      if (ring !== undefined || shares !== undefined) {
+        // The way that pages come changes no bit, nor does the number of a block's pieces.
+        const plain = attend({ ring: 0, warps, shares: splits });
+        const [a, b] = [partial, plain].map((at) => device.read(at, new Uint8Array(bytes)));
+        if (a.some((byte, i) => byte !== b[i])) note(Infinity);
+      }
       device.kernels.joinSplits({
         partial,
         rows: rows.length,
