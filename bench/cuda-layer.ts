@@ -6,11 +6,13 @@
  * cache of halves. Four layers of their own weights follow one another in a graph, so that weights come from memory and
  * not from the cache; times are per layer. Medians of CUDA events. `npx tsx bench/cuda-layer.ts
  * [--json FILE] [--only SCENARIO|ceilings] [--product mma-s4|mma-s8|dp4a]`; --product names another way to compute the
- * integer products than the one that suits the GPU.
+ * integer products than the one that suits the GPU; `--attention WAY,WAY…` times ways of decoding's attention instead
+ * (cuda-layer-attention.ts).
  */
 import { writeFileSync } from "node:fs";
 import { packedBytes } from "../src/engine/cuda/layout.js";
 import type { PlainProduct } from "../src/engine/cuda/requests.js";
+import { attentionWays } from "./cuda-layer-attention.js";
 import { halfCalls, halfLayer, type HalfLayer } from "./cuda-layer-fp16.js";
 import {
   filledCaches,
@@ -48,6 +50,9 @@ const jsonFile = flag > 0 ? process.argv[flag + 1] : undefined;
 /** Only the scenario whose title ends so, or the ceilings. */
 const onlyAt = process.argv.indexOf("--only");
 const only = onlyAt > 0 ? process.argv[onlyAt + 1] : "";
+/** Ways of decoding's attention, instead of everything else. */
+const waysAt = process.argv.indexOf("--attention");
+const ways = waysAt > 0 ? process.argv[waysAt + 1] : undefined;
 const results: Record<string, number | string> = {};
 
 function scenario(
@@ -226,11 +231,14 @@ function ceilings(): void {
 print(
   `${driver.info.name}, ${driver.info.multiprocessors} multiprocessors, driver ${driver.info.driverVersion}`,
 );
-if (only === "" || only === "ceilings") ceilings();
-const quantized = Array.from({ length: LAYERS }, quantizedLayer);
-const half = Array.from({ length: LAYERS }, halfLayer);
-scenario("prefill 2048", 1, 2048, quantized, half);
-for (const batch of [1, 16, 64]) scenario(`decode batch ${batch}`, batch, 1, quantized, half);
+if (ways !== undefined) attentionWays(ways, results);
+else {
+  if (only === "" || only === "ceilings") ceilings();
+  const quantized = Array.from({ length: LAYERS }, quantizedLayer);
+  const half = Array.from({ length: LAYERS }, halfLayer);
+  scenario("prefill 2048", 1, 2048, quantized, half);
+  for (const batch of [1, 16, 64]) scenario(`decode batch ${batch}`, batch, 1, quantized, half);
+}
 blas[Symbol.dispose]();
 device[Symbol.dispose]();
 if (jsonFile) writeFileSync(jsonFile, `${JSON.stringify(results, null, 2)}\n`);
