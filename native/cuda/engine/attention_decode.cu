@@ -110,12 +110,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
 #elif BITS == 4
   // The first page before the queries, which come meanwhile.
   Held held;
-  const auto load = [&] {
-    if (next.split >= endSplit) return;
-    held.load(InPlace{ofHead + list[next.index] * pageBytes});
-    advance(next);
+  const auto load = [&](int index, int end) {
+    if (index < end) held.load(InPlace{ofHead + list[index] * pageBytes});
   };
-  load();
+  load(beginOf(firstSplit) + warp, beginOf(firstSplit + 1));
 #endif
   u32 queries[DIM / 16][TILES][2];
   loadQueries(queries, q + (row * numHeads + firstHead) * DIM, headsHere, (float)scale * LOG2E);
@@ -150,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
       if (++place == RING) place = 0, parity ^= 1;
 #elif BITS == 4
       attendPage(held, queries, sums, here, hidden);
-      load();
+      load(index + WARPS, end);
 #else
       attendPage(InPlace{ofHead + list[index] * pageBytes}, queries, sums, here, hidden);
 #endif
@@ -178,7 +176,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
     }
     if (split + 1 == endSplit) break;
     __syncthreads();
-#if RING
+#if !RING && BITS == 4
+    load(end + warp, beginOf(split + 2));
+#elif RING
     if (kept >= 0) {
       // The sums were written and read as ordinary memory, by all of the block.
       fenceCopies();

@@ -63,31 +63,42 @@ struct InPlace {
   }
 };
 
-// The same in registers, all asked for before anything is needed (4 bits).
+// The same in registers, all asked for before anything is needed (4 bits). Scales and zero points are with lanes l of tokens l
+// and l + 32, and pairs of values' zero points in order; with every lane that needs them they were more than registers hold.
 struct Held {
-  u32 words[8][KEY_WORDS], keyZeros[8], valueZeroPairs[8];
-  float keyScales[8], valueScales[8];
+  u32 words[8][KEY_WORDS], keyZeros[2], valueZeroPairs;
+  float keyScales[2], valueScales[2];
   uint4 columns[DIM / 16];
 
   __device__ __forceinline__ void load(const InPlace& from) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      from.key(i, words[i]);
-      keyZeros[i] = from.keyZero(i), valueZeroPairs[i] = from.valueZeros(i);
-      keyScales[i] = from.keyScale(i), valueScales[i] = from.valueScale(i);
+    for (int i = 0; i < 8; i++) from.key(i, words[i]);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int token = 32 * h + lane;
+      keyZeros[h] = *(const u16*)(from.page + Page::KEY_ZERO + token * 2);
+      keyScales[h] = *(const float*)(from.page + Page::KEY_SCALE + token * 4);
+      valueScales[h] = *(const float*)(from.page + Page::VALUE_SCALE + token * 4);
     }
+    valueZeroPairs = *(const u32*)(from.page + Page::VALUE_ZERO + lane * 4);
 #pragma unroll
     for (int n = 0; n < DIM / 16; n++) columns[n] = from.values(n);
+  }
+  // Of token 8i + g.
+  template <class T>
+  static __device__ __forceinline__ T ofToken(const T (&each)[2], int i) {
+    return __shfl_sync(FULL_MASK, each[i / 4], 8 * (i % 4) + threadIdx.x % 32 / 4);
   }
   __device__ __forceinline__ void key(int i, u32 (&to)[KEY_WORDS]) const {
 #pragma unroll
     for (int j = 0; j < KEY_WORDS; j++) to[j] = words[i][j];
   }
   __device__ __forceinline__ uint4 values(int n) const { return columns[n]; }
-  __device__ __forceinline__ u32 keyZero(int i) const { return keyZeros[i]; }
-  __device__ __forceinline__ float keyScale(int i) const { return keyScales[i]; }
-  __device__ __forceinline__ float valueScale(int i) const { return valueScales[i]; }
-  __device__ __forceinline__ u32 valueZeros(int j) const { return valueZeroPairs[j]; }
+  __device__ __forceinline__ u32 keyZero(int i) const { return ofToken(keyZeros, i); }
+  __device__ __forceinline__ float keyScale(int i) const { return ofToken(keyScales, i); }
+  __device__ __forceinline__ float valueScale(int i) const { return ofToken(valueScales, i); }
+  __device__ __forceinline__ u32 valueZeros(int j) const { return __shfl_sync(FULL_MASK, valueZeroPairs, 4 * j + threadIdx.x % 4); }
 };
 
 // What a warp has of its pages so far; `total` only of this thread's tokens.
