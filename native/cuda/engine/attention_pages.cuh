@@ -62,6 +62,7 @@ __device__ __forceinline__ u32 written(int token, int here) {
 // To shared memory. A weight of 0 must not meet what nobody wrote, were it infinite or no number.
 template <class Tile>
 __device__ __forceinline__ void unpack(Packed& p, u16* keys, u16* values, float* scales, float scale, int here) {
+  const u32 magic = halves1024();
   if (here < PAGE_TOKENS) {
     const int token = 2 * (threadIdx.x % 4);
     if (BITS == 4) {
@@ -94,8 +95,8 @@ __device__ __forceinline__ void unpack(Packed& p, u16* keys, u16* values, float*
 #pragma unroll
       for (int n = 0; n < 4; n++)
         *(uint4*)(keys + Tile::key(token, piece + (n ^ turn))) =
-            make_uint4(nibblePair(k[n], 0, zero, zero16), nibblePair(k[n], 1, zero, zero16), nibblePair(k[n], 2, zero, zero16),
-                       nibblePair(k[n], 3, zero, zero16));
+            make_uint4(nibblePair(k[n], 0, zero, zero16, magic), nibblePair(k[n], 1, zero, zero16, magic),
+                       nibblePair(k[n], 2, zero, zero16, magic), nibblePair(k[n], 3, zero, zero16, magic));
       const int t = group % 4, first = group / 32 * 16 + group / 4 % 8;
 #pragma unroll
       for (int j = 0; j < 8; j++) {
@@ -103,7 +104,7 @@ __device__ __forceinline__ void unpack(Packed& p, u16* keys, u16* values, float*
         zeroPair(p.valueZero[BITS == 4 ? j : 0], less, less16);
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          *(u32*)(values + Tile::value(first + 8 * half, j) + 2 * t) = nibblePair(v[2 * half + j / 4], j % 4, less, less16);
+          *(u32*)(values + Tile::value(first + 8 * half, j) + 2 * t) = nibblePair(v[2 * half + j / 4], j % 4, less, less16, magic);
       }
     } else {
       const int j0 = group / 32 % 2 * 4, t = group % 4, g = group / 4 % 8, n = group / 64;

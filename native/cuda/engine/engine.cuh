@@ -217,6 +217,6 @@ __device__ __forceinline__ void zeroForms(u32 zeros, u32& zero, u32& zero16) {
 
 // Both forms of a pair of zero points that are known to be halves 0 … 15.
 __device__ __forceinline__ void zeroPair(u32 zeros, u32& zero, u32& zero16) {
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(zero) : "r"(zeros), "r"(0x64006400u));
+  zero = addHalf2(zeros, HALVES_1024);
   zero16 = subHalf2(0x63806380u, zero);
 }
