@@ -1,7 +1,7 @@
 /**
  * The GPU lane (`npm run test:cuda`): compiles every kernel, runs the conformance suite, the block goldens and the
  * engine's kernel checks and executor on the GPU. It fails where there is no GPU, so that a skipped run cannot look like a
- * passed one. `--only TEXT` runs the tests with that in their names.
+ * passed one. `--only TEXT` runs the tests with that in their names; `--verbose` prints each as it begins.
  */
 import { createCudaBackend } from "../../src/backend/cuda/backend.js";
 import { describeConformance } from "../backend/conformance-suite.js";
@@ -24,7 +24,7 @@ try {
   registerEngineChecks();
   registerExecutor(print);
   const start = performance.now();
-  const { passed, failed } = await runRegistered(print, only);
+  const { passed, failed } = await runRegistered(print, only, process.argv.includes("--verbose"));
   const { compiled, cached } = backend.compiler.counts;
   print(
     `${passed} passed, ${failed} failed in ${((performance.now() - start) / 1000).toFixed(1)} s; ` +

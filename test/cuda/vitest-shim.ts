@@ -127,17 +127,19 @@ export const beforeAll = (run: () => unknown): number => before.push(run);
 export const afterAll = (run: () => unknown): number => after.push(run);
 
 /**
- * Runs everything that was registered, or only what has `only` in its name; prints failures as they come. Returns how
- * many passed and failed.
+ * Runs everything that was registered, or only what has `only` in its name; prints failures as they come, or every test as it
+ * begins (`verbose`), which tells where a GPU hangs. Returns how many passed and failed.
  */
 export async function runRegistered(
   print: (line: string) => void,
   only = "",
+  verbose = false,
 ): Promise<{ passed: number; failed: number }> {
   const counts = { passed: 0, failed: 0 };
   for (const run of before) await run();
   for (const { name, run } of registered) {
     if (!name.includes(only)) continue;
+    if (verbose) print(name);
     try {
       await run();
       counts.passed++;

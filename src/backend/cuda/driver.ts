@@ -81,7 +81,8 @@ const HEADER_BYTES = 64;
 const CONFIG_BYTES = 56;
 const ATTRIBUTE_BYTES = 72;
 const PROGRAMMATIC_STREAM_SERIALIZATION = 6;
-const DEFAULT_SHARED_LIMIT = 48 * 1024;
+/** Beyond 48 KiB a kernel must be allowed its shared memory; what it declares itself counts, and is at most some KiB. */
+const DEFAULT_SHARED_LIMIT = 32 * 1024;
 
 /** Address range of `bytes` of pinned host memory, seen from both sides. */
 export interface PinnedMemory {

@@ -229,7 +229,8 @@ export const attention = (given: AttentionCase): Check => ({
           want.forEach((w, i) =>
             note(
               Math.abs(queries[at + i] - w) /
-                ((outHalves ? 2 ** -10 * Math.abs(w) : 0) + (single ? 8e-3 : 2e-5)),
+                ((outHalves ? 2 ** -10 * Math.abs(w) : 0) +
+                  (single ? 8e-3 : 2e-5) * Math.max(1, (given.size ?? 2) / 2)),
             ),
           );
         }
