@@ -4,19 +4,13 @@
  *
  * FP16 is cuBLASLt with fused q/k/v and gate/up, the residual added by cuBLASLt, and the same attention kernels on a
  * cache of halves. Four layers of their own weights follow one another in a graph, so that weights come from memory and
- * not from the cache; times are per layer. Medians of CUDA events. `npx tsx bench/cuda-layer.ts
- * [--json FILE] [--only SCENARIO|ceilings] [--product mma-s4|mma-s8|dp4a]`; --product names another way to compute the
- * integer products than the one that suits the GPU; `--attention WAY,WAY…` times ways of decoding's attention instead
- * (cuda-layer-attention.ts).
+ * not from the cache; times are per layer. Medians of CUDA events. `npx tsx bench/cuda-layer.ts [--json FILE]`
  */
 import { writeFileSync } from "node:fs";
 import { packedBytes } from "../src/engine/cuda/layout.js";
-import type { PlainProduct } from "../src/engine/cuda/requests.js";
-import { attentionWays } from "./cuda-layer-attention.js";
 import { halfCalls, halfLayer, type HalfLayer } from "./cuda-layer-fp16.js";
 import {
   filledCaches,
-  productOperations,
   quantizedCalls,
   quantizedLayer,
   runAll,
@@ -33,7 +27,6 @@ import {
   kernels,
   nextSeed,
   ones,
-  plain,
   print,
   random,
   spaceFor,
@@ -47,12 +40,9 @@ import {
 const flag = process.argv.indexOf("--json");
 const jsonFile = flag > 0 ? process.argv[flag + 1] : undefined;
 
-/** Only the scenario whose title ends so, or the ceilings. */
+/** Only the scenario whose title ends so, and no ceilings. */
 const onlyAt = process.argv.indexOf("--only");
 const only = onlyAt > 0 ? process.argv[onlyAt + 1] : "";
-/** Ways of decoding's attention, instead of everything else. */
-const waysAt = process.argv.indexOf("--attention");
-const ways = waysAt > 0 ? process.argv[waysAt + 1] : undefined;
 const results: Record<string, number | string> = {};
 
 function scenario(
@@ -126,16 +116,6 @@ function scenario(
       `  ${name}, each kernel in a graph of its own: ${names.map((part, i) => `${part} ${spent[i].toFixed(1)}`).join(", ")}`,
     );
     parts.forEach((graph) => driver.destroyGraph(graph));
-    if (index === 0) {
-      const operations = productOperations(quantized[0]);
-      const rates = names.flatMap((part, i) => {
-        const each = operations.get(part);
-        return each === undefined
-          ? []
-          : [`${part} ${((each * step.rows) / spent[i] / 1e6).toFixed(1)}`];
-      });
-      print(`  products${plain ? ` by ${plain}` : ""}, T operations/s: ${rates.join(", ")}`);
-    }
     if (index > 0 || !decoding) continue;
     // What each kernel adds to those before it, launches overlapping: graphs of the first 1, 2, … kernels of each layer.
     const prefixes = names.map((_, n) =>
@@ -190,15 +170,13 @@ function ceilings(): void {
         beta: 0,
       }),
     );
-  const own = (bits: 4 | 8, way?: PlainProduct) => {
+  const own = (bits: 4 | 8) => {
     const order = { rows: n, gated: false };
     const weights = random("bytes", packedBytes(order, k, bits));
     return capture(() =>
       kernels.gemm({
         weights,
         bits,
-        activationBits: bits,
-        plain: way,
         order,
         columns: k,
         codes: a,
@@ -214,10 +192,6 @@ function ceilings(): void {
   };
   const names = ["cuBLASLt f16", "cuBLASLt bf16", "cuBLASLt int8", "Planish w4", "Planish w8"];
   const graphs = [dense("f16"), dense("bf16"), dense("i8"), own(4), own(8)];
-  if (plain) {
-    names.push(`Planish w4 by ${plain}`);
-    graphs.push(own(4, plain));
-  }
   timed(graphs, () => undefined).forEach((time, i) => {
     print(
       `${names[i]} ${m}×${n}×${k}: ${time.toFixed(1)} µs, ${(operations / time / 1e6).toFixed(0)} T/s`,
@@ -231,14 +205,11 @@ function ceilings(): void {
 print(
   `${driver.info.name}, ${driver.info.multiprocessors} multiprocessors, driver ${driver.info.driverVersion}`,
 );
-if (ways !== undefined) attentionWays(ways, results);
-else {
-  if (only === "" || only === "ceilings") ceilings();
-  const quantized = Array.from({ length: LAYERS }, quantizedLayer);
-  const half = Array.from({ length: LAYERS }, halfLayer);
-  scenario("prefill 2048", 1, 2048, quantized, half);
-  for (const batch of [1, 16, 64]) scenario(`decode batch ${batch}`, batch, 1, quantized, half);
-}
+if (only === "") ceilings();
+const quantized = Array.from({ length: LAYERS }, quantizedLayer);
+const half = Array.from({ length: LAYERS }, halfLayer);
+scenario("prefill 2048", 1, 2048, quantized, half);
+for (const batch of [1, 16, 64]) scenario(`decode batch ${batch}`, batch, 1, quantized, half);
 blas[Symbol.dispose]();
 device[Symbol.dispose]();
 if (jsonFile) writeFileSync(jsonFile, `${JSON.stringify(results, null, 2)}\n`);
