@@ -12,8 +12,14 @@ export type Clock = () => number;
 
 export const systemClock: Clock = () => performance.now() / 1000;
 
-/** The rate is taken over this many of the latest reports, so that it follows work whose speed changes. */
+/**
+ * The rate is taken over at least this many of the latest reports, so that it follows work whose speed changes, and at least
+ * this many seconds, so that pauses between stretches of steps (a block's preparation) are spread over them.
+ */
 const RATE_WINDOW = 20;
+const RATE_SECONDS = 600;
+/** Reports closer than this (seconds) share a place, so that ten minutes of them stay few. */
+const REPORT_GAP = 0.5;
 /** Units reported this soon (seconds) were done before: a resumed run must not pass for a fast one. */
 const HEAD_START = 0.1;
 
@@ -43,8 +49,12 @@ export class ProgressMeter {
     if (time - this.#start < HEAD_START) {
       this.#reports = [report];
     } else {
+      const before = this.#reports.at(-2);
+      if (this.#reports.length > RATE_WINDOW && before && time - before.time < REPORT_GAP)
+        this.#reports.pop();
       this.#reports.push(report);
-      if (this.#reports.length > RATE_WINDOW) this.#reports.shift();
+      while (this.#reports.length > RATE_WINDOW && time - this.#reports[1].time >= RATE_SECONDS)
+        this.#reports.shift();
     }
   }
 
@@ -58,8 +68,13 @@ export class ProgressMeter {
     return this.clock() - this.#start;
   }
 
-  /** Estimated seconds until the end; undefined until two reports make a rate. */
+  /**
+   * Estimated seconds until the end; undefined until two reports make a rate, and in the first minute until there are a
+   * number of them: the first may hold a long preparation.
+   */
   get secondsLeft(): number | undefined {
+    const needed = Math.min(RATE_WINDOW, (this.total - this.value) / RATE_WINDOW);
+    if (this.#reports.length <= needed && this.elapsed < 60) return undefined;
     const first = this.#reports[0];
     const last = this.#reports[this.#reports.length - 1];
     const perUnit = (last.time - first.time) / (last.value - first.value);

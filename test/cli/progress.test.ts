@@ -26,6 +26,21 @@ describe("ProgressMeter", () => {
     expect(meter.describe()).toBe("4/10 (40%), 1 min 10 s left, loss 3");
   });
 
+  it("spreads the pauses between stretches of steps over the steps", () => {
+    // Blocks of 480 steps of 0.4 s, each after 30 s of preparation.
+    const meter = new ProgressMeter("steps", 9600, clock);
+    const truth = () => 20 * (480 * 0.4 + 30) - (now - 100);
+    const ratios: number[] = [];
+    for (let step = 0; step < 9600; step++) {
+      now += 0.4 + (step % 480 === 0 ? 30 : 0);
+      meter.advance();
+      if (step < 19) expect(meter.secondsLeft).toBeUndefined();
+      else if (step >= 480 && step < 9000) ratios.push(meter.secondsLeft! / truth());
+    }
+    expect(Math.min(...ratios)).toBeGreaterThan(0.9);
+    expect(Math.max(...ratios)).toBeLessThan(1.25);
+  });
+
   it("does not take what was finished earlier for speed", () => {
     const meter = new ProgressMeter("blocks", 100, clock);
     meter.advance(90);
