@@ -66,7 +66,10 @@ export interface CudaKernel {
   readonly name: string;
   readonly handle: number;
   readonly signature: KernelSignature;
-  /** Dynamic shared memory set so far; raised by `launch` when a call needs more than 48 KiB. */
+  /**
+   * Dynamic shared memory that the driver was asked to allow so far; `launch` raises it. Unasked it allows 48 KiB less what
+   * the kernel declares itself, which only the driver knows.
+   */
   sharedLimit: number;
 }
 
@@ -81,8 +84,6 @@ const HEADER_BYTES = 64;
 const CONFIG_BYTES = 56;
 const ATTRIBUTE_BYTES = 72;
 const PROGRAMMATIC_STREAM_SERIALIZATION = 6;
-/** Beyond 48 KiB a kernel must be allowed its shared memory; what it declares itself counts, and is at most some KiB. */
-const DEFAULT_SHARED_LIMIT = 32 * 1024;
 
 /** Address range of `bytes` of pinned host memory, seen from both sides. */
 export interface PinnedMemory {
@@ -417,7 +418,7 @@ export class CudaDriver implements Disposable {
     const handle = this.create((out) => {
       this.cu.cuModuleGetFunction(out, module, name);
     });
-    return { name, handle, signature, sharedLimit: DEFAULT_SHARED_LIMIT };
+    return { name, handle, signature, sharedLimit: 0 };
   }
 
   /** Registers per thread and bytes of local memory (spills) of a kernel. */
