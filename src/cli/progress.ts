@@ -20,6 +20,11 @@ const RATE_WINDOW = 20;
 const RATE_SECONDS = 600;
 /** Reports closer than this (seconds) share a place, so that ten minutes of them stay few. */
 const REPORT_GAP = 0.5;
+/**
+ * In the first seconds no rate is taken from fewer reports than this, or than this share of the units left: the first one may
+ * hold a long preparation.
+ */
+const EARLY = { seconds: 60, reports: 20, share: 1 / 20 } as const;
 /** Units reported this soon (seconds) were done before: a resumed run must not pass for a fast one. */
 const HEAD_START = 0.1;
 
@@ -68,13 +73,10 @@ export class ProgressMeter {
     return this.clock() - this.#start;
   }
 
-  /**
-   * Estimated seconds until the end; undefined until two reports make a rate, and in the first minute until there are a
-   * number of them: the first may hold a long preparation.
-   */
+  /** Estimated seconds until the end; undefined until there are reports enough for a rate. */
   get secondsLeft(): number | undefined {
-    const needed = Math.min(RATE_WINDOW, (this.total - this.value) / RATE_WINDOW);
-    if (this.#reports.length <= needed && this.elapsed < 60) return undefined;
+    const needed = Math.min(EARLY.reports, (this.total - this.value) * EARLY.share);
+    if (this.#reports.length <= needed && this.elapsed < EARLY.seconds) return undefined;
     const first = this.#reports[0];
     const last = this.#reports[this.#reports.length - 1];
     const perUnit = (last.time - first.time) / (last.value - first.value);
