@@ -3,6 +3,7 @@
  * in place (reference, cpu). Limits: no reference counting; whoever allocates says when a buffer is dead.
  */
 
+import { PlanishError } from "../common/errors.js";
 import { BYTES_PER_ELEMENT, type Buffer, type DType, type HostArray } from "./backend.js";
 
 const ARRAY_TYPES = {
@@ -24,6 +25,23 @@ export function hostArray(
   return memory === undefined ? new ArrayType(length) : new ArrayType(memory, byteOffset, length);
 }
 
+/**
+ * A fresh, zeroed array.
+ * @throws PlanishError where it is longer than the runtime's arrays, or the system refuses the memory.
+ */
+export function newHostArray(dtype: DType, length: number): HostArray {
+  try {
+    return hostArray(dtype, length);
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause;
+    throw new PlanishError(
+      `an array of ${length} elements of ${dtype} (${((length * BYTES_PER_ELEMENT[dtype]) / 2 ** 20).toFixed(0)} MiB) cannot be ` +
+        "allocated; use a smaller model, cache, batch or sequence length",
+      { cause },
+    );
+  }
+}
+
 /** A buffer whose elements are `data`, readable and writable by the host at any time. */
 export class HostBuffer implements Buffer {
   readonly dtype: DType;
@@ -42,7 +60,7 @@ export class HostBuffer implements Buffer {
 
   /** Fresh zero-filled memory. */
   static zeros(dtype: DType, length: number): HostBuffer {
-    return new HostBuffer(dtype, hostArray(dtype, length));
+    return new HostBuffer(dtype, newHostArray(dtype, length));
   }
 
   get byteLength(): number {

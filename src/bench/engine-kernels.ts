@@ -184,7 +184,7 @@ export function benchEngineKernels(options: EngineKernelsOptions = {}): EngineKe
 
   // In memory like the engine's, and like that which is read for the ceiling: both ask for huge pages.
   const packed = kernels.packWeights("int4", LARGE.n, LARGE.k, codes(LARGE.n * LARGE.k, 4));
-  const { data } = nativeBuffer(backend.alloc("u8", packed.bytes.length));
+  const [data] = nativeBuffer(backend.alloc("u8", packed.bytes.length)).arrays();
   const large = { ...packed, bytes: data as Uint8Array };
   large.bytes.set(packed.bytes);
   const decode = product(large, 1, activations.int4);

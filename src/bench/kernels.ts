@@ -133,7 +133,7 @@ export function ceilingProbe(library: NativeLibrary, threads: number) {
     /** 10⁹ bytes per second. */
     memory(x: Buffer): number {
       const started = performance.now();
-      read(nativeBuffer(x).data, x.length, sink);
+      read(nativeBuffer(x).address, x.length, sink);
       return (x.length * 4) / (performance.now() - started) / 1e6;
     },
   };

@@ -15,6 +15,7 @@ import {
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { setImmediate } from "node:timers/promises";
+import { bytePieces } from "../common/bytes.js";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { ELEMENT_BYTES, type ElementType } from "./element-types.js";
 import { describeFsError } from "./file-reader.js";
@@ -25,7 +26,7 @@ export interface TensorEntry {
   readonly type: ElementType;
   readonly shape: readonly number[];
   /** Its bytes, row-major and little-endian; called once, when it is this tensor's turn in the file. */
-  readonly data: () => Uint8Array;
+  readonly data: () => ArrayBufferView;
 }
 
 /** The file operations that writing uses, replaceable to simulate a full disk. */
@@ -206,7 +207,7 @@ async function writeFile(
           `cannot write ${file.path}: tensor ${quoteName(name)}: shape [${shape.join(", ")}] of ${type} takes ${bytes} bytes, its data have ${content.byteLength}`,
         );
       }
-      writeAll(fd, content, fs);
+      for (const piece of bytePieces(content)) writeAll(fd, piece, fs);
       // Lets a signal handler run, which is what may have aborted.
       await setImmediate();
       if (signal?.aborted) throw new InterruptedError(`writing ${file.path} was interrupted`);
@@ -219,8 +220,7 @@ async function writeFile(
 
 function writeAll(fd: number, bytes: Uint8Array, fs: WriteFs): void {
   for (let done = 0; done < bytes.byteLength;) {
-    // Node refuses single writes of 2 GiB and more.
-    done += fs.writeSync(fd, bytes, done, Math.min(1 << 30, bytes.byteLength - done));
+    done += fs.writeSync(fd, bytes, done, bytes.byteLength - done);
   }
 }
 

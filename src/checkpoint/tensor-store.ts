@@ -5,6 +5,7 @@
 
 import { createHash } from "node:crypto";
 import { setImmediate } from "node:timers/promises";
+import { bytePieces } from "../common/bytes.js";
 import { PlanishError } from "../common/errors.js";
 import type { StoredTensor } from "./checkpoint.js";
 import { ELEMENT_BYTES, elementsToFloat32, isElementType } from "./element-types.js";
@@ -81,7 +82,11 @@ export class TensorStore implements Disposable {
       return out;
     }
     if (tensor.type === "F32") {
-      reader.readInto(new Uint8Array(out.buffer), position, what);
+      let at = position;
+      for (const piece of bytePieces(out)) {
+        reader.readInto(piece, at, what);
+        at += piece.byteLength;
+      }
       return out;
     }
     const { unitElements, unitBytes } = this.#unit(tensor);
@@ -98,12 +103,12 @@ export class TensorStore implements Disposable {
   /** Raw bytes of one tensor as stored (rows reordered where the file's order differs). */
   readBytes(name: string): Uint8Array {
     const { tensor, reader, position, rowOrder } = this.#find(name);
-    const bytes = new Uint8Array(tensor.bytes);
+    const bytes = this.#allocateBytes(tensor);
     reader.readInto(bytes, position, `tensor ${quoteName(name)}`);
     if (!rowOrder) return bytes;
     const rows = tensor.shape[0];
     const rowBytes = tensor.bytes / rows;
-    const ordered = new Uint8Array(tensor.bytes);
+    const ordered = this.#allocateBytes(tensor);
     for (let row = 0; row < rows; row++) {
       const from = rowOrder(row) * rowBytes;
       ordered.set(bytes.subarray(from, from + rowBytes), row * rowBytes);
@@ -123,7 +128,7 @@ export class TensorStore implements Disposable {
       const { tensor, reader, position, rowOrder } = this.#find(name);
       sha.update(`${JSON.stringify([name, tensor.type, tensor.shape])}\n`);
       if (rowOrder) {
-        sha.update(this.readBytes(name));
+        for (const piece of bytePieces(this.readBytes(name))) sha.update(piece);
       } else {
         for (let done = 0; done < tensor.bytes; done += CHUNK_BYTES) {
           const part = chunk.subarray(0, Math.min(CHUNK_BYTES, tensor.bytes - done));
@@ -156,6 +161,17 @@ export class TensorStore implements Disposable {
     } catch (error) {
       throw new PlanishError(
         `${tensor.file}: tensor ${quoteName(tensor.name)} needs ${4 * count} bytes as float32, more than can be allocated`,
+        { cause: error },
+      );
+    }
+  }
+
+  #allocateBytes(tensor: StoredTensor): Uint8Array {
+    try {
+      return new Uint8Array(tensor.bytes);
+    } catch (error) {
+      throw new PlanishError(
+        `${tensor.file}: tensor ${quoteName(tensor.name)} has ${tensor.bytes} bytes, more than can be allocated in one piece`,
         { cause: error },
       );
     }

@@ -1,11 +1,11 @@
 /** From a path to an executor: which arithmetic runs a model, and how much memory its cache gets. */
-import { freemem } from "node:os";
 import { openBackend, type Device } from "../backend/open.js";
 import { nativeLibraryExists } from "../backend/cpu/library.js";
 import { openCheckpoint } from "../checkpoint/open.js";
 import { loadTokenizer, type Tokenizer } from "../checkpoint/tokenizer.js";
 import { PlanishError } from "../common/errors.js";
 import { formatBytes } from "../common/format.js";
+import { availableMemory } from "../common/memory.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { isArtifact, readQuantizationInfo } from "../quantize/artifact.js";
 import { loadModel } from "../quantize/load.js";
@@ -156,7 +156,7 @@ export interface CacheOptions {
 export function pagesFor(executor: Executor, { kvMemory, maxRunning }: CacheOptions): number {
   const { config, pageTokens, bytesPerPage } = executor;
   const onDevice = executor.freeBytes?.();
-  const free = onDevice ?? freemem();
+  const free = onDevice ?? availableMemory();
   if (kvMemory !== undefined && kvMemory > free)
     throw new PlanishError(
       `the KV cache is to take ${formatBytes(kvMemory)}, and ${formatBytes(free)} of memory are free; give less (--kv-memory)`,

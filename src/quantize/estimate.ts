@@ -1,10 +1,10 @@
 /** What a run will need, worked out before it starts: multiply-adds, memory, disk, and time at a measured rate. */
 import { statfsSync } from "node:fs";
-import { freemem } from "node:os";
 import { dirname, resolve } from "node:path";
 import type { Backend } from "../backend/backend.js";
 import { PlanishError } from "../common/errors.js";
 import { formatBytes } from "../common/format.js";
+import { availableMemory } from "../common/memory.js";
 import type { LinearRole, ModelConfig } from "../models/config.js";
 import { linearShape } from "../models/weights.js";
 import type { CalibrationNeed } from "./method.js";
@@ -112,7 +112,7 @@ function measuredRate(backend: Backend): number {
 
 /** @throws PlanishError when memory or disk will not do, with both numbers. */
 export function refuseImpossible(estimate: RunEstimate, out: string): void {
-  const memory = freemem();
+  const memory = availableMemory();
   if (estimate.memoryBytes > memory)
     throw new PlanishError(
       `this run needs about ${formatBytes(estimate.memoryBytes)} of memory and ${formatBytes(memory)} are free; use fewer samples, a shorter --seq-len or a smaller --batch`,

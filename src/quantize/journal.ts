@@ -215,7 +215,7 @@ function parameterEntries(values: ParameterValues, prefix = ""): TensorEntry[] {
       name: prefix + name,
       type: "F32" as const,
       shape,
-      data: () => new Uint8Array(floats.buffer),
+      data: () => floats,
     };
   });
 }

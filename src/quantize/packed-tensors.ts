@@ -87,7 +87,7 @@ function gridEntries(
       name: `${module}.${name}`,
       type,
       shape: [data.length],
-      data: () => new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
+      data: () => data,
     });
   };
   put("scale", "F32", Float32Array.of(step));
@@ -131,13 +131,13 @@ function linearEntries(
       name: `${name}.linear.weight`,
       type: "I8",
       shape: [rows, columns],
-      data: () => new Uint8Array(codes.buffer, codes.byteOffset, codes.byteLength),
+      data: () => codes,
     });
   entries.push({
     name: `quantizer.${name}.linear.scale`,
     type: "F32",
     shape: [rows, 1],
-    data: () => new Uint8Array(scale.buffer, scale.byteOffset, scale.byteLength),
+    data: () => scale,
   });
 }
 

@@ -79,7 +79,7 @@ export async function writeParameters(
       name: `${layer}/${name}`,
       type: "F32" as const,
       shape,
-      data: () => new Uint8Array(Float32Array.from(data).buffer),
+      data: () => Float32Array.from(data),
     })),
   );
   await writeSafetensors(join(directory, PARAMETERS_FILE), entries);

@@ -424,6 +424,31 @@ describe("writing", () => {
     expect(readdirSync(directory).filter((name) => name.startsWith("full"))).toEqual([]);
   });
 
+  it("writes a tensor of more bytes than a Uint8Array holds, in pieces below 2 GiB", async () => {
+    // Neither the array's pages nor the file's are ever touched.
+    const data = new Float32Array(2 ** 30 + 3);
+    let written = 0;
+    let longest = 0;
+    const fs: WriteFs = {
+      openSync,
+      closeSync,
+      fsyncSync,
+      renameSync,
+      writeSync(_fd, _bytes, _offset, length) {
+        written += length;
+        longest = Math.max(longest, length);
+        return length;
+      },
+    };
+    const huge = { name: "a", type: "F32" as const, shape: [data.length], data: () => data };
+    const path = join(directory, "huge.safetensors");
+    const { dataBytes } = await writeSafetensors(path, [huge], {}, { fs, maxShardBytes: 1e10 });
+    expect(dataBytes).toBe(2 ** 32 + 12);
+    const header = `{"a":{"dtype":"F32","shape":[${data.length}],"data_offsets":[0,${dataBytes}]}}`;
+    expect(written).toBe(8 + Math.ceil(header.length / 8) * 8 + dataBytes);
+    expect(longest).toBeLessThan(2 ** 31);
+  });
+
   it("leaves the old file alone until the new one is complete", async () => {
     const path = join(directory, "kept.safetensors");
     await writeSafetensors(path, [entry("a", [1], [1])]);

@@ -6,6 +6,7 @@
  */
 import type { Backend, Buffer, DType, HostArray, Kernels } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
+import { newHostArray } from "../host-memory.js";
 import { loadNativeLibrary, type NativeLibrary } from "./library.js";
 import { attentionKernels } from "./kernels/attention.js";
 import { elementwiseKernels } from "./kernels/elementwise.js";
@@ -14,6 +15,7 @@ import { kroneckerKernels } from "./kernels/kronecker.js";
 import { linalgKernels } from "./kernels/linalg.js";
 import { normKernels } from "./kernels/norm.js";
 import { quantizeKernels } from "./kernels/quantize.js";
+import { copyArrays } from "./mapping.js";
 import { matmulKernels } from "./matmul.js";
 import { NativeArena, NativeMemory, nativeBuffer } from "./memory.js";
 
@@ -117,22 +119,25 @@ export function createCpuBackend(options: CpuBackendOptions = {}): Backend {
     },
     write(buffer: Buffer, data: HostArray, offset = 0) {
       checkRange(buffer, offset, data.length);
-      nativeBuffer(buffer).data.set(data, offset);
+      copyArrays([data], nativeBuffer(buffer).arrays(offset, data.length));
     },
     read(buffer: Buffer, offset = 0, length = buffer.length - offset) {
       checkRange(buffer, offset, length);
-      return nativeBuffer(buffer).data.slice(offset, offset + length);
+      const own = nativeBuffer(buffer);
+      const data = newHostArray(own.dtype, length);
+      copyArrays(own.arrays(offset, length), [data]);
+      return data;
     },
     copy(source: Buffer, target: Buffer, length: number, sourceOffset = 0, targetOffset = 0) {
       checkRange(source, sourceOffset, length);
       checkRange(target, targetOffset, length);
-      nativeBuffer(target).data.set(
-        nativeBuffer(source).data.subarray(sourceOffset, sourceOffset + length),
-        targetOffset,
+      copyArrays(
+        nativeBuffer(source).arrays(sourceOffset, length),
+        nativeBuffer(target).arrays(targetOffset, length),
       );
     },
     fill(buffer: Buffer, value: number) {
-      nativeBuffer(buffer).data.fill(value);
+      for (const array of nativeBuffer(buffer).arrays()) array.fill(value);
     },
     [Symbol.dispose]() {
       memory.dispose();

@@ -3,6 +3,7 @@
  *
  * Limits: one library and one thread pool per process; its kernels are called from one thread at a time.
  */
+import { constants } from "node:buffer";
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
@@ -21,7 +22,10 @@ export interface NativeLibrary {
   kernel(prototype: string): (...args: unknown[]) => void;
   /** Binds any other function; what it returns is returned. */
   bind(prototype: string): NativeFunction;
-  /** An ArrayBuffer over native memory, which must stay mapped for as long as the ArrayBuffer is reachable. */
+  /**
+   * An ArrayBuffer over native memory, which must stay mapped for as long as the ArrayBuffer is reachable. More than
+   * `buffer.constants.MAX_LENGTH` bytes would end the process: NativeMapping makes these, piece by piece.
+   */
   view(pointer: unknown, bytes: number): ArrayBuffer;
   /** The address of what a bound function returned as a pointer. */
   address(pointer: unknown): bigint;
@@ -108,7 +112,13 @@ export function loadNativeLibrary(): NativeLibrary {
   const library: NativeLibrary = {
     kernel,
     bind,
-    view: (pointer, bytes) => koffi.view(pointer, bytes),
+    view(pointer, bytes) {
+      if (bytes > constants.MAX_LENGTH)
+        throw new RangeError(
+          `a view of ${bytes} bytes; the runtime has at most ${constants.MAX_LENGTH}`,
+        );
+      return koffi.view(pointer, bytes);
+    },
     address: (pointer) => koffi.address(pointer),
     selectLevel: (name) => select(name ?? null),
     level: () => String(level()),

@@ -39,18 +39,18 @@ function checkCount(name: string, value: number): void {
     fail(name, `is ${value}; give an integer of at least 0`);
 }
 
-/** A buffer's host array, of one of the accepted types and at least `length` elements. */
-function typed(name: string, buffer: Buffer, accepted: readonly DType[], length: number): unknown {
+/** The address of a buffer of one of the accepted types and at least `length` elements. */
+function typed(name: string, buffer: Buffer, accepted: readonly DType[], length: number): bigint {
   if (!(buffer instanceof NativeBuffer)) fail(name, "is a buffer of another backend");
   if (!accepted.includes(buffer.dtype)) {
     fail(name, `has type ${buffer.dtype}; accepted: ${accepted.join(", ")}`);
   }
   if (buffer.length < length)
     fail(name, `has ${buffer.length} elements; the product reaches element ${length}`);
-  return buffer.data;
+  return buffer.address;
 }
 
-function optional(name: string, buffer: Buffer | undefined, length: number): unknown {
+function optional(name: string, buffer: Buffer | undefined, length: number): bigint | null {
   return buffer ? typed(name, buffer, ["f32"], length) : null;
 }
 
@@ -68,7 +68,7 @@ function extent(
 }
 
 interface Placed {
-  readonly data: unknown;
+  readonly address: bigint;
   readonly offset: number;
   readonly stride: number;
   readonly batchStride: number;
@@ -92,14 +92,14 @@ function place(
   if (!Number.isSafeInteger(stride) || stride < storedCols) {
     fail(`${name}.stride`, `is ${stride}; its stored rows have ${storedCols} elements`);
   }
-  const data = typed(
+  const address = typed(
     name,
     buffer,
     ["f32", "i8"],
     extent(storedRows, storedCols, offset, stride, batch, batchStride),
   );
   const flags = (transposed ? OPERAND_TRANSPOSED : 0) | (buffer.dtype === "i8" ? OPERAND_CODES : 0);
-  return { data, offset, stride, batchStride, flags };
+  return { address, offset, stride, batchStride, flags };
 }
 
 /** Binds `matmul` and `intMatmul`; see MatmulArgs and IntMatmulArgs for what they compute. */
@@ -124,7 +124,7 @@ export function matmulKernels(library: NativeLibrary): Pick<Kernels, "matmul" | 
       if (batch > 1 && outBatch < 1) {
         fail("out.batchStride", `is ${outBatch}; ${batch} products need separate outputs`);
       }
-      const outData = typed(
+      const outAddress = typed(
         "out",
         out.buffer,
         ["f32"],
@@ -135,17 +135,17 @@ export function matmulKernels(library: NativeLibrary): Pick<Kernels, "matmul" | 
         n,
         k,
         batch,
-        a.data,
+        a.address,
         a.offset,
         a.stride,
         a.batchStride,
         a.flags,
-        b.data,
+        b.address,
         b.offset,
         b.stride,
         b.batchStride,
         b.flags,
-        outData,
+        outAddress,
         outOffset,
         outStride,
         outBatch,

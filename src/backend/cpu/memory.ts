@@ -1,8 +1,8 @@
 /**
- * Memory of the CPU backend: native blocks seen as typed arrays, and the arena of a training step.
+ * Memory of the CPU backend: native blocks, and the arena of a training step.
  *
- * A native block is unmapped only once no typed array over it is reachable (FinalizationRegistry), so a stale buffer
- * reads zeros or newer data but never unmapped memory; its physical pages go back as soon as it is released.
+ * A native block is unmapped only once no buffer in it and no typed array over it is reachable (FinalizationRegistry), so
+ * a stale buffer reads zeros or newer data but never unmapped memory; its physical pages go back as soon as it is released.
  */
 import {
   BYTES_PER_ELEMENT,
@@ -13,17 +13,28 @@ import {
 } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
 import type { NativeLibrary } from "./library.js";
+import { NativeMapping } from "./mapping.js";
 
-/** A buffer in host memory. Kernels receive `data` (its address) and element counts. */
+/** A buffer in host memory. Kernels receive its address and element counts. */
 export class NativeBuffer implements Buffer {
-  readonly length: number;
+  readonly address: bigint;
+
   constructor(
     readonly dtype: DType,
-    readonly data: HostArray,
+    readonly length: number,
+    private readonly mapping: NativeMapping,
+    /** Bytes from the mapping's beginning. */
+    private readonly offset: number,
     /** Set where the buffer is long-lived: what `free` gives back. */
     readonly block?: Block,
   ) {
-    this.length = data.length;
+    this.address = mapping.address + BigInt(offset);
+  }
+
+  /** Its elements from `offset` on as typed arrays that follow one another; see NativeMapping. */
+  arrays(offset = 0, length = this.length - offset): Iterable<HostArray> {
+    const { dtype, mapping } = this;
+    return mapping.arrays(dtype, this.offset + offset * BYTES_PER_ELEMENT[dtype], length);
   }
 }
 
@@ -37,7 +48,7 @@ export function nativeBuffer(buffer: Buffer): NativeBuffer {
 
 /** A piece of native memory, 64-byte aligned. */
 export interface Block {
-  readonly bytes: ArrayBuffer;
+  readonly mapping: NativeMapping;
   readonly offset: number;
   readonly length: number;
   /** Index of the size class for blocks cut from a slab, −1 for blocks of their own. */
@@ -56,26 +67,6 @@ export function roundUp(value: number, multiple: number): number {
   return Math.ceil(value / multiple) * multiple;
 }
 
-export function typedView(
-  dtype: DType,
-  bytes: ArrayBuffer,
-  offset: number,
-  length: number,
-): HostArray {
-  switch (dtype) {
-    case "f32":
-      return new Float32Array(bytes, offset, length);
-    case "f64":
-      return new Float64Array(bytes, offset, length);
-    case "i32":
-      return new Int32Array(bytes, offset, length);
-    case "i8":
-      return new Int8Array(bytes, offset, length);
-    case "u8":
-      return new Uint8Array(bytes, offset, length);
-  }
-}
-
 function checkLength(length: number): void {
   if (!Number.isSafeInteger(length) || length < 0) {
     throw new PlanishError(
@@ -89,11 +80,10 @@ export class NativeMemory {
   private readonly allocate: (bytes: number) => unknown;
   private readonly discard: (pointer: unknown, bytes: number) => unknown;
   private readonly registry: FinalizationRegistry<{ pointer: unknown; bytes: number }>;
-  private readonly pointers = new WeakMap<ArrayBuffer, unknown>();
   private readonly freeLists: Block[][] = [];
-  private slab: ArrayBuffer | undefined;
+  private slab: NativeMapping | undefined;
   private slabUsed = 0;
-  private chunkCache: ArrayBuffer[] = [];
+  private chunkCache: NativeMapping[] = [];
 
   constructor(private readonly library: NativeLibrary) {
     this.allocate = library.bind("void* pl_alloc(int64_t bytes)");
@@ -103,21 +93,20 @@ export class NativeMemory {
   }
 
   /** A zero-filled mapping of its own. */
-  private map(bytes: number): ArrayBuffer {
+  private map(bytes: number): NativeMapping {
     const pointer = this.allocate(bytes);
     if (!pointer) {
       throw new PlanishError(
         `out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB more were refused by the system; use a smaller model, batch or sequence length`,
       );
     }
-    const view = this.library.view(pointer, bytes);
-    this.pointers.set(view, pointer);
-    this.registry.register(view, { pointer, bytes });
-    return view;
+    const mapping = new NativeMapping(this.library, pointer, bytes);
+    this.registry.register(mapping, { pointer, bytes });
+    return mapping;
   }
 
-  private unmap(bytes: ArrayBuffer): void {
-    this.discard(this.pointers.get(bytes), bytes.byteLength);
+  private unmap({ pointer, bytes }: NativeMapping): void {
+    this.discard(pointer, bytes);
   }
 
   /** Zero-filled long-lived memory. */
@@ -125,11 +114,11 @@ export class NativeMemory {
     checkLength(length);
     const bytes = Math.max(roundUp(length * BYTES_PER_ELEMENT[dtype], ALIGNMENT), ALIGNMENT);
     const block = bytes > LARGEST_SMALL_BLOCK ? this.largeBlock(bytes) : this.smallBlock(bytes);
-    return new NativeBuffer(dtype, typedView(dtype, block.bytes, block.offset, length), block);
+    return new NativeBuffer(dtype, length, block.mapping, block.offset, block);
   }
 
   private largeBlock(bytes: number): Block {
-    return { bytes: this.map(bytes), offset: 0, length: bytes, sizeClass: -1 };
+    return { mapping: this.map(bytes), offset: 0, length: bytes, sizeClass: -1 };
   }
 
   /** Size classes are powers of two, from 64 bytes on. */
@@ -137,7 +126,8 @@ export class NativeMemory {
     const sizeClass = Math.max(0, Math.ceil(Math.log2(bytes / ALIGNMENT)));
     const recycled = this.freeLists[sizeClass]?.pop();
     if (recycled) {
-      new Uint8Array(recycled.bytes, recycled.offset, recycled.length).fill(0);
+      const { mapping, offset, length } = recycled;
+      for (const array of mapping.arrays("u8", offset, length)) array.fill(0);
       return recycled;
     }
     const length = ALIGNMENT * 2 ** sizeClass;
@@ -147,7 +137,7 @@ export class NativeMemory {
     }
     const offset = this.slabUsed;
     this.slabUsed += length;
-    return { bytes: this.slab, offset, length, sizeClass };
+    return { mapping: this.slab, offset, length, sizeClass };
   }
 
   free(buffer: NativeBuffer): void {
@@ -156,25 +146,25 @@ export class NativeMemory {
       throw new PlanishError(
         "only buffers from `alloc` are freed; an arena's go back with the arena",
       );
-    if (block.sizeClass < 0) this.unmap(block.bytes);
+    if (block.sizeClass < 0) this.unmap(block.mapping);
     else (this.freeLists[block.sizeClass] ??= []).push(block);
   }
 
   /** A chunk of at least `bytes` for an arena; contents undefined. */
-  takeChunk(bytes: number): ArrayBuffer {
-    const fits = this.chunkCache.findIndex((chunk) => chunk.byteLength >= bytes);
+  takeChunk(bytes: number): NativeMapping {
+    const fits = this.chunkCache.findIndex((chunk) => chunk.bytes >= bytes);
     if (fits >= 0) return this.chunkCache.splice(fits, 1)[0];
     return this.map(Math.max(CHUNK_BYTES, roundUp(bytes, 2 ** 21)));
   }
 
-  giveChunk(chunk: ArrayBuffer): void {
-    const cached = this.chunkCache.reduce((sum, each) => sum + each.byteLength, 0);
-    if (cached + chunk.byteLength > LARGEST_CHUNK_CACHE) {
+  giveChunk(chunk: NativeMapping): void {
+    const cached = this.chunkCache.reduce((sum, each) => sum + each.bytes, 0);
+    if (cached + chunk.bytes > LARGEST_CHUNK_CACHE) {
       this.unmap(chunk);
       return;
     }
     this.chunkCache.push(chunk);
-    this.chunkCache.sort((x, y) => x.byteLength - y.byteLength);
+    this.chunkCache.sort((x, y) => x.bytes - y.bytes);
   }
 
   /** Gives back everything that no live buffer uses. */
@@ -194,7 +184,7 @@ interface Position {
 
 /** Bump allocation over chunks; see Arena. */
 export class NativeArena implements Arena {
-  private readonly chunks: ArrayBuffer[] = [];
+  private readonly chunks: NativeMapping[] = [];
   private chunk = 0;
   private offset = 0;
   private used = 0;
@@ -213,10 +203,10 @@ export class NativeArena implements Arena {
     checkLength(length);
     const bytes = roundUp(length * BYTES_PER_ELEMENT[dtype], ALIGNMENT);
     if (this.chunks.length === 0) this.chunks.push(this.memory.takeChunk(bytes));
-    while (this.offset + bytes > this.chunks[this.chunk].byteLength) {
+    while (this.offset + bytes > this.chunks[this.chunk].bytes) {
       const next = this.chunk + 1;
       // A chunk that is too small for this request is exchanged, not skipped: nothing in it is in use.
-      if (next < this.chunks.length && this.chunks[next].byteLength < bytes) {
+      if (next < this.chunks.length && this.chunks[next].bytes < bytes) {
         this.memory.giveChunk(this.chunks[next]);
         this.chunks[next] = this.memory.takeChunk(bytes);
       } else if (next === this.chunks.length) {
@@ -225,11 +215,11 @@ export class NativeArena implements Arena {
       this.chunk = next;
       this.offset = 0;
     }
-    const view = typedView(dtype, this.chunks[this.chunk], this.offset, length);
+    const buffer = new NativeBuffer(dtype, length, this.chunks[this.chunk], this.offset);
     this.offset += bytes;
     this.used += bytes;
     if (this.used > this.peak) this.peak = this.used;
-    return new NativeBuffer(dtype, view);
+    return buffer;
   }
 
   mark(): number {

@@ -17,6 +17,7 @@ import type { KernelTime } from "../profile.js";
 import type { CudaContext } from "./context.js";
 import { CublasLt } from "./cublaslt.js";
 import { cudaDeviceCount, CudaDriver, type Event } from "./driver.js";
+import { newHostArray } from "../host-memory.js";
 import { attentionKernels } from "./kernels/attention.js";
 import { elementwiseKernels } from "./kernels/elementwise.js";
 import { flattenKernels } from "./kernels/flatten.js";
@@ -28,13 +29,11 @@ import { normKernels } from "./kernels/norm.js";
 import { quantizeKernels } from "./kernels/quantize.js";
 import {
   asHostArray,
-  bytesOf,
   checkLength,
   CudaArena,
   cudaBuffer,
   CudaBuffer,
   CudaUploads,
-  hostArrayOf,
   Scratch,
   Transfers,
 } from "./memory.js";
@@ -236,15 +235,15 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
       flush();
       context.transfers.write(
         own.pointer + offset * BYTES_PER_ELEMENT[own.dtype],
-        bytesOf(asHostArray(own.dtype, data)),
+        asHostArray(own.dtype, data),
       );
     },
     read(buffer: Buffer, offset = 0, length = buffer.length - offset) {
       checkRange(buffer, offset, length);
       const own = cudaBuffer(buffer);
       flush();
-      const data = hostArrayOf(own.dtype, length);
-      context.transfers.read(own.pointer + offset * BYTES_PER_ELEMENT[own.dtype], bytesOf(data));
+      const data = newHostArray(own.dtype, length);
+      context.transfers.read(own.pointer + offset * BYTES_PER_ELEMENT[own.dtype], data);
       return data;
     },
     copy(source: Buffer, target: Buffer, length: number, sourceOffset = 0, targetOffset = 0) {
@@ -267,9 +266,9 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
       const own = cudaBuffer(buffer);
       flush();
       if (own.length === 0) return;
-      const single = hostArrayOf(own.dtype, 1);
+      const single = newHostArray(own.dtype, 1);
       single[0] = value;
-      const bytes = bytesOf(single);
+      const bytes = new Uint8Array(single.buffer);
       if (bytes.length === 1) driver.fillBytes(own.pointer, bytes[0], own.length, stream);
       else if (bytes.length === 4)
         driver.fillWords(

@@ -361,19 +361,19 @@ export class CudaDriver implements Disposable {
   }
 
   /** Locks an array's pages in memory, so that it can travel while kernels run; false where the system refuses that. */
-  register(array: Uint8Array): boolean {
+  register(array: ArrayBufferView): boolean {
     const status = Number(this.raw.cuMemHostRegister(array, array.byteLength, 0));
     if (status === 0) return true;
     if (REFUSED_REGISTRATIONS.has(status)) return false;
     this.fail("cuMemHostRegister", status, loadDriver().errorText(status));
   }
 
-  unregister(array: Uint8Array): void {
+  unregister(array: ArrayBufferView): void {
     this.cu.cuMemHostUnregister(array);
   }
 
   /** `source` is (part of) a registered array, unchanged until the stream has passed the copy. */
-  copyArrayToDevice(target: DevicePointer, source: Uint8Array, stream: Stream): void {
+  copyArrayToDevice(target: DevicePointer, source: ArrayBufferView, stream: Stream): void {
     this.cu.cuMemcpyArrayAsync(target, source, source.byteLength, stream);
   }
 

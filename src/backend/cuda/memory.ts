@@ -10,7 +10,9 @@ import {
   type HostArray,
   type Uploads,
 } from "../backend.js";
+import { bytePieces } from "../../common/bytes.js";
 import { PlanishError } from "../../common/errors.js";
+import { newHostArray } from "../host-memory.js";
 import type { CudaDriver, DevicePointer, Event, PinnedMemory, Stream } from "./driver.js";
 
 /** Device memory with a type. Kernels receive `pointer`. */
@@ -224,34 +226,36 @@ export class Transfers implements Disposable {
   }
 
   /** Copies `source` in; returns once the host array may change again, not when the device has it. */
-  write(target: DevicePointer, source: Uint8Array): void {
-    for (let start = 0; start < source.length; start += STAGING_BYTES) {
-      const part = source.subarray(start, Math.min(start + STAGING_BYTES, source.length));
+  write(target: DevicePointer, source: ArrayBufferView): void {
+    let at = target;
+    for (const part of bytePieces(source, STAGING_BYTES)) {
       const { memory, idle } = this.stage();
       new Uint8Array(memory.bytes).set(part);
-      this.driver.copyToDevice(target + start, memory.address, part.length, this.stream);
+      this.driver.copyToDevice(at, memory.address, part.length, this.stream);
       this.driver.record(idle, this.stream);
+      at += part.length;
     }
   }
 
   /** Fills `target` from the device; waits for all earlier work of the stream. */
-  read(source: DevicePointer, target: Uint8Array): void {
-    let pending: { stage: Stage; start: number; length: number } | undefined;
+  read(source: DevicePointer, target: ArrayBufferView): void {
+    let pending: { stage: Stage; part: Uint8Array } | undefined;
     const finish = () => {
       if (!pending) return;
-      const { stage, start, length } = pending;
+      const { stage, part } = pending;
       this.driver.synchronizeEvent(stage.idle);
-      target.set(new Uint8Array(stage.memory.bytes, 0, length), start);
+      part.set(new Uint8Array(stage.memory.bytes, 0, part.length));
       pending = undefined;
     };
-    for (let start = 0; start < target.length; start += STAGING_BYTES) {
-      const length = Math.min(STAGING_BYTES, target.length - start);
+    let at = source;
+    for (const part of bytePieces(target, STAGING_BYTES)) {
       const stage = this.stage();
-      this.driver.copyToHost(stage.memory.address, source + start, length, this.stream);
+      this.driver.copyToHost(stage.memory.address, at, part.length, this.stream);
       this.driver.record(stage.idle, this.stream);
       // The part before is taken out of its stage while this one travels.
       finish();
-      pending = { stage, start, length };
+      pending = { stage, part };
+      at += part.length;
     }
     finish();
   }
@@ -271,7 +275,7 @@ export class CudaUploads implements Uploads {
   private readonly copies: Stream;
   /** Marks the place on either stream that the other waits for. */
   private readonly mark: Event;
-  private readonly locked: Uint8Array[] = [];
+  private readonly locked: HostArray[] = [];
 
   private constructor(
     private readonly driver: CudaDriver,
@@ -291,12 +295,11 @@ export class CudaUploads implements Uploads {
   ): CudaUploads | undefined {
     const uploads = new CudaUploads(driver, stream, beforeStart);
     for (const array of arrays) {
-      const bytes = bytesOf(array);
-      if (!driver.register(bytes)) {
+      if (!driver.register(array)) {
         uploads[Symbol.dispose]();
         return undefined;
       }
-      uploads.locked.push(bytes);
+      uploads.locked.push(array);
     }
     return uploads;
   }
@@ -312,7 +315,7 @@ export class CudaUploads implements Uploads {
     this.beforeStart();
     this.driver.record(this.mark, this.stream);
     this.driver.waitFor(this.mark, this.copies);
-    this.driver.copyArrayToDevice(pointer, bytesOf(source), this.copies);
+    this.driver.copyArrayToDevice(pointer, source, this.copies);
   }
 
   join(): void {
@@ -329,34 +332,14 @@ export class CudaUploads implements Uploads {
   }
 }
 
-/** A fresh array of `dtype`. */
-export function hostArrayOf(dtype: DType, length: number): HostArray {
-  switch (dtype) {
-    case "f32":
-      return new Float32Array(length);
-    case "f64":
-      return new Float64Array(length);
-    case "i32":
-      return new Int32Array(length);
-    case "i8":
-      return new Int8Array(length);
-    case "u8":
-      return new Uint8Array(length);
-  }
-}
-
 function isHostArrayOf(dtype: DType, data: HostArray): boolean {
-  return data.constructor === hostArrayOf(dtype, 0).constructor;
+  return data.constructor === newHostArray(dtype, 0).constructor;
 }
 
 /** `data` as an array of `dtype`, itself when it is one. */
 export function asHostArray(dtype: DType, data: HostArray): HostArray {
   if (isHostArrayOf(dtype, data)) return data;
-  const converted = hostArrayOf(dtype, data.length);
+  const converted = newHostArray(dtype, data.length);
   converted.set(data);
   return converted;
-}
-
-export function bytesOf(data: HostArray): Uint8Array {
-  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 }

@@ -34,7 +34,7 @@ export class CudaEngineDevice implements EngineDevice, Disposable {
   }
 
   write(target: DevicePointer, data: ArrayBufferView): void {
-    this.transfers.write(target, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    this.transfers.write(target, data);
   }
 
   /** A copy of `data` on the device. */
@@ -46,10 +46,7 @@ export class CudaEngineDevice implements EngineDevice, Disposable {
 
   /** Fills `target` from the device; waits for all earlier work. */
   read<T extends ArrayBufferView>(source: DevicePointer, target: T): T {
-    this.transfers.read(
-      source,
-      new Uint8Array(target.buffer, target.byteOffset, target.byteLength),
-    );
+    this.transfers.read(source, target);
     return target;
   }
 

@@ -15,7 +15,7 @@ import { checkChunk, checkPage } from "../chunk-checks.js";
 import type { Chunk, Executor } from "../executor.js";
 import { placeBlock, planBlock, type PlacedBlock, type PlanContext } from "./block-plan.js";
 import { STEP_ROWS, stepBuffers, type StepBuffers } from "./buffers.js";
-import { EngineMemory, type Place } from "./memory.js";
+import { EngineMemory, type Place, type Region } from "./memory.js";
 import { placeOuter, type PlacedOuter } from "./outer.js";
 import { MatrixPacker, type PackedMatrix } from "./packed-matrix.js";
 import { OPERATION, Plan, type Operation } from "./plan.js";
@@ -54,8 +54,7 @@ export class IntegerExecutor implements Executor {
   private readonly kernels: Readonly<Record<"run" | "gather" | "norm" | "product", Kernel>>;
 
   private cache:
-    | { readonly memory: EngineMemory; readonly place: Place<Uint8Array>; readonly pages: number }
-    | undefined;
+    { readonly memory: EngineMemory; readonly place: Region; readonly pages: number } | undefined;
   private planned:
     { readonly memory: EngineMemory; readonly address: bigint; readonly calls: number } | undefined;
   private pageList: Place<Int32Array> | undefined;
@@ -121,7 +120,7 @@ export class IntegerExecutor implements Executor {
     const memory = new EngineMemory(this.library);
     this.cache = {
       memory,
-      place: memory.alloc<Uint8Array>("u8", pages * this.bytesPerPage),
+      place: memory.reserve(pages * this.bytesPerPage),
       pages,
     };
   }
@@ -132,7 +131,7 @@ export class IntegerExecutor implements Executor {
     checkPage(from, pages);
     checkPage(to, pages);
     const size = this.bytesPerPage;
-    place.data.copyWithin(to * size, from * size, (from + 1) * size);
+    if (from !== to) place.copy(from * size, to * size, size);
   }
 
   step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {

@@ -43,7 +43,7 @@ export class MatrixPacker {
     const size = new BigInt64Array(1);
     this.sizeOf(PACKED_KIND[kind], n, k, size);
     const bytes = Number(size[0]);
-    const { address } = this.memory.alloc("u8", bytes);
+    const { address } = this.memory.reserve(bytes);
     this.pack(PACKED_KIND[kind], n, k, source.values, address);
     return {
       kind,

@@ -5,12 +5,13 @@
  */
 import { existsSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
-import { cpus, freemem, totalmem } from "node:os";
+import { cpus, totalmem } from "node:os";
 import type { Backend } from "../../backend/backend.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer, type Tokenizer } from "../../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError, UsageError } from "../../common/errors.js";
+import { availableMemory } from "../../common/memory.js";
 import { packageVersion } from "../../common/package.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
@@ -172,7 +173,9 @@ class Run implements Disposable {
     private readonly directory: ComparisonDirectory,
   ) {
     this.progress = options.progress ?? silentProgress;
-    this.states = new StateStore(options.sharedBytes ?? Math.min(SHARED_BYTES, freemem() / 4));
+    this.states = new StateStore(
+      options.sharedBytes ?? Math.min(SHARED_BYTES, availableMemory() / 4),
+    );
   }
 
   /** A method's result so far; methods that cannot serve are found out before any work. */

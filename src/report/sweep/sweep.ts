@@ -4,13 +4,13 @@
  * step, so that a sweep killed at any moment goes on at the first unfinished point; that point's own journal is used too.
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { freemem } from "node:os";
 import { basename, join } from "node:path";
 import { z } from "zod";
 import type { Backend } from "../../backend/backend.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError, UsageError } from "../../common/errors.js";
+import { availableMemory } from "../../common/memory.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
@@ -135,7 +135,7 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
     const tokensPerSecond = engineSpeed(model, tokens);
     return { perplexity, windows, seqLen, tokensPerSecond, bytes: tensorBytes(model) };
   });
-  const shared = options.sharedBytes ?? Math.min(freemem() / 4, 2e9);
+  const shared = options.sharedBytes ?? Math.min(availableMemory() / 4, 2e9);
   const states = new StateStore(shared);
   const results: SweepPoint[] = [];
   for (const [index, point] of points.entries()) {

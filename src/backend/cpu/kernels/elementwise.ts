@@ -1,7 +1,8 @@
 /** Bindings of native/kernels/elementwise.h: maps, broadcasts, sums, losses over rows, the AdamW step. */
 import type { BinaryArgs, BinaryOp, Kernels, ReduceArgs, UnaryOp } from "../../backend.js";
 import type { NativeLibrary } from "../library.js";
-import { indices, optionalReal, real } from "./views.js";
+import { copyArrays } from "../mapping.js";
+import { indices, optionalReal, real, realArrays } from "./views.js";
 
 /** Numbers of the enums in native/kernels/elementwise.h. */
 const UNARY: Readonly<Record<UnaryOp, number>> = {
@@ -123,12 +124,15 @@ export function elementwiseKernels(library: NativeLibrary): ElementwiseKernels {
     },
     columnMaxima({ rows, cols, x, out }) {
       // One pass over memory, a few times in a calibration: not worth a native kernel.
-      const values = real(x, rows * cols, "columnMaxima x");
-      const maxima = real(out, cols, "columnMaxima out");
-      for (let i = 0, c = 0; i < rows * cols; i++) {
-        maxima[c] = Math.max(maxima[c], Math.abs(values[i]));
-        if (++c === cols) c = 0;
-      }
+      const maxima = new Float32Array(cols);
+      copyArrays(realArrays(out, cols, "columnMaxima out"), [maxima]);
+      let c = 0;
+      for (const values of realArrays(x, rows * cols, "columnMaxima x"))
+        for (let i = 0; i < values.length; i++) {
+          maxima[c] = Math.max(maxima[c], Math.abs(values[i]));
+          if (++c === cols) c = 0;
+        }
+      copyArrays([maxima], realArrays(out, cols, "columnMaxima out"));
     },
     scale(args) {
       const { length } = args;
