@@ -23,6 +23,7 @@ import {
   kernels,
   matrix,
   ones,
+  plain,
   random,
   stepOf,
   tablesOf,
@@ -52,7 +53,8 @@ function quantizedLinear(rows: number, columns: number, gated = false): Linear {
 
 interface Site {
   readonly shape: SiteShape;
-  readonly plain: SiteShape;
+  /** Without matrices. */
+  readonly bare: SiteShape;
   readonly left?: DevicePointer;
   readonly right?: DevicePointer;
 }
@@ -62,7 +64,7 @@ function siteOf(left: number, right: number, hasRight: boolean): Site {
   const { rows, columns } = siteGeometry(shape);
   return {
     shape,
-    plain: { left, right, hasLeft: false, hasRight: false },
+    bare: { left, right, hasLeft: false, hasRight: false },
     left: matrix(left, rows),
     right: hasRight ? matrix(right, columns) : undefined,
   };
@@ -105,6 +107,17 @@ export interface Options {
   readonly halves: boolean;
 }
 
+/** Operations for each row of the products that `quantizedCalls` names. */
+export function productOperations({ linears }: QuantizedLayer): ReadonlyMap<string, number> {
+  const { qkv, o, gateUp, down } = linears;
+  return new Map(
+    Object.entries({ qkv, o, gate_up: gateUp, down }).map(([name, { order, columns }]) => [
+      `gemm ${name}`,
+      2 * order.rows * columns,
+    ]),
+  );
+}
+
 /** The calls of one quantized layer, by name. */
 export function quantizedCalls(
   k: EngineKernels,
@@ -125,12 +138,13 @@ export function quantizedCalls(
   const at = { codes, tokenScale: scales, tokens: rows, capacity };
   const shared = { tokens: rows, clips, sets: 1, capacity, codes, scales, bits: 4, precise };
   const site = (name: "attnIn" | "attnOut" | "mlpIn" | "mlpDown") => {
-    const { shape, plain, left, right } = layer.sites[name];
-    return transforms ? { ...shared, shape, left, right } : { ...shared, shape: plain };
+    const { shape, bare, left, right } = layer.sites[name];
+    return transforms ? { ...shared, shape, left, right } : { ...shared, shape: bare };
   };
   const linear = (name: "qkv" | "o" | "gateUp" | "down") => {
     const { order, columns, weights, scale } = layer.linears[name];
-    return { ...at, order, columns, weights, featureScale: scale, bits: 4 as const };
+    const widths = { bits: 4, activationBits: 4 } as const;
+    return { ...at, ...widths, order, columns, weights, featureScale: scale, plain };
   };
   const common = { ...SHAPE, kept: 4 as const, pages: step.pages, window: 0, cache, pageBytes };
   return [

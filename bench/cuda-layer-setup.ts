@@ -5,6 +5,7 @@ import { CublasLt } from "../src/backend/cuda/cublaslt.js";
 import type { DevicePointer, GraphExecutable } from "../src/backend/cuda/driver.js";
 import { CudaEngineDevice } from "../src/engine/cuda/device.js";
 import { codeBytes, PAGE_TOKENS, paddedHalves, roundUp } from "../src/engine/cuda/layout.js";
+import type { PlainProduct } from "../src/engine/cuda/requests.js";
 
 export const HIDDEN = 4096;
 export const INTERMEDIATE = 11008;
@@ -19,6 +20,16 @@ if (!(Number.isInteger(LAYERS) && LAYERS > 0)) {
   );
   process.exit(2);
 }
+const ways: readonly string[] = ["mma-s4", "mma-s8", "dp4a"] satisfies PlainProduct[];
+const isWay = (word: string): word is PlainProduct => ways.includes(word);
+const productAt = process.argv.indexOf("--product");
+const asked = productAt > 0 ? (process.argv[productAt + 1] ?? "") : undefined;
+if (asked !== undefined && !isWay(asked)) {
+  process.stderr.write(`cuda-layer: --product got "${asked}"; give one of ${ways.join(", ")}\n`);
+  process.exit(2);
+}
+/** How integer products are computed, instead of what suits the GPU. */
+export const plain = asked;
 export const CACHED = 2048;
 export const EPSILON = 1e-5;
 

@@ -4,13 +4,19 @@
  *
  * FP16 is cuBLASLt with fused q/k/v and gate/up, the residual added by cuBLASLt, and the same attention kernels on a
  * cache of halves. Four layers of their own weights follow one another in a graph, so that weights come from memory and
- * not from the cache; times are per layer. Medians of CUDA events. `npx tsx bench/cuda-layer.ts [--json FILE]`
+ * not from the cache; times are per layer. Medians of CUDA events. `npx tsx bench/cuda-layer.ts
+ * [--json FILE] [--only SCENARIO|ceilings] [--product mma-s4|mma-s8|dp4a]`; --product names another way to compute the
+ * integer products than the one that suits the GPU; `--attention WAY,WAY…` times ways of decoding's attention instead
+ * (cuda-layer-attention.ts).
  */
 import { writeFileSync } from "node:fs";
 import { packedBytes } from "../src/engine/cuda/layout.js";
+import type { PlainProduct } from "../src/engine/cuda/requests.js";
+import { attentionWays } from "./cuda-layer-attention.js";
 import { halfCalls, halfLayer, type HalfLayer } from "./cuda-layer-fp16.js";
 import {
   filledCaches,
+  productOperations,
   quantizedCalls,
   quantizedLayer,
   runAll,
@@ -27,6 +33,7 @@ import {
   kernels,
   nextSeed,
   ones,
+  plain,
   print,
   random,
   spaceFor,
@@ -40,9 +47,12 @@ import {
 const flag = process.argv.indexOf("--json");
 const jsonFile = flag > 0 ? process.argv[flag + 1] : undefined;
 
-/** Only the scenario whose title ends so, and no ceilings. */
+/** Only the scenario whose title ends so, or the ceilings. */
 const onlyAt = process.argv.indexOf("--only");
 const only = onlyAt > 0 ? process.argv[onlyAt + 1] : "";
+/** Ways of decoding's attention, instead of everything else. */
+const waysAt = process.argv.indexOf("--attention");
+const ways = waysAt > 0 ? process.argv[waysAt + 1] : undefined;
 const results: Record<string, number | string> = {};
 
 function scenario(
@@ -116,6 +126,16 @@ function scenario(
       `  ${name}, each kernel in a graph of its own: ${names.map((part, i) => `${part} ${spent[i].toFixed(1)}`).join(", ")}`,
     );
     parts.forEach((graph) => driver.destroyGraph(graph));
+    if (index === 0) {
+      const operations = productOperations(quantized[0]);
+      const rates = names.flatMap((part, i) => {
+        const each = operations.get(part);
+        return each === undefined
+          ? []
+          : [`${part} ${((each * step.rows) / spent[i] / 1e6).toFixed(1)}`];
+      });
+      print(`  products${plain ? ` by ${plain}` : ""}, T operations/s: ${rates.join(", ")}`);
+    }
     if (index > 0 || !decoding) continue;
     // What each kernel adds to those before it, launches overlapping: graphs of the first 1, 2, … kernels of each layer.
     const prefixes = names.map((_, n) =>
@@ -170,13 +190,15 @@ function ceilings(): void {
         beta: 0,
       }),
     );
-  const own = (bits: 4 | 8) => {
+  const own = (bits: 4 | 8, way?: PlainProduct) => {
     const order = { rows: n, gated: false };
     const weights = random("bytes", packedBytes(order, k, bits));
     return capture(() =>
       kernels.gemm({
         weights,
         bits,
+        activationBits: bits,
+        plain: way,
         order,
         columns: k,
         codes: a,
@@ -192,6 +214,10 @@ function ceilings(): void {
   };
   const names = ["cuBLASLt f16", "cuBLASLt bf16", "cuBLASLt int8", "Planish w4", "Planish w8"];
   const graphs = [dense("f16"), dense("bf16"), dense("i8"), own(4), own(8)];
+  if (plain) {
+    names.push(`Planish w4 by ${plain}`);
+    graphs.push(own(4, plain));
+  }
   timed(graphs, () => undefined).forEach((time, i) => {
     print(
       `${names[i]} ${m}×${n}×${k}: ${time.toFixed(1)} µs, ${(operations / time / 1e6).toFixed(0)} T/s`,
@@ -205,11 +231,14 @@ function ceilings(): void {
 print(
   `${driver.info.name}, ${driver.info.multiprocessors} multiprocessors, driver ${driver.info.driverVersion}`,
 );
-if (only === "") ceilings();
-const quantized = Array.from({ length: LAYERS }, quantizedLayer);
-const half = Array.from({ length: LAYERS }, halfLayer);
-scenario("prefill 2048", 1, 2048, quantized, half);
-for (const batch of [1, 16, 64]) scenario(`decode batch ${batch}`, batch, 1, quantized, half);
+if (ways !== undefined) attentionWays(ways, results);
+else {
+  if (only === "" || only === "ceilings") ceilings();
+  const quantized = Array.from({ length: LAYERS }, quantizedLayer);
+  const half = Array.from({ length: LAYERS }, halfLayer);
+  scenario("prefill 2048", 1, 2048, quantized, half);
+  for (const batch of [1, 16, 64]) scenario(`decode batch ${batch}`, batch, 1, quantized, half);
+}
 blas[Symbol.dispose]();
 device[Symbol.dispose]();
 if (jsonFile) writeFileSync(jsonFile, `${JSON.stringify(results, null, 2)}\n`);

@@ -13,6 +13,14 @@ const compiler = new Nvrtc();
 const print = (line: string) => process.stdout.write(`${line}\n`);
 print(`NVRTC ${compiler.version.join(".")} from ${compiler.path}`);
 
+const ATTENTION = [
+  ["DIM=128"],
+  ["DIM=96"],
+  ["DIM=64", "OUT16=1"],
+  ["DIM=32"],
+  ["DIM=128", "BITS=16", "OUT16=1"],
+] as const;
+
 /** Sources that are specialized by shape, with shapes worth compiling. */
 const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   kronecker: [
@@ -27,12 +35,26 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   ],
   attention_mma: [["HEAD_DIM=64"], ["HEAD_DIM=128"]],
   "engine/gemm": [
-    ["WGMMA=0", "TOKENS=8"],
-    ["WGMMA=0", "TOKENS=64", "EPILOGUE=2", "OUT16=1"],
-    ["WGMMA=0", "TOKENS=64", "EPILOGUE=1", "WBITS=8"],
     ["TOKENS=8", "SPLIT=8"],
     ["TOKENS=8", "SPLIT=2", "EPILOGUE=2"],
     ["TOKENS=64", "SPLIT=4", "STAGES=3", "EPILOGUE=2"],
+  ],
+  "engine/gemm_mma": [
+    ["NIBBLES=1", "TOKENS=8", "SPLIT=8", "STAGES=4"],
+    ["NIBBLES=1", "TOKENS=64", "SPLIT=2", "STAGES=3", "EPILOGUE=2"],
+    ["NIBBLES=1", "TOKENS=64", "ACROSS=2", "STAGES=3", "OUT16=1"],
+    ["NIBBLES=1", "TOKENS=64", "ACROSS=2", "STAGES=4", "EPILOGUE=1"],
+    ["NIBBLES=1", "TOKENS=64", "ACROSS=2", "STAGES=4", "EPILOGUE=2", "OUT16=1"],
+    ["TOKENS=8", "SPLIT=2", "STAGES=4", "EPILOGUE=1"],
+    ["TOKENS=64", "STAGES=3", "EPILOGUE=2"],
+    ["TOKENS=64", "ACROSS=2", "STAGES=3"],
+    ["TOKENS=64", "ACROSS=2", "STAGES=4", "EPILOGUE=2", "OUT16=1"],
+    ["WBITS=8", "TOKENS=16", "SPLIT=4", "STAGES=2"],
+    ["WBITS=8", "TOKENS=64", "ACROSS=2", "STAGES=2", "EPILOGUE=1"],
+    ["DP4A=1", "TOKENS=8", "SPLIT=4", "EPILOGUE=1"],
+    ["DP4A=1", "TOKENS=32", "EPILOGUE=2", "OUT16=1"],
+    ["DP4A=1", "TOKENS=64", "OUT16=1"],
+    ["DP4A=1", "TOKENS=64", "WBITS=8"],
   ],
   "engine/gemm_prefill": [
     ["STAGES=6", "EPILOGUE=2", "OUT16=1"],
@@ -61,19 +83,33 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["DIM=128", "IN16=1", "OUT16=1"],
     ["DIM=128", "MATRIX=0", "BITS=16", "IN16=1", "OUT16=1"],
   ],
-  "engine/attention_decode": [["DIM=128"], ["DIM=32"], ["DIM=128", "BITS=16", "OUT16=1"]],
+  "engine/attention_decode": [
+    ["DIM=128"],
+    ["DIM=32"],
+    ["DIM=128", "TILES=2"],
+    ["DIM=128", "BITS=16", "OUT16=1"],
+    ["DIM=128", "RING=2", "EARLY=0"],
+    ["DIM=128", "RING=2", "EARLY=0", "TILES=2"],
+    ["DIM=128", "RING=3", "EARLY=0"],
+    ["DIM=32", "RING=6"],
+  ],
   "engine/outer": [
     ["NT=1", "BF16=1"],
     ["NT=2"],
     ["NT=4", "NORM=0", "WBITS=8"],
     ["NT=8", "BF16=1", "GATED=1"],
   ],
-  "engine/attention_prefill": [["DIM=128"], ["DIM=64"], ["DIM=128", "BITS=16", "OUT16=1"]],
+  "engine/attention_prefill": ATTENTION,
+  "engine/attention_prefill_wgmma": ATTENTION,
 };
 
-/** Hopper's own instructions, which other architectures have not. */
-const hopperOnly = (name: string, defines: readonly string[]) =>
-  name.startsWith("engine/gemm") && !defines.includes("WGMMA=0");
+/** Whether an architecture has a source's instructions: wgmma is Hopper's own, and Turing has dot products only. */
+function has(architecture: string, name: string, defines: readonly string[]): boolean {
+  const hoppers = ["engine/gemm", "engine/gemm_prefill", "engine/attention_prefill_wgmma"];
+  if (hoppers.includes(name) || defines.some((define) => define.startsWith("RING=")))
+    return architecture === "sm_90a";
+  return name !== "engine/gemm_mma" || architecture !== "sm_75" || defines.includes("DP4A=1");
+}
 
 let failures = 0;
 for (const architecture of architectures) {
@@ -84,7 +120,7 @@ for (const architecture of architectures) {
     const name = file.slice(0, -".cu".length);
     if (only.length > 0 && !only.includes(name)) continue;
     for (const defines of VARIANTS[name] ?? [[]]) {
-      if (hopperOnly(name, defines) && architecture !== "sm_90a") continue;
+      if (!has(architecture, name, defines)) continue;
       const start = performance.now();
       const label = [file, ...defines, architecture].join(" ");
       try {

@@ -5,91 +5,18 @@
 // Queries and weights are single halves: a score errs by at most 2⁻¹¹·Σ|q·k|, as in FP16 attention.
 //
 // Macros: DIM (a multiple of 32), BITS 4 or 16, OUT16.
-#include "engine/attention.cuh"
+#include "engine/attention_pages.cuh"
 
 // A block has 16 queries per warp: 128 (src/engine/cuda/kernels.ts cuts them so).
-constexpr int WARPS = 8, THREADS = WARPS * 32;
+constexpr int THREADS = PAGE_THREADS;
 constexpr int KEY_STRIDE = DIM + 8, VALUE_STRIDE = PAGE_TOKENS + 8;
 constexpr int KEY_TILE = PAGE_TOKENS * KEY_STRIDE, VALUE_TILE = DIM * VALUE_STRIDE;
 constexpr int BUFFER = KEY_TILE + VALUE_TILE;
-// 16-byte groups of packed keys (and as many of values) per thread.
-constexpr int GROUPS = PAGE_TOKENS * DIM * BITS / 8 / 16;
-constexpr int PER_THREAD = (GROUPS + THREADS - 1) / THREADS;
 
-struct Packed {
-  uint4 keys[PER_THREAD], values[PER_THREAD];
-  u16 keyZero[PER_THREAD];
-  u32 valueZero[BITS == 4 ? 8 : 1];
-  float keyScale, valueScale;
+struct Padded {
+  static __device__ __forceinline__ int key(int token, int piece) { return token * KEY_STRIDE + piece * 8; }
+  static __device__ __forceinline__ int value(int row, int piece) { return row * VALUE_STRIDE + piece * 8; }
 };
-
-__device__ __forceinline__ void fetch(Packed& p, const u8* page, int here) {
-#pragma unroll
-  for (int i = 0; i < PER_THREAD; i++) {
-    const int group = threadIdx.x + i * THREADS;
-    if (group >= GROUPS) break;
-    p.keys[i] = *(const uint4*)(page + Page::KEYS + group * 16);
-    p.values[i] = *(const uint4*)(page + Page::VALUES + group * 16);
-    if (BITS == 4) p.keyZero[i] = *(const u16*)(page + Page::KEY_ZERO + group * 32 / DIM * 2);
-  }
-  if (BITS == 4) {
-#pragma unroll
-    for (int j = 0; j < 8; j++) p.valueZero[BITS == 4 ? j : 0] = *(const u32*)(page + Page::VALUE_ZERO + (8 * j + 2 * (threadIdx.x % 4)) * 2);
-    if (threadIdx.x < PAGE_TOKENS) {
-      const bool written = threadIdx.x < here;
-      p.keyScale = written ? ((const float*)(page + Page::KEY_SCALE))[threadIdx.x] : 1.f;
-      p.valueScale = written ? ((const float*)(page + Page::VALUE_SCALE))[threadIdx.x] : 1.f;
-    }
-  }
-}
-
-__device__ __forceinline__ void unpack(const Packed& p, u16* tile, float* scales, float scale, int here) {
-  u16* const keys = tile;
-  u16* const values = tile + KEY_TILE;
-#pragma unroll
-  for (int i = 0; i < PER_THREAD; i++) {
-    const int group = threadIdx.x + i * THREADS;
-    if (group >= GROUPS) break;
-    const u32 k[4] = {p.keys[i].x, p.keys[i].y, p.keys[i].z, p.keys[i].w};
-    const u32 v[4] = {p.values[i].x, p.values[i].y, p.values[i].z, p.values[i].w};
-    if (BITS == 4) {
-      const int token = group * 32 / DIM, column = group * 32 % DIM;
-      u32 zero, zero16;
-      zeroForms(p.keyZero[i] | (u32)p.keyZero[i] << 16, zero, zero16);
-#pragma unroll
-      for (int w = 0; w < 4; w++)
-        *(uint4*)(keys + token * KEY_STRIDE + column + 8 * w) =
-            make_uint4(nibblePair(k[w], 0, zero, zero16), nibblePair(k[w], 1, zero, zero16), nibblePair(k[w], 2, zero, zero16),
-                       nibblePair(k[w], 3, zero, zero16));
-      const int t = group % 4, first = group / 32 * 16 + group / 4 % 8;
-#pragma unroll
-      for (int j = 0; j < 8; j++) {
-        u32 less, less16;
-        zeroForms(p.valueZero[BITS == 4 ? j : 0], less, less16);
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-          *(u32*)(values + (first + 8 * half) * VALUE_STRIDE + 8 * j + 2 * t) = nibblePair(v[2 * half + j / 4], j % 4, less, less16);
-      }
-    } else {
-      const int token = group * 8 / DIM, column = group * 8 % DIM;
-      *(uint4*)(keys + token * KEY_STRIDE + column) = p.keys[i];
-      const int j0 = group / 32 % 2 * 4, t = group % 4, g = group / 4 % 8, n = group / 64;
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const int at = 8 * (j0 + j) + 2 * t;
-        u32 pair = v[j];
-        if (at >= here) pair = 0;
-        else if (at + 1 >= here) pair &= 0xffffu;
-        *(u32*)(values + (8 * n + g) * VALUE_STRIDE + at) = pair;
-      }
-    }
-  }
-  if (BITS == 4 && threadIdx.x < PAGE_TOKENS) {
-    scales[threadIdx.x] = p.keyScale * scale;
-    scales[PAGE_TOKENS + threadIdx.x] = log2f(p.valueScale);
-    scales[2 * PAGE_TOKENS + threadIdx.x] = 1.f / p.valueScale;
-  }
-}
 
 // q: halves [row][heads·DIM]. blocks: {first row, rows, position of the first, offset into pages} per block of at most
 // 128 queries; those of a sequence share its pages. blockIdx: head, block (longest first). out: [row][heads·DIM].
@@ -97,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_prefill(const u16* q, const int* blocks, const int* pages, i64 numHeads, i64 kvHeads, i64 window, double scale,
                       const u8* cache, i64 pageBytes, void* out) {
   extern __shared__ __align__(16) u16 memory[];
-  __shared__ float scales[2][3 * PAGE_TOKENS];
+  __shared__ float scales[2][SCALES];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   releaseNext();
   waitForEarlier();
@@ -119,14 +46,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   float top[2] = {-INFINITE, -INFINITE}, total[2] = {0.f, 0.f};
   const int firstVisible = window > 0 && position0 >= window ? position0 - (int)window + 1 : 0;
   const int begin = firstVisible / PAGE_TOKENS, end = (length + PAGE_TOKENS - 1) / PAGE_TOKENS;
-  const auto pageAt = [&](int index) { return cache + list[index] * pageBytes + kvHead * Page::BYTES; };
   Packed packed;
-  fetch(packed, pageAt(begin), length - begin * PAGE_TOKENS);
-  unpack(packed, memory, scales[0], unit, length - begin * PAGE_TOKENS);
+  const auto bring = [&](int index, int buffer) {
+    const u8* const page = cache + list[index] * pageBytes + kvHead * Page::BYTES;
+    fetch<Padded>(packed, page, length - index * PAGE_TOKENS, memory + buffer * BUFFER);
+  };
+  const auto place = [&](int index, int buffer) {
+    u16* const tile = memory + buffer * BUFFER;
+    unpack<Padded>(packed, tile, tile + KEY_TILE, scales[buffer], unit, length - index * PAGE_TOKENS);
+  };
+  bring(begin, 0);
+  place(begin, 0);
   __syncthreads();
   for (int index = begin; index < end; index++) {
     const int now = (index - begin) % 2;
-    if (index + 1 < end) fetch(packed, pageAt(index + 1), length - (index + 1) * PAGE_TOKENS);
+    if (index + 1 < end) bring(index + 1, 1 - now);
     const u16* const keys = memory + now * BUFFER;
     const u16* const values = keys + KEY_TILE;
     const int lastRow = m + 15 < rows ? m + 15 : rows - 1;
@@ -186,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
       }
     }
-    if (index + 1 < end) unpack(packed, memory + (1 - now) * BUFFER, scales[1 - now], unit, length - (index + 1) * PAGE_TOKENS);
+    if (index + 1 < end) place(index + 1, 1 - now);
     __syncthreads();
   }
 #pragma unroll

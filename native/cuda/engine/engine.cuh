@@ -52,18 +52,29 @@ __device__ __forceinline__ float reciprocal(float x) {
   return result;
 }
 
-// IEEE halves, nearest even; beyond the largest half the value is clamped to it, as in native/half.h.
+// IEEE halves, nearest even, of values that are known to be small.
+__device__ __forceinline__ u32 packSmall(float low, float high) {
+  u32 result;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+#else
+  asm("{.reg .b16 l, h; cvt.rn.f16.f32 l, %2; cvt.rn.f16.f32 h, %1; mov.b32 %0, {l, h};}" : "=r"(result) : "f"(high), "f"(low));
+#endif
+  return result;
+}
+
+// The same of any: beyond the largest half the value is clamped to it, as in native/half.h.
 #define HALF_MAX 65504.f
 
 __device__ __forceinline__ u32 packHalf(float low, float high) {
-  u32 result;
 #if __CUDA_ARCH__ >= 900
+  u32 result;
   asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
 #else
   low = fminf(fmaxf(low, -HALF_MAX), HALF_MAX), high = fminf(fmaxf(high, -HALF_MAX), HALF_MAX);
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return packSmall(low, high);
 #endif
-  return result;
 }
 
 __device__ __forceinline__ float lowHalf(u32 pair) {
@@ -86,13 +97,6 @@ __device__ __forceinline__ u16 toHalf(float x) {
   return (u16)packHalf(x, 0.f);
 }
 
-// The same for values that are known to be small.
-__device__ __forceinline__ u32 packSmall(float low, float high) {
-  u32 result;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
-
 // What rounding to a half left of two floats, as halves: head + tail has 22 bits.
 __device__ __forceinline__ u32 packTail(float low, float high, u32 head) {
   return packSmall(low - lowHalf(head), high - highHalf(head));
@@ -110,6 +114,13 @@ __device__ __forceinline__ void mmaHalf(float* c, const u32* a, u32 b0, u32 b1) 
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// An 8×8 matrix of halves over the lanes of a warp, lane 4r + c with columns 2c and 2c + 1 of row r, to its transpose.
+__device__ __forceinline__ u32 transposed(u32 pair) {
+  u32 result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
 }
 
 __device__ __forceinline__ void ldmatrix(u32* r, const u16* from) {
@@ -171,17 +182,41 @@ __device__ __forceinline__ u32 fmaHalf2(u32 a, u32 b, u32 c) {
   return result;
 }
 
-// The nibbles p and p + 4 of a word, less `zero`, as halves, exactly. `zero` is a pair of 0x6400 | zero, that is 1024 +
-// zero, for even p, and `zero16` a pair of -(64 + zero) for odd p, whose nibbles are 16 times too large where they lie.
-__device__ __forceinline__ u32 nibblePair(u32 word, int p, u32 zero, u32 zero16) {
-  const u32 at = p < 2 ? word : word >> 8;
-  return p % 2 == 0 ? subHalf2((at & 0x000f000fu) | 0x64006400u, zero)
-                    : fmaHalf2((at & 0x00f000f0u) | 0x64006400u, 0x2c002c00u, zero16);
+// Halves of 1024, which make a half 1024 + n of a number n in its low bits.
+#define HALVES_1024 0x64006400u
+
+// The same where the assembler does not know it. An instruction takes one constant; beside a mask, this one would be moved
+// to a register for nearly every pair of codes, a fifth of all instructions.
+__device__ __forceinline__ u32 halves1024() {
+  u32 zero;
+  asm("mov.u32 %0, %%tid.z;" : "=r"(zero));
+  return HALVES_1024 + zero;
 }
 
-// Both forms of a pair of zero points, given as halves 0 ... 15 (what nobody wrote may be anything else).
+// The nibbles p and p + 4 of a word, less `zero`, as halves, exactly. `zero` is a pair of 0x6400 | zero, that is 1024 +
+// zero, for even p, and `zero16` a pair of -(64 + zero) for odd p, whose nibbles are 16 times too large where they lie.
+__device__ __forceinline__ u32 nibblePair(u32 word, int p, u32 zero, u32 zero16, u32 halves1024 = HALVES_1024) {
+  const u32 at = p < 2 ? word : word >> 8;
+  return p % 2 == 0 ? subHalf2((at & 0x000f000fu) | halves1024, zero)
+                    : fmaHalf2((at & 0x00f000f0u) | halves1024, 0x2c002c00u, zero16);
+}
+
+__device__ __forceinline__ u32 addHalf2(u32 a, u32 b) {
+  u32 result;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+// Both forms of a pair of zero points, given as halves 0 ... 15. What nobody wrote may be anything else, and gives some
+// zero point in that range: the low bits of 1024 + zero are its own.
 __device__ __forceinline__ void zeroForms(u32 zeros, u32& zero, u32& zero16) {
-  zero = 0x64006400u | ((u32)lowHalf(zeros) & 15) | ((u32)highHalf(zeros) & 15) << 16;
+  zero = (addHalf2(zeros, HALVES_1024) & 0x000f000fu) | HALVES_1024;
   // 1024 + zero to -(64 + zero): less 960, the sign turned.
+  zero16 = subHalf2(0x63806380u, zero);
+}
+
+// Both forms of a pair of zero points that are known to be halves 0 … 15.
+__device__ __forceinline__ void zeroPair(u32 zeros, u32& zero, u32& zero16) {
+  zero = addHalf2(zeros, HALVES_1024);
   zero16 = subHalf2(0x63806380u, zero);
 }

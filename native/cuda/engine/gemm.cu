@@ -1,18 +1,11 @@
 // The integer product of few tokens (gemm.cuh), limited by reading weights: up to eight blocks of a cluster share a tile's
-// columns and add their sums through distributed shared memory; 32-bit integer sums do not depend on the order. Without
-// wgmma (before Hopper, and as a check) the same product with mma.sync, for any number of tokens.
+// columns and add their sums through distributed shared memory; 32-bit integer sums do not depend on the order.
 //
-// Macros: gemm.cuh's, and SPLIT 1 … 8; STAGES; WGMMA 0: mma.sync.
+// Macros: gemm.cuh's, and SPLIT 1 … 8; STAGES.
 #ifndef TOKENS
 #define TOKENS 64
 #endif
 #include "engine/gemm.cuh"
-
-#ifndef WGMMA
-#define WGMMA 1
-#endif
-
-#if WGMMA
 
 constexpr int THREADS = CONSUMERS + 32;
 // Sums of a tile that a thread takes from all blocks of its cluster.
@@ -209,51 +202,3 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
   }
 }
-
-#else
-
-// The same product with mma.sync, operands straight from global memory.
-extern "C" __global__ void __launch_bounds__(CONSUMERS) gemm(PARAMETERS) {
-  const Problem p = PROBLEM;
-  const i64 tile = blockIdx.y, token0 = (i64)blockIdx.x * TOKENS;
-  const int set = setOf(p, tile), warp = threadIdx.x / 32, warpgroup = warp / 4, thread = threadIdx.x % 128;
-  const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
-  releaseNext();
-  waitForEarlier();
-  int sums[2][SUMS];
-#pragma unroll
-  for (int t = 0; t < 2; t++)
-#pragma unroll
-    for (int i = 0; i < SUMS; i++) sums[t][i] = 0;
-  for (i64 block = 0; block < p.blocks; block++) {
-    const u8* packed = p.weights + (tile * p.blocks + block) * WEIGHT_BYTES + warpgroup * (WEIGHT_BYTES / 2) + thread * (4 * WBITS);
-    const i8* codesAt = p.codes + ((i64)set * p.blocks + block) * p.capacity * 128;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      u32 a[2][2][4];
-#pragma unroll
-      for (int t = 0; t < 2; t++) operandA(packed + (2 * t + half) * (512 * WBITS), a[t]);
-#pragma unroll
-      for (int s = 0; s < 2; s++)
-#pragma unroll
-        for (int j = 0; j < TOKENS / 8; j++) {
-          const i64 row = token0 + 8 * j + g;
-          const int piece = 2 * (2 * half + s);
-          const u32 b0 = *(const u32*)(codesAt + row * 128 + ((piece ^ (int)(row % 8)) * 16) + 4 * t4);
-          const u32 b1 = *(const u32*)(codesAt + row * 128 + (((piece + 1) ^ (int)(row % 8)) * 16) + 4 * t4);
-#pragma unroll
-          for (int t = 0; t < 2; t++) {
-            int* c = sums[t] + 4 * j;
-            asm volatile(
-                "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-                : "r"(a[t][s][0]), "r"(a[t][s][1]), "r"(a[t][s][2]), "r"(a[t][s][3]), "r"(b0), "r"(b1));
-          }
-        }
-    }
-  }
-  storeSums(p, sums, warpgroup, warp % 4, tile, token0, p.tokenScale + (i64)set * p.capacity + token0,
-            p.featureScale + tile * FEATURES, p.bias ? p.bias + tile * FEATURES : nullptr);
-}
-
-#endif

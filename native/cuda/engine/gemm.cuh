@@ -11,6 +11,7 @@
 // Weights: [tile of 256][block of 128 columns][warpgroup][tile of 64][half block][thread][16·WBITS/4 bytes], what a
 // thread of mma holds as A; src/engine/cuda/weights.ts packs them. Codes: engine.cuh, codeOffset.
 #pragma once
+#include "engine/bulk.cuh"
 #include "engine/wgmma.cuh"
 
 #ifndef WBITS
@@ -31,6 +32,9 @@
 #ifndef OUT16
 #define OUT16 0
 #endif
+#ifndef NIBBLES
+#define NIBBLES 0
+#endif
 
 #define STORE 0
 #define ADD 1
@@ -42,7 +46,8 @@ constexpr int CODE_BYTES = TOKENS * 128;
 [[maybe_unused]] constexpr int STAGE_BYTES = WEIGHT_BYTES + CODE_BYTES;
 constexpr int SUMS = TOKENS / 2;  // per thread and tile of 64
 constexpr int CONSUMERS = 256;
-constexpr float UNIT = WBITS == 4 ? 1.f / 16 : 1.f;
+// Of a sum: 4-bit weights are widened to sixteen times the code, unless nibbles are multiplied as they are.
+constexpr float UNIT = WBITS == 4 && !NIBBLES ? 1.f / 16 : 1.f;
 
 struct Problem {
   const u8* weights;
@@ -63,12 +68,6 @@ __device__ __forceinline__ int setOf(const Problem& p, i64 tile) {
 __device__ __forceinline__ int featureOf(int warpgroup, int warp, int t, int h, int g) {
   if (EPILOGUE == GATED) return warpgroup * 64 + warp * 16 + 4 * (g / 2) + 2 * h + g % 2;
   return warpgroup * 128 + warp * 32 + 8 * (g / 2) + 4 * t + 2 * h + g % 2;
-}
-
-__device__ __forceinline__ u32 transposed(u32 pair) {
-  u32 result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
-  return result;
 }
 
 // To some 2⁻²¹ of itself; 0 where e^-x is infinite.
@@ -221,38 +220,3 @@ __device__ __forceinline__ void operandA(const u8* from, u32 (&a)[2][4]) {
       i64 tokens, i64 capacity, i64 blocks, i64 features, i64 outStride, i64 firstOfSet1, i64 firstOfSet2
 #define PROBLEM                                                                                                         \
   {weights, codes, tokenScale, featureScale, bias, out, tokens, capacity, blocks, features, outStride, firstOfSet1, firstOfSet2}
-
-#if __CUDA_ARCH__ >= 900
-
-__device__ __forceinline__ void waitBarrier(u32 barrier, u32 parity) {
-  asm volatile(
-      "{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra done; bra again; done:}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void bulkCopy(u32 to, const void* from, u32 bytes, u32 barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
-               "r"(bytes), "r"(barrier)
-               : "memory");
-}
-
-// The same for what is read once: it makes room in the L2 cache first.
-__device__ __forceinline__ void bulkCopyOnce(u32 to, const void* from, u32 bytes, u32 barrier, u64 policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
-}
-
-__device__ __forceinline__ u64 readOnce() {
-  u64 policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-#endif

@@ -100,6 +100,12 @@ __device__ __forceinline__ u32 mulHalf2(u32 a, u32 b) {
   return result;
 }
 
+// Where code e of a row waits in shared memory: 16-byte pieces in the order piece ^ (128-byte block % 8), so that the eight
+// rows of a warp's sums are written to different banks.
+__device__ __forceinline__ int placeOf(int e) {
+  return e ^ (e >> 7 & 7) << 4;
+}
+
 // x (and x2): [tokens][stride], rows of halves 16-byte aligned. left, right: halves as they lie in shared memory,
 // [ROWS][LEFT_STRIDE] and [COLS][RIGHT_STRIDE]. clips: factors σ(c) [sets][2]. codes: [sets][block][capacity][128],
 // scales [sets][capacity]. SPLITS: x is [token][RIGHT-wide heads][splits][RIGHT + 2]: sums, their maximum score and total.
@@ -123,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
   // What lies outside the row stays zero: an intermediate product has zeros there by itself.
   if (ROWS != LEFT || COLS != RIGHT)
     for (int i = threadIdx.x; i < (TAIL ? 2 : 1) * TILE / 8; i += THREADS) ((uint4*)tile)[i] = make_uint4(0, 0, 0, 0);
-  for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[i] = 0;
+  for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[placeOf(i)] = 0;
   // What is read late, and is no kernel's work.
   const float firstClips[2] = {clips[0], clips[1]};
   if constexpr (INPUT == RMS && V == 4) {
@@ -288,18 +294,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
         if ((ROWS != LEFT && i >= LEFT) || (COLS != RIGHT && j >= RIGHT)) return;
         const u32 qa = code(a), qb = code(b);
         if (RIGHT % 2 == 0) {
-          *(u16*)(row + i * RIGHT + j) = (u16)__byte_perm(qa, qb, 0x0040);
+          *(u16*)(row + placeOf(i * RIGHT + j)) = (u16)__byte_perm(qa, qb, 0x0040);
         } else {
-          row[i * RIGHT + j] = (i8)qa;
-          if (j + 1 < RIGHT) row[i * RIGHT + j + 1] = (i8)qb;
+          row[placeOf(i * RIGHT + j)] = (i8)qa;
+          if (j + 1 < RIGHT) row[placeOf(i * RIGHT + j + 1)] = (i8)qb;
         }
       });
       if (INPUT == SPLITS)
-        for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[i] = 0;
+        for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[placeOf(i)] = 0;
       if (threadIdx.x == 0) scales[set * capacity + token] = scale;
       __syncthreads();
       for (int piece = threadIdx.x; piece < BLOCKS * 8; piece += THREADS)
-        *(uint4*)(codes + set * BLOCKS * capacity * 128 + codeOffset(capacity, token, piece * 16)) = *(const uint4*)(row + piece * 16);
+        *(uint4*)(codes + set * BLOCKS * capacity * 128 + codeOffset(capacity, token, piece * 16)) = *(const uint4*)(row + placeOf(piece * 16));
       if (set + 1 < sets || INPUT == SPLITS) __syncthreads();
     }
   }

@@ -6,18 +6,25 @@ import { PlanishError } from "../../common/errors.js";
 import type { CudaDriver, DevicePointer, Grid, Stream } from "../../backend/cuda/driver.js";
 import type { KernelModules } from "../../backend/cuda/modules.js";
 import {
-  BLOCK_COLUMNS,
-  featureTiles,
+  decodePlan,
+  NARROW_ROWS,
+  sharesFor,
+  splitsFor,
+  type DecodePlan,
+  type DecodeWishes,
+} from "./attention-plan.js";
+import {
   roundUp,
-  siteClusterSize,
   siteClusterSharedBytes,
+  siteClusterSize,
   siteGeometry,
   siteSharedBytes,
-  TILE_FEATURES,
 } from "./layout.js";
+import { EXCHANGE_BYTES, planProduct } from "./product.js";
 import type {
   AttentionRequest,
   CacheShape,
+  DecodeRequest,
   GemmRequest,
   HeadsRequest,
   SiteRequest,
@@ -28,17 +35,17 @@ export interface EngineDevice {
   readonly driver: CudaDriver;
   readonly stream: Stream;
   readonly modules: KernelModules;
+  /** Memory that lives as long as the device. */
+  allocate(bytes: number): DevicePointer;
 }
 
 /** Set numbers that no tile reaches. */
 const NO_SET = 2 ** 40;
 
-/** Rows up to which a step waits for weights and for latencies more than for anything else. */
-const NARROW_ROWS = 8;
-
 export class EngineKernels {
   /** Launches may begin before the work ahead of them is done. */
   overlap: boolean;
+  private exchange: DevicePointer | undefined;
 
   constructor(private readonly device: EngineDevice) {
     this.overlap = device.driver.info.capability >= 90;
@@ -60,83 +67,55 @@ export class EngineKernels {
     driver.launch(kernel, grid, [threads], shared, stream, args, this.overlap);
   }
 
-  /**
-   * Blocks that share a tile's columns in a product of few tokens: enough that the device is full of loads. At one to
-   * eight tokens (`narrow`) two blocks with longer buffers per multiprocessor: clusters of eight, three blocks per
-   * multiprocessor, did not all fit at once.
-   */
-  splitFor(tiles: number, blocks: number, narrow: boolean): number {
-    const room = this.device.driver.info.multiprocessors * (narrow ? 2 : 3);
-    let split = 1;
-    while (split < 8 && tiles * split * 2 <= room && blocks >= split * 4) split *= 2;
-    return split;
-  }
-
   /** Integer product: out = codes · weightsᵀ · token scale · feature scale + bias, or SiLU(gate)·up of it when gated. */
   gemm(request: GemmRequest): void {
-    const { tokens, order, columns, bits } = request;
-    const hopper = this.device.driver.info.capability === 90 && !request.plain;
-    const most = hopper ? 128 : 64;
-    let width = 8;
-    while (width < tokens && width < most) width *= 2;
-    if (request.capacity % width !== 0 || tokens > request.capacity)
-      throw new PlanishError(
-        `codes of ${request.capacity} rows cannot feed a product of ${tokens} tokens; give a multiple of ${width}`,
-      );
-    const tiles = featureTiles(order);
-    const blocks = roundUp(columns, BLOCK_COLUMNS) / BLOCK_COLUMNS;
-    const prefill = width === 128;
-    const split =
-      hopper && !prefill ? (request.split ?? this.splitFor(tiles, blocks, width === 8)) : 1;
-    const stage = (TILE_FEATURES * 128 * bits) / 8 + width * 128;
-    const ring = (prefill ? 200 : width === 8 ? 104 : 72) * 1024;
-    const stages = Math.max(2, Math.floor(ring / stage));
+    const { tokens, order } = request;
     if (request.accumulate && (request.halves || order.gated))
       throw new PlanishError("a product that adds to its output is plain and in f32");
-    const shared = hopper ? Math.max(stages * stage, split > 1 ? width * 1024 : 0) : 0;
+    const plan = planProduct(request, this.device.driver.info);
     const [set1, set2] = request.setTiles ?? [NO_SET, NO_SET];
-    const defines = [
-      `WBITS=${bits}`,
-      `TOKENS=${width}`,
-      `STAGES=${stages}`,
-      `EPILOGUE=${order.gated ? 2 : request.accumulate ? 1 : 0}`,
-      `OUT16=${request.halves ? 1 : 0}`,
-    ];
-    const args = [
-      request.weights,
-      request.codes,
-      request.tokenScale,
-      request.featureScale,
-      request.bias ?? 0,
-      request.out,
-      tokens,
-      request.capacity,
-      blocks,
-      order.gated ? order.rows / 2 : order.rows,
-      request.outStride,
-      set1,
-      set2,
-    ];
-    const tokenTiles = Math.ceil(tokens / width);
-    if (prefill) {
-      const grid = Math.min(tokenTiles * tiles, this.device.driver.info.multiprocessors);
-      const signature = "ppppppiiiiiiii";
-      this.launch("gemm_prefill", "gemm_prefill", signature, defines, [grid], 384, shared, [
-        ...args,
-        tiles,
-      ]);
-      return;
-    }
+    const own = {
+      gemm: { signature: "", args: [] },
+      gemm_prefill: { signature: "i", args: [plan.tiles] },
+      gemm_mma: { signature: "p", args: [plan.exchanges ? this.exchangeMemory() : 0] },
+    }[plan.file];
     this.launch(
-      "gemm",
-      "gemm",
-      "ppppppiiiiiii",
-      [...defines, `SPLIT=${split}`, `WGMMA=${hopper ? 1 : 0}`],
-      [tokenTiles * split, tiles],
-      hopper ? 288 : 256,
-      shared,
-      args,
+      plan.file,
+      plan.file,
+      `ppppppiiiiiii${own.signature}`,
+      plan.defines,
+      plan.grid,
+      plan.threads,
+      plan.shared,
+      [
+        request.weights,
+        request.codes,
+        request.tokenScale,
+        request.featureScale,
+        request.bias ?? 0,
+        request.out,
+        tokens,
+        request.capacity,
+        plan.blocks,
+        order.gated ? order.rows / 2 : order.rows,
+        request.outStride,
+        set1,
+        set2,
+        ...own.args,
+      ],
     );
+  }
+
+  /**
+   * Where blocks of a product leave sums for each other. It has one size for good, since captured graphs hold its address,
+   * and is cleared once: each launch leaves its counters at zero. Products of one stream do not meet there.
+   */
+  private exchangeMemory(): DevicePointer {
+    if (this.exchange === undefined) {
+      this.exchange = this.device.allocate(EXCHANGE_BYTES);
+      this.device.driver.fillBytes(this.exchange, 0, EXCHANGE_BYTES, this.device.stream);
+    }
+    return this.exchange;
   }
 
   /** From a block's activations to codes and scales (site.cu). */
@@ -274,50 +253,45 @@ export class EngineKernels {
     );
   }
 
-  /**
-   * Splits of a sequence for `sequences` of at most `pages` pages: enough blocks for every multiprocessor, in a number
-   * that fills the last round of them well.
-   */
+  private decodePlan(shape: CacheShape, rows: number, wishes: DecodeWishes): DecodePlan {
+    return decodePlan(this.device.driver.info, shape, rows, wishes);
+  }
+
+  /** Splits of each sequence for `sequences` of at most `pages` pages. */
   splitsFor(
-    request: Pick<CacheShape, "heads" | "kvHeads"> & Partial<Pick<CacheShape, "kept">>,
+    request: Pick<CacheShape, "heads" | "kvHeads"> & Partial<CacheShape> & DecodeWishes,
     sequences: number,
     pages: number,
   ): number {
-    const blocks = sequences * request.kvHeads * Math.ceil(request.heads / request.kvHeads / 8);
-    const { multiprocessors } = this.device.driver.info;
-    const room = multiprocessors * (request.kept === 16 ? 2 : 3);
-    const most = Math.max(1, Math.min(Math.ceil(pages / 4), 32));
-    const wanted = Math.min(most, Math.ceil((2 * multiprocessors) / blocks));
-    let best = wanted;
-    // Time in rounds of a whole sequence per block; a split costs a start and a join, some 3% of one.
-    const time = (splits: number) => Math.ceil((blocks * splits) / room) / splits + 0.03 * splits;
-    for (let splits = wanted + 1; splits <= Math.min(most, wanted + 4); splits++)
-      if (time(splits) < time(best)) best = splits;
-    return best;
+    const shape = { headDim: 128, kept: 4 as const, ...request };
+    const plan = this.decodePlan(shape, sequences, request);
+    return splitsFor(this.device.driver.info, plan, sequences, pages);
   }
 
   /**
    * One query per sequence. q: f32. sequences: {row, tokens in the cache, offset into pages}; partial:
    * [row][head][split][headDim + 2].
    */
-  attendDecode(
-    request: AttentionRequest & {
-      readonly sequences: DevicePointer;
-      readonly count: number;
-      readonly splits: number;
-      readonly partial: DevicePointer;
-    },
-  ): void {
-    const { headDim, heads, kvHeads, kept } = request;
+  attendDecode(request: AttentionRequest & DecodeRequest): void {
+    const { headDim, heads, kvHeads, kept, count, splits } = request;
     checkHeadDim(headDim);
+    const plan = this.decodePlan(request, count, request);
+    const shares = request.shares ?? sharesFor(this.device.driver.info, plan, count, splits);
     this.launch(
       "attention_decode",
       "attention_decode",
-      "pppiiidpip",
-      [`DIM=${headDim}`, `BITS=${kept}`, `EARLY=${request.count <= NARROW_ROWS ? 1 : 0}`],
-      [request.splits, kvHeads * Math.ceil(heads / kvHeads / 8), request.count],
-      128,
-      0,
+      "pppiiidpiip",
+      [
+        `DIM=${headDim}`,
+        `BITS=${kept}`,
+        `TILES=${plan.tiles}`,
+        `WARPS=${plan.warps}`,
+        `RING=${plan.ring}`,
+        `EARLY=${count <= NARROW_ROWS ? 1 : 0}`,
+      ],
+      [shares, plan.headBlocks, count],
+      plan.warps * 32,
+      plan.sharedBytes,
       [
         request.q,
         request.sequences,
@@ -328,6 +302,7 @@ export class EngineKernels {
         1 / Math.sqrt(headDim),
         request.cache,
         request.pageBytes,
+        splits,
         request.partial,
       ],
     );
@@ -356,26 +331,35 @@ export class EngineKernels {
     );
   }
 
-  /** Queries in blocks of at most 128: {first row, rows, position of the first, offset into pages}. q: halves. */
+  /**
+   * Queries in blocks of at most 128: {first row, rows, position of the first, offset into pages}. q: halves. `plain`:
+   * without wgmma also where the GPU has it, as a check.
+   */
   attendPrefill(
     request: AttentionRequest & {
       readonly blocks: DevicePointer;
       readonly blockCount: number;
       readonly out: DevicePointer;
       readonly outHalves: boolean;
+      readonly plain?: boolean;
     },
   ): void {
     const { headDim, heads, kvHeads, kept } = request;
     checkHeadDim(headDim);
-    const buffer = 64 * (headDim + 8) + headDim * 72;
+    const hopper = this.device.driver.info.capability === 90 && !request.plain;
+    const name = hopper ? "attention_prefill_wgmma" : "attention_prefill";
+    // Keys and values of three pages in rows of 64 halves, or of two in padded rows.
+    const halves = hopper
+      ? 3 * 64 * (roundUp(headDim, 64) + headDim)
+      : 2 * (64 * (headDim + 8) + headDim * 72);
     this.launch(
-      "attention_prefill",
-      "attention_prefill",
+      name,
+      name,
       "pppiiidpip",
       [`DIM=${headDim}`, `BITS=${kept}`, `OUT16=${request.outHalves ? 1 : 0}`],
       [heads, request.blockCount],
       256,
-      2 * buffer * 2,
+      2 * halves,
       [
         request.q,
         request.blocks,

@@ -237,6 +237,7 @@ export class PassRunner {
       kernels.gemm({
         weights: product.weights,
         bits: product.bits,
+        activationBits: this.model.scheme.activationBits,
         order: product.order,
         columns: product.columns,
         featureScale: product.featureScale,

@@ -1,10 +1,19 @@
 /** What the launches of the engine's CUDA kernels are given (kernels.ts). */
 import type { DevicePointer } from "../../backend/cuda/driver.js";
+import type { DecodeWishes } from "./attention-plan.js";
 import type { FeatureOrder, SiteShape } from "./layout.js";
+
+/**
+ * How products are computed without wgmma: matrix units of 4-bit codes (Ampere, Ada) or of 8-bit ones, or dot products of
+ * four bytes (before Ampere).
+ */
+export type PlainProduct = "mma-s4" | "mma-s8" | "dp4a";
 
 export interface GemmRequest {
   readonly weights: DevicePointer;
   readonly bits: 4 | 8;
+  /** Bits of the activations' codes, which lie in bytes; 8 when absent. With 4 or fewer, 4-bit matrix units suffice. */
+  readonly activationBits?: number;
   readonly order: FeatureOrder;
   readonly columns: number;
   readonly codes: DevicePointer;
@@ -25,8 +34,10 @@ export interface GemmRequest {
   readonly setTiles?: readonly [number, number];
   /** Blocks that share a tile's columns; chosen when absent. */
   readonly split?: number;
-  /** mma.sync instead of wgmma; before Hopper always. */
-  readonly plain?: boolean;
+  /** Instead of what suits the GPU, for comparison. */
+  readonly plain?: PlainProduct;
+  /** Tokens of a tile: 8, 16, … 128; chosen when absent. */
+  readonly tile?: number;
 }
 
 export interface SiteRequest {
@@ -103,4 +114,15 @@ export interface AttentionRequest extends CacheShape {
   readonly window: number;
   readonly cache: DevicePointer;
   readonly pageBytes: number;
+}
+
+/** What decoding's attention takes beside that; ways of doing it that are not given are chosen. */
+export interface DecodeRequest extends DecodeWishes {
+  readonly sequences: DevicePointer;
+  readonly count: number;
+  /** Pieces that each sequence is cut into. */
+  readonly splits: number;
+  readonly partial: DevicePointer;
+  /** Blocks of threads that share a sequence's pieces. */
+  readonly shares?: number;
 }

@@ -10,6 +10,98 @@ import type { Check } from "./checks/support.js";
 
 const both = { hasLeft: true, hasRight: true };
 
+/** The kernel of other architectures, which every GPU can be made to take, in each of its ways to multiply. */
+const PLAIN_PRODUCTS: readonly Check[] = [
+  ...(["mma-s4", "mma-s8", "dp4a"] as const).flatMap((plain) => [
+    ...[1, 8, 13, 37, 64].flatMap((tokens) => [
+      gemm({ tokens, rows: 256, columns: 128, plain }),
+      gemm({ tokens, rows: 300, columns: 1000, split: 2, plain }),
+    ]),
+    // Blocks that leave their sums to the last one, more columns than the ring holds, fewer than there are blocks.
+    gemm({ tokens: 5, rows: 512, columns: 1024, split: 8, bias: true, plain }),
+    gemm({ tokens: 16, rows: 512, columns: 1376, split: 4, halves: true, plain }),
+    gemm({ tokens: 64, rows: 256, columns: 1376, split: 8, accumulate: true, plain }),
+    gemm({ tokens: 3, rows: 400, columns: 640, split: 4, gated: true, halves: true, plain }),
+    gemm({ tokens: 33, rows: 400, columns: 640, split: 2, gated: true, plain }),
+    gemm({ tokens: 2, rows: 300, columns: 200, split: 8, plain }),
+    gemm({ tokens: 9, rows: 768, columns: 256, sets: [1, 2], plain }),
+    gemm({ tokens: 30, rows: 300, columns: 1100, accumulate: true, bias: true, plain }),
+    gemm({ tokens: 1, rows: 512, columns: 11008, accumulate: true, bias: true, plain }),
+    gemm({ tokens: 2, rows: 768, columns: 1376, sets: [1, 2], halves: true, plain }),
+    gemm({ tokens: 1, rows: 34000, columns: 128, plain }),
+    // More tokens than a tile has.
+    gemm({ tokens: 130, rows: 300, columns: 600, plain }),
+    gemm({ tokens: 400, rows: 300, columns: 200, halves: true, bias: true, plain }),
+  ]),
+  // Tiles of 128 tokens, which few features would not get.
+  ...(["mma-s4", "mma-s8"] as const).flatMap((plain) => [
+    gemm({ tokens: 130, rows: 300, columns: 200, tile: 128, plain }),
+    gemm({ tokens: 200, rows: 256, columns: 1152, halves: true, bias: true, tile: 128, plain }),
+    gemm({ tokens: 256, rows: 512, columns: 512, accumulate: true, tile: 128, plain }),
+    gemm({ tokens: 129, rows: 700, columns: 384, gated: true, halves: true, tile: 128, plain }),
+    gemm({ tokens: 129, rows: 512, columns: 384, gated: true, tile: 128, plain }),
+    gemm({ tokens: 140, rows: 768, columns: 256, sets: [1, 2], halves: true, tile: 128, plain }),
+    gemm({ tokens: 400, rows: 9216, columns: 128, gated: true, halves: true, plain }),
+  ]),
+  ...(["mma-s8", "dp4a"] as const).flatMap((plain) => [
+    gemm({ tokens: 7, rows: 300, columns: 200, bits: 8, plain }),
+    gemm({ tokens: 20, rows: 256, columns: 384, bits: 8, accumulate: true, plain }),
+    gemm({ tokens: 64, rows: 256, columns: 1024, bits: 8, split: 2, plain }),
+    gemm({ tokens: 150, rows: 300, columns: 640, bits: 8, plain }),
+    gemm({ tokens: 13, rows: 300, columns: 1000, activationBits: 8, split: 2, plain }),
+    gemm({ tokens: 20, rows: 600, columns: 640, activationBits: 8, gated: true, plain }),
+  ]),
+  gemm({ tokens: 150, rows: 300, columns: 640, bits: 8, tile: 128, plain: "mma-s8" }),
+  gemm({ tokens: 150, rows: 300, columns: 640, activationBits: 8, tile: 128, plain: "mma-s8" }),
+  gemm({ tokens: 40, rows: 300, columns: 640, activationBits: 3, plain: "mma-s4" }),
+];
+
+/** `lengths`: cached tokens of each sequence, the one of this step included. */
+const ring = (
+  headDim: number,
+  [heads, kvHeads]: readonly [number, number],
+  lengths: readonly number[],
+  ways: Partial<Parameters<typeof attention>[0]>,
+): Check =>
+  attention({
+    headDim,
+    heads,
+    kvHeads,
+    kept: 4,
+    sequences: lengths.map((length) => ({ start: length - 1, rows: 1 })),
+    ...ways,
+  });
+
+/**
+ * Decoding with rings of pages (Hopper): more pages per warp than places, warps without a page, splits without one, blocks of
+ * several splits, windows, grouped heads, last pages that end anywhere. Each is compared with pages straight in registers too,
+ * bit for bit.
+ */
+const RINGS: readonly Check[] = [
+  ring(128, [4, 4], [1500, 64, 65, 1], { ring: 2, splits: 1 }),
+  ring(128, [2, 2], [1985], { ring: 1, splits: 1 }),
+  ring(128, [2, 2], [1985, 700], { ring: 3, splits: 3, shares: 3, matrix: true }),
+  ring(128, [2, 2], [2000, 130], { ring: 2, splits: 8, shares: 1 }),
+  ring(128, [2, 2], [2000, 130], { ring: 2, splits: 8, shares: 3 }),
+  ring(128, [2, 2], [2000, 130], { ring: 0, splits: 5, shares: 2 }),
+  ring(128, [12, 1], [1000, 63], { ring: 2, splits: 2, shares: 1 }),
+  ring(128, [8, 2], [1000, 63], { ring: 2, splits: 2, window: 777 }),
+  ring(96, [4, 2], [900, 193], { ring: 2, splits: 2, shares: 1, matrix: true }),
+  ring(64, [8, 2], [1300, 5], { ring: 3, splits: 1, window: 500, norm: true }),
+  ring(64, [5, 1], [1300, 5], { ring: 3, splits: 4, shares: 2 }),
+  ring(32, [8, 4], [2200, 129], { ring: 6, splits: 1 }),
+  ring(32, [8, 4], [2200, 129], { ring: 4, splits: 6, shares: 4 }),
+  ring(128, [4, 4], [1300, 64], { ring: 4, warps: 2, splits: 2, shares: 1 }),
+  ring(128, [4, 4], [1300, 64], { ring: 1, warps: 8, splits: 2 }),
+  // As it is chosen for many rows, with more blocks than places.
+  ring(
+    128,
+    [16, 16],
+    Array.from({ length: 40 }, (_, i) => 1 + ((i * 97) % 450)),
+    { splits: 2, shares: 1 },
+  ),
+];
+
 export const CHECKS: readonly Check[] = [
   ...[1, 8, 13, 37, 64].flatMap((tokens) => [
     gemm({ tokens, rows: 256, columns: 128 }),
@@ -44,9 +136,7 @@ export const CHECKS: readonly Check[] = [
   gemm({ tokens: 7, rows: 300, columns: 200, bits: 8, split: 1 }),
   gemm({ tokens: 64, rows: 256, columns: 1024, bits: 8, split: 2 }),
   gemm({ tokens: 150, rows: 300, columns: 640, bits: 8 }),
-  gemm({ tokens: 70, rows: 300, columns: 200, plain: true }),
-  gemm({ tokens: 5, rows: 512, columns: 384, plain: true, gated: true, halves: true }),
-  gemm({ tokens: 20, rows: 256, columns: 384, plain: true, bits: 8, accumulate: true }),
+  ...PLAIN_PRODUCTS,
   site({ shape: { left: 64, right: 64, ...both }, tokens: 5, input: "rms" }),
   site({ shape: { left: 64, right: 64, ...both }, tokens: 300, input: "rms", precise: false }),
   site({ shape: { left: 86, right: 128, ...both }, tokens: 3, input: "plain", halves: true }),
@@ -211,6 +301,52 @@ export const CHECKS: readonly Check[] = [
     halves: true,
     window: 100,
   }),
+  // More pages than buffers, in even and odd numbers; scores far apart; a window that begins beyond the buffers; a last
+  // page of one token; fewer rows than a warpgroup has.
+  attention({
+    headDim: 128,
+    heads: 2,
+    kvHeads: 2,
+    kept: 4,
+    sequences: [
+      { start: 0, rows: 513 },
+      { start: 383, rows: 66 },
+    ],
+    matrix: true,
+    halves: true,
+    size: 50,
+  }),
+  attention({
+    headDim: 128,
+    heads: 2,
+    kvHeads: 1,
+    kept: 16,
+    sequences: [
+      { start: 250, rows: 200 },
+      { start: 64, rows: 65 },
+    ],
+    size: 50,
+  }),
+  attention({
+    headDim: 32,
+    heads: 2,
+    kvHeads: 1,
+    kept: 4,
+    sequences: [
+      { start: 500, rows: 140 },
+      { start: 5, rows: 60 },
+    ],
+    window: 70,
+    size: 20,
+  }),
+  attention({
+    headDim: 96,
+    heads: 2,
+    kvHeads: 2,
+    kept: 16,
+    sequences: [{ start: 300, rows: 200 }],
+    window: 190,
+  }),
   attention({
     headDim: 64,
     heads: 2,
@@ -273,4 +409,5 @@ export const CHECKS: readonly Check[] = [
     sequences: [{ start: 500, rows: 1 }],
     splits: 4,
   }),
+  ...RINGS,
 ];

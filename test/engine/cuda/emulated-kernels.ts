@@ -54,6 +54,7 @@ export class EmulatedKernels {
         break;
       case "gemm":
       case "gemm_prefill":
+      case "gemm_mma":
         this.gemm(launch);
         break;
       case "heads":
@@ -63,6 +64,7 @@ export class EmulatedKernels {
         this.attendDecode(launch);
         break;
       case "attention_prefill":
+      case "attention_prefill_wgmma":
         this.attendPrefill(launch);
         break;
       default:
@@ -201,7 +203,7 @@ export class EmulatedKernels {
   private gemm({ kernel, args }: Launch): void {
     const [weightsAt, codesAt, tokenScale, featureScale, bias, out, tokens, capacity] = args;
     const [blocks, features, outStride, set1, set2] = args.slice(8);
-    const { EPILOGUE } = kernel.defines;
+    const { EPILOGUE, NIBBLES } = kernel.defines;
     const weights = this.weights.get(weightsAt);
     if (!weights) throw new Error("gemm: these weights were never packed");
     const { codes, rows, columns, gated } = weights;
@@ -241,6 +243,8 @@ export class EmulatedKernels {
         // Rows differ by 128 bytes and by which sixteens are exchanged.
         for (let c = 0; c < columns; c++)
           row[c] = activations[start + ((places[c] + token * 128) ^ ((token % 8) << 4))];
+        if (NIBBLES && row.some((code) => code < -8 || code > 7))
+          throw new Error("gemm_mma: a code has more than 4 bits");
       });
       for (let f = 0; f < features; f++) {
         const result = gated ? silu(value(token, f)) * value(token, features + f) : value(token, f);
@@ -358,8 +362,10 @@ export class EmulatedKernels {
     return row;
   }
 
-  private attendDecode({ kernel, grid: [splits, , count], args }: Launch): void {
-    const [q, sequences, pages, heads, kvHeads, window, scale, cache, pageBytes, partial] = args;
+  private attendDecode({ kernel, grid: [shares, , count], args }: Launch): void {
+    const [q, sequences, pages, heads, kvHeads, window, scale, cache, pageBytes] = args;
+    const [splits, partial] = args.slice(9);
+    if (shares > splits) throw new Error(`attention: ${shares} blocks of ${splits} pieces`);
     const { DIM, BITS } = kernel.defines;
     for (let i = 0; i < count; i++) {
       const [row, length, offset] = this.memory.view(Int32Array, sequences + 12 * i, 3);

@@ -46,6 +46,19 @@ describeExecutor({
   ],
 });
 
+describe("before Hopper", () => {
+  describeExecutor({
+    device: () => new EmulatedDevice(80),
+    backend: () => createReferenceBackend({ realType: "f64" }),
+    rounds: false,
+    tokens: 70,
+    cases: [
+      { name: "window", scheme: "w4a4kv4", layers: 1, ...random("window") },
+      { name: "biases", scheme: "w3a6kv2", layers: 1, ...random("biases") },
+    ],
+  });
+});
+
 describe("what the executor refuses", () => {
   const open = (device = new EmulatedDevice()) => {
     using model = roundedModel(pathOf("window"), "w4a4kv4");

@@ -26,8 +26,14 @@ interface AttentionCase {
   readonly norm?: boolean;
   readonly window?: number;
   readonly splits?: number;
+  /** Decoding: pages of a warp in shared memory, and what else is chosen when absent. */
+  readonly ring?: number;
+  readonly warps?: number;
+  readonly shares?: number;
   /** q, k and v come as halves, which makes the products with matrices products of single halves. */
   readonly halves?: boolean;
+  /** Largest query: large ones have scores far apart, so that sums are scaled again and again. */
+  readonly size?: number;
 }
 
 /** Reads a head's cached keys and values of one position. */
@@ -78,8 +84,12 @@ export const attention = (given: AttentionCase): Check => ({
     given.matrix && "matrix",
     given.norm && "norm",
     given.halves && "halves",
+    given.size !== undefined && `queries to ${given.size}`,
     given.window !== undefined && `window ${given.window}`,
     given.splits !== undefined && `${given.splits} splits`,
+    given.ring !== undefined && `ring of ${given.ring}`,
+    given.warps !== undefined && `${given.warps} warps`,
+    given.shares !== undefined && `${given.shares} blocks`,
   ),
   run: (device) => {
     const { headDim, heads, kvHeads, kept, sequences, window = 0 } = given;
@@ -145,7 +155,7 @@ export const attention = (given: AttentionCase): Check => ({
     };
     const run = (rows: readonly Rows[], outHalves: boolean) => {
       const count = rows.length;
-      const q = floats(count * heads * headDim, next, 2);
+      const q = floats(count * heads * headDim, next, given.size ?? 2);
       const k = floats(count * kvHeads * headDim, next, 2);
       const v = floats(count * kvHeads * headDim, next, 0.02);
       if (given.halves)
@@ -219,7 +229,8 @@ export const attention = (given: AttentionCase): Check => ({
           want.forEach((w, i) =>
             note(
               Math.abs(queries[at + i] - w) /
-                ((outHalves ? 2 ** -10 * Math.abs(w) : 0) + (single ? 8e-3 : 2e-5)),
+                ((outHalves ? 2 ** -10 * Math.abs(w) : 0) +
+                  (single ? 8e-3 : 2e-5) * Math.max(1, (given.size ?? 2) / 2)),
             ),
           );
         }
@@ -293,18 +304,36 @@ export const attention = (given: AttentionCase): Check => ({
       cache,
       pageBytes,
     };
-    const got = poisoned(device, rows.length * heads * headDim * 4);
+    const count = rows.length * heads * headDim;
+    const outputs: Float32Array[] = [];
     if (decoding) {
+      const got = poisoned(device, count * 4);
       const splits = given.splits ?? 1;
-      const partial = poisoned(device, rows.length * heads * splits * (headDim + 2) * 4);
-      const table = sequences.flatMap(({ start }, s) => [s, start + 1, offsets[s]]);
-      device.kernels.attendDecode({
-        ...common,
-        sequences: device.put(Int32Array.from(table)),
-        count: sequences.length,
-        splits,
-        partial,
-      });
+      const bytes = rows.length * heads * splits * (headDim + 2) * 4;
+      const table = device.put(
+        Int32Array.from(sequences.flatMap(({ start }, s) => [s, start + 1, offsets[s]])),
+      );
+      const attend = (ways: Pick<AttentionCase, "ring" | "warps" | "shares">) => {
+        const partial = poisoned(device, bytes);
+        const count = sequences.length;
+        device.kernels.attendDecode({
+          ...common,
+          ...ways,
+          sequences: table,
+          count,
+          splits,
+          partial,
+        });
+        return partial;
+      };
+      const { ring, warps, shares } = given;
+      const partial = attend({ ring, warps, shares });
+      if (ring !== undefined || shares !== undefined) {
+        // The way that pages come changes no bit, nor does the number of a block's pieces.
+        const plain = attend({ ring: 0, warps, shares: splits });
+        const [a, b] = [partial, plain].map((at) => device.read(at, new Uint8Array(bytes)));
+        if (a.some((byte, i) => byte !== b[i])) note(Infinity);
+      }
       device.kernels.joinSplits({
         partial,
         rows: rows.length,
@@ -314,6 +343,7 @@ export const attention = (given: AttentionCase): Check => ({
         out: got,
         halves: false,
       });
+      outputs.push(device.read(got, new Float32Array(count)));
     } else {
       const blocks: number[] = [];
       let row = 0;
@@ -322,15 +352,20 @@ export const attention = (given: AttentionCase): Check => ({
           blocks.push(row + from, Math.min(128, count - from), start + from, offsets[s]);
         row += count;
       });
-      device.kernels.attendPrefill({
-        ...common,
-        blocks: device.put(Int32Array.from(blocks)),
-        blockCount: blocks.length / 4,
-        out: got,
-        outHalves: false,
-      });
+      // The kernel that the GPU has for it, and the one for all.
+      for (const plain of [false, true]) {
+        const got = poisoned(device, count * 4);
+        device.kernels.attendPrefill({
+          ...common,
+          blocks: device.put(Int32Array.from(blocks)),
+          blockCount: blocks.length / 4,
+          out: got,
+          outHalves: false,
+          plain,
+        });
+        outputs.push(device.read(got, new Float32Array(count)));
+      }
     }
-    const mixed = device.read(got, new Float32Array(rows.length * heads * headDim));
     rows.forEach(({ sequence, position }, r) => {
       for (let h = 0; h < heads; h++) {
         const kv = Math.floor(h / (heads / kvHeads));
@@ -359,10 +394,11 @@ export const attention = (given: AttentionCase): Check => ({
           const size =
             weights.reduce((sum, w, s) => sum + w * Math.abs(seen[s].value[i]), 0) / total;
           // Decoding is as good as f32; prefill rounds weights (and its queries, which the definition reads) to halves.
-          note(
-            Math.abs(mixed[(r * heads + h) * headDim + i] - want) /
-              ((decoding ? 3e-5 : 2e-3) * size + 1e-7),
-          );
+          for (const output of outputs)
+            note(
+              Math.abs(output[(r * heads + h) * headDim + i] - want) /
+                ((decoding ? 3e-5 : 2e-3) * size + 1e-7),
+            );
         }
       }
     });

@@ -6,6 +6,7 @@ import {
   packWeights,
   roundUp,
 } from "../../../../src/engine/cuda/layout.js";
+import type { PlainProduct } from "../../../../src/engine/cuda/requests.js";
 import {
   floats,
   fromHalf,
@@ -22,11 +23,15 @@ interface GemmCase {
   readonly rows: number;
   readonly columns: number;
   readonly bits?: 4 | 8;
+  /** Of the activations' codes; those of the weights when absent. */
+  readonly activationBits?: number;
   readonly gated?: boolean;
   readonly halves?: boolean;
   readonly accumulate?: boolean;
   readonly bias?: boolean;
-  readonly plain?: boolean;
+  /** Instead of what suits the GPU. */
+  readonly plain?: PlainProduct;
+  readonly tile?: number;
   readonly split?: number;
   /** Tiles at which the second and third set of codes begin. */
   readonly sets?: readonly [number, number];
@@ -35,28 +40,29 @@ interface GemmCase {
 /** One integer product. */
 export const gemm = (given: GemmCase): Check => ({
   name: words(
-    `gemm w${given.bits ?? 4} ${given.tokens}×${given.rows}×${given.columns}`,
+    `gemm w${given.bits ?? 4}a${given.activationBits ?? given.bits ?? 4} ${given.tokens}×${given.rows}×${given.columns}`,
     given.gated && "gated",
     given.halves && "halves",
     given.accumulate && "add",
     given.bias && "bias",
     given.sets && "sets",
     given.split !== undefined && `split ${given.split}`,
-    given.plain && "plain",
+    given.tile !== undefined && `tile ${given.tile}`,
+    given.plain,
   ),
   run: (device) => {
     const { tokens, rows, columns, bits = 4, gated = false } = given;
+    const { activationBits = bits } = given;
     const next = generator(rows * 31 + columns * 7 + tokens);
-    const limit = bits === 4 ? 8 : 128;
-    const integer = () => Math.floor(next() * limit);
+    const integer = (width: number) => Math.floor(next() * 2 ** (width - 1));
     const order = { rows, gated };
-    const weights = Int8Array.from({ length: rows * columns }, integer);
+    const weights = Int8Array.from({ length: rows * columns }, () => integer(bits));
     const capacity = tokens <= 64 ? 64 : roundUp(tokens, 128);
     const setCount = given.sets ? 3 : 1;
     const codes = Array.from({ length: setCount }, () =>
-      Int8Array.from({ length: tokens * columns }, integer),
+      Int8Array.from({ length: tokens * columns }, () => integer(activationBits)),
     );
-    const packedCodes = new Int8Array(setCount * codeBytes(capacity, columns)).fill(3);
+    const packedCodes = new Int8Array(setCount * codeBytes(capacity, columns)).fill(0x5d);
     const tokenScale = new Float32Array(setCount * capacity);
     codes.forEach((set, s) => {
       // Columns beyond the row are zero, rows beyond the tokens are anything.
@@ -76,6 +82,7 @@ export const gemm = (given: GemmCase): Check => ({
     device.kernels.gemm({
       weights: device.put(packWeights(weights, columns, order, bits)),
       bits,
+      activationBits,
       order,
       columns,
       codes: device.put(packedCodes),
@@ -91,6 +98,7 @@ export const gemm = (given: GemmCase): Check => ({
       setTiles: given.sets,
       split: given.split,
       plain: given.plain,
+      tile: given.tile,
     });
     const got = given.halves
       ? Float64Array.from(device.read(out, new Uint16Array(tokens * features)), fromHalf)
