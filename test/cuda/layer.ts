@@ -3,10 +3,13 @@ import type { CudaBackend } from "../../src/backend/cuda/backend.js";
 import { Nvrtc } from "../../src/backend/cuda/nvrtc.js";
 import { describe, expect, test } from "./vitest-shim.js";
 
+/** The group's name: some of its tests measure time. */
+export const LAYER_GROUP = "cuda driver layer";
+
 export function registerLayerTests(backend: CudaBackend): void {
   const { driver, stream, modules } = backend.context;
 
-  describe("cuda driver layer", () => {
+  describe(LAYER_GROUP, () => {
     test("a captured graph repeats its launches", () => {
       const buffer = backend.alloc("f32", 1000);
       backend.fill(buffer, 1);

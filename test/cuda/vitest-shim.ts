@@ -68,15 +68,22 @@ export const expect = Object.assign(assertions, {
   },
 });
 
-interface Registered {
+/** A test by its full name, the names of its groups before it, and what it does. */
+export interface RegisteredTest {
+  readonly group: string;
   readonly name: string;
   readonly run: () => unknown;
+}
+
+export interface Counts {
+  readonly passed: number;
+  readonly failed: number;
 }
 
 const path: string[] = [];
 const before: (() => unknown)[] = [];
 const after: (() => unknown)[] = [];
-const registered: Registered[] = [];
+const registered: RegisteredTest[] = [];
 
 function group(name: string, body: () => void): void {
   path.push(name);
@@ -85,7 +92,7 @@ function group(name: string, body: () => void): void {
 }
 
 function register(name: string, run: () => unknown): void {
-  registered.push({ name: [...path, name].join(" › "), run });
+  registered.push({ group: path.join(" › "), name: [...path, name].join(" › "), run });
 }
 
 /** Fills %s and %i of a title in order. */
@@ -126,28 +133,44 @@ export const it = test;
 export const beforeAll = (run: () => unknown): number => before.push(run);
 export const afterAll = (run: () => unknown): number => after.push(run);
 
+export const registeredTests = (): readonly RegisteredTest[] => registered;
+
+/** What `beforeAll` or `afterAll` asked for. */
+export async function runHooks(which: "before" | "after"): Promise<void> {
+  for (const run of which === "before" ? before : after) await run();
+}
+
+/** Runs one test; the beginning of its error's message when it fails. */
+export async function runTest(test: RegisteredTest): Promise<string | undefined> {
+  try {
+    await test.run();
+    return undefined;
+  } catch (error) {
+    return (error as Error).message.slice(0, 400) || "failed without a message";
+  }
+}
+
 /**
- * Runs everything that was registered, or only what has `only` in its name; prints failures as they come, or every test as it
- * begins (`verbose`), which tells where a GPU hangs. Returns how many passed and failed.
+ * Runs everything that was registered, or only what has `only` in its name, in this process; prints failures as they come, or
+ * every test as it begins (`verbose`). Returns how many passed and failed.
  */
 export async function runRegistered(
   print: (line: string) => void,
   only = "",
   verbose = false,
-): Promise<{ passed: number; failed: number }> {
+): Promise<Counts> {
   const counts = { passed: 0, failed: 0 };
-  for (const run of before) await run();
-  for (const { name, run } of registered) {
-    if (!name.includes(only)) continue;
-    if (verbose) print(name);
-    try {
-      await run();
-      counts.passed++;
-    } catch (error) {
+  await runHooks("before");
+  for (const test of registered) {
+    if (!test.name.includes(only)) continue;
+    if (verbose) print(test.name);
+    const error = await runTest(test);
+    if (error === undefined) counts.passed++;
+    else {
       counts.failed++;
-      print(`FAIL ${name}\n     ${(error as Error).message.slice(0, 400)}`);
+      print(`FAIL ${test.name}\n     ${error}`);
     }
   }
-  for (const run of after) await run();
+  await runHooks("after");
   return counts;
 }

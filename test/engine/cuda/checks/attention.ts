@@ -36,13 +36,16 @@ interface AttentionCase {
   readonly size?: number;
 }
 
+/** A position of one head in the cache: what it stands for, and the grids' steps and zero points. */
+interface Cached {
+  readonly key: Float64Array;
+  readonly value: Float64Array;
+  readonly steps: readonly [number, number];
+  readonly zeros: readonly [number, number];
+}
+
 /** Reads a head's cached keys and values of one position. */
-function cached(
-  bytes: Uint8Array,
-  headDim: number,
-  kept: 4 | 16,
-  slot: number,
-): { key: Float64Array; value: Float64Array; steps: readonly [number, number] } {
+function cached(bytes: Uint8Array, headDim: number, kept: 4 | 16, slot: number): Cached {
   const layout = pageLayout(headDim, kept);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const key = new Float64Array(headDim);
@@ -64,7 +67,7 @@ function cached(
       value[c] = (view.getUint32(at, true) >>> (4 * ((j % 4) + 4 * e))) & 15;
     }
   }
-  if (kept === 16) return { key, value, steps: [0, 0] };
+  if (kept === 16) return { key, value, steps: [0, 0], zeros: [0, 0] };
   const keyScale = view.getFloat32(layout.keyScale + slot * 4, true);
   const valueScale = view.getFloat32(layout.valueScale + slot * 4, true);
   const keyZero = fromHalf(view.getUint16(layout.keyZero + slot * 2, true));
@@ -73,6 +76,7 @@ function cached(
     key: key.map((code) => keyScale * (code - keyZero)),
     value: value.map((code) => valueScale * (code - valueZero)),
     steps: [keyScale, valueScale],
+    zeros: [keyZero, valueZero],
   };
 }
 
@@ -121,7 +125,17 @@ export const attention = (given: AttentionCase): Check => ({
         }
       : {};
     const gains = given.norm ? { qGain: device.put(qGain), kGain: device.put(kGain) } : {};
-    const angle = (position: number, i: number) => position / 10000 ** (i / half);
+    const frequencies = Float64Array.from({ length: half }, (_, i) => 10000 ** (-i / half));
+    const turns = new Map<number, { readonly cosine: Float64Array; readonly sine: Float64Array }>();
+    const turnOf = (position: number) => {
+      let turn = turns.get(position);
+      if (!turn) {
+        const angles = frequencies.map((frequency) => position * frequency);
+        turn = { cosine: angles.map(Math.cos), sine: angles.map(Math.sin) };
+        turns.set(position, turn);
+      }
+      return turn;
+    };
     let worst = 0;
     const note = (error: number) =>
       (worst = Number.isNaN(error) ? Infinity : Math.max(worst, error));
@@ -142,10 +156,10 @@ export const attention = (given: AttentionCase): Check => ({
         v = v.map((a, i) => a * inverse * gain[i]);
       }
       const turned = new Float64Array(headDim);
+      const { cosine, sine } = turnOf(position);
       for (let i = 0; i < half; i++) {
-        const [c, s] = [Math.cos(angle(position, i)), Math.sin(angle(position, i))];
-        turned[i] = v[i] * c - v[half + i] * s;
-        turned[half + i] = v[half + i] * c + v[i] * s;
+        turned[i] = v[i] * cosine[i] - v[half + i] * sine[i];
+        turned[half + i] = v[half + i] * cosine[i] + v[i] * sine[i];
       }
       if (!given.matrix) return turned;
       const out = new Float64Array(headDim);
@@ -194,13 +208,15 @@ export const attention = (given: AttentionCase): Check => ({
         ...gains,
         epsilon: 1e-5,
         cosine: device.put(
-          Float32Array.from({ length: count * half }, (_, i) =>
-            Math.cos(angle(rows[Math.floor(i / half)].position, i % half)),
+          Float32Array.from(
+            { length: count * half },
+            (_, i) => turnOf(rows[Math.floor(i / half)].position).cosine[i % half],
           ),
         ),
         sine: device.put(
-          Float32Array.from({ length: count * half }, (_, i) =>
-            Math.sin(angle(rows[Math.floor(i / half)].position, i % half)),
+          Float32Array.from(
+            { length: count * half },
+            (_, i) => turnOf(rows[Math.floor(i / half)].position).sine[i % half],
           ),
         ),
         ...matrices,
@@ -265,14 +281,16 @@ export const attention = (given: AttentionCase): Check => ({
             const lo = Math.min(0, ...want) * factors[2 * part + 1];
             const step = (hi - lo) / levels;
             note(Math.abs(got.steps[part] - step) / ((single ? 1e-2 : 1e-4) * step));
-            const zero = Math.round(-lo / step);
+            // How far the unrounded values lie from the definition's, in codes. A code is the nearest unless the value
+            // lies that near to a tie, where its neighbour is as good. So is the neighbour of a zero point, which is
+            // −lo / step rounded: all codes of the row then count from the zero point that was stored.
+            const uncertain = single && part === 0 ? 5e-2 : 2e-3;
+            const zero = got.zeros[part];
+            note((Math.abs(zero + lo / step) - 0.5) / uncertain);
+            if (!Number.isInteger(zero)) note(Infinity);
             want.forEach((w, i) => {
-              // The code nearest to w among 0 … 15, up to the position of the value between two codes.
               const place = Math.min(Math.max(w / step + zero, 0), levels) - zero;
-              note(
-                (Math.abs(codes[i] / got.steps[part] - place) - 0.5) /
-                  (single && part === 0 ? 5e-2 : 2e-3),
-              );
+              note((Math.abs(codes[i] / got.steps[part] - place) - 0.5) / uncertain);
             });
           });
         }
@@ -366,22 +384,27 @@ export const attention = (given: AttentionCase): Check => ({
         outputs.push(device.read(got, new Float32Array(count)));
       }
     }
+    // Read once each: every later row, and every head of a group, sees it again.
+    const known = new Map<number, Cached>();
+    const positionOf = (sequence: number, position: number, kv: number): Cached => {
+      const page = pageLists[sequence][position >> 6];
+      const slot = position & 63;
+      const key = (page * PAGE_TOKENS + slot) * kvHeads + kv;
+      let found = known.get(key);
+      if (!found) {
+        const from = page * pageBytes + kv * layout.bytes;
+        found = cached(pages.subarray(from, from + layout.bytes), headDim, kept, slot);
+        known.set(key, found);
+      }
+      return found;
+    };
     rows.forEach(({ sequence, position }, r) => {
       for (let h = 0; h < heads; h++) {
         const kv = Math.floor(h / (heads / kvHeads));
         const first = window > 0 ? Math.max(0, position - window + 1) : 0;
-        const seen = Array.from({ length: position - first + 1 }, (_, i) => {
-          const page = pageLists[sequence][(first + i) >> 6];
-          return cached(
-            pages.subarray(
-              page * pageBytes + kv * layout.bytes,
-              page * pageBytes + (kv + 1) * layout.bytes,
-            ),
-            headDim,
-            kept,
-            (first + i) & 63,
-          );
-        });
+        const seen = Array.from({ length: position - first + 1 }, (_, i) =>
+          positionOf(sequence, first + i, kv),
+        );
         const query = queries.subarray((r * heads + h) * headDim, (r * heads + h + 1) * headDim);
         const scores = seen.map(
           ({ key }) => key.reduce((sum, a, i) => sum + a * query[i], 0) / Math.sqrt(headDim),
@@ -389,10 +412,17 @@ export const attention = (given: AttentionCase): Check => ({
         const top = Math.max(...scores);
         const weights = scores.map((s) => Math.exp(s - top));
         const total = weights.reduce((a, b) => a + b, 0);
+        const wants = new Float64Array(headDim);
+        const sizes = new Float64Array(headDim);
+        seen.forEach(({ value }, s) => {
+          for (let i = 0; i < headDim; i++) {
+            wants[i] += weights[s] * value[i];
+            sizes[i] += weights[s] * Math.abs(value[i]);
+          }
+        });
         for (let i = 0; i < headDim; i++) {
-          const want = weights.reduce((sum, w, s) => sum + w * seen[s].value[i], 0) / total;
-          const size =
-            weights.reduce((sum, w, s) => sum + w * Math.abs(seen[s].value[i]), 0) / total;
+          const want = wants[i] / total;
+          const size = sizes[i] / total;
           // Decoding is as good as f32; prefill rounds weights (and its queries, which the definition reads) to halves.
           for (const output of outputs)
             note(

@@ -107,8 +107,16 @@ export const gemm = (given: GemmCase): Check => ({
       const tile = Math.floor(r / 256);
       const s =
         given.sets && !gated ? (tile >= given.sets[1] ? 2 : tile >= given.sets[0] ? 1 : 0) : 0;
-      let sum = 0;
-      for (let c = 0; c < columns; c++) sum += codes[s][t * columns + c] * weights[r * columns + c];
+      const [ofToken, ofFeature] = [t * columns, r * columns];
+      const set = codes[s];
+      // Two sums of 32-bit integers, which engines keep in registers.
+      let [even, odd] = [0, 0];
+      for (let c = 0; c + 1 < columns; c += 2) {
+        even = (even + set[ofToken + c] * weights[ofFeature + c]) | 0;
+        odd = (odd + set[ofToken + c + 1] * weights[ofFeature + c + 1]) | 0;
+      }
+      if (columns % 2 === 1) even += set[ofToken + columns - 1] * weights[ofFeature + columns - 1];
+      const sum = even + odd;
       return sum * tokenScale[s * capacity + t] * featureScale[r] + (bias ? bias[r] : 0);
     };
     const worst = worstOf(tokens * features, (i) => {

@@ -108,23 +108,27 @@ export const site = (given: SiteCase): Check => ({
       }
       return row;
     };
+    const matrices = [Float64Array.from(L), Float64Array.from(R)] as const;
+    const sizes = matrices.map((m) => m.map(Math.abs)) as [Float64Array, Float64Array];
     const transform = (row: Float64Array, absolute: boolean): Float64Array => {
-      const of = (v: number) => (absolute ? Math.abs(v) : v);
-      let now = row.map(of);
+      const [ofLeft, ofRight] = absolute ? sizes : matrices;
+      let now = absolute ? row.map(Math.abs) : row;
       if (hasLeft) {
         const to = new Float64Array(width);
         for (let k = 0; k < left; k++)
-          for (let i = 0; i < left; i++)
-            for (let j = 0; j < right; j++)
-              to[i * right + j] += of(L[k * left + i]) * now[k * right + j];
+          for (let i = 0; i < left; i++) {
+            const factor = ofLeft[k * left + i];
+            for (let j = 0; j < right; j++) to[i * right + j] += factor * now[k * right + j];
+          }
         now = to;
       }
       if (hasRight) {
         const to = new Float64Array(width);
         for (let i = 0; i < left; i++)
-          for (let k = 0; k < right; k++)
-            for (let j = 0; j < right; j++)
-              to[i * right + j] += now[i * right + k] * of(R[k * right + j]);
+          for (let k = 0; k < right; k++) {
+            const factor = now[i * right + k];
+            for (let j = 0; j < right; j++) to[i * right + j] += factor * ofRight[k * right + j];
+          }
         now = to;
       }
       return now;
