@@ -1,6 +1,6 @@
-"""PyTorch's eager statement of the training step of cuda-step.ts: the peer where PyTorch is installed. Same block, sites and
+"""PyTorch's statement of the training step of cuda-step.ts, eager or with --compile: the peer where PyTorch is installed. Same block, sites and
 parameters (spec: docs/methods.md, FlatQuant); products in bf16 by autocast, parameters and their gradients in float32."""
-import math, statistics, time
+import math, statistics, sys, time
 import torch
 import torch.nn.functional as F
 
@@ -136,6 +136,9 @@ def block(x):
     return x + down(kronecker(h * mlp_down.diag, pair), down.quantized(inverse, mlp_down.diag))
 
 
+compiled = "--compile" in sys.argv
+if compiled:
+    block = torch.compile(block)
 inputs = torch.randn(BATCH, TIME, HIDDEN)
 targets = torch.randn(BATCH, TIME, HIDDEN)
 optimizer = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.01)
@@ -170,6 +173,6 @@ for _ in range(REPEATS):
 torch.cuda.synchronize()
 together = (time.perf_counter() - start) / REPEATS * 1000
 print(
-    f"step: {statistics.median(times):.1f} ms on the device (median of {REPEATS}), {together:.1f} ms in a row, "
+    f"{'compiled' if compiled else 'eager'} step: {statistics.median(times):.1f} ms on the device (median of {REPEATS}), {together:.1f} ms in a row, "
     f"peak {torch.cuda.max_memory_allocated() / 1e9:.2f} GB; loss {loss.item():.4f}, {len(parameters)} parameters"
 )
