@@ -14,9 +14,10 @@ import { PlanishError } from "../common/errors.js";
 import { parseModelConfig } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
+import { checkTensors, outerTensors, valueProblem } from "./artifact-tensors.js";
 import { ClipCounter } from "./clipping.js";
 import { writeAtomically } from "./journal.js";
-import { packedLayer } from "./packed-block.js";
+import { packedLayer, type PackedBlock } from "./packed-block.js";
 import type { ParameterValues } from "./fold.js";
 import { readPackedBlock } from "./packed-tensors.js";
 import { parseScheme, type Scheme } from "./scheme.js";
@@ -81,6 +82,42 @@ export function readQuantizationInfo(path: string): QuantizationInfo {
   return result.data;
 }
 
+/** An artifact whose tensors are those that its configuration, scheme and parameters imply. */
+export interface OpenArtifact extends Disposable {
+  readonly info: QuantizationInfo;
+  readonly scheme: Scheme;
+  readonly checkpoint: Checkpoint;
+  readonly architecture: Architecture;
+  readonly config: ModelConfig;
+  /** Reads a block. @throws PlanishError when it holds values that cannot be. */
+  block(layer: number): PackedBlock;
+}
+
+/** Opens an artifact; the caller disposes it. @throws PlanishError when it is damaged. */
+export function openArtifact(path: string): OpenArtifact {
+  const info = readQuantizationInfo(path);
+  const scheme = parseScheme(info.scheme);
+  const checkpoint = openCheckpoint(path);
+  try {
+    const { architecture, config } = parseModelConfig(checkpoint.config);
+    const parameters = info.layers.map((layer) => layer.parameters);
+    checkTensors(checkpoint, architecture, config, scheme, parameters);
+    return {
+      info,
+      scheme,
+      checkpoint,
+      architecture,
+      config,
+      block: (layer) =>
+        readPackedBlock(checkpoint, architecture, config, scheme, layer, parameters[layer]),
+      [Symbol.dispose]: () => checkpoint[Symbol.dispose](),
+    };
+  } catch (error) {
+    checkpoint[Symbol.dispose]();
+    throw error;
+  }
+}
+
 /** Loads an artifact to run with the simulated arithmetic of a backend. */
 export function loadArtifact(
   backend: Backend,
@@ -92,25 +129,27 @@ export function loadArtifact(
   /** Counts from the moment of loading; empty where there are no static grids. */
   clipping: ClipCounter;
 } {
-  const info = readQuantizationInfo(path);
-  const scheme = parseScheme(info.scheme);
-  const checkpoint = openCheckpoint(path);
-  const { architecture, config } = parseModelConfig(checkpoint.config);
-  const clipping = new ClipCounter();
-  const layers = Array.from({ length: config.numLayers }, (_, layer) => {
-    const prefix = architecture.names.blockPrefix(layer);
-    const block = readPackedBlock(checkpoint, architecture, config, scheme, layer);
-    return packedLayer(backend, config, scheme, block, (linear, clipped, values) => {
-      clipping.add(prefix + linear, clipped, values);
+  const artifact = openArtifact(path);
+  const { info, scheme, checkpoint, architecture, config } = artifact;
+  try {
+    const clipping = new ClipCounter();
+    const layers = Array.from({ length: config.numLayers }, (_, layer) => {
+      const prefix = architecture.names.blockPrefix(layer);
+      return packedLayer(backend, config, scheme, artifact.block(layer), (linear, clipped, n) => {
+        clipping.add(prefix + linear, clipped, n);
+      });
     });
-  });
-  const outer = loadOuter(backend, checkpoint, architecture, config);
-  return {
-    model: new LanguageModel(backend, architecture, config, outer, layers),
-    info,
-    checkpoint,
-    clipping,
-  };
+    const outer = loadOuter(backend, checkpoint, architecture, config);
+    return {
+      model: new LanguageModel(backend, architecture, config, outer, layers),
+      info,
+      checkpoint,
+      clipping,
+    };
+  } catch (error) {
+    artifact[Symbol.dispose]();
+    throw error;
+  }
 }
 
 export interface WriteArtifactOptions {
@@ -176,27 +215,22 @@ export function refuseExisting(out: string): void {
     );
 }
 
-/** Embeddings, their projections, final norm and head: 16-bit, as stored when the source stores 16 bits. */
+/** What surrounds the blocks: 16-bit, as stored when the source stores 16 bits. */
 function outerEntries({ source, architecture, config }: WriteArtifactOptions): TensorEntry[] {
-  const { names } = architecture;
-  const wanted = [names.embedding, names.finalNorm, names.finalNorm.replace(/\.weight$/, ".bias")];
-  if (names.positions !== undefined && config.positions.kind === "learned")
-    wanted.push(names.positions);
-  if (!config.tiedEmbeddings) wanted.push(names.lmHead);
-  for (const name of [names.projectIn, names.projectOut]) if (name !== undefined) wanted.push(name);
-  return wanted.flatMap((name): TensorEntry[] => {
+  const { lmHead } = architecture.names;
+  return outerTensors(architecture, config).flatMap(({ name, types, values }): TensorEntry[] => {
     const stored = source.tensors.get(name);
-    if (!stored) return [];
-    if (stored.type === "F16" || stored.type === "BF16")
-      return [{ name, type: stored.type, shape: stored.shape, data: () => source.readBytes(name) }];
-    return [
-      {
-        name,
-        type: "F16",
-        shape: stored.shape,
-        data: () => floatsToHalfBytes(source.read(name), name),
-      },
-    ];
+    if (!stored || (name === lmHead && config.tiedEmbeddings)) return [];
+    const kept = types.find((type) => type === stored.type);
+    if (kept)
+      return [{ name, type: kept, shape: stored.shape, data: () => source.readBytes(name) }];
+    const halves = (): Uint8Array => {
+      const data = source.read(name);
+      const problem = valueProblem(name, values, data);
+      if (problem !== undefined) throw new PlanishError(`${source.path}: ${problem}`);
+      return floatsToHalfBytes(data, name);
+    };
+    return [{ name, type: types[0], shape: stored.shape, data: halves }];
   });
 }
 

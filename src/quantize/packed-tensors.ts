@@ -1,14 +1,26 @@
 /**
- * A packed block as named tensors and back: the artifact's names. They follow the packed layout that FlatQuant
- * publishes where it has a name (docs/formats.md), so that those checkpoints can be read and ours elsewhere.
+ * A packed block as named tensors and back; which tensors those are is `artifact-tensors.ts`'s to say.
  */
 import type { TensorEntry } from "../checkpoint/safetensors.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { floatsToHalfBytes } from "../checkpoint/half.js";
 import { PlanishError } from "../common/errors.js";
 import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../models/config.js";
-import { linearShape, readTensor, type HostNorm } from "../models/weights.js";
-import { packNibbles, packedRowBytes, unpackNibbles } from "./pack.js";
+import { linearShape, type HostNorm } from "../models/weights.js";
+import {
+  blockTensors,
+  CACHE_QUANTIZERS,
+  KEY_MODULE,
+  layoutOfBlock,
+  layoutOfStored,
+  readDescribed,
+  requireHeader,
+  TRANSFORM_MODULES,
+  valueProblem,
+  type ParameterShapes,
+  type TensorDescription,
+} from "./artifact-tensors.js";
+import { packNibbles, unpackNibbles } from "./pack.js";
 import type {
   ClipLogits,
   PackedBlock,
@@ -19,145 +31,120 @@ import type {
 import type { Scheme } from "./scheme.js";
 import { invertMatrix } from "./transforms/matrix.js";
 
-/** Module of each site's run-time transform. */
-const TRANSFORM_MODULES: Readonly<Record<LinearSite, string>> = {
-  attn_in: "self_attn.ln_trans",
-  attn_out: "self_attn.o_trans",
-  mlp_in: "mlp.up_gate_trans",
-  mlp_down: "mlp.down_trans",
-};
-const KEY_MODULE = "self_attn.kcache_trans";
-const CACHE_QUANTIZERS = { k: "self_attn.k_cache_quantizer", v: "self_attn.v_cache_quantizer" };
-
-/** Tensors of one block, named with the block's prefix. Transforms, norms, biases and clips are 16-bit, scales 32-bit. */
-export function packedEntries(prefix: string, block: PackedBlock, scheme: Scheme): TensorEntry[] {
-  const entries: TensorEntry[] = [];
-  const half = (name: string, shape: readonly number[], data: ArrayLike<number>) =>
-    entries.push({
-      name: prefix + name,
-      type: "F16",
-      shape,
-      data: () => floatsToHalfBytes(data, prefix + name),
-    });
-  const norm = (n: HostNorm | undefined) => {
-    if (!n) return;
-    half(`${n.path}.weight`, n.gain.shape, n.gain.data);
-    if (n.bias) half(`${n.path}.bias`, n.bias.shape, n.bias.data);
-  };
-  const clip = (module: string, logits: ClipLogits | undefined) => {
-    if (!logits) return;
-    half(`${module}.clip_factor_a_max`, [1], [logits.max]);
-    half(`${module}.clip_factor_a_min`, [1], [logits.min]);
-  };
-  const square = (name: string, data: Float32Array | undefined) => {
-    if (data) half(name, [Math.sqrt(data.length), Math.sqrt(data.length)], data);
-  };
-  norm(block.inputNorm);
-  norm(block.postNorm);
-  norm(block.qNorm);
-  norm(block.kNorm);
-  for (const l of Object.values(block.linears)) {
-    linearEntries(entries, prefix, l, scheme);
-    if (l.bias) half(`${l.path}.bias`, [l.shape[0]], l.bias);
-    clip(`${l.path}.act_quantizer`, l.activationClip);
-    if (l.grid) gridEntries(entries, prefix, l.path, l.grid);
-  }
-  for (const [site, t] of Object.entries(block.transforms) as [LinearSite, PackedTransform][]) {
-    const module = TRANSFORM_MODULES[site];
-    if (t.left && t.right) {
-      square(`${module}.matrix_left`, t.left);
-      square(`${module}.matrix_right`, t.right);
-    } else square(`${module}.matrix`, t.left ?? t.right);
-  }
-  square(`${KEY_MODULE}.matrix`, block.keyTransform?.matrix);
-  clip(CACHE_QUANTIZERS.k, block.keyClip);
-  clip(CACHE_QUANTIZERS.v, block.valueClip);
-  return entries;
-}
-
-function gridEntries(
-  entries: TensorEntry[],
-  prefix: string,
-  path: string,
-  { activationBits, weightBits, step, channel, part, factor }: PackedGrid,
-): void {
-  const module = `${prefix}${path}.act_quantizer`;
-  const put = (name: string, type: "F32" | "I32", data: Float32Array | Int32Array): void => {
-    entries.push({
-      name: `${module}.${name}`,
-      type,
-      shape: [data.length],
-      data: () => data,
-    });
-  };
-  put("scale", "F32", Float32Array.of(step));
-  put("bits", "I32", Int32Array.of(weightBits, activationBits));
-  if (factor) put("factor", "F32", factor);
-  if (channel.length === 0) return;
-  put("channel", "I32", channel);
-  put("part", "I32", part);
-}
-
-function linearEntries(
-  entries: TensorEntry[],
-  prefix: string,
-  l: PackedLinear,
+/**
+ * Tensors of one block, named with the block's prefix. Transforms, norms, biases and clips are 16-bit, scales 32-bit.
+ * @throws PlanishError when a value cannot be kept, or the block is not what the configuration says.
+ */
+export function packedEntries(
+  architecture: Architecture,
+  config: ModelConfig,
   scheme: Scheme,
-): void {
-  const [rows] = l.shape;
-  const name = `${prefix}${l.path}`;
-  if (!l.quantized) {
-    const weight = l.weight ?? new Float32Array();
-    entries.push({
-      name: `${name}.weight`,
-      type: "F16",
-      shape: l.shape,
-      data: () => floatsToHalfBytes(weight, name),
-    });
-    return;
-  }
-  const { codes, scale } = l.quantized;
-  // With a grid there are more columns than channels.
-  const columns = codes.length / rows;
-  if ((l.grid?.weightBits ?? scheme.weightBits) <= 4)
-    entries.push({
-      name: `${name}.linear.weight`,
-      type: "U8",
-      shape: [rows, packedRowBytes(columns)],
-      data: () => packNibbles(codes, rows, columns),
-    });
-  else
-    entries.push({
-      name: `${name}.linear.weight`,
-      type: "I8",
-      shape: [rows, columns],
-      data: () => codes,
-    });
-  entries.push({
-    name: `quantizer.${name}.linear.scale`,
-    type: "F32",
-    shape: [rows, 1],
-    data: () => scale,
+  layer: number,
+  block: PackedBlock,
+): TensorEntry[] {
+  const prefix = architecture.names.blockPrefix(layer);
+  const contents = blockContents(prefix, block);
+  return blockTensors(architecture, config, scheme, layer, layoutOfBlock(block)).map((tensor) => {
+    const { name, types, shape } = tensor;
+    const data = contents.get(name);
+    if (!data) throw new PlanishError(`block ${layer} has no ${name} to write`);
+    const problem = valueProblem(name, tensor.values, data);
+    if (problem !== undefined)
+      throw new PlanishError(`block ${layer} cannot be packed: ${problem}`);
+    return { name, type: types[0], shape, data: () => toBytes(tensor, data) };
   });
 }
 
-/** Reads one block of an artifact. @throws PlanishError naming a tensor that is missing or has the wrong shape. */
+/** A block's numbers by tensor name; integer codes one by one. */
+function blockContents(prefix: string, block: PackedBlock): Map<string, ArrayLike<number>> {
+  const contents = new Map<string, ArrayLike<number>>();
+  const put = (name: string, data: ArrayLike<number> | undefined): void => {
+    if (data) contents.set(prefix + name, data);
+  };
+  const clip = (module: string, logits: ClipLogits | undefined): void => {
+    put(`${module}.clip_factor_a_max`, logits && [logits.max]);
+    put(`${module}.clip_factor_a_min`, logits && [logits.min]);
+  };
+  for (const norm of [block.inputNorm, block.postNorm, block.qNorm, block.kNorm]) {
+    if (!norm) continue;
+    put(`${norm.path}.weight`, norm.gain.data);
+    put(`${norm.path}.bias`, norm.bias?.data);
+  }
+  for (const l of Object.values(block.linears)) {
+    put(`${l.path}.weight`, l.weight);
+    put(`${l.path}.linear.weight`, l.quantized?.codes);
+    const scale = l.quantized?.scale;
+    if (scale) contents.set(`quantizer.${prefix}${l.path}.linear.scale`, scale);
+    put(`${l.path}.bias`, l.bias);
+    const module = `${l.path}.act_quantizer`;
+    clip(module, l.activationClip);
+    if (!l.grid) continue;
+    put(`${module}.scale`, [l.grid.step]);
+    put(`${module}.bits`, [l.grid.weightBits, l.grid.activationBits]);
+    put(`${module}.factor`, l.grid.factor);
+    put(`${module}.channel`, l.grid.channel);
+    put(`${module}.part`, l.grid.part);
+  }
+  for (const [site, t] of Object.entries(block.transforms) as [LinearSite, PackedTransform][]) {
+    const module = TRANSFORM_MODULES[site];
+    put(`${module}.matrix_left`, t.left);
+    put(`${module}.matrix_right`, t.right);
+    put(`${module}.matrix`, t.left ?? t.right);
+  }
+  put(`${KEY_MODULE}.matrix`, block.keyTransform?.matrix);
+  clip(CACHE_QUANTIZERS.k, block.keyClip);
+  clip(CACHE_QUANTIZERS.v, block.valueClip);
+  return contents;
+}
+
+function toBytes({ name, types, shape }: TensorDescription, data: ArrayLike<number>): Uint8Array {
+  switch (types[0]) {
+    case "F16":
+      return floatsToHalfBytes(data, name);
+    case "F32":
+      return new Uint8Array(Float32Array.from(data).buffer);
+    case "I32":
+      return new Uint8Array(Int32Array.from(data).buffer);
+    case "U8":
+      return packNibbles(Int8Array.from(data), shape[0], data.length / shape[0]);
+    default:
+      return new Uint8Array(Int8Array.from(data).buffer);
+  }
+}
+
+/**
+ * Reads one block of an artifact; `parameters` are the block's, as `quantization.json` lists them.
+ * @throws PlanishError naming a tensor that is missing, has another shape or type, or holds values that cannot be.
+ */
 export function readPackedBlock(
   checkpoint: Checkpoint,
   architecture: Architecture,
   config: ModelConfig,
   scheme: Scheme,
   layer: number,
+  parameters?: ParameterShapes,
 ): PackedBlock {
   const { names } = architecture;
   const prefix = names.blockPrefix(layer);
-  const optional = (name: string): Float32Array | undefined =>
-    checkpoint.tensors.has(prefix + name) ? checkpoint.read(prefix + name) : undefined;
+  const layout = layoutOfStored(checkpoint, architecture, layer, parameters);
+  const described = new Map(
+    blockTensors(architecture, config, scheme, layer, layout).map((t) => [t.name, t]),
+  );
+  for (const tensor of described.values()) requireHeader(checkpoint, tensor);
+  const optional = (name: string): Float32Array | undefined => {
+    const tensor = described.get(prefix + name);
+    return tensor && readDescribed(checkpoint, tensor);
+  };
+  const required = (name: string): Float32Array => {
+    const tensor = described.get(name);
+    if (!tensor) throw new PlanishError(`${checkpoint.path}: tensor ${name} is missing`);
+    return readDescribed(checkpoint, tensor);
+  };
   const norm = (path: string, size: number): HostNorm => {
     const bias = optional(`${path}.bias`);
     return {
       path,
-      gain: readTensor(checkpoint, `${prefix}${path}.weight`, [size]),
+      gain: { shape: [size], data: required(`${prefix}${path}.weight`) },
       bias: bias && { shape: [size], data: bias },
     };
   };
@@ -166,15 +153,44 @@ export function readPackedBlock(
     const min = optional(`${module}.clip_factor_a_min`);
     return max && min ? { max: max[0], min: min[0] } : undefined;
   };
+  const grid = (path: string): PackedGrid | undefined => {
+    if (!layout.grids.has(path)) return undefined;
+    const module = `${path}.act_quantizer`;
+    const [weightBits, activationBits] = required(`${prefix}${module}.bits`);
+    return {
+      step: required(`${prefix}${module}.scale`)[0],
+      weightBits,
+      activationBits,
+      channel: Int32Array.from(optional(`${module}.channel`) ?? []),
+      part: Int32Array.from(optional(`${module}.part`) ?? []),
+      factor: optional(`${module}.factor`),
+    };
+  };
+  const bitsOf = (path: string) => layout.grids.get(path)?.weightBits ?? scheme.weightBits;
+  const quantized = (path: string, [rows, channels]: readonly [number, number]) => {
+    const tensor = described.get(`${prefix}${path}.linear.weight`);
+    if (!tensor) return undefined;
+    const bytes = checkpoint.readBytes(tensor.name);
+    const columns = channels + (layout.grids.get(path)?.extras ?? 0);
+    const codes =
+      tensor.types[0] === "U8"
+        ? unpackNibbles(bytes, rows, columns)
+        : new Int8Array(bytes.slice().buffer);
+    // Every nibble is a legal code of 4 bits.
+    const all = tensor.types[0] === "U8" && bitsOf(path) === 4;
+    const problem = all ? undefined : valueProblem(tensor.name, tensor.values, codes);
+    if (problem !== undefined) throw new PlanishError(`${checkpoint.path}: ${problem}`);
+    return { codes, scale: required(`quantizer.${prefix}${path}.linear.scale`) };
+  };
   const linears: Partial<Record<LinearRole, PackedLinear>> = {};
   for (const [role, path] of Object.entries(names.linears) as [LinearRole, string][]) {
     const shape = linearShape(config, role);
-    const grid = readGrid(checkpoint, `${prefix}${path}`, shape);
     linears[role] = {
       path,
       shape,
-      grid,
-      ...readWeight(checkpoint, `${prefix}${path}`, shape, scheme, grid),
+      grid: grid(path),
+      quantized: quantized(path, shape),
+      weight: optional(`${path}.weight`),
       bias: optional(`${path}.bias`),
       activationClip: clip(`${path}.act_quantizer`),
     };
@@ -196,73 +212,19 @@ export function readPackedBlock(
     transforms,
     keyTransform: key && {
       matrix: key,
-      inverseT: Float32Array.from(invertMatrix(key, { transpose: true })),
+      inverseT: inverse(`${prefix}${KEY_MODULE}.matrix`, key),
     },
     keyClip: clip(CACHE_QUANTIZERS.k),
     valueClip: clip(CACHE_QUANTIZERS.v),
   };
 }
 
-/** @throws PlanishError naming a part of the grid that cannot be. */
-function readGrid(
-  checkpoint: Checkpoint,
-  name: string,
-  [, channels]: readonly [number, number],
-): PackedGrid | undefined {
-  const module = `${name}.act_quantizer`;
-  const floats = (part: string): Float32Array | undefined =>
-    checkpoint.tensors.has(`${module}.${part}`)
-      ? Float32Array.from(checkpoint.read(`${module}.${part}`))
-      : undefined;
-  const integers = (part: string): Int32Array => Int32Array.from(floats(part) ?? []);
-  const step = floats("scale")?.[0];
-  if (step === undefined) return undefined;
-  const [weightBits, activationBits] = integers("bits");
-  const grid = { channel: integers("channel"), part: integers("part"), factor: floats("factor") };
-  const unfit = (what: string): PlanishError =>
-    new PlanishError(`${checkpoint.path}: ${module}: ${what}`);
-  if (!(step > 0)) throw unfit(`its scale is ${step}; a step is positive`);
-  for (const bits of [weightBits, activationBits])
-    if (!(bits >= 2 && bits <= 8)) throw unfit(`${bits} bits; codes have 2 to 8`);
-  if (grid.channel.length !== grid.part.length)
-    throw unfit(`${grid.channel.length} channels and ${grid.part.length} parts; they go together`);
-  if (grid.channel.some((j) => j < 0 || j >= channels) || grid.part.some((p) => p < 0))
-    throw unfit(`a column copies a channel that is not among the ${channels}`);
-  if (grid.factor && grid.factor.length !== channels)
-    throw unfit(`${grid.factor.length} factors for ${channels} channels`);
-  return { step, weightBits, activationBits, ...grid };
-}
-
-function readWeight(
-  checkpoint: Checkpoint,
-  name: string,
-  [rows, channels]: readonly [number, number],
-  scheme: Scheme,
-  grid: PackedGrid | undefined,
-): Pick<PackedLinear, "quantized" | "weight"> {
-  if (scheme.weightBits >= 16)
-    return {
-      weight: Float32Array.from(readTensor(checkpoint, `${name}.weight`, [rows, channels]).data),
-    };
-  const bits = grid?.weightBits ?? scheme.weightBits;
-  const cols = channels + (grid?.channel.length ?? 0);
-  const stored = checkpoint.tensors.get(`${name}.linear.weight`);
-  if (!stored)
-    throw new PlanishError(`${checkpoint.path}: tensor ${name}.linear.weight is missing`);
-  const nibbles = bits <= 4;
-  const width = nibbles ? packedRowBytes(cols) : cols;
-  if (
-    stored.type !== (nibbles ? "U8" : "I8") ||
-    stored.shape[0] !== rows ||
-    stored.shape[1] !== width
-  )
-    throw new PlanishError(
-      `${checkpoint.path}: ${stored.name} is ${stored.type} [${stored.shape.join(", ")}]; ${bits}-bit weights are ${nibbles ? "U8" : "I8"} [${rows}, ${width}]`,
-    );
-  const bytes = checkpoint.readBytes(stored.name);
-  const codes = nibbles ? unpackNibbles(bytes, rows, cols) : new Int8Array(bytes.slice().buffer);
-  const scale = Float32Array.from(
-    readTensor(checkpoint, `quantizer.${name}.linear.scale`, [rows, 1]).data,
-  );
-  return { quantized: { codes, scale } };
+function inverse(name: string, matrix: Float32Array): Float32Array {
+  try {
+    const inverted = Float32Array.from(invertMatrix(matrix, { transpose: true }));
+    if (inverted.every(Number.isFinite)) return inverted;
+  } catch (error) {
+    if (!(error instanceof PlanishError)) throw error;
+  }
+  throw new PlanishError(`tensor ${name} is singular: a transform has an inverse`);
 }

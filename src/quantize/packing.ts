@@ -90,8 +90,8 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
   return files;
 }
 
-function entriesOf({ architecture, scheme }: PackJob, packed: PackedBlock, layer: number) {
-  return packedEntries(architecture.names.blockPrefix(layer), packed, scheme);
+function entriesOf({ architecture, config, scheme }: PackJob, packed: PackedBlock, layer: number) {
+  return packedEntries(architecture, config, scheme, layer, packed);
 }
 
 /** Packs one block by GPTQ, unless it is packed already, and moves the prefix past it. */

@@ -3,14 +3,19 @@
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { parseModelConfig } from "../models/architectures/index.js";
-import type { Architecture, LinearRole, ModelConfig } from "../models/config.js";
-import { inspectModel } from "../models/inspect.js";
-import { linearShape } from "../models/weights.js";
+import type { Architecture, ModelConfig } from "../models/config.js";
+import {
+  blockTensors,
+  describedBytes,
+  layoutOfParameters,
+  layoutOfStored,
+  outerTensors,
+  type TensorDescription,
+} from "./artifact-tensors.js";
 import { estimateRun, type RunEstimate } from "./estimate.js";
 import { limitedNeed, resolveRecipe } from "./index.js";
 import type { BlockPlan, CalibrationNeed } from "./method.js";
 import { findMethod } from "./methods/index.js";
-import { packedRowBytes } from "./pack.js";
 import { formatScheme, type Scheme } from "./scheme.js";
 
 export interface PlanOptions {
@@ -67,34 +72,25 @@ export function planRun({ backend, source, scheme, ...options }: PlanOptions): R
   };
 }
 
-/** Counted tensor by tensor as `packedEntries` and `writeArtifact` write them (docs/formats.md). */
+/** Counted tensor by tensor as the artifact has them. */
 function artifactBytes(
   source: Checkpoint,
-  { names }: Architecture,
+  architecture: Architecture,
   config: ModelConfig,
   scheme: Scheme,
-  { transforms, parameters }: BlockPlan,
+  { parameters }: BlockPlan,
 ): number {
-  const { unused } = inspectModel(source);
-  const skipped = new Set(config.tiedEmbeddings ? [...unused, names.lmHead] : unused);
-  const linears = new Set<string>();
-  let perBlock = 0;
-  for (const [role, path] of Object.entries(names.linears) as [LinearRole, string][]) {
-    for (let layer = 0; layer < config.numLayers; layer++)
-      linears.add(`${names.blockPrefix(layer)}${path}.weight`);
-    const [rows, cols] = linearShape(config, role);
-    if (scheme.weightBits >= 16) perBlock += 2 * rows * cols;
-    else perBlock += rows * (4 + (scheme.weightBits <= 4 ? packedRowBytes(cols) : cols));
-  }
-  for (const [site, { factors }] of Object.entries(transforms))
-    // P_v lives in the weights alone.
-    if (site !== "v_head") for (const n of factors) perBlock += 2 * n * n;
-  for (const name of Object.keys(parameters))
-    if (/^clip\..*\.a_(max|min)$/.test(name)) perBlock += 2;
-  let outside = 0;
-  for (const { name, shape } of source.tensors.values())
-    if (!skipped.has(name) && !linears.has(name)) outside += 2 * elements(shape);
-  return outside + config.numLayers * perBlock;
+  const sum = (described: readonly TensorDescription[]): number =>
+    described.reduce((bytes, tensor) => bytes + describedBytes(tensor), 0);
+  // Which module has a bias is the source's to say.
+  const { biases } = layoutOfStored(source, architecture, 0);
+  const layout = layoutOfParameters(architecture, parameters, () => scheme.weightBits, biases);
+  const outside = outerTensors(architecture, config).filter(
+    ({ name }) =>
+      source.tensors.has(name) && !(config.tiedEmbeddings && name === architecture.names.lmHead),
+  );
+  const block = blockTensors(architecture, config, scheme, 0, layout);
+  return sum(outside) + config.numLayers * sum(block);
 }
 
 function elements(shape: readonly number[]): number {

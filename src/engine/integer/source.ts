@@ -6,9 +6,8 @@ import { PlanishError } from "../../common/errors.js";
 import { parseModelConfig } from "../../models/architectures/index.js";
 import type { Architecture, LinearRole, ModelConfig } from "../../models/config.js";
 import { readBlock, type HostBlock } from "../../models/weights.js";
-import { isArtifact, readQuantizationInfo } from "../../quantize/artifact.js";
+import { isArtifact, openArtifact } from "../../quantize/artifact.js";
 import type { PackedBlock, PackedLinear } from "../../quantize/packed-block.js";
-import { readPackedBlock } from "../../quantize/packed-tensors.js";
 import { formatScheme, parseScheme, type Scheme } from "../../quantize/scheme.js";
 import { singles } from "./outer.js";
 
@@ -22,10 +21,7 @@ export interface EngineSource extends Disposable {
 
 /** @throws PlanishError when the path holds no model. The caller disposes the source once the engine is built. */
 export function openSource(path: string): EngineSource {
-  const scheme = isArtifact(path)
-    ? parseScheme(readQuantizationInfo(path).scheme)
-    : parseScheme("w16a16kv16");
-  const artifact = isArtifact(path);
+  if (isArtifact(path)) return openArtifact(path);
   const checkpoint = openCheckpoint(path);
   try {
     const { architecture, config } = parseModelConfig(checkpoint.config);
@@ -33,11 +29,8 @@ export function openSource(path: string): EngineSource {
       checkpoint,
       architecture,
       config,
-      scheme,
-      block: (layer) =>
-        artifact
-          ? readPackedBlock(checkpoint, architecture, config, scheme, layer)
-          : unquantized(readBlock(checkpoint, architecture, config, layer)),
+      scheme: parseScheme("w16a16kv16"),
+      block: (layer) => unquantized(readBlock(checkpoint, architecture, config, layer)),
       [Symbol.dispose]: () => checkpoint[Symbol.dispose](),
     };
   } catch (error) {

@@ -5,7 +5,6 @@
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../backend/backend.js";
-import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError } from "../../common/errors.js";
@@ -27,7 +26,7 @@ import {
 import { embed, loadOuter } from "../../models/language-model.js";
 import { ropeTables } from "../../models/rope.js";
 import { freeBlock, readBlock, uploadBlock, type HostBlock } from "../../models/weights.js";
-import { readQuantizationInfo } from "../../quantize/artifact.js";
+import { openArtifact, type OpenArtifact } from "../../quantize/artifact.js";
 import { freeOuter } from "../../quantize/calibration/forward.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
 import {
@@ -36,7 +35,6 @@ import {
   type PackedGrid,
   type PackedLinear,
 } from "../../quantize/packed-block.js";
-import { readPackedBlock } from "../../quantize/packed-tensors.js";
 import { parseScheme, type Scheme } from "../../quantize/scheme.js";
 import { kronecker } from "../../tensor/ops/index.js";
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
@@ -74,10 +72,9 @@ export interface Capture {
   readonly tokens: number;
 }
 
-interface OpenArtifact {
+interface CapturedArtifact {
   readonly name: string;
-  readonly checkpoint: Checkpoint;
-  readonly scheme: Scheme;
+  readonly artifact: OpenArtifact;
   readonly result: MethodCapture;
 }
 
@@ -97,20 +94,16 @@ export async function capture(job: CaptureJob): Promise<Capture> {
   using source = openCheckpoint(job.source);
   const { architecture, config } = parseModelConfig(source.config);
   const hash = await source.hash();
-  const artifacts: OpenArtifact[] = [];
+  const artifacts: CapturedArtifact[] = [];
   try {
     for (const { name, path } of job.artifacts) {
-      const info = readQuantizationInfo(path);
+      const artifact = openArtifact(path);
+      artifacts.push({ name, artifact, result: { sites: [], siteErrors: [], blockErrors: [] } });
+      const { info } = artifact;
       if (info.source.hash !== hash)
         throw new PlanishError(
           `${path} was made from ${info.source.name} (hash ${info.source.hash.slice(0, 16)}), not from ${job.source}; give that model as --source`,
         );
-      artifacts.push({
-        name,
-        checkpoint: openCheckpoint(path),
-        scheme: parseScheme(info.scheme),
-        result: { sites: [], siteErrors: [], blockErrors: [] },
-      });
     }
     const documents = readDocuments(job.text ?? "wikitext2");
     const text = documents.join("\n\n").slice(0, 20 * TOKENS);
@@ -131,10 +124,11 @@ export async function capture(job: CaptureJob): Promise<Capture> {
       const host = readBlock(source, architecture, config, layer);
       const weights = uploadBlock(backend, host);
       const plain = run(backend, config, layer, weights, plainHooks(weights), states);
-      const scheme = artifacts[0]?.scheme ?? parseScheme("w16a16kv16");
+      const scheme = artifacts[0]?.artifact.scheme ?? parseScheme("w16a16kv16");
       before.push(SITES.map((site) => plainView(host, weights, site, plain, scheme)));
-      for (const { checkpoint, scheme: own, result } of artifacts) {
-        const packed = readPackedBlock(checkpoint, architecture, config, own, layer);
+      for (const { artifact, result } of artifacts) {
+        const { scheme: own } = artifact;
+        const packed = artifact.block(layer);
         const quantized = packedLayer(backend, config, own, packed);
         const found = run(backend, config, layer, quantized.weights, quantized.hooks, states);
         result.sites.push(
@@ -165,7 +159,7 @@ export async function capture(job: CaptureJob): Promise<Capture> {
     const after = new Map(artifacts.map(({ name, result }) => [name, result]));
     return { before, after, tokens: ids.length };
   } finally {
-    for (const { checkpoint } of artifacts) checkpoint[Symbol.dispose]();
+    for (const { artifact } of artifacts) artifact[Symbol.dispose]();
   }
 }
 
