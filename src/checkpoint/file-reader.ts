@@ -3,35 +3,15 @@
  * PlanishError that names the file. Nothing here keeps more than the bytes asked for.
  */
 
-import { closeSync, fstatSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
+import { shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
+import { MAX_JSON_BYTES, describeFsError, readUserJson } from "../common/read-file.js";
+
+export { describeFsError } from "../common/read-file.js";
 
 /** Largest single read; Node refuses reads of 2 GiB and more. */
 const MAX_READ = 1 << 30;
-
-/** JSON files beside the weights (configs, tokenizers, indexes) above this size are not what they claim. */
-export const MAX_JSON_BYTES = 256 * 1024 * 1024;
-
-/** What went wrong in the file system, in words; falls back to the error's own message. */
-export function describeFsError(error: unknown): string {
-  const { code, message } = error as NodeJS.ErrnoException;
-  switch (code) {
-    case "ENOENT":
-      return "it does not exist";
-    case "EACCES":
-    case "EPERM":
-      return "permission denied";
-    case "EISDIR":
-      return "it is a directory";
-    case "EMFILE":
-    case "ENFILE":
-      return "too many open files";
-    case "EIO":
-      return "the disk reported a read error";
-    default:
-      return message ?? String(error);
-  }
-}
 
 /** A regular file open for positioned reads. */
 export class FileReader implements Disposable {
@@ -99,34 +79,8 @@ export function isJsonObject(value: unknown): value is Record<string, unknown> {
 
 /** Parses a JSON file that must hold an object. Throws PlanishError naming the file. */
 export function readJsonObject(path: string): Record<string, unknown> {
-  let text: string;
-  try {
-    const info = statSync(path);
-    if (!info.isFile()) throw new PlanishError(`cannot read ${path}: not a regular file`);
-    if (info.size > MAX_JSON_BYTES) {
-      throw new PlanishError(
-        `cannot read ${path}: ${info.size} bytes are too many for a JSON file ` +
-          `(at most ${MAX_JSON_BYTES})`,
-      );
-    }
-    text = readFileSync(path, "utf8");
-  } catch (error) {
-    if (error instanceof PlanishError) throw error;
-    throw new PlanishError(`cannot read ${path}: ${describeFsError(error)}`, { cause: error });
-  }
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw new PlanishError(
-      `${path} is not valid JSON (${(error as Error).message}); fetch it again`,
-      { cause: error },
-    );
-  }
-  if (!isJsonObject(value)) {
-    throw new PlanishError(
-      `${path} must hold a JSON object, not ${Array.isArray(value) ? "an array" : value === null ? "null" : `a ${typeof value}`}`,
-    );
-  }
+  const value = readUserJson(path, { most: MAX_JSON_BYTES });
+  if (!isJsonObject(value))
+    throw new PlanishError(`${path} must hold a JSON object, not ${shown(value)}`);
   return value;
 }

@@ -7,6 +7,7 @@
  * implementation demands.
  */
 
+import { quoted } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import type { StoredTensor } from "./checkpoint.js";
 import { ELEMENT_BYTES, isElementType } from "./element-types.js";
@@ -28,7 +29,7 @@ export interface SafetensorsHeader {
 
 /** Quotes a name from a file for an error line: control characters escaped, long names cut. */
 export function quoteName(name: string): string {
-  return JSON.stringify(name.length > 120 ? `${name.slice(0, 117)}…` : name);
+  return quoted(name, 80);
 }
 
 /**

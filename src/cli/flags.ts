@@ -1,32 +1,20 @@
 /** Parsers of flag values: each says what is accepted when it refuses. */
 
 import { InvalidArgumentError } from "commander";
-import { formatNumber } from "../common/format.js";
+import { describeRange, isFiniteIn, isIntegerIn, type Range } from "../common/bounds.js";
 
-interface Range {
-  readonly min?: number;
-  readonly max?: number;
-}
-
-function describeRange({ min, max }: Range): string {
-  if (min !== undefined && max !== undefined) {
-    return ` from ${formatNumber(min)} to ${formatNumber(max)}`;
-  }
-  if (min !== undefined) return `, at least ${formatNumber(min)}`;
-  if (max !== undefined) return `, at most ${formatNumber(max)}`;
-  return "";
-}
-
-function inRange(value: number, { min = -Infinity, max = Infinity }: Range): boolean {
-  return value >= min && value <= max;
+/** What is accepted, after "a number": ` from 1 to 10`, `, at least 1`. */
+function accepted(range: Range): string {
+  const text = describeRange(range);
+  return text === "" || text.startsWith("from") ? ` ${text}`.trimEnd() : `, ${text}`;
 }
 
 /** Whole numbers in decimal digits; `1e3`, `0x10` and `7.0` are refused rather than guessed at. */
 export function integer(range: Range = {}): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (!/^-?\d+$/.test(text) || !Number.isSafeInteger(value) || !inRange(value, range)) {
-      throw new InvalidArgumentError(`Give a whole number${describeRange(range)}.`);
+    if (!/^-?\d+$/.test(text) || !isIntegerIn(value, range)) {
+      throw new InvalidArgumentError(`Give a whole number${accepted(range)}.`);
     }
     return value;
   };
@@ -37,8 +25,8 @@ export function decimal(range: Range = {}): (text: string) => number {
   return (text) => {
     const value = Number(text);
     const written = /^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i.test(text);
-    if (!written || !Number.isFinite(value) || !inRange(value, range)) {
-      throw new InvalidArgumentError(`Give a number${describeRange(range)}.`);
+    if (!written || !isFiniteIn(value, range)) {
+      throw new InvalidArgumentError(`Give a number${accepted(range)}.`);
     }
     return value;
   };
