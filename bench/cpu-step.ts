@@ -7,25 +7,16 @@
 import { createCpuBackend } from "../src/backend/cpu/backend.js";
 import { profiledBackend } from "../src/backend/profile.js";
 import { Random } from "../src/common/random.js";
-import { LLAMA_NAMES } from "../src/models/architectures/common.js";
-import {
-  LINEAR_SITES,
-  type LinearRole,
-  type LinearSite,
-  type ModelConfig,
-} from "../src/models/config.js";
-import {
-  linearShape,
-  uploadBlock,
-  type HostBlock,
-  type HostLinear,
-} from "../src/models/weights.js";
+import { type ModelConfig } from "../src/models/config.js";
+import { uploadBlock, type HostBlock } from "../src/models/weights.js";
+import { sitesOf } from "../src/models/program.js";
+import { mapValues } from "../src/common/records.js";
 import { BlockTrainer } from "../src/quantize/block-training.js";
 import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../src/quantize/methods/flatquant/recipe.js";
 import { parameterRule } from "../src/quantize/methods/flatquant/train.js";
-import { describeBlock } from "../src/quantize/simulated-block.js";
 import { parameter } from "../src/tensor/tensor.js";
+import { blockProgram } from "../src/models/architectures/index.js";
 
 const BATCH = 4;
 const TIME = 2048;
@@ -53,22 +44,16 @@ function noise(random: Random, length: number, deviation: number): Float32Array 
 }
 
 function randomBlock(random: Random): HostBlock {
-  const norm = (path: string) => ({
-    path,
-    gain: { shape: [config.hiddenSize], data: new Float32Array(config.hiddenSize).fill(1) },
-  });
-  const linears: Partial<Record<LinearRole, HostLinear>> = {};
-  for (const [role, path] of Object.entries(LLAMA_NAMES.linears) as [LinearRole, string][]) {
-    const shape = linearShape(config, role);
-    linears[role] = {
+  const { linears, norms } = blockProgram(config, 0);
+  return {
+    norms: mapValues(norms, ({ path, width }) => ({
+      path,
+      gain: { shape: [width], data: new Float32Array(width).fill(1) },
+    })),
+    linears: mapValues(linears, ({ path, shape }) => ({
       path,
       weight: { shape, data: noise(random, shape[0] * shape[1], 1 / Math.sqrt(shape[1])) },
-    };
-  }
-  return {
-    inputNorm: norm(LLAMA_NAMES.norms.input),
-    postNorm: norm(LLAMA_NAMES.norms.post),
-    linears,
+    })),
   };
 }
 
@@ -77,20 +62,20 @@ const backend = profiledBackend(createCpuBackend({ threads }));
 const random = Random.for(1, "step");
 const block = randomBlock(random);
 const maxima = Object.fromEntries(
-  (Object.keys(LINEAR_SITES) as LinearSite[]).map((site) => [
+  sitesOf(blockProgram(config, 0)).map(({ site, width }) => [
     site,
-    new Float64Array(site === "mlp_down" ? config.intermediateSize : config.hiddenSize).fill(3),
+    new Float64Array(width).fill(3),
   ]),
-) as Record<LinearSite, Float64Array>;
+);
 const recipe = flatQuantPresets.paper;
 const params = new Map(
-  [...initialParameters(block, config, scheme, recipe, maxima, random)].map(
+  [...initialParameters(block, blockProgram(config, 0), scheme, recipe, maxima, random)].map(
     ([name, { shape, data }]) => [name, parameter(backend, shape, data)],
   ),
 );
 using trainer = new BlockTrainer({
   backend,
-  block: describeBlock(block, config, scheme),
+  block: { program: blockProgram(config, 0), scheme },
   weights: uploadBlock(backend, block),
   params,
   precision: "bf16",
@@ -98,6 +83,7 @@ using trainer = new BlockTrainer({
   rule: parameterRule(recipe),
   totalSteps: 1000,
   layer: 0,
+  hidden: config.hiddenSize,
 });
 const size = BATCH * TIME * config.hiddenSize;
 const batch = { input: noise(random, size, 1), target: noise(random, size, 1), sequences: BATCH };

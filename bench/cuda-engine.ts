@@ -20,6 +20,7 @@ import {
   type CudaModel,
   type CudaSite,
 } from "../src/engine/cuda/weights.js";
+import { blockPrograms } from "../src/models/architectures/index.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 const argument = (name: string) => {
@@ -109,8 +110,7 @@ const factors = device.put(new Float32Array(4).fill(0.98));
 
 function block(sets: boolean): CudaBlock {
   return {
-    inputGain: ones,
-    postGain: ones,
+    gains: { input: ones, post: ones },
     sites: {
       attn_in: site(64, 64, true, [hiddenSize, hiddenSize, hiddenSize], false, sets),
       attn_out: site(numHeads, headDim, false, [hiddenSize], false, sets),
@@ -129,6 +129,7 @@ const head = { pointer: random("halves", vocabSize * hiddenSize, 0.02), bf16: fa
 function modelOf(sets: boolean): CudaModel {
   return {
     config,
+    programs: blockPrograms(config),
     scheme: { weightBits: 4, activationBits: 4, kvBits: 4 },
     blocks: Array.from({ length: layers }, () => block(sets)),
     outer: { embedding, head, finalGain: ones },

@@ -53,7 +53,16 @@ export function halfCalls(
   const decoding = rows === step.sequences;
   const splits = decoding ? k.splitsFor({ ...SHAPE, kept: 16 }, step.sequences, step.pagesEach) : 1;
   const pageBytes = HEADS * pageLayout(HEAD_DIM, 16).bytes;
-  const common = { ...SHAPE, kept: 16 as const, pages: step.pages, window: 0, cache, pageBytes };
+  const scale = 1 / Math.sqrt(SHAPE.headDim);
+  const common = {
+    ...SHAPE,
+    kept: 16 as const,
+    pages: step.pages,
+    window: 0,
+    scale,
+    cache,
+    pageBytes,
+  };
   const product = (
     from: DevicePointer,
     columns: number,

@@ -146,7 +146,16 @@ export function quantizedCalls(
     const widths = { bits: 4, activationBits: 4 } as const;
     return { ...at, ...widths, order, columns, weights, featureScale: scale, plain };
   };
-  const common = { ...SHAPE, kept: 4 as const, pages: step.pages, window: 0, cache, pageBytes };
+  const scale = 1 / Math.sqrt(SHAPE.headDim);
+  const common = {
+    ...SHAPE,
+    kept: 4 as const,
+    pages: step.pages,
+    window: 0,
+    scale,
+    cache,
+    pageBytes,
+  };
   return [
     [
       "site attn_in",

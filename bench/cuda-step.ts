@@ -5,27 +5,18 @@
  */
 import { createCudaBackend, type CudaBackend } from "../src/backend/cuda/backend.js";
 import { Random } from "../src/common/random.js";
-import { LLAMA_NAMES } from "../src/models/architectures/common.js";
-import {
-  LINEAR_SITES,
-  type LinearRole,
-  type LinearSite,
-  type ModelConfig,
-} from "../src/models/config.js";
-import {
-  linearShape,
-  uploadBlock,
-  type HostBlock,
-  type HostLinear,
-} from "../src/models/weights.js";
+import { type ModelConfig } from "../src/models/config.js";
+import { uploadBlock, type HostBlock } from "../src/models/weights.js";
+import { sitesOf } from "../src/models/program.js";
+import { mapValues } from "../src/common/records.js";
 import { BatchFeed } from "../src/quantize/calibration/feed.js";
 import type { Activations } from "../src/quantize/calibration/windows.js";
 import { BlockTrainer } from "../src/quantize/block-training.js";
-import { describeBlock } from "../src/quantize/simulated-block.js";
 import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../src/quantize/methods/flatquant/recipe.js";
 import { parameterRule } from "../src/quantize/methods/flatquant/train.js";
 import { parameter, type Tensor } from "../src/tensor/tensor.js";
+import { blockProgram } from "../src/models/architectures/index.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 const BATCH = 4;
@@ -61,20 +52,16 @@ function noise(random: Random, length: number, deviation: number): Float32Array 
 }
 
 function randomBlock(random: Random): HostBlock {
-  const norm = (path: string) => ({
-    path,
-    gain: { shape: [config.hiddenSize], data: new Float32Array(config.hiddenSize).fill(1) },
-  });
-  const linears: Partial<Record<LinearRole, HostLinear>> = {};
-  for (const [role, path] of Object.entries(LLAMA_NAMES.linears) as [LinearRole, string][]) {
-    const shape = linearShape(config, role);
-    const data = noise(random, shape[0] * shape[1], 1 / Math.sqrt(shape[1]));
-    linears[role] = { path, weight: { shape, data } };
-  }
+  const { linears, norms } = blockProgram(config, 0);
   return {
-    inputNorm: norm(LLAMA_NAMES.norms.input),
-    postNorm: norm(LLAMA_NAMES.norms.post),
-    linears,
+    norms: mapValues(norms, ({ path, width }) => ({
+      path,
+      gain: { shape: [width], data: new Float32Array(width).fill(1) },
+    })),
+    linears: mapValues(linears, ({ path, shape }) => ({
+      path,
+      weight: { shape, data: noise(random, shape[0] * shape[1], 1 / Math.sqrt(shape[1])) },
+    })),
   };
 }
 
@@ -153,13 +140,13 @@ ceilings(backend);
 const random = new Random(1);
 const block = randomBlock(random);
 const maxima = Object.fromEntries(
-  (Object.keys(LINEAR_SITES) as LinearSite[]).map((site) => [
+  sitesOf(blockProgram(config, 0)).map(({ site, width }) => [
     site,
-    new Float64Array(site === "mlp_down" ? config.intermediateSize : config.hiddenSize).fill(3),
+    new Float64Array(width).fill(3),
   ]),
-) as Record<LinearSite, Float64Array>;
+);
 const recipe = { ...flatQuantPresets.paper, precision: "bf16" as const };
-const initial = initialParameters(block, config, scheme, recipe, maxima, random);
+const initial = initialParameters(block, blockProgram(config, 0), scheme, recipe, maxima, random);
 const weights = uploadBlock(backend, block);
 const params = new Map<string, Tensor>();
 for (const [name, { shape, data }] of initial) params.set(name, parameter(backend, shape, data));
@@ -179,7 +166,7 @@ backend.write(input, inputs.data.subarray(0, size));
 backend.write(target, targets.data.subarray(0, size));
 using trainer = new BlockTrainer({
   backend,
-  block: describeBlock(block, config, scheme),
+  block: { program: blockProgram(config, 0), scheme },
   weights,
   params,
   precision: recipe.precision,
@@ -187,6 +174,7 @@ using trainer = new BlockTrainer({
   rule: parameterRule(recipe),
   totalSteps: 1000,
   layer: 0,
+  hidden: config.hiddenSize,
 });
 const batch = { input, target, sequences: BATCH };
 const losses: number[] = [];

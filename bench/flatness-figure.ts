@@ -8,9 +8,9 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { openBackend } from "../src/backend/open.js";
 import { packageRoot } from "../src/common/package.js";
-import { plainHooks } from "../src/models/block.js";
-import type { LinearSite } from "../src/models/config.js";
+import { plainHooks } from "../src/models/interpret.js";
 import { LanguageModel } from "../src/models/language-model.js";
+import { siteNamed } from "../src/models/program.js";
 import { openCheckpoint } from "../src/checkpoint/open.js";
 import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { readDocuments, tokenizeCorpus } from "../src/quantize/calibration/text.js";
@@ -22,7 +22,7 @@ import { frozen, Graph } from "../src/tensor/tensor.js";
 
 const artifactPath = process.argv[2];
 const layerText = process.argv.at(3) ?? "7";
-const site = (process.argv.at(4) ?? "mlp_down") as LinearSite;
+const site = (process.argv.at(4) ?? "mlp_down");
 const layer = Number(layerText);
 const TOKENS = 512;
 
@@ -37,11 +37,14 @@ if (!transform) throw new Error(`${artifactPath} has no transform at ${site} of 
 const side = (data: Float32Array | undefined) =>
   data && frozen(backend, [Math.sqrt(data.length), Math.sqrt(data.length)], data);
 // The diag is folded upstream, so what the artifact's transform sees is x ⊙ d; norms carry it as a ratio of gains.
-const norm = site === "mlp_in" ? "postNorm" : "inputNorm";
+const upstream = siteNamed(model.programs[layer], site).upstream;
 const host = model.layers[layer].weights;
 const diag =
-  site === "attn_in" || site === "mlp_in"
-    ? ratio(packed[norm].gain.data, backend.read(host[norm].gain.buffer ?? never()))
+  upstream?.kind === "norm"
+    ? ratio(
+        packed.norms[upstream.norm].gain.data,
+        backend.read(host.norms[upstream.norm].gain.buffer ?? never()),
+      )
     : upScale();
 
 const before = new Map<string, Float64Array>();

@@ -11,12 +11,13 @@ import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { formatTable } from "../src/common/format.js";
 import { packageRoot } from "../src/common/package.js";
 import { evaluatePerplexity } from "../src/evaluate/perplexity.js";
-import { LINEAR_SITES } from "../src/models/config.js";
 import { readQuantizationInfo } from "../src/quantize/artifact.js";
 import { readDocuments, tokenizeCorpus } from "../src/quantize/calibration/text.js";
 import type { ParameterValues } from "../src/quantize/fold.js";
 import { parseScheme } from "../src/quantize/scheme.js";
 import { readKeptParameters, simulatedModel } from "../src/quantize/simulated-model.js";
+import { blockProgram, parseModelConfig } from "../src/models/architectures/index.js";
+import { siteOfLinear } from "../src/models/program.js";
 
 const [pathA, pathB] = process.argv.slice(2);
 const windows = Number(process.argv.at(4) ?? "200");
@@ -29,15 +30,16 @@ const a = readKeptParameters(pathA);
 const b = readKeptParameters(pathB);
 const tokens = tokenizeCorpus(loadTokenizer(source), readDocuments("wikitext2"));
 
+const program = blockProgram(parseModelConfig(source.config).config, 0);
+
 /** The site a parameter belongs to; P_o and P_v share the linears of attn_out, the clip of values goes with P_v. */
 function siteOf(name: string): string {
   if (name.startsWith("clip.k.") || name.startsWith("k_head")) return "k_head";
   if (name.startsWith("clip.v.") || name.startsWith("v_head")) return "v_head";
   const path = /^(?:clip|round)\.(.+?)(?:\.[wa]_(?:max|min))?$/.exec(name)?.[1];
   if (path === undefined) return name.slice(0, name.indexOf("."));
-  const role = path.replace(/^.*\./, "").replace(/_proj$/, "");
-  const sites = Object.entries(LINEAR_SITES) as [string, readonly string[]][];
-  return sites.find(([, roles]) => roles.includes(role))?.[0] ?? role;
+  const [role] = Object.entries(program.linears).find(([, linear]) => linear.path === path) ?? [];
+  return role === undefined ? path : siteOfLinear(program, role).site;
 }
 
 const mixed = (own: ParameterValues, other: ParameterValues, site: string): ParameterValues =>

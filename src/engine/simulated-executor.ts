@@ -7,6 +7,8 @@ import type { Backend, Buffer } from "../backend/backend.js";
 import { PlanishError } from "../common/errors.js";
 import type { ModelConfig } from "../models/config.js";
 import { outerTensors, type LanguageModel } from "../models/language-model.js";
+import { cacheWidth, type AttentionStep } from "../models/program.js";
+import { blockTensors } from "../models/weights.js";
 import { attention, gatherRows } from "../tensor/ops/index.js";
 import { Graph, Tensor } from "../tensor/tensor.js";
 import type { Chunk, Executor } from "./executor.js";
@@ -38,7 +40,8 @@ export class SimulatedExecutor implements Executor {
   readonly bytesPerPage: number;
   readonly weightBytes: number;
   readonly description: string;
-  private readonly width: number;
+  /** Channels of keys in each layer. */
+  private readonly widths: readonly number[];
   private readonly fewestRows: number;
   private readonly queryBlock: number;
   private memory: PageMemory = { keys: [], values: [] };
@@ -51,8 +54,9 @@ export class SimulatedExecutor implements Executor {
   ) {
     const { backend, config } = model;
     this.config = config;
-    this.width = config.numKvHeads * config.headDim;
-    this.bytesPerPage = 2 * config.numLayers * this.pageTokens * this.width * realBytes(backend);
+    this.widths = model.programs.map(cacheWidth);
+    const total = this.widths.reduce((sum, width) => sum + width, 0);
+    this.bytesPerPage = 2 * this.pageTokens * total * realBytes(backend);
     this.weightBytes = weightBytes(model);
     this.description = `${backend.description}; ${arithmetic}`;
     // The reference backend's plain loops treat every row alike.
@@ -63,27 +67,27 @@ export class SimulatedExecutor implements Executor {
   }
 
   reserve(pages: number): void {
-    const { backend, config } = this.model;
+    const { backend } = this.model;
     this.release();
     const make = () =>
-      Array.from({ length: config.numLayers }, () =>
-        backend.alloc(backend.realType, pages * this.pageTokens * this.width),
-      );
+      this.widths.map((width) => backend.alloc(backend.realType, pages * this.pageTokens * width));
     this.memory = { keys: make(), values: make() };
   }
 
   copyPage(from: number, to: number): void {
-    const length = this.pageTokens * this.width;
-    for (const buffer of [...this.memory.keys, ...this.memory.values])
-      this.model.backend.copy(buffer, buffer, length, from * length, to * length);
+    for (const buffers of [this.memory.keys, this.memory.values])
+      buffers.forEach((buffer, layer) => {
+        const length = this.pageTokens * this.widths[layer];
+        this.model.backend.copy(buffer, buffer, length, from * length, to * length);
+      });
   }
 
   step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
     for (const chunk of chunks) this.check(chunk);
     const { ids, positions } = this.rows(chunks);
     using g = new Graph(this.model.backend, { arena: this.arena });
-    const hidden = this.model.hiddenOfRows(g, ids, positions, (inner, layer, q, k, v) =>
-      this.attend(inner, layer, chunks, q, k, v),
+    const hidden = this.model.hiddenOfRows(g, ids, positions, (inner, layer, step, q, k, v) =>
+      this.attend(inner, layer, step, chunks, q, k, v),
     );
     return this.logits(g, chunks, hidden);
   }
@@ -115,20 +119,22 @@ export class SimulatedExecutor implements Executor {
   private attend(
     g: Graph,
     layer: number,
+    { heads, kvHeads, headDim, window, scale }: AttentionStep,
     chunks: readonly Chunk[],
     q: Tensor,
     k: Tensor,
     v: Tensor,
   ): Tensor {
-    const { backend, config } = this.model;
+    const { backend } = this.model;
+    const width = kvHeads * headDim;
     const out = g.real(q.size);
     // Padding sees nothing, and what comes after must be numbers.
     backend.fill(out, 0);
     let row = 0;
     for (const chunk of chunks) {
       const count = chunk.tokens.length;
-      this.store(this.memory.keys[layer], chunk, g.values(k), row);
-      this.store(this.memory.values[layer], chunk, g.values(v), row);
+      this.store(this.memory.keys[layer], width, chunk, g.values(k), row);
+      this.store(this.memory.values[layer], width, chunk, g.values(v), row);
       const from = Math.floor(chunk.start / this.queryBlock) * this.queryBlock;
       const to = Math.ceil((chunk.start + count) / this.queryBlock) * this.queryBlock;
       using inner = g.nested();
@@ -138,15 +144,9 @@ export class SimulatedExecutor implements Executor {
       const mixed = attention(
         inner,
         queries,
-        this.gather(inner, this.memory.keys[layer], chunk, to),
-        this.gather(inner, this.memory.values[layer], chunk, to),
-        {
-          batch: 1,
-          heads: config.numHeads,
-          kvHeads: config.numKvHeads,
-          headDim: config.headDim,
-          window: config.slidingWindow,
-        },
+        this.gather(inner, this.memory.keys[layer], width, chunk, to),
+        this.gather(inner, this.memory.values[layer], width, chunk, to),
+        { batch: 1, heads, kvHeads, headDim, window, scale },
       );
       backend.copy(inner.values(mixed), out, count * q.cols, offset, row * q.cols);
       row += count;
@@ -156,6 +156,7 @@ export class SimulatedExecutor implements Executor {
 
   private store(
     target: Buffer,
+    width: number,
     { tokens, start, pages }: Chunk,
     source: Buffer,
     row: number,
@@ -164,9 +165,9 @@ export class SimulatedExecutor implements Executor {
       this.model.backend.copy(
         source,
         target,
-        count * this.width,
-        (row + at - start) * this.width,
-        (page * this.pageTokens + slot) * this.width,
+        count * width,
+        (row + at - start) * width,
+        (page * this.pageTokens + slot) * width,
       );
   }
 
@@ -174,17 +175,18 @@ export class SimulatedExecutor implements Executor {
   private gather(
     g: Graph,
     source: Buffer,
+    width: number,
     { tokens, start, pages }: Chunk,
     length: number,
   ): Tensor {
-    const out = zeros(g, [length, this.width]);
+    const out = zeros(g, [length, width]);
     for (const [at, page, slot, count] of this.runs(0, start + tokens.length, pages))
       this.model.backend.copy(
         source,
         g.values(out),
-        count * this.width,
-        (page * this.pageTokens + slot) * this.width,
-        at * this.width,
+        count * width,
+        (page * this.pageTokens + slot) * width,
+        at * width,
       );
     return out;
   }
@@ -259,11 +261,7 @@ function weightBytes({ backend, outer, layers }: LanguageModel): number {
     return codes + (t.buffer ? t.size * realBytes(backend) : 0);
   };
   let bytes = outerTensors(outer).reduce((sum, t) => sum + size(t), 0);
-  for (const { weights } of layers) {
-    const { inputNorm, postNorm, qNorm, kNorm, linears } = weights;
-    for (const norm of [inputNorm, postNorm, qNorm, kNorm])
-      bytes += size(norm?.gain) + size(norm?.bias);
-    for (const linear of Object.values(linears)) bytes += size(linear.weight) + size(linear.bias);
-  }
+  for (const { weights } of layers)
+    bytes += blockTensors(weights).reduce((sum, t) => sum + size(t), 0);
   return bytes;
 }

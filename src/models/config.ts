@@ -1,30 +1,6 @@
 /** What a decoder model is made of, whatever its architecture's config file called it. */
 
-/** Linears of a block, by the part they play. Models without a gate have no "gate". */
-export type LinearRole = "q" | "k" | "v" | "o" | "gate" | "up" | "down";
-
-/** Places where one activation feeds linears (spec/flatquant.md, Sites) and that own a run-time transform. */
-export type SiteName = "attn_in" | "attn_out" | "k_head" | "v_head" | "mlp_in" | "mlp_down";
-
-/** Sites whose activation feeds linears, with the roles it feeds. */
-export const LINEAR_SITES: Readonly<Record<"attn_in" | "attn_out" | "mlp_in" | "mlp_down", readonly LinearRole[]>> = {
-  attn_in: ["q", "k", "v"],
-  attn_out: ["o"],
-  mlp_in: ["gate", "up"],
-  mlp_down: ["down"],
-};
-export type LinearSite = keyof typeof LINEAR_SITES;
-
-export type RopeScaling =
-  | { readonly type: "default" }
-  | { readonly type: "linear"; readonly factor: number }
-  | {
-      readonly type: "llama3";
-      readonly factor: number;
-      readonly lowFreqFactor: number;
-      readonly highFreqFactor: number;
-      readonly originalMaxPositions: number;
-    };
+import type { Activation, BlockProgram, Rotary } from "./program.js";
 
 export interface ModelConfig {
   /** Architecture name in our table, e.g. "llama". */
@@ -49,16 +25,10 @@ export interface ModelConfig {
   readonly embeddingSize?: number;
   /** Positions: rotary, or a learned table whose row for position p is p + offset. */
   readonly positions:
-    | {
-        readonly kind: "rope";
-        readonly theta: number;
-        readonly scaling: RopeScaling;
-        /** Checkpoints trained with frequencies rounded to bfloat16 say so (docs/decisions.md); others are exact. */
-        readonly frequencyType?: "bfloat16";
-      }
+    | ({ readonly kind: "rope" } & Omit<Rotary, "dims">)
     | { readonly kind: "learned"; readonly offset: number };
   /** Gated MLPs compute act(gate)·up; the others act(up). */
-  readonly mlp: { readonly gated: boolean; readonly activation: "silu" | "relu" | "gelu" | "geluTanh" };
+  readonly mlp: { readonly gated: boolean; readonly activation: Activation };
   /** RMS norm over each head of queries and keys, before RoPE. */
   readonly qkNorm: boolean;
   readonly tiedEmbeddings: boolean;
@@ -71,7 +41,7 @@ export function defaultSequenceLength(config: ModelConfig): number {
   return config.maxPositions >= 2048 ? 2048 : Math.floor(config.maxPositions / 2);
 }
 
-/** Names of a checkpoint's tensors. Bias names follow from weight names (`.weight` → `.bias`). */
+/** Names of a checkpoint's tensors outside its blocks. Bias names follow from weight names (`.weight` → `.bias`). */
 export interface TensorNames {
   readonly embedding: string;
   /** Learned position table. */
@@ -82,17 +52,16 @@ export interface TensorNames {
   readonly projectIn?: string;
   readonly projectOut?: string;
   readonly blockPrefix: (layer: number) => string;
-  /** Module path inside the block, e.g. "self_attn.q_proj". */
-  readonly linears: Readonly<Partial<Record<LinearRole, string>>>;
-  readonly norms: { readonly input: string; readonly post: string; readonly q?: string; readonly k?: string };
 }
 
-/** One row of the architecture table: how to read its config, and what its tensors are called. */
+/** One row of the architecture table: how to read its config, what its tensors are called, and what a block computes. */
 export interface Architecture {
   readonly name: string;
   /** `model_type` values of config.json. */
   readonly modelTypes: readonly string[];
   parse(config: ConfigReader): ModelConfig;
+  /** The block of a layer; layers may differ. Called by `blockProgram`, which keeps what comes out. */
+  lower(config: ModelConfig, layer: number): BlockProgram;
   readonly names: TensorNames;
 }
 

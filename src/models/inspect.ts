@@ -1,16 +1,9 @@
 /** What a checkpoint holds, from its configuration and file headers alone: no weight is read. */
 
-import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, StoredTensor } from "../checkpoint/checkpoint.js";
-import { parseModelConfig } from "./architectures/index.js";
-import {
-  LINEAR_SITES,
-  type Architecture,
-  type LinearRole,
-  type LinearSite,
-  type ModelConfig,
-} from "./config.js";
-import { linearShape } from "./weights.js";
+import { blockProgram, blockPrograms, parseModelConfig } from "./architectures/index.js";
+import type { Architecture, ModelConfig } from "./config.js";
+import { sitesOf, type LinearSite } from "./program.js";
 
 /** A place where one activation feeds linears, alike in every block. */
 export interface SiteDescription {
@@ -54,14 +47,14 @@ export function inspectModel(checkpoint: Checkpoint): ModelDescription {
   const tensors = [...checkpoint.tensors.values()];
   const { required, optional } = expectedNames(architecture, config);
   const known = new Set([...required, ...optional]);
-  const sites = describeSites(architecture, config);
-  const perBlock = sites.flatMap(({ linears }) => linears.map(({ shape }) => shape[0] * shape[1]));
+  const sites = describeSites(config);
+  const linears = blockPrograms(config).flatMap((program) => Object.values(program.linears));
   return {
     path: checkpoint.path,
     format: checkpoint.format,
     config,
     parameters: sum(tensors.map(elements)),
-    linearParameters: config.numLayers * sum(perBlock),
+    linearParameters: sum(linears.map(({ shape }) => shape[0] * shape[1])),
     bytes: sum(tensors.map(({ bytes }) => bytes)),
     sites,
     types: byType(tensors),
@@ -71,20 +64,14 @@ export function inspectModel(checkpoint: Checkpoint): ModelDescription {
   };
 }
 
-function describeSites(architecture: Architecture, config: ModelConfig): SiteDescription[] {
-  const paths = architecture.names.linears;
-  return (Object.entries(LINEAR_SITES) as [LinearSite, readonly LinearRole[]][]).map(
-    ([site, roles]) => {
-      const linears = roles.flatMap((role) => {
-        const path = paths[role];
-        return path === undefined ? [] : [{ path, shape: linearShape(config, role) }];
-      });
-      if (linears.length === 0) {
-        throw new PlanishError(`architecture ${architecture.name} names no linear at site ${site}`);
-      }
-      return { site, channels: linears[0].shape[1], linears };
-    },
-  );
+/** Of the first block. */
+function describeSites(config: ModelConfig): SiteDescription[] {
+  const program = blockProgram(config, 0);
+  return sitesOf(program).map(({ site, width, linears }) => ({
+    site,
+    channels: width,
+    linears: linears.map((name) => program.linears[name]),
+  }));
 }
 
 /** Every tensor name the loader may ask for. */
@@ -100,9 +87,8 @@ function expectedNames(
   const optional = [names.lmHead];
   if (config.finalNorm !== false) optional.push(biasOf(names.finalNorm));
   if (config.positions.kind === "learned" && names.positions) required.push(names.positions);
-  const modules = [...Object.values(names.linears), ...Object.values(names.norms)];
-  for (let layer = 0; layer < config.numLayers; layer++) {
-    for (const path of modules) {
+  for (const [layer, program] of blockPrograms(config).entries()) {
+    for (const { path } of [...Object.values(program.linears), ...Object.values(program.norms)]) {
       const weight = `${names.blockPrefix(layer)}${path}.weight`;
       required.push(weight);
       optional.push(biasOf(weight));

@@ -7,18 +7,19 @@ import type { Backend, Buffer } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { add, gatherRows, linear, norm } from "../tensor/ops/index.js";
 import { freeTensor, frozen, type Graph, Tensor } from "../tensor/tensor.js";
-import { parseModelConfig } from "./architectures/index.js";
+import { blockPrograms, parseModelConfig } from "./architectures/index.js";
+import type { Architecture, ModelConfig } from "./config.js";
 import {
-  blockForward,
   plainHooks,
+  runBlock,
   type BlockContext,
   type BlockHooks,
   type BlockWeights,
   type KeyValueCache,
   type NormWeights,
-} from "./block.js";
-import type { Architecture, ModelConfig } from "./config.js";
-import { ropeTables, ropeTablesAt } from "./rope.js";
+} from "./interpret.js";
+import { cacheWidth, type BlockProgram } from "./program.js";
+import { rotaryTables, rotaryTablesAt } from "./rope.js";
 import { attentionRows, type SequenceTree } from "./sequence-tree.js";
 import { freeBlock, readBlock, readTensor, uploadBlock } from "./weights.js";
 
@@ -134,13 +135,17 @@ export interface SequenceOptions {
 }
 
 export class LanguageModel implements Disposable {
+  readonly programs: readonly BlockProgram[];
+
   constructor(
     readonly backend: Backend,
     readonly architecture: Architecture,
     readonly config: ModelConfig,
     readonly outer: OuterWeights,
     readonly layers: readonly Layer[],
-  ) {}
+  ) {
+    this.programs = blockPrograms(config).slice(0, layers.length);
+  }
 
   /** Loads every block of a full-precision checkpoint. */
   static load(backend: Backend, checkpoint: Checkpoint): LanguageModel {
@@ -163,8 +168,8 @@ export class LanguageModel implements Disposable {
   /** The same of every row of a tree of sequences, [rows, embedding]. */
   hiddenOfTree(g: Graph, tree: SequenceTree): Tensor {
     const x = embedAt(g, this.config, this.outer, tree.ids, tree.positions);
-    const rope = this.config.positions.kind === "rope" ? ropeTablesAt(g, this.config, tree.positions) : undefined;
-    return this.normed(g, this.through(g, x, { batch: 1, rope, shared: attentionRows(g, tree) }));
+    const rotary = rotaryTablesAt(g, this.programs, tree.positions);
+    return this.normed(g, this.through(g, x, { batch: 1, rotary, shared: attentionRows(g, tree) }));
   }
 
   /**
@@ -173,8 +178,8 @@ export class LanguageModel implements Disposable {
    */
   hiddenOfRows(g: Graph, ids: Int32Array, positions: Int32Array, attend: BlockContext["attend"]): Tensor {
     const x = embedAt(g, this.config, this.outer, ids, positions);
-    const rope = this.config.positions.kind === "rope" ? ropeTablesAt(g, this.config, positions) : undefined;
-    return this.normed(g, this.through(g, x, { batch: 1, rope, attend }));
+    const rotary = rotaryTablesAt(g, this.programs, positions);
+    return this.normed(g, this.through(g, x, { batch: 1, rotary, attend }));
   }
 
   /**
@@ -188,9 +193,9 @@ export class LanguageModel implements Disposable {
     const time = ids.length / batch;
     if (!Number.isInteger(time) || time === 0)
       throw new PlanishError(`${ids.length} token ids do not make ${batch} equal sequences`);
-    const rope = this.config.positions.kind === "rope" ? ropeTables(g, this.config, start, time) : undefined;
+    const rotary = rotaryTables(g, this.programs, start, time);
     const x = embed(g, this.config, this.outer, ids, batch, start);
-    return this.through(g, x, { batch, rope, cache });
+    return this.through(g, x, { batch, rotary, cache });
   }
 
   private *through(g: Graph, x: Tensor, context: Omit<BlockContext, "layer">): Generator<Tensor, void> {
@@ -199,7 +204,7 @@ export class LanguageModel implements Disposable {
       const out = kept[layer % 2];
       {
         using inner = g.nested();
-        const y = blockForward(inner, this.config, weights, hooks, x, { ...context, layer });
+        const y = runBlock(inner, this.programs[layer], weights, hooks, x, { ...context, layer });
         this.backend.copy(inner.values(y), out, y.size);
       }
       x = new Tensor(x.shape, out, false);
@@ -234,7 +239,7 @@ export class LanguageModel implements Disposable {
 
   /** A cache for one sequence of at most `capacity` tokens. */
   cache(capacity: number): GrowingCache {
-    return new GrowingCache(this.backend, this.config, capacity);
+    return new GrowingCache(this.backend, this.programs, capacity);
   }
 
   [Symbol.dispose](): void {
@@ -246,18 +251,18 @@ export class LanguageModel implements Disposable {
 /** Keys and values of one sequence in full precision, at a fixed capacity. */
 export class GrowingCache implements KeyValueCache, Disposable {
   private filled = 0;
-  private readonly width: number;
-  private readonly keys: Buffer[];
-  private readonly values: Buffer[];
+  private readonly keys: readonly Buffer[];
+  private readonly values: readonly Buffer[];
+  private readonly widths: readonly number[];
 
+  /** `programs`: of the model's blocks. */
   constructor(
     private readonly backend: Backend,
-    config: ModelConfig,
+    programs: readonly BlockProgram[],
     readonly capacity: number,
   ) {
-    this.width = config.numKvHeads * config.headDim;
-    const make = () =>
-      Array.from({ length: config.numLayers }, () => backend.alloc(backend.realType, capacity * this.width));
+    this.widths = programs.map(cacheWidth);
+    const make = () => this.widths.map((width) => backend.alloc(backend.realType, capacity * width));
     this.keys = make();
     this.values = make();
   }
@@ -267,16 +272,17 @@ export class GrowingCache implements KeyValueCache, Disposable {
   }
 
   extend(g: Graph, layer: number, k: Tensor, v: Tensor): { k: Tensor; v: Tensor } {
-    const time = k.size / this.width;
+    const width = this.widths[layer];
+    const time = k.size / width;
     const total = this.filled + time;
     if (total > this.capacity)
       throw new PlanishError(`sequence of ${total} tokens exceeds the cache's capacity of ${this.capacity}`);
-    this.backend.copy(g.values(k), this.keys[layer], k.size, 0, this.filled * this.width);
-    this.backend.copy(g.values(v), this.values[layer], v.size, 0, this.filled * this.width);
+    this.backend.copy(g.values(k), this.keys[layer], k.size, 0, this.filled * width);
+    this.backend.copy(g.values(v), this.values[layer], v.size, 0, this.filled * width);
     if (layer === this.keys.length - 1) this.filled = total;
     return {
-      k: new Tensor([total, this.width], this.keys[layer], false),
-      v: new Tensor([total, this.width], this.values[layer], false),
+      k: new Tensor([total, width], this.keys[layer], false),
+      v: new Tensor([total, width], this.values[layer], false),
     };
   }
 

@@ -1,23 +1,17 @@
 /** Angles of the rotary embedding, with the scalings that checkpoints ask for. */
-import { PlanishError } from "../common/errors.js";
 import type { Graph } from "../tensor/tensor.js";
 import type { RopeTables } from "../tensor/ops/index.js";
-import type { ModelConfig, RopeScaling } from "./config.js";
+import { rotariesOf, rotaryKey, type BlockProgram, type RopeScaling, type Rotary } from "./program.js";
 
 /**
- * Angular frequency of each rotated pair, length headDim/2: θ^(−2i/headDim), then scaled.
+ * Angular frequency of each rotated pair, length dims/2: θ^(−2i/dims), then scaled.
  * The llama3 scaling keeps short wavelengths, divides long ones by `factor`, and blends between
  * (Llama 3.1 model card: low/high frequency factors over the original context length).
  */
-export function ropeFrequencies(
-  headDim: number,
-  theta: number,
-  scaling: RopeScaling,
-  frequencyType?: "bfloat16",
-): Float64Array {
-  const frequencies = new Float64Array(headDim / 2);
+export function rotaryFrequencies({ dims, theta, scaling, frequencyType }: Rotary): Float64Array {
+  const frequencies = new Float64Array(dims / 2);
   for (let i = 0; i < frequencies.length; i++) {
-    const base = theta ** ((-2 * i) / headDim);
+    const base = theta ** ((-2 * i) / dims);
     frequencies[i] = scaled(base, scaling);
   }
   return frequencyType === "bfloat16" ? frequencies.map(toBfloat16) : frequencies;
@@ -47,20 +41,27 @@ function scaled(frequency: number, scaling: RopeScaling): number {
   }
 }
 
-/** cos/sin tables for positions start … start+length−1, as the rope op takes them. */
-export function ropeTables(g: Graph, config: ModelConfig, start: number, length: number): RopeTables {
-  return ropeTablesAt(g, config, Int32Array.from({ length }, (_, t) => start + t));
+/** Rotary tables by `rotaryKey`. */
+export type RotaryTables = ReadonlyMap<string, RopeTables>;
+
+/** Tables of every rotary embedding that the blocks use, for positions start … start+length−1. */
+export function rotaryTables(
+  g: Graph,
+  programs: readonly BlockProgram[],
+  start: number,
+  length: number,
+): RotaryTables {
+  return rotaryTablesAt(g, programs, Int32Array.from({ length }, (_, t) => start + t));
 }
 
-/** cos/sin tables for given positions: row r of the op's input is at `positions[r mod length]`. */
-export function ropeTablesAt(g: Graph, config: ModelConfig, positions: Int32Array): RopeTables {
-  if (config.positions.kind !== "rope") throw new PlanishError(`[rope] ${config.architecture} has no rotary positions`);
-  const frequencies = ropeFrequencies(
-    config.headDim,
-    config.positions.theta,
-    config.positions.scaling,
-    config.positions.frequencyType,
-  );
+/** The same for given positions: row r of the op's input is at `positions[r mod length]`. */
+export function rotaryTablesAt(g: Graph, programs: readonly BlockProgram[], positions: Int32Array): RotaryTables {
+  return new Map(rotariesOf(programs).map((rotary) => [rotaryKey(rotary), tablesAt(g, rotary, positions)]));
+}
+
+/** cos/sin of each position's angles, as the rope op takes them. */
+function tablesAt(g: Graph, rotary: Rotary, positions: Int32Array): RopeTables {
+  const frequencies = rotaryFrequencies(rotary);
   const { length } = positions;
   const half = frequencies.length;
   const cos = new Float64Array(length * half);

@@ -4,7 +4,7 @@
  * questions their opening words.
  */
 import type { Graph } from "../tensor/tensor.js";
-import type { SharedRows } from "./block.js";
+import type { SharedRows } from "./interpret.js";
 
 /** A row is one token after one particular beginning; rows come after the rows they continue. */
 export interface SequenceTree {

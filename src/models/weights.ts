@@ -3,8 +3,11 @@ import { PlanishError } from "../common/errors.js";
 import type { Backend, RealArray } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { freeTensor, frozen, type Tensor } from "../tensor/tensor.js";
-import type { BlockWeights, LinearWeights, NormWeights } from "./block.js";
-import type { Architecture, LinearRole, ModelConfig } from "./config.js";
+import { mapValues } from "../common/records.js";
+import { blockProgram } from "./architectures/index.js";
+import type { Architecture, ModelConfig } from "./config.js";
+import type { BlockWeights } from "./interpret.js";
+import type { LinearName, NormName } from "./program.js";
 
 /** A weight before it is put on a device. */
 export interface HostTensor {
@@ -25,33 +28,10 @@ export interface HostNorm {
   readonly bias?: HostTensor;
 }
 
-/** One block's weights in host memory. */
+/** One block's weights in host memory, by the names that its program gives them. */
 export interface HostBlock {
-  readonly inputNorm: HostNorm;
-  readonly postNorm: HostNorm;
-  readonly qNorm?: HostNorm;
-  readonly kNorm?: HostNorm;
-  readonly linears: Readonly<Partial<Record<LinearRole, HostLinear>>>;
-}
-
-/** Expected [out, in] of every role. */
-export function linearShape(config: ModelConfig, role: LinearRole): readonly [number, number] {
-  const attention = config.numHeads * config.headDim;
-  const kv = config.numKvHeads * config.headDim;
-  switch (role) {
-    case "q":
-      return [attention, config.hiddenSize];
-    case "k":
-    case "v":
-      return [kv, config.hiddenSize];
-    case "o":
-      return [config.hiddenSize, attention];
-    case "gate":
-    case "up":
-      return [config.intermediateSize, config.hiddenSize];
-    case "down":
-      return [config.hiddenSize, config.intermediateSize];
-  }
+  readonly norms: Readonly<Record<NormName, HostNorm>>;
+  readonly linears: Readonly<Record<LinearName, HostLinear>>;
 }
 
 /** @throws PlanishError when a tensor is missing or its shape is not what the config promises. */
@@ -69,56 +49,44 @@ function readOptional(checkpoint: Checkpoint, name: string, shape: readonly numb
   return checkpoint.tensors.has(name) ? readTensor(checkpoint, name, shape) : undefined;
 }
 
+/** @throws PlanishError when a tensor of the block is missing or its shape is not what the config promises. */
 export function readBlock(
   checkpoint: Checkpoint,
   architecture: Architecture,
   config: ModelConfig,
   layer: number,
 ): HostBlock {
-  const { names } = architecture;
-  const prefix = names.blockPrefix(layer);
-  const readNorm = (path: string, size: number): HostNorm => ({
-    path,
-    gain: readTensor(checkpoint, `${prefix}${path}.weight`, [size]),
-    bias: readOptional(checkpoint, `${prefix}${path}.bias`, [size]),
-  });
-  const linears: Partial<Record<LinearRole, HostLinear>> = {};
-  for (const [role, path] of Object.entries(names.linears) as [LinearRole, string][]) {
-    const shape = linearShape(config, role);
-    linears[role] = {
-      path,
-      weight: readTensor(checkpoint, `${prefix}${path}.weight`, shape),
-      bias: readOptional(checkpoint, `${prefix}${path}.bias`, [shape[0]]),
-    };
-  }
+  const program = blockProgram(config, layer);
+  const prefix = architecture.names.blockPrefix(layer);
+  const read = (path: string, shape: readonly number[]) => readTensor(checkpoint, `${prefix}${path}.weight`, shape);
+  const bias = (path: string, size: number) => readOptional(checkpoint, `${prefix}${path}.bias`, [size]);
   return {
-    inputNorm: readNorm(names.norms.input, config.hiddenSize),
-    postNorm: readNorm(names.norms.post, config.hiddenSize),
-    qNorm: names.norms.q === undefined ? undefined : readNorm(names.norms.q, config.headDim),
-    kNorm: names.norms.k === undefined ? undefined : readNorm(names.norms.k, config.headDim),
-    linears,
+    norms: mapValues(program.norms, ({ path, width }) => ({ path, gain: read(path, [width]), bias: bias(path, width) })),
+    linears: mapValues(program.linears, ({ path, shape }) => ({
+      path,
+      weight: read(path, shape),
+      bias: bias(path, shape[0]),
+    })),
   };
 }
 
 /** Puts a block on a device as frozen tensors. */
 export function uploadBlock(backend: Backend, block: HostBlock): BlockWeights {
   const put = (t: HostTensor): Tensor => frozen(backend, t.shape, t.data);
-  const putNorm = (n: HostNorm): NormWeights => ({ gain: put(n.gain), bias: n.bias && put(n.bias) });
-  const linears: Partial<Record<LinearRole, LinearWeights>> = {};
-  for (const [role, l] of Object.entries(block.linears) as [LinearRole, HostLinear][])
-    linears[role] = { weight: put(l.weight), bias: l.bias && put(l.bias) };
   return {
-    inputNorm: putNorm(block.inputNorm),
-    postNorm: putNorm(block.postNorm),
-    qNorm: block.qNorm && putNorm(block.qNorm),
-    kNorm: block.kNorm && putNorm(block.kNorm),
-    linears,
+    norms: mapValues(block.norms, (n) => ({ gain: put(n.gain), bias: n.bias && put(n.bias) })),
+    linears: mapValues(block.linears, (l) => ({ weight: put(l.weight), bias: l.bias && put(l.bias) })),
   };
 }
 
+/** Every tensor of a block on a device. */
+export function blockTensors({ norms, linears }: BlockWeights): Tensor[] {
+  return [
+    ...Object.values(norms).flatMap((n) => [n.gain, n.bias]),
+    ...Object.values(linears).flatMap((l) => [l.weight, l.bias]),
+  ].filter((t) => t !== undefined);
+}
+
 export function freeBlock(backend: Backend, block: BlockWeights): void {
-  const tensors = [block.inputNorm, block.postNorm, block.qNorm, block.kNorm]
-    .flatMap((n) => (n ? [n.gain, n.bias] : []))
-    .concat(Object.values(block.linears).flatMap((l) => [l.weight, l.bias]));
-  for (const t of tensors) if (t) freeTensor(backend, t);
+  for (const t of blockTensors(block)) freeTensor(backend, t);
 }

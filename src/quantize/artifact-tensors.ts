@@ -6,15 +6,21 @@
 import type { Checkpoint, StoredTensor } from "../checkpoint/checkpoint.js";
 import { ELEMENT_BYTES, type ElementType } from "../checkpoint/element-types.js";
 import { PlanishError } from "../common/errors.js";
-import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../models/config.js";
-import { linearShape } from "../models/weights.js";
+import { blockProgram } from "../models/architectures/index.js";
+import type { Architecture, ModelConfig } from "../models/config.js";
+import {
+  cacheShape,
+  siteOfLinear,
+  sitesOf,
+  type BlockProgram,
+  type LinearSite,
+  type SitePlace,
+} from "../models/program.js";
 import { packedRowBytes } from "./pack.js";
 import type { PackedBlock, PackedLinear } from "./packed-block.js";
 import type { Scheme } from "./scheme.js";
-import { siteOf, siteSize } from "./transforms/sites.js";
 
-/** Module of each site's run-time transform. */
-export const TRANSFORM_MODULES: Readonly<Record<LinearSite, string>> = {
+const TRANSFORM_MODULES: Readonly<Partial<Record<LinearSite, string>>> = {
   attn_in: "self_attn.ln_trans",
   attn_out: "self_attn.o_trans",
   mlp_in: "mlp.up_gate_trans",
@@ -25,7 +31,11 @@ export const CACHE_QUANTIZERS = {
   k: "self_attn.k_cache_quantizer",
   v: "self_attn.v_cache_quantizer",
 };
-const SITES = Object.keys(TRANSFORM_MODULES) as LinearSite[];
+
+/** Module of a site's run-time transform; sites without a published name have their own. */
+export function transformModule(site: LinearSite): string {
+  return TRANSFORM_MODULES[site] ?? `${site}_trans`;
+}
 
 /** What a tensor's values must be: finite numbers, above zero, or integers of a range. */
 export type ValueRule = "finite" | "positive" | { readonly from: number; readonly to: number };
@@ -112,13 +122,13 @@ export function blockTensors(
   layer: number,
   layout: BlockLayout,
 ): TensorDescription[] {
+  const program = blockProgram(config, layer);
   const prefix = names.blockPrefix(layer);
   const list: TensorDescription[] = [];
   const half = (name: string, ...shape: number[]): void => {
     list.push({ name: prefix + name, types: HALF, shape, values: "finite" });
   };
-  const norm = (path: string | undefined, size: number): void => {
-    if (path === undefined) return;
+  const norm = (path: string, size: number): void => {
     half(`${path}.weight`, size);
     if (layout.biases.has(path)) half(`${path}.bias`, size);
   };
@@ -127,23 +137,19 @@ export function blockTensors(
     half(`${module}.clip_factor_a_max`, 1);
     half(`${module}.clip_factor_a_min`, 1);
   };
-  norm(names.norms.input, config.hiddenSize);
-  norm(names.norms.post, config.hiddenSize);
-  norm(names.norms.q, config.headDim);
-  norm(names.norms.k, config.headDim);
-  for (const [role, path] of Object.entries(names.linears) as [LinearRole, string][]) {
-    const shape = linearShape(config, role);
+  for (const { path, width } of Object.values(program.norms)) norm(path, width);
+  for (const { path, shape } of Object.values(program.linears)) {
     const grid = layout.grids.get(path);
     list.push(...weightTensors(prefix + path, shape, scheme, grid));
     if (layout.biases.has(path)) half(`${path}.bias`, shape[0]);
     clip(`${path}.act_quantizer`, path);
     if (grid) list.push(...gridTensors(`${prefix}${path}.act_quantizer`, shape[1], grid));
   }
-  for (const site of SITES) {
-    const module = TRANSFORM_MODULES[site];
-    const transform = layout.transforms[site];
+  for (const place of sitesOf(program)) {
+    const module = transformModule(place.site);
+    const transform = layout.transforms[place.site];
     if (!transform) continue;
-    checkTransform(prefix + module, config, site, transform);
+    checkTransform(prefix + module, place, transform);
     const { left, right } = transform;
     if (left !== undefined && right !== undefined) {
       half(`${module}.matrix_left`, left, left);
@@ -153,7 +159,10 @@ export function blockTensors(
       half(`${module}.matrix`, size, size);
     }
   }
-  if (layout.keyTransform) half(`${KEY_MODULE}.matrix`, config.headDim, config.headDim);
+  if (layout.keyTransform) {
+    const { headDim } = cacheShape(program);
+    half(`${KEY_MODULE}.matrix`, headDim, headDim);
+  }
   clip(CACHE_QUANTIZERS.k, "k");
   clip(CACHE_QUANTIZERS.v, "v");
   return list;
@@ -218,17 +227,15 @@ function gridTensors(
 
 function checkTransform(
   name: string,
-  config: ModelConfig,
-  site: LinearSite,
+  { site, width, attention }: SitePlace,
   { left, right }: TransformLayout,
 ): void {
-  if (site === "attn_out") {
-    if (right === undefined && left === config.numHeads) return;
+  if (attention) {
+    if (right === undefined && left === attention.heads) return;
     throw new PlanishError(
-      `${name}: the transform after attention is ${sizes({ left, right })}; it acts over the ${config.numHeads} heads alone`,
+      `${name}: the transform after attention is ${sizes({ left, right })}; it acts over the ${attention.heads} heads alone`,
     );
   }
-  const width = siteSize(config, site);
   const spans =
     left !== undefined && right !== undefined
       ? left * right === width
@@ -246,19 +253,18 @@ function sizes({ left, right }: TransformLayout): string {
 /** The layout of a block that is about to be written. */
 export function layoutOfBlock(block: PackedBlock): BlockLayout {
   const linears = Object.values(block.linears);
-  const norms = [block.inputNorm, block.postNorm, block.qNorm, block.kNorm];
+  const norms = Object.values(block.norms);
   const side = (data: Float32Array | undefined) => data && Math.sqrt(data.length);
-  const transforms = SITES.flatMap((site) => {
-    const t = block.transforms[site];
-    return t ? [[site, { left: side(t.left), right: side(t.right) }] as const] : [];
-  });
+  const transforms = Object.entries(block.transforms).flatMap(([site, t]) =>
+    t ? [[site, { left: side(t.left), right: side(t.right) }] as const] : [],
+  );
   const clips = linears.filter((l) => l.activationClip).map(({ path }) => path);
   if (block.keyClip) clips.push("k");
   if (block.valueClip) clips.push("v");
   return {
     biases: new Set([
       ...linears.filter(({ bias }) => bias).map(({ path }) => path),
-      ...norms.flatMap((n) => (n?.bias ? [n.path] : [])),
+      ...norms.flatMap((n) => (n.bias ? [n.path] : [])),
     ]),
     transforms: Object.fromEntries(transforms),
     keyTransform: block.keyTransform !== undefined,
@@ -277,7 +283,7 @@ function layoutOfGrid({ grid }: PackedLinear): GridLayout {
 
 /** The layout that the parameters of a run imply; only the biases and the grids' bits are not among them. */
 export function layoutOfParameters(
-  { names }: Architecture,
+  program: BlockProgram,
   parameters: ParameterShapes,
   bits: (path: string) => number,
   biases: ReadonlySet<string>,
@@ -287,22 +293,22 @@ export function layoutOfParameters(
       .map((part) => parameters[`${site}.${part}${side}`]?.[0] as number | undefined)
       .find((n) => n !== undefined);
   const transforms: Partial<Record<LinearSite, TransformLayout>> = {};
-  for (const site of SITES) {
+  for (const { site, attention } of sitesOf(program)) {
     const left = size(site, "_left");
     const right = size(site, "_right") ?? size(site, "");
     if (left === undefined && right === undefined) continue;
     // The matrix over heads is the left factor.
-    transforms[site] = site === "attn_out" ? { left: left ?? right } : { left, right };
+    transforms[site] = attention ? { left: left ?? right } : { left, right };
   }
   const grids = new Map<string, GridLayout>();
   const clips = new Set<string>(["k", "v"].filter((of) => `clip.${of}.a_max` in parameters));
-  for (const [role, path] of Object.entries(names.linears) as [LinearRole, string][]) {
+  for (const [role, { path }] of Object.entries(program.linears)) {
     if (`clip.${path}.a_max` in parameters) clips.add(path);
     if (!(`grid.${path}.bits` in parameters)) continue;
     grids.set(path, {
       weightBits: bits(path),
       extras: parameters[`grid.${path}.channel`]?.[0] ?? 0,
-      factor: `${siteOf(role)}.factor` in parameters,
+      factor: `${siteOfLinear(program, role).site}.factor` in parameters,
     });
   }
   return { biases, transforms, keyTransform: size("k_head", "") !== undefined, clips, grids };
@@ -316,26 +322,26 @@ export function layoutOfParameters(
 export function layoutOfStored(
   checkpoint: Checkpoint,
   architecture: Architecture,
+  config: ModelConfig,
   layer: number,
   parameters?: ParameterShapes,
 ): BlockLayout {
-  const { names } = architecture;
-  const prefix = names.blockPrefix(layer);
+  const program = blockProgram(config, layer);
+  const prefix = architecture.names.blockPrefix(layer);
   const has = (name: string): boolean => checkpoint.tensors.has(prefix + name);
   const extent = (name: string): number | undefined =>
     checkpoint.tensors.get(prefix + name)?.shape[0];
-  const linears = Object.values(names.linears);
-  const biases = new Set(
-    [...linears, ...Object.values(names.norms)].filter((path) => has(`${path}.bias`)),
-  );
+  const linears = Object.values(program.linears).map(({ path }) => path);
+  const norms = Object.values(program.norms).map(({ path }) => path);
+  const biases = new Set([...linears, ...norms].filter((path) => has(`${path}.bias`)));
   const bits = (path: string): number => storedBits(checkpoint, `${prefix}${path}.act_quantizer`);
-  if (parameters) return layoutOfParameters(architecture, parameters, bits, biases);
+  if (parameters) return layoutOfParameters(program, parameters, bits, biases);
   const transforms: Partial<Record<LinearSite, TransformLayout>> = {};
-  for (const site of SITES) {
-    const module = TRANSFORM_MODULES[site];
+  for (const { site, attention } of sitesOf(program)) {
+    const module = transformModule(site);
     const single = extent(`${module}.matrix`);
-    const left = extent(`${module}.matrix_left`) ?? (site === "attn_out" ? single : undefined);
-    const right = extent(`${module}.matrix_right`) ?? (site === "attn_out" ? undefined : single);
+    const left = extent(`${module}.matrix_left`) ?? (attention ? single : undefined);
+    const right = extent(`${module}.matrix_right`) ?? (attention ? undefined : single);
     if (left !== undefined || right !== undefined) transforms[site] = { left, right };
   }
   const clipped = (module: string): boolean => has(`${module}.clip_factor_a_max`);
@@ -448,7 +454,7 @@ export function checkTensors(
     );
   const described = outerTensors(architecture, config);
   parameters.forEach((shapes, layer) => {
-    const layout = layoutOfStored(checkpoint, architecture, layer, shapes);
+    const layout = layoutOfStored(checkpoint, architecture, config, layer, shapes);
     described.push(...blockTensors(architecture, config, scheme, layer, layout));
   });
   for (const tensor of described) requireHeader(checkpoint, tensor);

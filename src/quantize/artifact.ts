@@ -11,7 +11,7 @@ import { floatsToHalfBytes } from "../checkpoint/half.js";
 import { openCheckpoint } from "../checkpoint/open.js";
 import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
 import { PlanishError } from "../common/errors.js";
-import { parseModelConfig } from "../models/architectures/index.js";
+import { blockProgram, parseModelConfig } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { checkTensors, outerTensors, valueProblem } from "./artifact-tensors.js";
@@ -135,7 +135,8 @@ export function loadArtifact(
     const clipping = new ClipCounter();
     const layers = Array.from({ length: config.numLayers }, (_, layer) => {
       const prefix = architecture.names.blockPrefix(layer);
-      return packedLayer(backend, config, scheme, artifact.block(layer), (linear, clipped, n) => {
+      const program = blockProgram(config, layer);
+      return packedLayer(backend, program, scheme, artifact.block(layer), (linear, clipped, n) => {
         clipping.add(prefix + linear, clipped, n);
       });
     });

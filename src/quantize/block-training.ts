@@ -6,14 +6,13 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Arena, Backend, Buffer, RealArray } from "../backend/backend.js";
 import { InterruptedError } from "../common/errors.js";
-import { blockForward, type BlockWeights } from "../models/block.js";
-import { ropeTables } from "../models/rope.js";
+import { runBlock, type BlockWeights } from "../models/interpret.js";
 import { meanSquaredError } from "../tensor/ops/index.js";
 import { freeTensor, frozen, Graph, parameter, Tensor } from "../tensor/tensor.js";
 import { BatchFeed, type Batch, type Share } from "./calibration/feed.js";
 import type { ParameterValues } from "./fold.js";
 import type { BlockJob, BlockOutcome } from "./method.js";
-import { bindSimulated, describeBlock, type BlockDescription } from "./simulated-block.js";
+import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import { AdamW, trainStep, type ParameterRule } from "./training.js";
 import { isFixedParameter, type Parameters } from "./transforms/affine.js";
 
@@ -46,6 +45,8 @@ export interface BlockTrainerOptions extends Pick<
   readonly params: Parameters;
   readonly totalSteps: number;
   readonly layer: number;
+  /** Channels of the hidden states. */
+  readonly hidden: number;
 }
 
 export class BlockTrainer implements Disposable {
@@ -76,22 +77,10 @@ export class BlockTrainer implements Disposable {
   }
 
   private forward(g: Graph, input: Batch["input"], sequences: number): Tensor {
-    const { block, weights, params, layer } = this.options;
-    const { config } = block;
-    const rows = input.length / config.hiddenSize;
-    const time = rows / sequences;
-    return blockForward(
-      g,
-      config,
-      weights,
-      bindSimulated(g, block, weights, params),
-      onBackend(g, [rows, config.hiddenSize], input),
-      {
-        layer,
-        batch: sequences,
-        rope: config.positions.kind === "rope" ? ropeTables(g, config, 0, time) : undefined,
-      },
-    );
+    const { block, weights, params, layer, hidden } = this.options;
+    const hooks = bindSimulated(g, block, weights, params);
+    const x = onBackend(g, [input.length / hidden, hidden], input);
+    return runBlock(g, block.program, weights, hooks, x, { layer, batch: sequences });
   }
 
   /** Peak bytes of activations and gradients so far. */
@@ -114,19 +103,19 @@ export async function trainBlock(
   start: ParameterValues,
   training: BlockTraining,
 ): Promise<BlockOutcome> {
-  const { backend, block, weights, config, scheme, layer, inputs, targets } = job;
+  const { backend, program, weights, scheme, layer, inputs, targets } = job;
   const params = uploadParameters(backend, start);
-  const description = describeBlock(block, config, scheme);
   const batches = Math.ceil(inputs.samples / training.batch);
   const trainerFor = (p: ReadonlyMap<string, Tensor>) =>
     new BlockTrainer({
       ...training,
       backend,
-      block: description,
+      block: { program, scheme },
       weights,
       params: p,
       totalSteps: training.epochs * batches,
       layer,
+      hidden: inputs.hidden,
     });
   using feed = new BatchFeed(backend, inputs, targets);
   const shareAt = (index: number): Share => {

@@ -5,8 +5,8 @@ import type { Backend } from "../backend/backend.js";
 import { PlanishError } from "../common/errors.js";
 import { formatBytes } from "../common/format.js";
 import { availableMemory } from "../common/memory.js";
-import type { LinearRole, ModelConfig } from "../models/config.js";
-import { linearShape } from "../models/weights.js";
+import type { ModelConfig } from "../models/config.js";
+import { blockProgram, blockPrograms } from "../models/architectures/index.js";
 import type { CalibrationNeed } from "./method.js";
 import type { Scheme } from "./scheme.js";
 
@@ -21,14 +21,13 @@ export interface RunEstimate {
   readonly seconds: number;
 }
 
-const ROLES: readonly LinearRole[] = ["q", "k", "v", "o", "gate", "up", "down"];
-
-/** Weights in one block's linears. */
+/** Weights in one block's linears; where blocks differ, in the largest's. */
 export function blockParameters(config: ModelConfig): number {
-  return ROLES.filter((role) => role !== "gate" || config.mlp.gated).reduce((sum, role) => {
-    const [out, input] = linearShape(config, role);
-    return sum + out * input;
-  }, 0);
+  return Math.max(
+    ...blockPrograms(config).map(({ linears }) =>
+      Object.values(linears).reduce((sum, { shape }) => sum + shape[0] * shape[1], 0),
+    ),
+  );
 }
 
 /** Share of a step's time that large products take on the machines this was measured on. */
@@ -63,7 +62,9 @@ export function estimateRun(
   const reference = need.samples * need.seqLen * forward * 2 * config.numLayers;
   const refineTokens = need.refineSteps * need.refineBatch * need.seqLen;
   const refine = refineTokens * (forward * 4 * config.numLayers + 8 * config.vocabSize * width);
-  const widths = need.secondMoments ? ROLES.map((role) => linearShape(config, role)[1]) : [];
+  const widths = need.secondMoments
+    ? Object.values(blockProgram(config, 0).linears).map(({ shape }) => shape[1])
+    : [];
   const squares = widths.reduce((sum, cols) => sum + cols * cols, 0);
   // The prefix runs once more, and every activation is multiplied with itself.
   const moments = need.secondMoments

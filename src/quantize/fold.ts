@@ -5,14 +5,20 @@
 import { createReferenceBackend } from "../backend/reference/index.js";
 import { roundHalfEven } from "../backend/reference/quantize.js";
 import type { RealArray } from "../backend/backend.js";
-import type { LinearRole, LinearSite } from "../models/config.js";
-import { uploadBlock, type HostBlock, type HostLinear, type HostNorm } from "../models/weights.js";
+import { mapValues } from "../common/records.js";
+import { uploadBlock, type HostBlock, type HostNorm } from "../models/weights.js";
+import {
+  siteOfLinear,
+  sitesOf,
+  type LinearName,
+  type LinearSite,
+  type Upstream,
+} from "../models/program.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
 import type { WeightRounder } from "./rounding/rounder.js";
 import { gridStep, type TensorGrid } from "./grids/tensor.js";
 import { bindSimulated, WEIGHT_SCALE_FLOOR, type BlockDescription } from "./simulated-block.js";
 import { diagFolds, settleParameters, type ParameterValues } from "./settle.js";
-import { siteOf } from "./transforms/sites.js";
 import type {
   ClipLogits,
   PackedBlock,
@@ -35,7 +41,8 @@ export function foldBlock(
 ): PackedBlock {
   const backend = createReferenceBackend({ realType: "f64" });
   const params = new Map<string, Tensor>();
-  const settled = settleParameters(description.config, block, values);
+  const { program } = description;
+  const settled = settleParameters(program, block, values);
   for (const [name, { shape, data }] of settled) params.set(name, frozen(backend, shape, data));
   using g = new Graph(backend);
   const simulated = bindSimulated(g, description, uploadBlock(backend, block), params);
@@ -43,13 +50,22 @@ export function foldBlock(
     t && Float32Array.from(g.read(t));
   const diagOf = (site: LinearSite): RealArray | undefined => {
     const diag = settled.get(`${site}.diag`)?.data;
-    if (diag && !diagFolds(description.config, site))
-      throw new Error(`a diag at ${site} folds into nothing in ${description.config.architecture}`);
+    if (diag && !diagFolds(program, site))
+      throw new Error(`a diag at ${site} folds into nothing in this block`);
     return diag;
   };
+  /** The diag that a norm or a linear's rows take over. */
+  const diagInto = (kind: Upstream["kind"], name: string): RealArray | undefined => {
+    const place = sitesOf(program).find(
+      ({ upstream }) =>
+        upstream?.kind === kind &&
+        (upstream.kind === "norm" ? upstream.norm : upstream.linear) === name,
+    );
+    return place && diagOf(place.site);
+  };
   /** A factor that a static grid applies when it rounds the activation. */
-  const factorAt = (role: LinearRole): Float32Array | undefined => {
-    const factor = values.get(`${siteOf(role)}.factor`)?.data;
+  const factorAt = (role: LinearName): Float32Array | undefined => {
+    const factor = values.get(`${siteOfLinear(program, role).site}.factor`)?.data;
     return factor && Float32Array.from(factor);
   };
   const clipOf = (name: string): ClipLogits | undefined => {
@@ -58,15 +74,15 @@ export function foldBlock(
     return max && min ? { max: max.data[0], min: min.data[0] } : undefined;
   };
 
-  const linears: Partial<Record<LinearRole, PackedLinear>> = {};
-  for (const [role, l] of Object.entries(block.linears) as [LinearRole, HostLinear][]) {
+  const linears: Record<LinearName, PackedLinear> = {};
+  for (const [role, l] of Object.entries(block.linears)) {
     const unrounded = simulated.unroundedWeight(role);
     const folded = simulated.roundedWeight(role, unrounded);
     const bias = host(simulated.bias(role));
     const grid = simulated.grid(role);
-    // mlp_down's diag multiplies up_proj's output rows: their scales (or weights) and bias. Rows that share one scale have
-    // it in their weights already.
-    const rowFactors = role === "up" && !grid ? diagOf("mlp_down") : undefined;
+    // A diag that rows take over multiplies their scales (or weights) and bias. Rows that share one scale have it in their
+    // weights already.
+    const rowFactors = grid ? undefined : diagInto("rows", role);
     const offset = values.get(`round.${l.path}`)?.data;
     const bits = folded.codes?.bits;
     const nearest =
@@ -94,21 +110,18 @@ export function foldBlock(
   }
 
   const transforms: Partial<Record<LinearSite, PackedTransform>> = {};
-  for (const site of ["attn_in", "attn_out", "mlp_in", "mlp_down"] as const) {
+  for (const { site, attention } of sitesOf(program)) {
+    diagOf(site);
     const t = simulated.transforms[site];
     if (!t?.left && !t?.right) continue;
-    // attn_out's single matrix acts over heads: it is the left factor.
-    transforms[site] =
-      site === "attn_out"
-        ? { left: host(t.right?.p) }
-        : { left: host(t.left?.p), right: host(t.right?.p) };
+    // The single matrix of attention's output acts over heads: it is the left factor.
+    transforms[site] = attention
+      ? { left: host(t.right?.p) }
+      : { left: host(t.left?.p), right: host(t.right?.p) };
   }
   const key = simulated.transforms.k_head?.right;
   return {
-    inputNorm: scaleNorm(block.inputNorm, diagOf("attn_in")),
-    postNorm: scaleNorm(block.postNorm, diagOf("mlp_in")),
-    qNorm: block.qNorm,
-    kNorm: block.kNorm,
+    norms: mapValues(block.norms, (norm, name) => scaleNorm(norm, diagInto("norm", name))),
     linears,
     transforms,
     keyTransform: key && {

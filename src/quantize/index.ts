@@ -13,7 +13,7 @@ import { formatBytes, formatDuration } from "../common/format.js";
 import { packageVersion } from "../common/package.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { defaultSequenceLength } from "../models/config.js";
-import { parseModelConfig } from "../models/architectures/index.js";
+import { blockProgram, blockPrograms, parseModelConfig } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { loadOuter } from "../models/language-model.js";
 import { freeBlock, readBlock, uploadBlock } from "../models/weights.js";
@@ -132,7 +132,7 @@ async function prepare(options: QuantizeOptions): Promise<Run> {
   if (!existsSync(Journal.pathFor(out)) || !options.resume) refuseExisting(out);
   else if (existsSync(out)) refuseExisting(out);
   source.tokenizerFiles();
-  method.check?.(config, scheme, recipe);
+  method.check?.(blockPrograms(config), scheme, recipe);
   const need = limitedNeed(method.calibration(recipe), config, recipe);
   const windows = need && calibrationWindows(options, need, seed, config);
   const estimate = estimateRun(backend, config, scheme, need);
@@ -393,6 +393,7 @@ async function trainBlocks(
         scheme: run.scheme,
         recipe: run.recipe,
         layer,
+        program: blockProgram(config, layer),
         seed: run.seed,
         block: host,
         weights,

@@ -6,10 +6,11 @@
 import type { z } from "zod";
 import type { Backend } from "../backend/backend.js";
 import type { ProgressTask } from "../common/progress.js";
-import type { BlockWeights } from "../models/block.js";
-import type { LinearRole, ModelConfig, SiteName } from "../models/config.js";
+import type { BlockWeights } from "../models/interpret.js";
+import type { ModelConfig } from "../models/config.js";
 import type { OuterWeights } from "../models/language-model.js";
 import type { HostBlock } from "../models/weights.js";
+import type { BlockProgram, SiteName } from "../models/program.js";
 import type { Activations, TokenWindows } from "./calibration/windows.js";
 import type { ParameterValues } from "./fold.js";
 import type { GptqSettings } from "./rounding/settings.js";
@@ -62,6 +63,7 @@ export interface BlockJob<Recipe> {
   readonly scheme: Scheme;
   readonly recipe: Recipe;
   readonly layer: number;
+  readonly program: BlockProgram;
   readonly seed: number;
   readonly block: HostBlock;
   /** The same block on the backend. */
@@ -143,14 +145,9 @@ export interface Method<Recipe = unknown> {
   /** How the pipeline shall round folded weights, when not to nearest; the recipe then asks for calibration too. */
   gptq?(recipe: Recipe): GptqSettings | undefined;
   /** Refuses what cannot work, before any calibration. @throws PlanishError listing every unfit layer. */
-  check?(config: ModelConfig, scheme: Scheme, recipe: Recipe): void;
-  /** For `planish inspect`; `paths` are the linears' module paths. Absent: the method has no parameters. */
-  plan?(
-    config: ModelConfig,
-    paths: Readonly<Partial<Record<LinearRole, string>>>,
-    scheme: Scheme,
-    recipe: Recipe,
-  ): BlockPlan;
+  check?(programs: readonly BlockProgram[], scheme: Scheme, recipe: Recipe): void;
+  /** For `planish inspect`. Absent: the method has no parameters. */
+  plan?(program: BlockProgram, scheme: Scheme, recipe: Recipe): BlockPlan;
   calibrateBlock?(job: BlockJob<Recipe>): Promise<BlockOutcome>;
   refine?(job: RefineJob<Recipe>): Promise<RefineOutcome>;
 }

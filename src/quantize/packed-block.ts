@@ -3,6 +3,7 @@
  * `packedLayer` runs it with simulated arithmetic on any backend; the integer engine reads the same record.
  */
 import type { Backend } from "../backend/backend.js";
+import { mapValues } from "../common/records.js";
 import {
   plainHooks,
   requireLinear,
@@ -10,10 +11,16 @@ import {
   type BlockWeights,
   type LinearWeights,
   type NormWeights,
-} from "../models/block.js";
-import type { LinearRole, LinearSite, ModelConfig } from "../models/config.js";
+} from "../models/interpret.js";
 import type { Layer } from "../models/language-model.js";
 import type { HostNorm, HostTensor } from "../models/weights.js";
+import {
+  siteNamed,
+  type BlockProgram,
+  type LinearName,
+  type LinearSite,
+  type NormName,
+} from "../models/program.js";
 import {
   flattenRows,
   kronecker,
@@ -74,12 +81,9 @@ export interface PackedTransform {
 }
 
 export interface PackedBlock {
-  readonly inputNorm: HostNorm;
-  readonly postNorm: HostNorm;
-  readonly qNorm?: HostNorm;
-  readonly kNorm?: HostNorm;
-  readonly linears: Readonly<Partial<Record<LinearRole, PackedLinear>>>;
-  /** attn_out's matrix acts over heads and is its `left`. */
+  readonly norms: Readonly<Record<NormName, HostNorm>>;
+  readonly linears: Readonly<Record<LinearName, PackedLinear>>;
+  /** The matrix at attention's output acts over heads and is its `left`. */
   readonly transforms: Readonly<Partial<Record<LinearSite, PackedTransform>>>;
   /** P_k [headDim, headDim] on keys, and P_k⁻ᵀ on queries. */
   readonly keyTransform?: { readonly matrix: Float32Array; readonly inverseT: Float32Array };
@@ -93,7 +97,7 @@ export type ClipObserver = (linear: string, clipped: number, values: number) => 
 /** Puts a packed block on a backend, ready to run with the simulated arithmetic of that backend. */
 export function packedLayer(
   backend: Backend,
-  config: ModelConfig,
+  program: BlockProgram,
   scheme: Scheme,
   block: PackedBlock,
   onClipped?: ClipObserver,
@@ -109,10 +113,10 @@ export function packedLayer(
   const putClip = (clip: ClipLogits | undefined): ClipPair | undefined =>
     clip && { max: put([1], Float32Array.of(clip.max)), min: put([1], Float32Array.of(clip.min)) };
 
-  const linears: Partial<Record<LinearRole, LinearWeights>> = {};
-  const clips: Partial<Record<LinearRole, ClipPair>> = {};
+  const linears: Record<LinearName, LinearWeights> = {};
+  const clips: Partial<Record<LinearName, ClipPair>> = {};
   const grids = bindGrids(backend, block, onClipped);
-  for (const [role, l] of Object.entries(block.linears) as [LinearRole, PackedLinear][]) {
+  for (const [role, l] of Object.entries(block.linears)) {
     linears[role] = {
       weight: putWeight(backend, l, scheme),
       bias: l.bias && put([l.shape[0]], l.bias),
@@ -121,10 +125,7 @@ export function packedLayer(
     if (clip) clips[role] = clip;
   }
   const weights: BlockWeights = {
-    inputNorm: putNorm(block.inputNorm),
-    postNorm: putNorm(block.postNorm),
-    qNorm: block.qNorm && putNorm(block.qNorm),
-    kNorm: block.kNorm && putNorm(block.kNorm),
+    norms: mapValues(block.norms, putNorm),
     linears,
   };
   const transforms: Partial<Record<LinearSite, { left?: Tensor; right?: Tensor }>> = {};
@@ -136,7 +137,7 @@ export function packedLayer(
   };
   return {
     weights,
-    hooks: packedHooks(config, scheme, weights, clips, grids, transforms, keys, {
+    hooks: packedHooks(program, scheme, weights, clips, grids, transforms, keys, {
       k: putClip(block.keyClip),
       v: putClip(block.valueClip),
     }),
@@ -156,23 +157,20 @@ function putWeight(backend: Backend, l: PackedLinear, scheme: Scheme): Tensor {
 }
 
 /** How each linear with a static grid takes its activation. */
-type BoundGrids = ReadonlyMap<LinearRole, (g: Graph, x: Tensor) => Tensor>;
+type BoundGrids = ReadonlyMap<LinearName, (g: Graph, x: Tensor) => Tensor>;
 
 function bindGrids(
   backend: Backend,
   block: PackedBlock,
   onClipped: ClipObserver | undefined,
 ): BoundGrids {
-  const grids = new Map<LinearRole, (g: Graph, x: Tensor) => Tensor>();
+  const grids = new Map<LinearName, (g: Graph, x: Tensor) => Tensor>();
   const integers = (values: Int32Array) => {
     const buffer = backend.alloc("i32", values.length);
     backend.write(buffer, values);
     return buffer;
   };
-  for (const [role, { grid, path, shape }] of Object.entries(block.linears) as [
-    LinearRole,
-    PackedLinear,
-  ][]) {
+  for (const [role, { grid, path, shape }] of Object.entries(block.linears)) {
     if (!grid) continue;
     const { activationBits, step, channel, part, factor } = grid;
     const split = channel.length > 0;
@@ -195,20 +193,19 @@ function bindGrids(
 }
 
 function packedHooks(
-  config: ModelConfig,
+  program: BlockProgram,
   scheme: Scheme,
   weights: BlockWeights,
-  clips: Partial<Record<LinearRole, ClipPair>>,
+  clips: Partial<Record<LinearName, ClipPair>>,
   grids: BoundGrids,
   transforms: Partial<Record<LinearSite, { left?: Tensor; right?: Tensor }>>,
   keys: { matrix: Tensor; inverseT: Tensor } | undefined,
   cacheClips: { k?: ClipPair; v?: ClipPair },
 ): BlockHooks {
-  const { headDim } = config;
   const transformed = (g: Graph, site: LinearSite, x: Tensor): Tensor => {
     const t = transforms[site];
     if (!t) return x;
-    return kronecker(g, x, { ...t, nRight: site === "attn_out" ? headDim : undefined });
+    return kronecker(g, x, { ...t, nRight: siteNamed(program, site).attention?.headDim });
   };
   if (scheme.activationBits >= 16) {
     const plain = plainHooks(weights);
@@ -235,9 +232,9 @@ function packedHooks(
 
   function cacheHooks(): Pick<BlockHooks, "queries" | "keys" | "values"> {
     return {
-      queries: (g, q) =>
+      queries: (g, q, { headDim }) =>
         quantizeQueries(g, keys ? kronecker(g, q, { right: keys.inverseT }) : q, scheme, headDim),
-      keys: (g, k) =>
+      keys: (g, k, { headDim }) =>
         quantizeCache(
           g,
           keys ? kronecker(g, k, { right: keys.matrix }) : k,
@@ -245,7 +242,7 @@ function packedHooks(
           headDim,
           cacheClips.k,
         ),
-      values: (g, v) => quantizeCache(g, v, scheme, headDim, cacheClips.v),
+      values: (g, v, { headDim }) => quantizeCache(g, v, scheme, headDim, cacheClips.v),
     };
   }
 }

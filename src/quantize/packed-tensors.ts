@@ -5,8 +5,11 @@ import type { TensorEntry } from "../checkpoint/safetensors.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { floatsToHalfBytes } from "../checkpoint/half.js";
 import { PlanishError } from "../common/errors.js";
-import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../models/config.js";
-import { linearShape, type HostNorm } from "../models/weights.js";
+import { mapValues } from "../common/records.js";
+import { blockProgram } from "../models/architectures/index.js";
+import type { Architecture, ModelConfig } from "../models/config.js";
+import { sitesOf, type LinearName, type LinearSite } from "../models/program.js";
+import { type HostNorm } from "../models/weights.js";
 import {
   blockTensors,
   CACHE_QUANTIZERS,
@@ -15,7 +18,7 @@ import {
   layoutOfStored,
   readDescribed,
   requireHeader,
-  TRANSFORM_MODULES,
+  transformModule,
   valueProblem,
   type ParameterShapes,
   type TensorDescription,
@@ -65,8 +68,7 @@ function blockContents(prefix: string, block: PackedBlock): Map<string, ArrayLik
     put(`${module}.clip_factor_a_max`, logits && [logits.max]);
     put(`${module}.clip_factor_a_min`, logits && [logits.min]);
   };
-  for (const norm of [block.inputNorm, block.postNorm, block.qNorm, block.kNorm]) {
-    if (!norm) continue;
+  for (const norm of Object.values(block.norms)) {
     put(`${norm.path}.weight`, norm.gain.data);
     put(`${norm.path}.bias`, norm.bias?.data);
   }
@@ -86,7 +88,7 @@ function blockContents(prefix: string, block: PackedBlock): Map<string, ArrayLik
     put(`${module}.part`, l.grid.part);
   }
   for (const [site, t] of Object.entries(block.transforms) as [LinearSite, PackedTransform][]) {
-    const module = TRANSFORM_MODULES[site];
+    const module = transformModule(site);
     put(`${module}.matrix_left`, t.left);
     put(`${module}.matrix_right`, t.right);
     put(`${module}.matrix`, t.left ?? t.right);
@@ -124,9 +126,9 @@ export function readPackedBlock(
   layer: number,
   parameters?: ParameterShapes,
 ): PackedBlock {
-  const { names } = architecture;
-  const prefix = names.blockPrefix(layer);
-  const layout = layoutOfStored(checkpoint, architecture, layer, parameters);
+  const program = blockProgram(config, layer);
+  const prefix = architecture.names.blockPrefix(layer);
+  const layout = layoutOfStored(checkpoint, architecture, config, layer, parameters);
   const described = new Map(
     blockTensors(architecture, config, scheme, layer, layout).map((t) => [t.name, t]),
   );
@@ -182,9 +184,8 @@ export function readPackedBlock(
     if (problem !== undefined) throw new PlanishError(`${checkpoint.path}: ${problem}`);
     return { codes, scale: required(`quantizer.${prefix}${path}.linear.scale`) };
   };
-  const linears: Partial<Record<LinearRole, PackedLinear>> = {};
-  for (const [role, path] of Object.entries(names.linears) as [LinearRole, string][]) {
-    const shape = linearShape(config, role);
+  const linears: Record<LinearName, PackedLinear> = {};
+  for (const [role, { path, shape }] of Object.entries(program.linears)) {
     linears[role] = {
       path,
       shape,
@@ -196,18 +197,16 @@ export function readPackedBlock(
     };
   }
   const transforms: Partial<Record<LinearSite, PackedTransform>> = {};
-  for (const [site, module] of Object.entries(TRANSFORM_MODULES) as [LinearSite, string][]) {
+  for (const { site, attention } of sitesOf(program)) {
+    const module = transformModule(site);
     const single = optional(`${module}.matrix`);
-    const left = optional(`${module}.matrix_left`) ?? (site === "attn_out" ? single : undefined);
-    const right = optional(`${module}.matrix_right`) ?? (site === "attn_out" ? undefined : single);
+    const left = optional(`${module}.matrix_left`) ?? (attention ? single : undefined);
+    const right = optional(`${module}.matrix_right`) ?? (attention ? undefined : single);
     if (left || right) transforms[site] = { left, right };
   }
   const key = optional(`${KEY_MODULE}.matrix`);
   return {
-    inputNorm: norm(names.norms.input, config.hiddenSize),
-    postNorm: norm(names.norms.post, config.hiddenSize),
-    qNorm: names.norms.q === undefined ? undefined : norm(names.norms.q, config.headDim),
-    kNorm: names.norms.k === undefined ? undefined : norm(names.norms.k, config.headDim),
+    norms: mapValues(program.norms, ({ path, width }) => norm(path, width)),
     linears,
     transforms,
     keyTransform: key && {

@@ -8,9 +8,9 @@ import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { InterruptedError } from "../common/errors.js";
 import type { ProgressSink } from "../common/progress.js";
-import { blockForward, type BlockWeights } from "../models/block.js";
+import { blockProgram } from "../models/architectures/index.js";
+import { runBlock, type BlockWeights } from "../models/interpret.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
-import { ropeTables } from "../models/rope.js";
 import { freeBlock, readBlock, uploadBlock, type HostBlock } from "../models/weights.js";
 import { meanSquaredError } from "../tensor/ops/index.js";
 import { Graph } from "../tensor/tensor.js";
@@ -26,7 +26,6 @@ import { gptqRounder } from "./rounding/rounder.js";
 import type { GptqSettings } from "./rounding/settings.js";
 import type { Scheme } from "./scheme.js";
 import { settleParameters } from "./settle.js";
-import { describeBlock } from "./simulated-block.js";
 
 export interface PackJob {
   readonly backend: Backend;
@@ -67,17 +66,18 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
     if (job.signal?.aborted)
       throw new InterruptedError("stopped while packing; finished blocks are kept");
     const host = readBlock(source, architecture, config, layer);
+    const program = blockProgram(config, layer);
     const values: ParameterValues = job.parameters?.[layer] ?? new Map();
     let report = journal.readPacked(layer);
     if (prefix && wanted)
       report = await packOnPrefix(job, wanted, prefix, host, values, layer, report);
     else if (!report) {
       report = { notes: [] };
-      const packed = foldBlock(host, describeBlock(host, config, scheme), values);
+      const packed = foldBlock(host, { program, scheme }, values);
       await journal.keepPacked(layer, entriesOf(job, packed, layer), report);
     }
     const parameters = Object.fromEntries([...values].map(([name, v]) => [name, [...v.shape]]));
-    const settled = settleParameters(config, host, values);
+    const settled = settleParameters(program, host, values);
     files.push({ file: journal.packedFile(layer), parameters, settled, ...report });
     task.advance();
     await nextTurn();
@@ -111,8 +111,9 @@ async function packOnPrefix(
   const outputs = await prefix.outputs(weights, layer, signal);
   let report = kept;
   if (!report) {
-    const block = describeBlock(host, config, scheme);
-    const parameters = settleParameters(config, host, values);
+    const program = blockProgram(config, layer);
+    const block = { program, scheme };
+    const parameters = settleParameters(program, host, values);
     const moments = await collectMoments({
       backend,
       block,
@@ -143,17 +144,16 @@ function packedError(
   outputs: Activations,
   layer: number,
 ): number {
-  const { weights, hooks } = packedLayer(backend, config, scheme, packed);
+  const program = blockProgram(config, layer);
+  const { weights, hooks } = packedLayer(backend, program, scheme, packed);
   const count = Math.min(REPORT_WINDOWS, inputs.samples);
   const shape = [inputs.time, inputs.hidden];
   let sum = 0;
   using arena = backend.arena();
   for (let s = 0; s < count; s++) {
     using g = new Graph(backend, { arena });
-    const rope =
-      config.positions.kind === "rope" ? ropeTables(g, config, 0, inputs.time) : undefined;
     const x = g.constant(shape, sampleRange(inputs, s, 1));
-    const y = blockForward(g, config, weights, hooks, x, { layer, batch: 1, rope });
+    const y = runBlock(g, program, weights, hooks, x, { layer, batch: 1 });
     sum += g.scalar(meanSquaredError(g, y, g.constant(shape, sampleRange(outputs, s, 1))));
   }
   freeBlock(backend, weights);

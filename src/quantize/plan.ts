@@ -2,7 +2,7 @@
 
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
-import { parseModelConfig } from "../models/architectures/index.js";
+import { blockProgram, blockPrograms, parseModelConfig } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import {
   blockTensors,
@@ -47,12 +47,14 @@ export function planRun({ backend, source, scheme, ...options }: PlanOptions): R
   const method = findMethod(options.method);
   const { preset, recipe } = resolveRecipe(method, options.preset);
   const { architecture, config } = parseModelConfig(source.config);
-  method.check?.(config, scheme, recipe);
+  const programs = blockPrograms(config);
+  method.check?.(programs, scheme, recipe);
   const calibration = limitedNeed(method.calibration(recipe), config, recipe);
-  const block = method.plan?.(config, architecture.names.linears, scheme, recipe) ?? {
-    transforms: {},
-    parameters: {},
-  };
+  const blocks = programs.map(
+    (program): BlockPlan =>
+      method.plan?.(program, scheme, recipe) ?? { transforms: {}, parameters: {} },
+  );
+  const [block] = blocks;
   const counts: Record<string, number> = {};
   for (const [name, shape] of Object.entries(block.parameters)) {
     const group = name.slice(0, name.indexOf("."));
@@ -68,7 +70,7 @@ export function planRun({ backend, source, scheme, ...options }: PlanOptions): R
     parameterCounts: counts,
     parametersPerBlock: Object.values(counts).reduce((a, b) => a + b, 0),
     estimate: estimateRun(backend, config, scheme, calibration),
-    artifactBytes: artifactBytes(source, architecture, config, scheme, block),
+    artifactBytes: artifactBytes(source, architecture, config, scheme, blocks),
   };
 }
 
@@ -78,19 +80,22 @@ function artifactBytes(
   architecture: Architecture,
   config: ModelConfig,
   scheme: Scheme,
-  { parameters }: BlockPlan,
+  blocks: readonly BlockPlan[],
 ): number {
   const sum = (described: readonly TensorDescription[]): number =>
     described.reduce((bytes, tensor) => bytes + describedBytes(tensor), 0);
-  // Which module has a bias is the source's to say.
-  const { biases } = layoutOfStored(source, architecture, 0);
-  const layout = layoutOfParameters(architecture, parameters, () => scheme.weightBits, biases);
   const outside = outerTensors(architecture, config).filter(
     ({ name }) =>
       source.tensors.has(name) && !(config.tiedEmbeddings && name === architecture.names.lmHead),
   );
-  const block = blockTensors(architecture, config, scheme, 0, layout);
-  return sum(outside) + config.numLayers * sum(block);
+  const inside = blocks.map(({ parameters }, layer) => {
+    const program = blockProgram(config, layer);
+    // Which module has a bias is the source's to say.
+    const { biases } = layoutOfStored(source, architecture, config, layer);
+    const layout = layoutOfParameters(program, parameters, () => scheme.weightBits, biases);
+    return sum(blockTensors(architecture, config, scheme, layer, layout));
+  });
+  return inside.reduce((bytes, block) => bytes + block, sum(outside));
 }
 
 function elements(shape: readonly number[]): number {

@@ -7,28 +7,18 @@ import type { RealArray } from "../backend/backend.js";
 import { createReferenceBackend } from "../backend/reference/index.js";
 import { halfFloats } from "../checkpoint/element-types.js";
 import { floatToHalfBits } from "../checkpoint/half.js";
-import type { LinearSite, ModelConfig } from "../models/config.js";
 import type { HostBlock, HostNorm } from "../models/weights.js";
+import { siteNamed, sitesOf, type BlockProgram, type LinearSite } from "../models/program.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
 import { bindMatrix, type Side } from "./transforms/affine.js";
 
 /**
- * Whether a positive factor per channel of a site's activation can be folded into what comes before it. Norms give
- * way, unless they stand after the residual sum: then the residual stream itself feeds the linears, and scaling it
- * would scale the residual too. The MLP's inner activation gives way through the gate's linear half, or through ReLU, and
- * the attention's output through v.
+ * Whether a positive factor per channel of a site's activation can be folded into what comes before it (`Upstream`). Norms
+ * give way, unless the residual stream itself feeds the linears: scaling it would scale the residual too. The MLP's
+ * inner activation gives way through the gate's linear half, or through ReLU, and attention's output through v.
  */
-export function diagFolds(config: ModelConfig, site: LinearSite): boolean {
-  switch (site) {
-    case "attn_in":
-    case "mlp_in":
-      return config.normPlacement !== "after";
-    case "mlp_down":
-      return config.mlp.gated || config.mlp.activation === "relu";
-    // Attention mixes values linearly: v's rows give way, where all query heads of a KV head agree on the factors.
-    case "attn_out":
-      return true;
-  }
+export function diagFolds(program: BlockProgram, site: LinearSite): boolean {
+  return siteNamed(program, site).upstream !== undefined;
 }
 
 /** Parameter values on the host, by name. */
@@ -45,19 +35,19 @@ type Values = Map<string, { readonly shape: readonly number[]; readonly data: Re
  * Weight clips and rounding offsets, which only shape the integers, stay. Settling twice changes nothing.
  */
 export function settleParameters(
-  config: ModelConfig,
+  program: BlockProgram,
   block: HostBlock,
   values: ParameterValues,
 ): ParameterValues {
   const settled: Values = new Map(values);
   settleMatrices(settled, values);
-  for (const [site, norm] of [
-    ["attn_in", block.inputNorm],
-    ["mlp_in", block.postNorm],
-  ] as const) {
+  for (const { site, upstream } of sitesOf(program)) {
     const diag = values.get(`${site}.diag`);
-    if (diag && diagFolds(config, site))
-      settled.set(`${site}.diag`, { shape: diag.shape, data: settleDiag(norm, diag.data) });
+    if (diag && upstream?.kind === "norm")
+      settled.set(`${site}.diag`, {
+        shape: diag.shape,
+        data: settleDiag(block.norms[upstream.norm], diag.data),
+      });
   }
   for (const [name, { shape, data }] of values)
     if (/^clip\..+\.a_(max|min)$/.test(name))

@@ -5,9 +5,19 @@
  * Source: spec/flatquant.md, Sites, Kronecker transform, Quantizers.
  */
 import type { RealArray } from "../backend/backend.js";
-import { requireLinear, type BlockHooks, type BlockWeights } from "../models/block.js";
-import type { HostBlock } from "../models/weights.js";
-import type { LinearRole, LinearSite, ModelConfig, SiteName } from "../models/config.js";
+import { mapValues } from "../common/records.js";
+import { requireLinear, type BlockHooks, type BlockWeights } from "../models/interpret.js";
+import {
+  siteNamed,
+  siteOfLinear,
+  sitesOf,
+  type AttentionPlace,
+  type BlockProgram,
+  type LinearName,
+  type LinearSite,
+  type SiteName,
+  type SitePlace,
+} from "../models/program.js";
 import {
   binary,
   clipRows,
@@ -30,29 +40,14 @@ import {
   type MatrixPair,
   type Parameters,
 } from "./transforms/affine.js";
-import { diagFolds } from "./settle.js";
-import { siteOf } from "./transforms/sites.js";
 import { splitRows } from "./transforms/split.js";
 
 /** Smallest weight scale (spec/flatquant.md, Quantizers). */
 export const WEIGHT_SCALE_FLOOR = 1e-5;
 
 export interface BlockDescription {
-  readonly config: ModelConfig;
+  readonly program: BlockProgram;
   readonly scheme: Scheme;
-  /** Module path of every linear, e.g. "self_attn.q_proj". */
-  readonly paths: Readonly<Partial<Record<LinearRole, string>>>;
-}
-
-export function describeBlock(
-  block: HostBlock,
-  config: ModelConfig,
-  scheme: Scheme,
-): BlockDescription {
-  const paths = Object.fromEntries(
-    Object.entries(block.linears).map(([role, l]) => [role, l.path]),
-  );
-  return { config, scheme, paths };
 }
 
 /** Hooks, and what folding needs besides: the same arithmetic, asked for piece by piece. */
@@ -63,40 +58,47 @@ export interface SimulatedBlock extends BlockHooks {
    * The transformed and (below 16 bits) clipped weight, its channels split where it has a grid of its own. The upstream
    * share of mlp_down's diag is in it only where all rows share one grid: scales per row carry it otherwise.
    */
-  unroundedWeight(role: LinearRole): Tensor;
+  unroundedWeight(role: LinearName): Tensor;
   /** An unrounded weight on its grid: to nearest, or where the learned offsets say. As it was at 16 bits. */
-  roundedWeight(role: LinearRole, unrounded: Tensor): Tensor;
-  bias(role: LinearRole): Tensor | undefined;
+  roundedWeight(role: LinearName, unrounded: Tensor): Tensor;
+  bias(role: LinearName): Tensor | undefined;
   /** The linear's static grids, where the method gives it some. */
-  grid(role: LinearRole): TensorGrid | undefined;
+  grid(role: LinearName): TensorGrid | undefined;
   /** Whether a site's diag stands in the rows of the linear before it, and so is in its activation already. */
   carries(site: LinearSite): boolean;
   /** What a linear's outputs are multiplied with on behalf of the site they go to, [out]. */
-  rowFactors(role: LinearRole): RealArray | undefined;
+  rowFactors(role: LinearName): RealArray | undefined;
 }
 
 /** Sees what each of a site's linears reads, in the order of `roles`; equal activations are one tensor. */
 export type ActivationObserver = (
   activations: readonly Tensor[],
-  roles: readonly LinearRole[],
+  roles: readonly LinearName[],
 ) => void;
 
 /** Hooks for one graph: the small matrices are formed once, here, and shared by all uses in the step. */
 export function bindSimulated(
   g: Graph,
-  { config, scheme, paths }: BlockDescription,
+  { program, scheme }: BlockDescription,
   weights: BlockWeights,
   params: Parameters,
   observe?: ActivationObserver,
 ): SimulatedBlock {
-  const { headDim } = config;
   const formed = formOrthogonals(g, params);
-  const site = {
-    attn_in: bindTransform(g, params, "attn_in", formed),
-    attn_out: bindTransform(g, params, "attn_out", formed),
-    mlp_in: bindTransform(g, params, "mlp_in", formed),
-    mlp_down: bindTransform(g, params, "mlp_down", formed),
-  };
+  const places = new Map(sitesOf(program).map((place) => [place.site, place]));
+  const placeOf = new Map(
+    [...places.values()].flatMap((place) => place.linears.map((name) => [name, place] as const)),
+  );
+  /** The attention whose values a linear makes. */
+  const attentionOf = new Map(
+    [...places.values()].flatMap(({ attention }) =>
+      attention ? [[attention.values, attention] as const] : [],
+    ),
+  );
+  const pathOf = (name: LinearName): string => program.linears[name]?.path ?? name;
+  const site = mapValues(Object.fromEntries(places), ({ site: name }) =>
+    bindTransform(g, params, name, formed),
+  );
   const keyTransform = bindTransform(g, params, "k_head", formed)?.right;
   const valueTransform = bindTransform(g, params, "v_head", formed)?.right;
 
@@ -106,55 +108,62 @@ export function bindSimulated(
     return max && min ? { max, min } : undefined;
   };
 
-  const grids = new Map<LinearRole, TensorGrid>();
-  for (const role of Object.keys(paths) as LinearRole[]) {
-    const grid = readTensorGrid(paths[role] ?? role, (name) => {
+  const grids = new Map<LinearName, TensorGrid>();
+  for (const role of Object.keys(program.linears)) {
+    const grid = readTensorGrid(pathOf(role), (name) => {
       const value = params.get(name);
       return value && g.read(value);
     });
     if (grid) grids.set(role, grid);
   }
   /** The linear whose rows carry a site's diag, in the graph as in the folded model. */
-  const carrier = (name: LinearSite): LinearRole | undefined => {
-    if (name === "attn_out") return "v";
-    return name === "mlp_down" && grids.has("up") && diagFolds(config, name) ? "up" : undefined;
+  const carrier = ({ upstream }: SitePlace): LinearName | undefined => {
+    if (upstream?.kind === "values") return upstream.linear;
+    return upstream?.kind === "rows" && grids.has(upstream.linear) ? upstream.linear : undefined;
   };
+  const carriedBy = new Map(
+    [...places.values()].flatMap((place) => {
+      const linear = carrier(place);
+      return linear === undefined ? [] : [[linear, place] as const];
+    }),
+  );
   /** What a linear's outputs are multiplied with on behalf of a site further on, [out]. */
-  const rowFactors = (role: LinearRole): Tensor | undefined => {
-    const name = role === "v" ? "attn_out" : role === "up" ? "mlp_down" : undefined;
-    const diag = name && site[name]?.diag;
-    if (!diag || carrier(name) !== role) return undefined;
-    if (role === "up") return diag;
-    const factors = valueRows(config, g.read(diag));
+  const rowFactors = (role: LinearName): Tensor | undefined => {
+    const place = carriedBy.get(role);
+    const diag = place && site[place.site]?.diag;
+    if (!diag) return undefined;
+    if (!place.attention) return diag;
+    const factors = valueRows(place.attention, g.read(diag));
     return g.constant([factors.length], factors);
   };
 
   /** A factor per channel that only static grids apply, when they round the activation. */
   const gridFactor = (name: LinearSite): Tensor | undefined => params.get(`${name}.factor`);
 
-  const activationTransform = (name: LinearSite, x: Tensor): Tensor => {
+  const activationTransform = (place: SitePlace, x: Tensor): Tensor => {
+    const { site: name, attention } = place;
     const factor = gridFactor(name);
     if (factor) return binary(g, "mul", x, factor, "row");
     const t = site[name];
     if (!t) return x;
-    // P_o acts over heads: the single matrix of attn_out is the left factor of P_o ⊗ P_v.
-    if (name === "attn_out")
-      return t.right ? kronecker(g, x, { left: t.right.p, nRight: headDim }) : x;
-    if (!t.left && !t.right && carrier(name)) return x;
+    // P_o acts over heads: the single matrix of attention's output is the left factor of P_o ⊗ P_v.
+    if (attention)
+      return t.right ? kronecker(g, x, { left: t.right.p, nRight: attention.headDim }) : x;
+    if (!t.left && !t.right && carrier(place)) return x;
     if (!t.left && !t.right) return t.diag ? binary(g, "mul", x, t.diag, "row") : x;
     return kronecker(g, x, { left: t.left?.p, right: t.right?.p, diag: t.diag });
   };
 
-  const weightTransform = (name: LinearSite, weight: Tensor): Tensor => {
+  const weightTransform = ({ site: name, attention }: SitePlace, weight: Tensor): Tensor => {
     const factor = gridFactor(name);
     if (factor) return binary(g, "mul", weight, unary(g, "reciprocal", factor), "row");
     const t: BoundTransform | undefined = site[name];
-    if (name === "attn_out" && (t?.right ?? valueTransform)) {
+    if (attention && (t?.right ?? valueTransform)) {
       return kronecker(g, weight, {
         left: t?.right?.inverseT,
         right: valueTransform?.inverseT,
-        nLeft: config.numHeads,
-        nRight: headDim,
+        nLeft: attention.heads,
+        nRight: attention.headDim,
       });
     }
     if (!t) return weight;
@@ -167,14 +176,17 @@ export function bindSimulated(
     });
   };
 
-  const unroundedWeight = (name: LinearSite, role: LinearRole): Tensor => {
-    let w = weightTransform(name, requireLinear(weights, role).weight);
+  const unroundedWeight = (role: LinearName): Tensor => {
+    let w = weightTransform(
+      placeOf.get(role) ?? siteOfLinear(program, role),
+      requireLinear(weights, role).weight,
+    );
     if (scheme.weightBits < 16) {
-      const bounds = clip(paths[role] ?? role, "w");
+      const bounds = clip(pathOf(role), "w");
       if (bounds) w = clipRows(g, w, bounds);
     }
     // P_v on the output side: rows of each head are mixed, after clipping (spec: "the clamp comes before").
-    if (role === "v" && valueTransform)
+    if (attentionOf.has(role) && valueTransform)
       w = kronecker(g, w, { left: valueTransform.p, nRight: w.shape[1] });
     const factors = rowFactors(role);
     if (factors) w = binary(g, "mul", w, factors, "column");
@@ -187,7 +199,7 @@ export function bindSimulated(
     return g.constant([rows, cols + channel.length], split);
   };
 
-  const roundedWeight = (role: LinearRole, unrounded: Tensor): Tensor => {
+  const roundedWeight = (role: LinearName, unrounded: Tensor): Tensor => {
     if (scheme.weightBits >= 16) return unrounded;
     const grid = grids.get(role);
     if (grid)
@@ -198,19 +210,20 @@ export function bindSimulated(
     return quantizeRows(g, unrounded, {
       bits: scheme.weightBits,
       scaleFloor: WEIGHT_SCALE_FLOOR,
-      offset: params.get(`round.${paths[role] ?? role}`),
+      offset: params.get(`round.${pathOf(role)}`),
     });
   };
 
-  const bias = (role: LinearRole): Tensor | undefined => {
+  const bias = (role: LinearName): Tensor | undefined => {
     const b = requireLinear(weights, role).bias;
     if (!b) return undefined;
-    if (role === "v" && valueTransform) return kronecker(g, b, { right: valueTransform.p });
+    if (attentionOf.has(role) && valueTransform)
+      return kronecker(g, b, { right: valueTransform.p });
     const factors = rowFactors(role);
     return factors ? binary(g, "mul", b, factors, "full") : b;
   };
 
-  const quantizedActivations = (x: Tensor, roles: readonly LinearRole[]): Tensor[] => {
+  const quantizedActivations = (x: Tensor, roles: readonly LinearName[]): Tensor[] => {
     if (scheme.activationBits >= 16) return roles.map(() => x);
     const bits = scheme.activationBits;
     // Without clips or grids of their own, the linears of a site share one quantization.
@@ -218,7 +231,7 @@ export function bindSimulated(
     return roles.map((role) => {
       const grid = grids.get(role);
       if (grid) return onGrid(x, grid);
-      const bound = clip(paths[role] ?? role, "a");
+      const bound = clip(pathOf(role), "a");
       return bound
         ? quantizeRows(g, x, { bits, clip: bound })
         : (shared ??= quantizeRows(g, x, { bits }));
@@ -241,31 +254,35 @@ export function bindSimulated(
       k_head: bindOnly(keyTransform),
       v_head: bindOnly(valueTransform),
     },
-    unroundedWeight: (role) => unroundedWeight(siteOf(role), role),
+    unroundedWeight,
     roundedWeight,
     bias,
     grid: (role) => grids.get(role),
-    carries: (name) => site[name]?.diag !== undefined && carrier(name) !== undefined,
+    carries: (name) =>
+      site[name]?.diag !== undefined && carrier(siteNamed(program, name)) !== undefined,
     rowFactors(role) {
       const factors = rowFactors(role);
       return factors && g.read(factors);
     },
     linears(_g, name, x, roles) {
-      const activations = quantizedActivations(activationTransform(name, x), roles);
+      const activations = quantizedActivations(
+        activationTransform(siteNamed(program, name), x),
+        roles,
+      );
       observe?.(activations, roles);
       return roles.map((role, i) =>
-        linear(g, activations[i], roundedWeight(role, unroundedWeight(name, role)), bias(role)),
+        linear(g, activations[i], roundedWeight(role, unroundedWeight(role)), bias(role)),
       );
     },
-    queries(_g, q) {
+    queries(_g, q, { headDim }) {
       const rotated = keyTransform ? kronecker(g, q, { right: keyTransform.inverseT }) : q;
       return quantizeQueries(g, rotated, scheme, headDim);
     },
-    keys(_g, k) {
+    keys(_g, k, { headDim }) {
       const rotated = keyTransform ? kronecker(g, k, { right: keyTransform.p }) : k;
       return quantizeCache(g, rotated, scheme, headDim, clip("k", "a"));
     },
-    values: (_g, v) => quantizeCache(g, v, scheme, headDim, clip("v", "a")),
+    values: (_g, v, { headDim }) => quantizeCache(g, v, scheme, headDim, clip("v", "a")),
   };
 }
 
@@ -275,11 +292,13 @@ function threshold(value: number, bits: number): number {
 }
 
 /** Factors of the attention's output channels as factors of v's rows: those of each KV head's first query head. */
-export function valueRows(config: ModelConfig, factors: ArrayLike<number>): Float64Array {
-  const { headDim, numHeads, numKvHeads } = config;
-  const perGroup = numHeads / numKvHeads;
+export function valueRows(
+  { headDim, heads, kvHeads }: Omit<AttentionPlace, "values">,
+  factors: ArrayLike<number>,
+): Float64Array {
+  const perGroup = heads / kvHeads;
   return Float64Array.from(
-    { length: numKvHeads * headDim },
+    { length: kvHeads * headDim },
     (_, row) => factors[Math.floor(row / headDim) * perGroup * headDim + (row % headDim)],
   );
 }

@@ -8,19 +8,14 @@ import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { openSafetensors, writeSafetensors } from "../checkpoint/safetensors.js";
 import { PlanishError } from "../common/errors.js";
 import { existsSync } from "node:fs";
-import { parseModelConfig } from "../models/architectures/index.js";
-import type { BlockHooks, BlockWeights } from "../models/block.js";
+import { blockProgram, parseModelConfig } from "../models/architectures/index.js";
+import type { BlockHooks, BlockWeights } from "../models/interpret.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { readBlock, uploadBlock } from "../models/weights.js";
 import { frozen, type Graph, type Tensor } from "../tensor/tensor.js";
 import type { ParameterValues } from "./fold.js";
 import type { Scheme } from "./scheme.js";
-import {
-  bindSimulated,
-  describeBlock,
-  type BlockDescription,
-  type SimulatedBlock,
-} from "./simulated-block.js";
+import { bindSimulated, type BlockDescription, type SimulatedBlock } from "./simulated-block.js";
 
 /** `parameters`: one map per block; none for methods without parameters (plain rounding). */
 export function simulatedModel(
@@ -36,7 +31,10 @@ export function simulatedModel(
     const params = new Map<string, Tensor>();
     for (const [name, { shape, data }] of parameters?.[layer] ?? [])
       params.set(name, frozen(backend, shape, data));
-    return { weights, hooks: perGraph(describeBlock(host, config, scheme), weights, params) };
+    return {
+      weights,
+      hooks: perGraph({ program: blockProgram(config, layer), scheme }, weights, params),
+    };
   });
   return new LanguageModel(
     backend,
@@ -61,9 +59,9 @@ function perGraph(
   };
   return {
     linears: (g, site, x, roles) => on(g).linears(g, site, x, roles),
-    queries: (g, q) => on(g).queries?.(g, q) ?? q,
-    keys: (g, k) => on(g).keys?.(g, k) ?? k,
-    values: (g, v) => on(g).values?.(g, v) ?? v,
+    queries: (g, q, heads) => on(g).queries?.(g, q, heads) ?? q,
+    keys: (g, k, heads) => on(g).keys?.(g, k, heads) ?? k,
+    values: (g, v, heads) => on(g).values?.(g, v, heads) ?? v,
   };
 }
 

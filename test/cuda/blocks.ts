@@ -9,12 +9,11 @@
  * by less than their own size. Gradients follow the codes, so in bf16 they are printed, not bounded.
  */
 import type { Backend } from "../../src/backend/backend.js";
-import { blockForward, plainHooks } from "../../src/models/block.js";
-import { ropeTables } from "../../src/models/rope.js";
+import { runBlock, plainHooks } from "../../src/models/interpret.js";
 import { freeBlock, uploadBlock } from "../../src/models/weights.js";
 import { BlockTrainer } from "../../src/quantize/block-training.js";
 import { parameterRule } from "../../src/quantize/methods/flatquant/train.js";
-import { bindSimulated, describeBlock } from "../../src/quantize/simulated-block.js";
+import { bindSimulated } from "../../src/quantize/simulated-block.js";
 import { meanSquaredError } from "../../src/tensor/ops/index.js";
 import { freeTensor, Graph, parameter, type Tensor } from "../../src/tensor/tensor.js";
 import { loadBlock, recipeOf, type BlockSettings } from "../golden-checks/block-golden.js";
@@ -25,6 +24,7 @@ import {
   type GoldenFile,
 } from "../golden-checks/support.js";
 import { describe, expect, test } from "./vitest-shim.js";
+import { blockProgram } from "../../src/models/architectures/index.js";
 
 const BOUNDS = {
   f32: { full: 1e-5, quantized: 1e-5, gradient: 1e-3, loss: 0.3 },
@@ -57,16 +57,12 @@ function registerBlock(
     kvBits: settings.bits.kv,
   };
   const recipe = recipeOf(settings);
-  const description = describeBlock(block, config, scheme);
+  const program = blockProgram(config, 0);
+  const description = { program, scheme };
   const [samples, time] = golden.get("x")!.shape;
   const width = time * settings.hidden;
   const rows = (name: string, first: number, count: number) =>
     golden.get(name)!.data.slice(first * width, (first + count) * width);
-  const context = (g: Graph, batch: number) => ({
-    layer: 0,
-    batch,
-    rope: ropeTables(g, config, 0, time),
-  });
   const initial = () => {
     const params = new Map<string, Tensor>();
     for (const [name, { shape, data }] of golden)
@@ -87,7 +83,7 @@ function registerBlock(
       const weights = uploadBlock(backend, block);
       using g = new Graph(backend, { precision });
       const x = g.constant([samples * time, settings.hidden], golden.get("x")!.data);
-      const y = blockForward(g, config, weights, plainHooks(weights), x, context(g, samples));
+      const y = runBlock(g, program, weights, plainHooks(weights), x, { layer: 0, batch: samples });
       const error = within(g.read(y), "y_fp", bounds.full);
       print(`     ${file.name} ${precision}: y_fp within ${error.toExponential(1)}`);
       freeBlock(backend, weights);
@@ -99,7 +95,7 @@ function registerBlock(
       using g = new Graph(backend, { precision, train: true });
       const x = g.constant([settings.batch * time, settings.hidden], rows("x", 0, settings.batch));
       const hooks = bindSimulated(g, description, weights, params);
-      const y = blockForward(g, config, weights, hooks, x, context(g, settings.batch));
+      const y = runBlock(g, program, weights, hooks, x, { layer: 0, batch: settings.batch });
       const output = within(g.read(y), "y_quant_init", bounds.quantized);
       const loss = meanSquaredError(g, y, g.constant(y.shape, rows("y_fp", 0, settings.batch)));
       const value = g.scalar(loss);
@@ -132,6 +128,7 @@ function registerBlock(
         rule: parameterRule(recipe),
         totalSteps,
         layer: 0,
+        hidden: settings.hidden,
       });
       const losses: number[] = [];
       for (let step = 0; step < totalSteps; step++) {

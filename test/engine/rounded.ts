@@ -9,10 +9,11 @@ import { floatsToHalfBytes } from "../../src/checkpoint/half.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { Random } from "../../src/common/random.js";
 import type { EngineSource } from "../../src/engine/integer/source.js";
-import { parseModelConfig } from "../../src/models/architectures/index.js";
-import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../../src/models/config.js";
+import { blockProgram, parseModelConfig } from "../../src/models/architectures/index.js";
+import type { Architecture, ModelConfig } from "../../src/models/config.js";
 import { LanguageModel, loadOuter } from "../../src/models/language-model.js";
 import { readBlock } from "../../src/models/weights.js";
+import type { LinearName, LinearSite } from "../../src/models/program.js";
 import { foldBlock } from "../../src/quantize/fold.js";
 import {
   packedLayer,
@@ -20,7 +21,6 @@ import {
   type PackedLinear,
 } from "../../src/quantize/packed-block.js";
 import { parseScheme } from "../../src/quantize/scheme.js";
-import { describeBlock } from "../../src/quantize/simulated-block.js";
 import { Graph } from "../../src/tensor/tensor.js";
 
 function halved(values: ArrayLike<number>, name: string): Float32Array {
@@ -65,7 +65,7 @@ export function roundedModel(path: string, scheme: string, extras: Extras = {}):
   const random = new Random(11);
   const blocks = Array.from({ length: config.numLayers }, (_, layer) => {
     const host = readBlock(checkpoint, architecture, config, layer);
-    const block = foldBlock(host, describeBlock(host, config, parsed), new Map());
+    const block = foldBlock(host, { program: blockProgram(config, 0), scheme: parsed }, new Map());
     return extras.transforms ? withTransforms(block, config, random) : block;
   });
   const models: LanguageModel[] = [];
@@ -84,7 +84,9 @@ export function roundedModel(path: string, scheme: string, extras: Extras = {}):
         architecture,
         config,
         loadOuter(backend, withHalves(checkpoint, architecture), architecture, config),
-        blocks.map((block) => packedLayer(backend, config, parsed, block)),
+        blocks.map((block, layer) =>
+          packedLayer(backend, blockProgram(config, layer), parsed, block),
+        ),
       );
       models.push(model);
       return model;
@@ -119,8 +121,8 @@ function withTransforms(block: PackedBlock, config: ModelConfig, random: Random)
     const [left, right] = factors(width);
     return { left: reflection(left, random), right: reflection(right, random) };
   };
-  const roles = Object.entries(block.linears) as [LinearRole, PackedLinear][];
-  const clipped = roles.map(([role, linear], i): [LinearRole, PackedLinear] => [
+  const roles = Object.entries(block.linears);
+  const clipped = roles.map(([role, linear], i): [LinearName, PackedLinear] => [
     role,
     { ...linear, activationClip: { max: 2.5 + 0.25 * i, min: 3.5 - 0.25 * i } },
   ]);

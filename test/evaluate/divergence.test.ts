@@ -2,11 +2,11 @@ import { describe, expect, it } from "vitest";
 import { createReferenceBackend } from "../../src/backend/reference/index.js";
 import { evaluateDivergence } from "../../src/evaluate/divergence.js";
 import { evaluatePerplexity } from "../../src/evaluate/perplexity.js";
-import { blockForward } from "../../src/models/block.js";
+import { runBlock } from "../../src/models/interpret.js";
 import { embed, type LanguageModel } from "../../src/models/language-model.js";
-import { ropeTables } from "../../src/models/rope.js";
 import { Graph } from "../../src/tensor/tensor.js";
 import { embeddedModel, logProbabilities } from "./support.js";
+import { blockProgram } from "../../src/models/architectures/index.js";
 
 const backend = createReferenceBackend({ realType: "f64" });
 const { model: original, tokenizer } = embeddedModel(backend, "tiny-llama");
@@ -20,10 +20,9 @@ const windows = [tokens.slice(0, 8), tokens.slice(8, 16)].map((ids) => Array.fro
 function states(model: LanguageModel, ids: readonly number[]): number[][][] {
   const { config, outer, layers } = model;
   using g = new Graph(backend);
-  const rope = ropeTables(g, config, 0, ids.length);
   let x = embed(g, config, outer, Int32Array.from(ids), 1);
   return layers.map(({ weights, hooks }, layer) => {
-    x = blockForward(g, config, weights, hooks, x, { layer, batch: 1, rope });
+    x = runBlock(g, blockProgram(config, layer), weights, hooks, x, { layer, batch: 1 });
     const values = Array.from(g.read(x));
     return ids.map((_, t) => values.slice(t * config.hiddenSize, (t + 1) * config.hiddenSize));
   });

@@ -1,7 +1,8 @@
 /** Golden vectors of one block's training as Planish's own types: shared by every backend's check of them. */
-import { LLAMA_NAMES } from "../../src/models/architectures/common.js";
-import type { LinearRole, ModelConfig } from "../../src/models/config.js";
-import type { HostBlock, HostLinear, HostTensor } from "../../src/models/weights.js";
+import { blockProgram } from "../../src/models/architectures/index.js";
+import { mapValues } from "../../src/common/records.js";
+import type { ModelConfig } from "../../src/models/config.js";
+import type { HostBlock, HostTensor } from "../../src/models/weights.js";
 import { flatQuantPresets } from "../../src/quantize/methods/flatquant/recipe.js";
 import type { Bits } from "../../src/quantize/scheme.js";
 import type { GoldenTensors } from "./support.js";
@@ -50,18 +51,14 @@ export function loadBlock(golden: GoldenTensors, s: BlockSettings) {
     qkNorm: false,
     tiedEmbeddings: true,
   };
-  const linears: Partial<Record<LinearRole, HostLinear>> = {};
-  for (const [role, path] of Object.entries(LLAMA_NAMES.linears) as [LinearRole, string][])
-    linears[role] = {
+  const { linears, norms } = blockProgram(config, 0);
+  const block: HostBlock = {
+    norms: mapValues(norms, ({ path }) => ({ path, gain: tensor(`weights/${path}.weight`) })),
+    linears: mapValues(linears, ({ path }) => ({
       path,
       weight: tensor(`weights/${path}.weight`),
       bias: optional(`weights/${path}.bias`),
-    };
-  const norm = (path: string) => ({ path, gain: tensor(`weights/${path}.weight`) });
-  const block: HostBlock = {
-    inputNorm: norm(LLAMA_NAMES.norms.input),
-    postNorm: norm(LLAMA_NAMES.norms.post),
-    linears,
+    })),
   };
   return { config, block };
 }

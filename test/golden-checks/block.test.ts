@@ -5,10 +5,9 @@
  */
 import { describe, expect, it } from "vitest";
 import { createReferenceBackend } from "../../src/backend/reference/index.js";
-import { blockForward, plainHooks } from "../../src/models/block.js";
-import { ropeTables } from "../../src/models/rope.js";
+import { runBlock, plainHooks } from "../../src/models/interpret.js";
 import { uploadBlock } from "../../src/models/weights.js";
-import { bindSimulated, describeBlock } from "../../src/quantize/simulated-block.js";
+import { bindSimulated } from "../../src/quantize/simulated-block.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
 import { BlockTrainer } from "../../src/quantize/block-training.js";
 import { parameterRule } from "../../src/quantize/methods/flatquant/train.js";
@@ -17,6 +16,7 @@ import { meanSquaredError } from "../../src/tensor/ops/index.js";
 import { Graph, parameter, type Tensor } from "../../src/tensor/tensor.js";
 import { loadBlock, recipeOf, type BlockSettings } from "./block-golden.js";
 import { expectClose, goldenFiles, goldenSettings, readGolden } from "./support.js";
+import { blockProgram } from "../../src/models/architectures/index.js";
 
 const backend = createReferenceBackend({ realType: "f64" });
 
@@ -31,7 +31,8 @@ describe.each(goldenFiles("block"))("$name", (file) => {
     kvBits: settings.bits.kv,
   };
   const recipe = recipeOf(settings);
-  const description = describeBlock(block, config, scheme);
+  const program = blockProgram(config, 0);
+  const description = { program, scheme };
   const [samples, time] = golden.get("x")!.shape;
   const width = time * settings.hidden;
 
@@ -43,15 +44,13 @@ describe.each(goldenFiles("block"))("$name", (file) => {
   };
   const rows = (name: string, first: number, count: number) =>
     golden.get(name)!.data.slice(first * width, (first + count) * width);
-  const rope = (g: Graph) => ropeTables(g, config, 0, time);
 
   it("full-precision output", () => {
     using g = new Graph(backend);
     const x = g.constant([samples * time, settings.hidden], golden.get("x")!.data);
-    const y = blockForward(g, config, weights, plainHooks(weights), x, {
+    const y = runBlock(g, program, weights, plainHooks(weights), x, {
       layer: 0,
       batch: samples,
-      rope: rope(g),
     });
     expectClose(g.read(y), golden.get("y_fp")!.data, "y_fp");
   });
@@ -65,7 +64,14 @@ describe.each(goldenFiles("block"))("$name", (file) => {
         ["attn_out", settings.heads * settings.head_dim],
       ].map(([site, n]) => [site, new Float64Array(n as number).fill(1)]),
     ) as never;
-    const ours = initialParameters(block, config, scheme, recipe, maxima, new Random(1));
+    const ours = initialParameters(
+      block,
+      blockProgram(config, 0),
+      scheme,
+      recipe,
+      maxima,
+      new Random(1),
+    );
     const expected = [...initial()].map(([name, t]) => `${name} ${t.shape.join("×")}`);
     expect([...ours].map(([name, t]) => `${name} ${t.shape.join("×")}`).sort()).toEqual(
       expected.sort(),
@@ -76,10 +82,9 @@ describe.each(goldenFiles("block"))("$name", (file) => {
     const params = initial();
     using g = new Graph(backend, { train: true });
     const x = g.constant([settings.batch * time, settings.hidden], rows("x", 0, settings.batch));
-    const y = blockForward(g, config, weights, bindSimulated(g, description, weights, params), x, {
+    const y = runBlock(g, program, weights, bindSimulated(g, description, weights, params), x, {
       layer: 0,
       batch: settings.batch,
-      rope: rope(g),
     });
     expectClose(g.read(y), golden.get("y_quant_init")!.data, "y_quant_init");
     const loss = meanSquaredError(g, y, g.constant(y.shape, rows("y_fp", 0, settings.batch)));
@@ -106,6 +111,7 @@ describe.each(goldenFiles("block"))("$name", (file) => {
       rule: parameterRule(recipe),
       totalSteps,
       layer: 0,
+      hidden: settings.hidden,
     });
     const losses: number[] = [];
     for (let step = 0; step < totalSteps; step++) {
@@ -123,10 +129,9 @@ describe.each(goldenFiles("block"))("$name", (file) => {
       expectClose(backend.read(p.buffer!), golden.get(`final/${name}`)!.data, `final/${name}`);
     using g = new Graph(backend);
     const x = g.constant([settings.batch * time, settings.hidden], rows("x", 0, settings.batch));
-    const y = blockForward(g, config, weights, bindSimulated(g, description, weights, params), x, {
+    const y = runBlock(g, program, weights, bindSimulated(g, description, weights, params), x, {
       layer: 0,
       batch: settings.batch,
-      rope: rope(g),
     });
     expectClose(g.read(y), golden.get("y_quant_final")!.data, "y_quant_final");
   });

@@ -19,12 +19,12 @@ import { quantize } from "../../src/quantize/index.js";
 import { loadModel } from "../../src/quantize/load.js";
 import { packedLayer } from "../../src/quantize/packed-block.js";
 import { parseScheme } from "../../src/quantize/scheme.js";
-import { describeBlock } from "../../src/quantize/simulated-block.js";
 import { simulatedModel } from "../../src/quantize/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 import type { ModelConfig } from "../../src/models/config.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
 import { OPT_VARIANTS, writeRandomOpt } from "../models/random-opt.js";
+import { blockProgram } from "../../src/models/architectures/index.js";
 
 const directory = temporaryDirectory();
 const backend = createReferenceBackend({ realType: "f64" });
@@ -42,7 +42,14 @@ function parameters(block: HostBlock, config: ModelConfig, random: Random): Para
     ].map(([site, n]) => [site, new Float64Array(n as number).fill(1)]),
   ) as never;
   const scheme = parseScheme("w4a4kv4");
-  const values = initialParameters(block, config, scheme, flatQuantPresets.paper, maxima, random);
+  const values = initialParameters(
+    block,
+    blockProgram(config, 0),
+    scheme,
+    flatQuantPresets.paper,
+    maxima,
+    random,
+  );
   for (const [name, { data }] of values)
     for (let i = 0; i < data.length; i++)
       if (/\.(s|diag)/.test(name)) data[i] = 0.5 + random.uniform();
@@ -84,9 +91,9 @@ describe.each(Object.entries(OPT_VARIANTS))("%s", (name, variant) => {
     const layers = hosts.map((host, l) =>
       packedLayer(
         backend,
-        config,
+        blockProgram(config, l),
         unquantized,
-        foldBlock(host, describeBlock(host, config, unquantized), values[l]),
+        foldBlock(host, { program: blockProgram(config, 0), scheme: unquantized }, values[l]),
       ),
     );
     const folded = new LanguageModel(backend, architecture, config, outer, layers);
@@ -108,7 +115,7 @@ describe.each(Object.entries(OPT_VARIANTS))("%s", (name, variant) => {
       shape: [size],
       data: new Float64Array(size).fill(2),
     });
-    const description = describeBlock(hosts[0], original.config, unquantized);
+    const description = { program: blockProgram(original.config, 0), scheme: unquantized };
     expect(() => foldBlock(hosts[0], description, wrong)).toThrow(/diag at mlp_in/);
   });
 });

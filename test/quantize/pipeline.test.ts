@@ -10,16 +10,14 @@ import { loadTokenizer } from "../../src/checkpoint/tokenizer.js";
 import { packageRoot } from "../../src/common/package.js";
 import type { ProgressSink } from "../../src/common/progress.js";
 import { evaluatePerplexity } from "../../src/evaluate/perplexity.js";
-import { parseModelConfig } from "../../src/models/architectures/index.js";
-import type { LinearRole } from "../../src/models/config.js";
+import { blockProgram, parseModelConfig } from "../../src/models/architectures/index.js";
 import { freeBlock, readBlock, uploadBlock } from "../../src/models/weights.js";
 import { readDocuments, tokenizeCorpus } from "../../src/quantize/calibration/text.js";
 import { quantize, type QuantizeOptions } from "../../src/quantize/index.js";
 import { loadModel } from "../../src/quantize/load.js";
-import type { PackedLinear } from "../../src/quantize/packed-block.js";
 import { readPackedBlock } from "../../src/quantize/packed-tensors.js";
 import { parseScheme } from "../../src/quantize/scheme.js";
-import { bindSimulated, describeBlock } from "../../src/quantize/simulated-block.js";
+import { bindSimulated } from "../../src/quantize/simulated-block.js";
 import { readKeptParameters, simulatedModel } from "../../src/quantize/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 import { writeFirstBlocks } from "../models/first-blocks.js";
@@ -175,8 +173,13 @@ describe("flatquant", () => {
         [...kept[layer]].map(([name, v]) => [name, g.constant(v.shape, v.data)]),
       );
       const weights = uploadBlock(backend, host);
-      const block = bindSimulated(g, describeBlock(host, config, scheme), weights, parameters);
-      for (const [role, l] of Object.entries(packed.linears) as [LinearRole, PackedLinear][]) {
+      const block = bindSimulated(
+        g,
+        { program: blockProgram(config, 0), scheme },
+        weights,
+        parameters,
+      );
+      for (const [role, l] of Object.entries(packed.linears)) {
         const { codes } = block.roundedWeight(role, block.unroundedWeight(role));
         const live = codes ? backend.read(codes.codes) : [];
         const differing = l.quantized?.codes.filter((code, i) => code !== live[i]).length;

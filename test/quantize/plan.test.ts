@@ -3,9 +3,9 @@ import { describe, expect, it } from "vitest";
 import { openBackend } from "../../src/backend/open.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { Random } from "../../src/common/random.js";
-import { parseModelConfig } from "../../src/models/architectures/index.js";
-import { LINEAR_SITES, type LinearSite } from "../../src/models/config.js";
+import { blockProgram, parseModelConfig } from "../../src/models/architectures/index.js";
 import { readBlock } from "../../src/models/weights.js";
+import { sitesOf } from "../../src/models/program.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
 import { planBlock } from "../../src/quantize/methods/flatquant/plan.js";
 import {
@@ -15,7 +15,6 @@ import {
 import { METHODS } from "../../src/quantize/methods/index.js";
 import { planRun } from "../../src/quantize/plan.js";
 import { parseScheme } from "../../src/quantize/scheme.js";
-import { siteSize } from "../../src/quantize/transforms/sites.js";
 
 const model = (name: string) =>
   openCheckpoint(fileURLToPath(new URL(`../../models/${name}`, import.meta.url)));
@@ -46,13 +45,20 @@ describe("planBlock", () => {
     const recipe = recipes[recipeName];
     const block = readBlock(checkpoint, architecture, config, 1);
     const maxima = Object.fromEntries(
-      Object.keys(LINEAR_SITES).map((site) => [
+      sitesOf(blockProgram(config, 1)).map(({ site, width }) => [
         site,
-        new Float64Array(siteSize(config, site as LinearSite)).fill(1),
+        new Float64Array(width).fill(1),
       ]),
-    ) as Record<LinearSite, Float64Array>;
-    const start = initialParameters(block, config, scheme, recipe, maxima, Random.for(0));
-    const { parameters } = planBlock(config, architecture.names.linears, scheme, recipe);
+    );
+    const start = initialParameters(
+      block,
+      blockProgram(config, 0),
+      scheme,
+      recipe,
+      maxima,
+      Random.for(0),
+    );
+    const { parameters } = planBlock(blockProgram(config, 1), scheme, recipe);
     expect(parameters).toEqual(
       Object.fromEntries([...start].map(([key, { shape }]) => [key, [...shape]])),
     );

@@ -12,7 +12,7 @@ import { packageRoot } from "../../src/common/package.js";
 import { readDocuments } from "../../src/quantize/calibration/text.js";
 import { quantize } from "../../src/quantize/index.js";
 import { compare } from "../../src/report/compare/compare.js";
-import { capture, SITES } from "../../src/report/page/capture.js";
+import { capture } from "../../src/report/page/capture.js";
 import { CURVE_POINTS, curvePlace } from "../../src/report/page/data.js";
 import { escape } from "../../src/report/page/html.js";
 import { flatnessOf, GridCounter, magnitudes } from "../../src/report/page/measure.js";
@@ -110,7 +110,7 @@ describe("looking into artifacts", () => {
   });
 
   it("sees what rotations do: flatter activations, smaller errors than plain rounding's", async () => {
-    const { before, after } = await capture({
+    const { siteNames, before, after } = await capture({
       backend,
       source: model,
       artifacts: [artifact("rtn"), artifact("quarot")],
@@ -118,13 +118,13 @@ describe("looking into artifacts", () => {
     const [rtn, quarot] = ["rtn", "quarot"].map((name) => after.get(name));
     if (!rtn || !quarot) throw new Error("capture left a method out");
     const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
-    for (const [s, site] of SITES.entries()) {
+    for (const [s, site] of siteNames.entries()) {
       const errors = [rtn, quarot].map(({ siteErrors }) => mean(siteErrors.map((row) => row[s])));
       expect(errors[1], site).toBeLessThan(errors[0]);
       // No transform: the same channels, on the same grid, up to what other sites' rounding did.
       expect(rtn.sites[0][s].activations.channels).toBe(before[0][s].activations.channels);
     }
-    const down = SITES.indexOf("mlp_down");
+    const down = siteNames.indexOf("mlp_down");
     for (const [layer, sites] of quarot.sites.entries())
       expect(sites[down].activations.flatness).toBeLessThan(
         before[layer][down].activations.flatness,

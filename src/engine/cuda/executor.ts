@@ -18,7 +18,8 @@ import type {
 import { PlanishError } from "../../common/errors.js";
 import { formatBytes } from "../../common/format.js";
 import type { ModelConfig } from "../../models/config.js";
-import { ropeFrequencies } from "../../models/rope.js";
+import { rotariesOf } from "../../models/program.js";
+import { rotaryFrequencies } from "../../models/rope.js";
 import { formatScheme } from "../../quantize/scheme.js";
 import { checkChunk, checkPage } from "../chunk-checks.js";
 import type { Chunk, Executor } from "../executor.js";
@@ -27,10 +28,12 @@ import { OuterKernels } from "./outer-kernels.js";
 import {
   DECODE_ROWS,
   passBytes,
+  planPass,
   PASS_ROWS,
   PassRunner,
   type Pass,
   type PassBuffers,
+  type PassPlan,
 } from "./pass.js";
 import {
   DECODE_TASK_ROWS,
@@ -81,6 +84,7 @@ export class CudaExecutor implements Executor {
 
   private readonly outer: OuterKernels;
   private readonly runner: PassRunner;
+  private readonly plan: PassPlan;
   private readonly buffers: PassBuffers;
   private readonly frequencies: DevicePointer;
   private readonly half: number;
@@ -106,9 +110,9 @@ export class CudaExecutor implements Executor {
   ) {
     const { config, scheme } = model;
     this.config = config;
-    const { headDim, numHeads, numKvHeads, positions, hiddenSize, vocabSize, maxPositions } =
-      config;
-    if (positions.kind !== "rope") throw new PlanishError("learned positions have no CUDA kernel");
+    const { numHeads, numKvHeads, hiddenSize, vocabSize, maxPositions } = config;
+    const [rotary] = rotariesOf(model.programs);
+    if (!rotary) throw new PlanishError("learned positions have no CUDA kernel");
     const pages = Math.ceil(maxPositions / PAGE_TOKENS);
     this.splits =
       options.splits ??
@@ -120,16 +124,27 @@ export class CudaExecutor implements Executor {
     this.cutAtPages = !this.exact;
     this.graphs = options.graphs === false ? undefined : new Map();
     this.outer = new OuterKernels(device);
-    const sizes = passBytes(model, this.splits);
-    this.buffers = Object.fromEntries(
-      Object.entries(sizes).map(([name, bytes]) => [name, device.allocate(bytes)]),
-    ) as unknown as PassBuffers;
-    this.runner = new PassRunner(device.kernels, model, this.buffers);
+    this.plan = planPass(model.programs, model.blocks, hiddenSize);
+    const { slots, q, codes, scales, partial, cosine, sine } = passBytes(
+      model,
+      this.plan,
+      this.splits,
+    );
+    const allocate = (bytes: number) => device.allocate(bytes);
+    this.buffers = {
+      slots: slots.map(allocate),
+      q: allocate(q),
+      codes: allocate(codes),
+      scales: allocate(scales),
+      partial: allocate(partial),
+      cosine: allocate(cosine),
+      sine: allocate(sine),
+    };
+    this.runner = new PassRunner(device.kernels, model, this.plan, this.buffers);
     this.parts = device.allocate(LOGIT_ROWS * hiddenSize * 4);
     this.logitBuffer = device.allocate(LOGIT_ROWS * vocabSize * 4);
-    const { theta, scaling, frequencyType } = positions;
-    this.half = headDim / 2;
-    this.frequencies = device.put(ropeFrequencies(headDim, theta, scaling, frequencyType));
+    this.half = rotary.dims / 2;
+    this.frequencies = device.put(rotaryFrequencies(rotary));
     this.sent = device.driver.createEvent(false);
     device.driver.record(this.sent, device.stream);
     this.tables = this.makeTables(FIRST_WORDS);
@@ -200,7 +215,7 @@ export class CudaExecutor implements Executor {
     device.driver.freePinned(tables.host);
     device.driver.destroyEvent(this.sent);
     for (const pointer of [
-      ...(Object.values(buffers) as DevicePointer[]),
+      ...(Object.values(buffers) as (DevicePointer | readonly DevicePointer[])[]).flat(),
       tables.device,
       parts,
       logitBuffer,
@@ -313,7 +328,7 @@ export class CudaExecutor implements Executor {
       cols: config.hiddenSize,
       frequencies,
       half,
-      x: buffers.x,
+      x: buffers.slots[0],
       cosine: buffers.cosine,
       sine: buffers.sine,
     });
@@ -324,7 +339,7 @@ export class CudaExecutor implements Executor {
   private logits(layout: TableLayout, first: number, count: number): void {
     const { buffers, config, model, outer, tables } = this;
     outer.logits({
-      x: buffers.x,
+      x: buffers.slots[this.plan.output.slot],
       chosen: tables.device + 4 * (layout.chosen + first),
       rows: count,
       cols: config.hiddenSize,

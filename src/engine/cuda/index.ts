@@ -2,6 +2,7 @@
 import { cudaDeviceCount } from "../../backend/cuda/driver.js";
 import { openCudaLibrary } from "../../backend/cuda/libraries.js";
 import { PlanishError } from "../../common/errors.js";
+import { blockPrograms } from "../../models/architectures/index.js";
 import { openSource, type EngineSource } from "../integer/source.js";
 import { CudaEngineDevice } from "./device.js";
 import { CudaExecutor, type CudaExecutorOptions } from "./executor.js";
@@ -41,12 +42,15 @@ export function cudaExecutorOf(
     const obstacle = cudaObstacle(config, scheme);
     if (obstacle !== undefined) throw new NoCudaKernel(obstacle);
     using placer = new WeightPlacer(device, config, scheme);
-    const blocks = Array.from({ length: config.numLayers }, (_, layer) =>
-      placer.block(source.block(layer)),
-    );
+    const programs = blockPrograms(config);
+    const blocks = programs.map((program, layer) => placer.block(program, source.block(layer)));
     const outer = placer.outerOf(checkpoint, architecture);
     const { weightBytes } = placer;
-    return new CudaExecutor(device, { config, scheme, blocks, outer, weightBytes }, options);
+    return new CudaExecutor(
+      device,
+      { config, programs, scheme, blocks, outer, weightBytes },
+      options,
+    );
   } catch (error) {
     device[Symbol.dispose]();
     throw error;

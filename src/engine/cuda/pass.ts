@@ -1,10 +1,24 @@
 /** A pass over the blocks: rows that go through a model together, as launches of the engine's kernels. */
 import type { DevicePointer } from "../../backend/cuda/driver.js";
-import type { LinearSite, ModelConfig } from "../../models/config.js";
+import {
+  attentionsOf,
+  cacheShape,
+  rotariesOf,
+  sitesOf,
+  type BlockProgram,
+} from "../../models/program.js";
+import { Slots } from "../slots.js";
+import {
+  planCudaBlock,
+  type PlannedBlock,
+  type PlannedCall,
+  type PlannedInput,
+  type Region,
+} from "./block-plan.js";
 import type { EngineKernels } from "./kernels.js";
 import { codeBytes, pageLayout, roundUp } from "./layout.js";
 import type { SiteRequest } from "./requests.js";
-import { siteWidth, type CudaBlock, type CudaModel } from "./weights.js";
+import type { CudaBlock, CudaModel } from "./weights.js";
 
 /** Most rows of one pass; longer steps are cut. */
 export const PASS_ROWS = 2048;
@@ -13,16 +27,10 @@ export const DECODE_ROWS = 128;
 
 /** Where a pass's rows live between kernels. */
 export interface PassBuffers {
-  /** The residual stream, f32 [rows, hidden]. */
-  readonly x: DevicePointer;
-  /** Queries, keys and values side by side, f32. */
-  readonly qkv: DevicePointer;
+  /** Values between kernels by slot, f32 [rows, width]; the first begins as the residual stream. */
+  readonly slots: readonly DevicePointer[];
   /** Queries on their way to attention: f32 for decoding, halves else. */
   readonly q: DevicePointer;
-  /** What attention gave, f32 [rows, heads·headDim]. */
-  readonly mixed: DevicePointer;
-  /** SiLU(gate)·up, or gate and up side by side, f32. */
-  readonly gated: DevicePointer;
   readonly codes: DevicePointer;
   readonly scales: DevicePointer;
   /** Splits of decoding's attention. */
@@ -30,6 +38,19 @@ export interface PassBuffers {
   /** Rotary tables, f32 [rows, headDim/2]. */
   readonly cosine: DevicePointer;
   readonly sine: DevicePointer;
+}
+
+/** Sizes in bytes of the same buffers. */
+export type PassBytes = Readonly<Record<Exclude<keyof PassBuffers, "slots">, number>> & {
+  readonly slots: readonly number[];
+};
+
+/** A model's blocks as calls, and the columns of the slots that they use. */
+export interface PassPlan {
+  readonly blocks: readonly PlannedBlock[];
+  readonly widths: readonly number[];
+  /** Where the last block's output lies. */
+  readonly output: Region;
 }
 
 export interface Pass {
@@ -55,99 +76,125 @@ function capacityOf(rows: number): number {
   return rows <= 64 ? 64 : roundUp(rows, 128);
 }
 
-/** Sizes in bytes of the buffers that a model needs. */
-export function passBytes(model: CudaModel, splits: number): Record<keyof PassBuffers, number> {
-  const { hiddenSize, intermediateSize, headDim, numHeads, numKvHeads } = model.config;
-  const attention = numHeads * headDim;
-  const capacity = capacityOf(PASS_ROWS);
-  const names = ["attn_in", "attn_out", "mlp_in", "mlp_down"] as const;
-  const most = (of: (site: LinearSite, sets: number) => number) =>
-    Math.max(
-      ...model.blocks.flatMap((block) => names.map((site) => of(site, block.sites[site].sets))),
-    );
-  const rows = (width: number) => PASS_ROWS * width * 4;
-  const apart = model.blocks.some((block) => block.sites.mlp_in.products.length > 1);
-  return {
-    x: rows(hiddenSize),
-    qkv: rows(attention + 2 * numKvHeads * headDim),
-    q: Math.max(PASS_ROWS * 2, DECODE_ROWS * 4) * attention,
-    mixed: rows(attention),
-    gated: rows((apart ? 2 : 1) * intermediateSize),
-    codes: most((site, sets) => sets * codeBytes(capacity, siteWidth(model.config, site))),
-    scales: most((_, sets) => sets * capacity * 4),
-    partial: DECODE_ROWS * numHeads * splits * (headDim + 2) * 4,
-    cosine: rows(headDim / 2),
-    sine: rows(headDim / 2),
-  };
+/** @throws NoCudaKernel naming what has no kernel. */
+export function planPass(
+  programs: readonly BlockProgram[],
+  blocks: readonly Pick<CudaBlock, "sites">[],
+  hiddenSize: number,
+): PassPlan {
+  const slots = new Slots();
+  let output: Region = { slot: slots.take(hiddenSize), column: 0, stride: hiddenSize };
+  const planned = programs.map((program, layer) => {
+    const block = planCudaBlock(program, blocks[layer], slots, output);
+    ({ output } = block);
+    return block;
+  });
+  return { blocks: planned, widths: slots.widths, output };
 }
 
-interface SiteOutput {
-  readonly out: DevicePointer;
-  readonly stride: number;
-  readonly accumulate?: boolean;
+/** Sizes in bytes of the buffers that a model needs. */
+export function passBytes(
+  { programs, blocks }: Pick<CudaModel, "programs" | "blocks">,
+  { widths }: PassPlan,
+  splits: number,
+): PassBytes {
+  const capacity = capacityOf(PASS_ROWS);
+  const rows = (width: number) => PASS_ROWS * width * 4;
+  const attentions = programs.flatMap(attentionsOf);
+  const width = Math.max(...attentions.map(({ heads, headDim }) => heads * headDim));
+  const sites = programs.flatMap((program, layer) =>
+    sitesOf(program).map((place) => ({
+      width: place.width,
+      sets: blocks[layer].sites[place.site].sets,
+    })),
+  );
+  const half = Math.max(...rotariesOf(programs).map(({ dims }) => dims / 2));
+  return {
+    slots: widths.map(rows),
+    q: Math.max(PASS_ROWS * 2, DECODE_ROWS * 4) * width,
+    codes: Math.max(...sites.map((site) => site.sets * codeBytes(capacity, site.width))),
+    scales: Math.max(...sites.map(({ sets }) => sets * capacity * 4)),
+    partial:
+      DECODE_ROWS *
+      splits *
+      4 *
+      Math.max(...attentions.map(({ heads, headDim }) => heads * (headDim + 2))),
+    cosine: rows(half),
+    sine: rows(half),
+  };
 }
 
 /** Enqueues blocks. */
 export class PassRunner {
-  private readonly config: ModelConfig;
   private readonly kept: 4 | 16;
-  private readonly headBytes: number;
+  /** Where each layer's keys and values lie in a page. */
+  private readonly layerOffsets: readonly number[];
+  /** Bytes of a page: keys and values of every layer. */
+  readonly pageBytes: number;
 
   constructor(
     private readonly kernels: EngineKernels,
     private readonly model: CudaModel,
+    private readonly plan: PassPlan,
     private readonly buffers: PassBuffers,
   ) {
-    this.config = model.config;
     this.kept = model.scheme.kvBits >= 16 ? 16 : 4;
-    this.headBytes = pageLayout(this.config.headDim, this.kept).bytes;
-  }
-
-  /** Bytes of a page: keys and values of every layer. */
-  get pageBytes(): number {
-    return this.config.numLayers * this.config.numKvHeads * this.headBytes;
-  }
-
-  /** All blocks over the pass's rows in `buffers.x`; `cache`: page 0. */
-  run(pass: Pass, cache: DevicePointer): void {
-    const layerBytes = this.config.numKvHeads * this.headBytes;
-    this.model.blocks.forEach((block, layer) =>
-      this.block(block, pass, cache + layer * layerBytes),
-    );
-  }
-
-  private block(block: CudaBlock, pass: Pass, cache: DevicePointer): void {
-    const { config, buffers, kernels, kept, model } = this;
-    const { hiddenSize, intermediateSize, headDim, numHeads, numKvHeads, norm } = config;
-    const shape = { headDim, heads: numHeads, kvHeads: numKvHeads, kept };
-    const attention = numHeads * headDim;
-    const width = attention + 2 * numKvHeads * headDim;
-    const { pageBytes } = this;
-    const normed = (gain: DevicePointer) =>
-      ({ input: "rms", x: buffers.x, stride: hiddenSize, gain, epsilon: norm.epsilon }) as const;
-    const residual = { out: buffers.x, stride: hiddenSize, accumulate: true };
-
-    this.site(block, "attn_in", pass, normed(block.inputGain), {
-      out: buffers.qkv,
-      stride: width,
+    let bytes = 0;
+    this.layerOffsets = model.programs.map((program) => {
+      const { heads, headDim } = cacheShape(program);
+      const offset = bytes;
+      bytes += heads * pageLayout(headDim, this.kept).bytes;
+      return offset;
     });
-    kernels.heads({
-      ...shape,
+    this.pageBytes = bytes;
+  }
+
+  /** All blocks over the pass's rows in the first slot; `cache`: page 0. */
+  run(pass: Pass, cache: DevicePointer): void {
+    this.plan.blocks.forEach(({ calls }, layer) => {
+      const block = this.model.blocks[layer];
+      for (const call of calls) {
+        const at = cache + this.layerOffsets[layer];
+        if (call.op === "site") this.site(block, call, pass);
+        else if (call.op === "cache") this.heads(block, call, pass, at);
+        else this.attention(call, pass, at);
+      }
+    });
+  }
+
+  private at({ slot, column }: Region): DevicePointer {
+    return this.buffers.slots[slot] + 4 * column;
+  }
+
+  private heads(
+    block: CudaBlock,
+    { fused, q, k, v }: Extract<PlannedCall, { readonly op: "cache" }>,
+    pass: Pass,
+    cache: DevicePointer,
+  ): void {
+    const { buffers, kept, model } = this;
+    const { attention, queries, keys } = fused;
+    const rotary = queries.rotary !== undefined;
+    this.kernels.heads({
+      headDim: attention.headDim,
+      heads: attention.heads,
+      kvHeads: attention.kvHeads,
+      kept,
       tasks: pass.tasks,
       taskCount: pass.taskCount,
       pageOf: pass.pageOf,
       slotOf: pass.slotOf,
-      q: buffers.qkv,
-      qStride: width,
-      k: buffers.qkv + attention * 4,
-      v: buffers.qkv + (attention + numKvHeads * headDim) * 4,
-      kvStride: width,
+      q: this.at(q),
+      qStride: q.stride,
+      k: this.at(k),
+      v: this.at(v),
+      kvStride: k.stride,
       halves: false,
-      qGain: block.qGain,
-      kGain: block.kGain,
-      epsilon: norm.epsilon,
-      cosine: buffers.cosine,
-      sine: buffers.sine,
+      qGain: queries.norm && block.gains[queries.norm.norm],
+      kGain: keys.norm && block.gains[keys.norm.norm],
+      epsilon: (queries.norm ?? keys.norm)?.epsilon ?? 0,
+      cosine: rotary ? buffers.cosine : undefined,
+      sine: rotary ? buffers.sine : undefined,
       qMatrix: block.queryMatrix,
       kMatrix: block.keyMatrix,
       factors: block.cacheFactors,
@@ -155,18 +202,31 @@ export class PassRunner {
       out: buffers.q,
       outHalves: !pass.decoding,
       cache,
-      pageBytes,
+      pageBytes: this.pageBytes,
       taskRows: pass.taskRows,
     });
+  }
+
+  private attention(
+    { step, out }: Extract<PlannedCall, { readonly op: "attention" }>,
+    pass: Pass,
+    cache: DevicePointer,
+  ): void {
+    const { kernels, buffers, kept, pageBytes } = this;
+    const { heads, kvHeads, headDim, scale, window = 0 } = step;
     const common = {
-      ...shape,
+      headDim,
+      heads,
+      kvHeads,
+      kept,
       q: buffers.q,
       pages: pass.pages,
-      window: config.slidingWindow ?? 0,
+      window,
+      scale,
       cache,
       pageBytes,
     };
-    if (pass.decoding) {
+    if (pass.decoding)
       kernels.attendDecode({
         ...common,
         sequences: pass.attention,
@@ -174,53 +234,28 @@ export class PassRunner {
         splits: pass.splits,
         partial: buffers.partial,
       });
-      const joined = {
-        input: "splits",
-        x: buffers.partial,
-        stride: 0,
-        splits: pass.splits,
-      } as const;
-      this.site(block, "attn_out", pass, joined, residual);
-    } else {
+    else
       kernels.attendPrefill({
         ...common,
         blocks: pass.attention,
         blockCount: pass.attentionCount,
-        out: buffers.mixed,
+        out: this.at(out),
         outHalves: false,
       });
-      const plain = { input: "plain", x: buffers.mixed, stride: attention } as const;
-      this.site(block, "attn_out", pass, plain, residual);
-    }
-    const together = block.sites.mlp_in.products.length === 1;
-    const stride = together ? intermediateSize : 2 * intermediateSize;
-    this.site(block, "mlp_in", pass, normed(block.postGain), { out: buffers.gated, stride });
-    const up = buffers.gated + intermediateSize * 4;
-    this.site(
-      block,
-      "mlp_down",
-      pass,
-      together
-        ? { input: "plain", x: buffers.gated, stride }
-        : { input: "gated", x: buffers.gated, x2: up, stride },
-      residual,
-    );
   }
 
   /** A site: its activation's codes, then its products. */
   private site(
     block: CudaBlock,
-    name: LinearSite,
+    { site: name, input, out, accumulate }: Extract<PlannedCall, { readonly op: "site" }>,
     pass: Pass,
-    from: Pick<SiteRequest, "input" | "x" | "stride"> & Partial<SiteRequest>,
-    { out, stride, accumulate }: SiteOutput,
   ): void {
     const { kernels, buffers } = this;
     const { shape, precise, left, right, clips, sets, products } = block.sites[name];
     const capacity = capacityOf(pass.rows);
     const { codes, scales } = buffers;
     kernels.site({
-      ...from,
+      ...this.input(block, input, pass),
       shape,
       precise,
       left,
@@ -245,11 +280,35 @@ export class PassRunner {
         setTiles: product.setTiles,
         codes: codes + product.set * codeBytes(capacity, product.columns),
         tokenScale: scales + product.set * capacity * 4,
-        out: out + product.column * 4,
-        outStride: stride,
+        out: this.at(out) + product.column * 4,
+        outStride: out.stride,
         accumulate,
         tokens: pass.rows,
         capacity,
       });
+  }
+
+  private input(
+    block: CudaBlock,
+    input: PlannedInput,
+    pass: Pass,
+  ): Pick<SiteRequest, "input" | "x" | "stride"> & Partial<SiteRequest> {
+    switch (input.kind) {
+      case "norm": {
+        const { epsilon, norm } = input.step;
+        const { stride } = input.x;
+        return { input: "rms", x: this.at(input.x), stride, gain: block.gains[norm], epsilon };
+      }
+      case "gated": {
+        const { gate, up } = input;
+        return { input: "gated", x: this.at(gate), x2: this.at(up), stride: gate.stride };
+      }
+      case "attention":
+        if (pass.decoding)
+          return { input: "splits", x: this.buffers.partial, stride: 0, splits: pass.splits };
+        return { input: "plain", x: this.at(input.x), stride: input.x.stride };
+      case "plain":
+        return { input: "plain", x: this.at(input.x), stride: input.x.stride };
+    }
   }
 }

@@ -112,6 +112,8 @@ export interface AttentionRequest extends CacheShape {
   readonly q: DevicePointer;
   readonly pages: DevicePointer;
   readonly window: number;
+  /** Multiplies the scores. */
+  readonly scale: number;
   readonly cache: DevicePointer;
   readonly pageBytes: number;
 }

@@ -1,7 +1,10 @@
 /** What the engine's CUDA kernels take; everything else runs simulated, with the reason told. */
 import { PlanishError } from "../../common/errors.js";
+import { blockPrograms } from "../../models/architectures/index.js";
 import type { ModelConfig } from "../../models/config.js";
+import { rotariesOf, type BlockProgram, type Step } from "../../models/program.js";
 import type { Scheme } from "../../quantize/scheme.js";
+import { fuse, NoKernel } from "../fuse.js";
 import { siteGeometry, siteSharedBytes, type SiteShape } from "./layout.js";
 
 /** A model that the kernels do not take. The message is a reason, as it stands after "because". */
@@ -16,18 +19,55 @@ export function cudaObstacle(config: ModelConfig, scheme: Scheme | undefined): s
   if (kvBits > 4 && kvBits < 16)
     return `a cache of ${kvBits} bits has no CUDA kernel; 2 to 4, and 16, have`;
   if (queryBits < 16) return "quantized queries have no CUDA kernel";
-  const { headDim, hiddenSize, mlp, norm, normPlacement, positions, embeddingSize } = config;
-  if (headDim % 32 !== 0 || headDim > 128)
-    return `heads of ${headDim} columns have no CUDA kernel; multiples of 32 up to 128 have`;
+  const { hiddenSize, positions, embeddingSize, norm } = config;
   if (norm.kind !== "rms") return "layer norms have no CUDA kernel";
-  if (normPlacement === "after") return "norms after the residual sum have no CUDA kernel";
-  if (!mlp.gated || mlp.activation !== "silu")
-    return `${mlp.gated ? "a gated" : "an ungated"} MLP with ${mlp.activation} has no CUDA kernel; gated SiLU has`;
+  const programs = blockPrograms(config);
+  for (const program of programs)
+    for (const step of program.steps) {
+      const reason = stepObstacle(step);
+      if (reason !== undefined) return reason;
+    }
+  const notFused = fusionObstacle(programs);
+  if (notFused !== undefined) return notFused;
   if (positions.kind !== "rope") return "learned positions have no CUDA kernel";
+  if (rotariesOf(programs).length > 1)
+    return "rotary positions of several kinds have no CUDA kernel";
   if (embeddingSize !== undefined && embeddingSize !== hiddenSize)
     return "an embedding with a width of its own has no CUDA kernel";
   if (hiddenSize % 8 !== 0) return `hidden states of ${hiddenSize} columns are no multiple of 8`;
   return undefined;
+}
+
+/** Why a step by itself has no CUDA kernel; undefined where it has one. */
+export function stepObstacle(step: Step): string | undefined {
+  switch (step.op) {
+    case "attention":
+      if (step.headDim % 32 !== 0 || step.headDim > 128)
+        return `heads of ${step.headDim} columns have no CUDA kernel; multiples of 32 up to 128 have`;
+      return undefined;
+    case "norm":
+      return step.kind === "rms" ? undefined : "layer norms have no CUDA kernel";
+    case "activation":
+      return step.gate !== undefined && step.activation === "silu"
+        ? undefined
+        : `${step.gate === undefined ? "an ungated" : "a gated"} MLP with ${step.activation} has no CUDA kernel; gated SiLU has`;
+    default:
+      return undefined;
+  }
+}
+
+/** Why steps cannot be grouped as the kernels compute them. */
+function fusionObstacle(programs: readonly BlockProgram[]): string | undefined {
+  try {
+    for (const program of programs)
+      for (const { op } of fuse(program))
+        if (op === "norm")
+          return "a norm that something else than a site reads, as after a residual sum, has no CUDA kernel";
+    return undefined;
+  } catch (error) {
+    if (error instanceof NoKernel) return error.message;
+    throw error;
+  }
 }
 
 /** Most threads of a block, and those that leave a thread all its registers. */

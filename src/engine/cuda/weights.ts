@@ -6,9 +6,18 @@ import type { DevicePointer } from "../../backend/cuda/driver.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { floatsToHalfBytes } from "../../checkpoint/half.js";
 import { PlanishError } from "../../common/errors.js";
-import type { Architecture, LinearRole, LinearSite, ModelConfig } from "../../models/config.js";
-import { LINEAR_SITES } from "../../models/config.js";
+import { mapValues } from "../../common/records.js";
+import type { Architecture, ModelConfig } from "../../models/config.js";
 import { readTensor, type HostNorm } from "../../models/weights.js";
+import {
+  cacheShape,
+  type BlockProgram,
+  type LinearName,
+  type LinearSite,
+  type NormName,
+  type SitePlace,
+} from "../../models/program.js";
+import { fuse, type FusedSite } from "../fuse.js";
 import type {
   ClipLogits,
   PackedBlock,
@@ -70,10 +79,8 @@ export interface CudaSite {
 }
 
 export interface CudaBlock {
-  readonly inputGain: DevicePointer;
-  readonly postGain: DevicePointer;
-  readonly qGain?: DevicePointer;
-  readonly kGain?: DevicePointer;
+  /** Gains of the norms. */
+  readonly gains: Readonly<Record<NormName, DevicePointer>>;
   readonly sites: Readonly<Record<LinearSite, CudaSite>>;
   /** P_k⁻ᵀ and P_k, padded halves. */
   readonly queryMatrix?: DevicePointer;
@@ -91,15 +98,11 @@ export interface CudaOuter {
 /** A model as the executor runs it. */
 export interface CudaModel {
   readonly config: ModelConfig;
+  readonly programs: readonly BlockProgram[];
   readonly scheme: Scheme;
   readonly blocks: readonly CudaBlock[];
   readonly outer: CudaOuter;
   readonly weightBytes: number;
-}
-
-export function siteWidth(config: ModelConfig, site: LinearSite): number {
-  if (site === "attn_out") return config.numHeads * config.headDim;
-  return site === "mlp_down" ? config.intermediateSize : config.hiddenSize;
 }
 
 /** σ(logit), and 1 where nothing is clipped. */
@@ -170,24 +173,20 @@ export class WeightPlacer implements Disposable {
   }
 
   /** @throws NoCudaKernel when the block has parts that no kernel takes, PlanishError when memory is short. */
-  block(block: PackedBlock): CudaBlock {
+  block(program: BlockProgram, block: PackedBlock): CudaBlock {
     const { device } = this;
     const { keyTransform, keyClip, valueClip } = block;
     const square = (matrix: Float32Array) => {
-      const { headDim } = this.config;
+      const { headDim } = cacheShape(program);
       return device.put(paddedHalves(matrix, headDim, headDim));
     };
     return {
-      inputGain: this.gain(block.inputNorm),
-      postGain: this.gain(block.postNorm),
-      qGain: block.qNorm && this.gain(block.qNorm),
-      kGain: block.kNorm && this.gain(block.kNorm),
-      sites: {
-        attn_in: this.site(block, "attn_in"),
-        attn_out: this.site(block, "attn_out"),
-        mlp_in: this.site(block, "mlp_in"),
-        mlp_down: this.site(block, "mlp_down"),
-      },
+      gains: mapValues(block.norms, (norm) => this.gain(norm)),
+      sites: Object.fromEntries(
+        fuse(program).flatMap((step) =>
+          step.op === "site" ? [[step.step.site, this.site(block, step)] as const] : [],
+        ),
+      ),
       queryMatrix: keyTransform && square(keyTransform.inverseT),
       keyMatrix: keyTransform && square(keyTransform.matrix),
       cacheFactors: device.put(Float32Array.from([...factors(keyClip), ...factors(valueClip)])),
@@ -230,31 +229,32 @@ export class WeightPlacer implements Disposable {
     return this.device.put(Float32Array.from(gain.data));
   }
 
-  private site(block: PackedBlock, site: LinearSite): CudaSite {
-    const { device, config } = this;
-    const shape = this.shape(site, block.transforms[site]);
+  private site(block: PackedBlock, fused: FusedSite): CudaSite {
+    const { device } = this;
+    const { place, products: read } = fused;
+    const { site, width } = place;
+    const shape = siteShape(place, block.transforms[site]);
     const { precise } = planSite(shape, device.driver.info.sharedBytesPerBlock);
     const { rows, columns } = siteGeometry(shape);
     const { left, right } = block.transforms[site] ?? {};
-    const roles = LINEAR_SITES[site].filter((role) => block.linears[role]);
-    const linears = roles.map((role) => requirePart(block, role));
+    const linears = read.map(({ step }) => requirePart(block, step.linear));
     const { setOf, factors: sets } = codeSets(linears.map((linear) => linear.activationClip));
     const counts = linears.map((linear) => linear.shape[0]);
-    const gated = site === "mlp_in" && roles.length === 2;
-    const width = siteWidth(config, site);
-    const products = groupLinears(counts, setOf, gated).map((group): CudaProduct => {
-      const [first] = group.members;
-      return {
-        ...this.product(
-          group.members.map((i) => linears[i]),
-          width,
-          group.gated,
-        ),
-        set: setOf[first],
-        setTiles: group.setTiles,
-        column: counts.slice(0, first).reduce((sum, count) => sum + count, 0),
-      };
-    });
+    const products = groupLinears(counts, setOf, fused.gated?.activation === "silu").map(
+      (group): CudaProduct => {
+        const [first] = group.members;
+        return {
+          ...this.product(
+            group.members.map((i) => linears[i]),
+            width,
+            group.gated,
+          ),
+          set: setOf[first],
+          setTiles: group.setTiles,
+          column: counts.slice(0, first).reduce((sum, count) => sum + count, 0),
+        };
+      },
+    );
     return {
       shape,
       precise,
@@ -264,33 +264,6 @@ export class WeightPlacer implements Disposable {
       sets: sets.length,
       products,
     };
-  }
-
-  private shape(site: LinearSite, transform: PackedTransform | undefined): SiteShape {
-    const { config } = this;
-    const width = siteWidth(config, site);
-    const side = (data: Float32Array | undefined) => data && Math.sqrt(data.length);
-    const hasLeft = transform?.left !== undefined;
-    const hasRight = transform?.right !== undefined;
-    // Attention's splits are joined per head.
-    if (site === "attn_out") {
-      const shape = { left: config.numHeads, right: config.headDim, hasLeft, hasRight };
-      if (hasLeft && side(transform.left) !== shape.left)
-        throw new PlanishError(
-          `the transform at ${site} is ${side(transform.left)} wide, for ${shape.left} heads`,
-        );
-      return shape;
-    }
-    if (!transform || (!hasLeft && !hasRight)) return plainShape(width);
-    let left = side(transform.left);
-    let right = side(transform.right);
-    right ??= width / (left ?? 1);
-    left ??= width / right;
-    if (left * right !== width)
-      throw new PlanishError(
-        `the transform at ${site} is ${left}×${right}, its activation ${width} wide`,
-      );
-    return { left, right, hasLeft, hasRight };
   }
 
   private product(
@@ -344,8 +317,37 @@ export class WeightPlacer implements Disposable {
   }
 }
 
-function requirePart(block: PackedBlock, role: LinearRole): PackedLinear {
+function requirePart(block: PackedBlock, role: LinearName): PackedLinear {
   const linear = block.linears[role];
   if (!linear) throw new PlanishError(`linear "${role}" is missing`);
   return linear;
+}
+
+/** How a site's kernel sees its rows. */
+function siteShape(
+  { site, width, attention }: SitePlace,
+  transform: PackedTransform | undefined,
+): SiteShape {
+  const side = (data: Float32Array | undefined) => data && Math.sqrt(data.length);
+  const hasLeft = transform?.left !== undefined;
+  const hasRight = transform?.right !== undefined;
+  // Attention's splits are joined per head.
+  if (attention) {
+    const shape = { left: attention.heads, right: attention.headDim, hasLeft, hasRight };
+    if (hasLeft && side(transform.left) !== shape.left)
+      throw new PlanishError(
+        `the transform at ${site} is ${side(transform.left)} wide, for ${shape.left} heads`,
+      );
+    return shape;
+  }
+  if (!transform || (!hasLeft && !hasRight)) return plainShape(width);
+  let left = side(transform.left);
+  let right = side(transform.right);
+  right ??= width / (left ?? 1);
+  left ??= width / right;
+  if (left * right !== width)
+    throw new PlanishError(
+      `the transform at ${site} is ${left}×${right}, its activation ${width} wide`,
+    );
+  return { left, right, hasLeft, hasRight };
 }

@@ -1,5 +1,7 @@
 /** Where a step's rows live between kernels. Sized once, for the most rows that go through the blocks together. */
 import type { ModelConfig } from "../../models/config.js";
+import { rotariesOf, rotaryKey, sitesOf, type BlockProgram } from "../../models/program.js";
+import { rotaryFrequencies } from "../../models/rope.js";
 import type { EngineMemory, Place } from "./memory.js";
 
 /** Rows that go through the blocks together; longer steps are cut. */
@@ -7,23 +9,19 @@ export const STEP_ROWS = 512;
 /** Codes of one site at most: one set for each linear with clips of its own. */
 export const MOST_SETS = 3;
 
+/** Rotary tables of a step's rows, [rows, dims/2], for one kind of rotary positions. */
+export interface RotaryBuffers {
+  readonly frequencies: Float64Array;
+  readonly cosine: Place<Float32Array>;
+  readonly sine: Place<Float32Array>;
+}
+
 export interface StepBuffers {
   readonly ids: Place<Int32Array>;
   readonly positions: Place<Int32Array>;
-  /** Rotary tables, [rows, headDim/2]. */
-  readonly cosine: Place<Float32Array>;
-  readonly sine: Place<Float32Array>;
   /** CacheChunk records. */
   readonly chunks: Place<Int32Array>;
-  /** The residual stream, [rows, hidden]. */
-  readonly x: Place<Float32Array>;
   readonly embedded: Place<Float32Array>;
-  readonly q: Place<Float32Array>;
-  readonly k: Place<Float32Array>;
-  readonly v: Place<Float32Array>;
-  readonly mixed: Place<Float32Array>;
-  readonly gate: Place<Float32Array>;
-  readonly up: Place<Float32Array>;
   /**
    * Codes that linears read, [MOST_SETS][rows, widest], and their scales. Linears with static grids take turns in it, with
    * as many columns as they have.
@@ -39,32 +37,24 @@ export interface StepBuffers {
 }
 
 /** Channels of the widest activation that linears read. */
-export function widestSite(config: ModelConfig): number {
-  const { hiddenSize, intermediateSize, headDim, numHeads } = config;
-  return Math.max(hiddenSize, intermediateSize, numHeads * headDim);
+export function widestSite(programs: readonly BlockProgram[]): number {
+  return Math.max(...programs.flatMap((program) => sitesOf(program).map(({ width }) => width)));
 }
 
-export function stepBuffers(memory: EngineMemory, config: ModelConfig): StepBuffers {
-  const { hiddenSize, intermediateSize, headDim, numHeads, numKvHeads } = config;
-  const embedding = config.embeddingSize ?? hiddenSize;
-  const attention = numHeads * headDim;
-  const widest = widestSite(config);
+export function stepBuffers(
+  memory: EngineMemory,
+  { hiddenSize, embeddingSize }: ModelConfig,
+  programs: readonly BlockProgram[],
+): StepBuffers {
+  const embedding = embeddingSize ?? hiddenSize;
+  const widest = widestSite(programs);
   const rows = (width: number) => memory.alloc<Float32Array>("f32", STEP_ROWS * width);
   const integers = (count: number) => memory.alloc<Int32Array>("i32", count);
   return {
     ids: integers(STEP_ROWS),
     positions: integers(STEP_ROWS),
-    cosine: rows(Math.ceil(headDim / 2)),
-    sine: rows(Math.ceil(headDim / 2)),
     chunks: integers(STEP_ROWS * 4),
-    x: rows(hiddenSize),
     embedded: rows(Math.max(embedding, hiddenSize)),
-    q: rows(attention),
-    k: rows(numKvHeads * headDim),
-    v: rows(numKvHeads * headDim),
-    mixed: rows(attention),
-    gate: rows(intermediateSize),
-    up: rows(intermediateSize),
     codes: memory.alloc<Int8Array>("i8", MOST_SETS * STEP_ROWS * widest),
     scales: rows(MOST_SETS),
     reals: rows(widest),
@@ -72,4 +62,20 @@ export function stepBuffers(memory: EngineMemory, config: ModelConfig): StepBuff
     last: rows(hiddenSize),
     normed: rows(Math.max(embedding, hiddenSize)),
   };
+}
+
+/** Tables of every kind of rotary positions that the blocks use, by `rotaryKey`. */
+export function rotaryBuffers(
+  memory: EngineMemory,
+  programs: readonly BlockProgram[],
+): ReadonlyMap<string, RotaryBuffers> {
+  return new Map(
+    rotariesOf(programs).map((rotary) => {
+      const table = () => memory.alloc<Float32Array>("f32", (STEP_ROWS * rotary.dims) / 2);
+      return [
+        rotaryKey(rotary),
+        { frequencies: rotaryFrequencies(rotary), cosine: table(), sine: table() },
+      ];
+    }),
+  );
 }

@@ -9,16 +9,25 @@ import { PACKED_KIND, type PackedKind } from "../../backend/cpu/engine-kernels.j
 import type { NativeLibrary } from "../../backend/cpu/library.js";
 import { PlanishError } from "../../common/errors.js";
 import type { ModelConfig } from "../../models/config.js";
-import { ropeFrequencies } from "../../models/rope.js";
+import { blockPrograms } from "../../models/architectures/index.js";
+import { cacheShape, type BlockProgram } from "../../models/program.js";
 import { formatScheme, type Scheme } from "../../quantize/scheme.js";
 import { checkChunk, checkPage } from "../chunk-checks.js";
 import type { Chunk, Executor } from "../executor.js";
-import { placeBlock, planBlock, type PlacedBlock, type PlanContext } from "./block-plan.js";
-import { STEP_ROWS, stepBuffers, type StepBuffers } from "./buffers.js";
+import { planBlock, type PlanContext } from "./block-plan.js";
+import {
+  rotaryBuffers,
+  STEP_ROWS,
+  stepBuffers,
+  type RotaryBuffers,
+  type StepBuffers,
+} from "./buffers.js";
 import { EngineMemory, type Place, type Region } from "./memory.js";
 import { placeOuter, type PlacedOuter } from "./outer.js";
+import { placeBlock, type PlacedBlock } from "./placed-block.js";
 import { MatrixPacker, type PackedMatrix } from "./packed-matrix.js";
 import { OPERATION, Plan, type Operation } from "./plan.js";
+import { Slots, type Slot } from "../slots.js";
 import { linearKind, type EngineSource } from "./source.js";
 
 /** kPageTokens in native/kernels/cache.h. */
@@ -47,10 +56,16 @@ export class IntegerExecutor implements Executor {
   private readonly scheme: Scheme;
   private readonly kind: PackedKind;
   private readonly buffers: StepBuffers;
+  private readonly programs: readonly BlockProgram[];
   private readonly blocks: readonly PlacedBlock[];
   private readonly outer: PlacedOuter;
-  private readonly frequencies: Float64Array | undefined;
-  private readonly headBytes: number;
+  private readonly rotary: ReadonlyMap<string, RotaryBuffers>;
+  /** Where values lie between kernels, by slot. */
+  private readonly places: readonly Place<Float32Array>[];
+  /** Where the last block's output lies. */
+  private readonly output: Slot;
+  /** Where each layer's part of a page begins. */
+  private readonly layerOffsets: readonly number[];
   private readonly kernels: Readonly<Record<"run" | "gather" | "norm" | "product", Kernel>>;
 
   private cache:
@@ -71,32 +86,29 @@ export class IntegerExecutor implements Executor {
     this.config = config;
     this.scheme = scheme;
     this.kind = linearKind(scheme);
+    this.programs = blockPrograms(config);
     this.memory = new EngineMemory(library);
     this.kernels = bindKernels(library);
     const packer = new MatrixPacker(library, this.memory);
     try {
       this.blocks = Array.from({ length: config.numLayers }, (_, layer) =>
-        placeBlock(this.memory, packer, config, this.kind, source.block(layer)),
+        placeBlock(this.memory, packer, this.programs[layer], this.kind, source.block(layer)),
       );
       this.outer = placeOuter(this.memory, packer, source.checkpoint, source.architecture, config);
-      this.buffers = stepBuffers(this.memory, config);
+      this.buffers = stepBuffers(this.memory, config, this.programs);
+      this.rotary = rotaryBuffers(this.memory, this.programs);
+      const pages = this.layOutPages();
+      this.layerOffsets = pages.offsets;
+      this.bytesPerPage = pages.bytes;
+      const { widths, output } = this.layOutValues();
+      this.places = widths.map((width) =>
+        this.memory.alloc<Float32Array>("f32", STEP_ROWS * width),
+      );
+      this.output = output;
     } catch (error) {
       this.memory[Symbol.dispose]();
       throw error;
     }
-    const { positions, headDim, numLayers, numKvHeads } = config;
-    this.frequencies =
-      positions.kind === "rope"
-        ? ropeFrequencies(headDim, positions.theta, positions.scaling, positions.frequencyType)
-        : undefined;
-    const size = new BigInt64Array(1);
-    library.kernel("int pl_cache_head_bytes(int64_t headDim, int32_t bits, void* bytes)")(
-      headDim,
-      scheme.kvBits,
-      size,
-    );
-    this.headBytes = Number(size[0]);
-    this.bytesPerPage = numLayers * numKvHeads * this.headBytes;
     this.weightBytes = [...matricesOf(this.blocks, this.outer)].reduce(
       (sum, { bytes }) => sum + bytes,
       0,
@@ -183,9 +195,8 @@ export class IntegerExecutor implements Executor {
 
   /** Runs the blocks over the pieces' rows; returns their number. */
   private forward(pieces: readonly Piece[]): number {
-    const { buffers, frequencies, config } = this;
+    const { buffers, rotary, config } = this;
     const offset = config.positions.kind === "learned" ? config.positions.offset : 0;
-    const half = frequencies?.length ?? 0;
     const listed = pieces.reduce((sum, piece) => sum + pagesOf(piece), 0);
     const { address, calls, pages } = this.plan(listed);
     let row = 0;
@@ -199,10 +210,13 @@ export class IntegerExecutor implements Executor {
       buffers.ids.data.set(chunk.tokens.subarray(from, from + rows), row);
       for (let t = 0; t < rows; t++, row++) {
         buffers.positions.data[row] = start + t + offset;
-        for (let i = 0; i < half; i++) {
-          const angle = (start + t) * (frequencies?.[i] ?? 0);
-          buffers.cosine.data[row * half + i] = Math.cos(angle);
-          buffers.sine.data[row * half + i] = Math.sin(angle);
+        for (const { frequencies, cosine, sine } of rotary.values()) {
+          const half = frequencies.length;
+          for (let i = 0; i < half; i++) {
+            const angle = (start + t) * frequencies[i];
+            cosine.data[row * half + i] = Math.cos(angle);
+            sine.data[row * half + i] = Math.sin(angle);
+          }
         }
       }
     });
@@ -225,7 +239,7 @@ export class IntegerExecutor implements Executor {
     if (count === 0) return 0;
     const { hiddenSize, norm, vocabSize } = config;
     kernels.gather(
-      buffers.x.address,
+      this.places[this.output].address,
       rows,
       hiddenSize,
       buffers.chosen.address,
@@ -272,32 +286,75 @@ export class IntegerExecutor implements Executor {
     const pages = memory.alloc<Int32Array>("i32", Math.max(2 * listed, 4096));
     const plan = new Plan(memory);
     this.planEmbedding(plan);
-    const { config, scheme, kind, buffers } = this;
-    const context: PlanContext = {
-      memory,
-      plan,
-      config,
-      scheme,
-      kind,
-      buffers,
-      pages: pages.address,
-      pageBytes: this.bytesPerPage,
-    };
-    const layerBytes = config.numKvHeads * this.headBytes;
-    this.blocks.forEach((block, layer) =>
-      planBlock(context, block, place.address + BigInt(layer * layerBytes)),
+    this.planBlocks(
+      {
+        memory,
+        plan,
+        slots: new Slots(),
+        address: (slot) => this.places[slot].address,
+        pages: pages.address,
+      },
+      place.address,
     );
     this.planned = { memory, address: plan.finish(), calls: plan.length };
     this.pageList = pages;
     return { ...this.planned, pages };
   }
 
+  /** Plans every block after the other; returns where the last one's output lies. */
+  private planBlocks(
+    where: Pick<PlanContext, "memory" | "plan" | "slots" | "address" | "pages">,
+    cache: bigint,
+  ): Slot {
+    const { scheme, kind, buffers, rotary, bytesPerPage: pageBytes } = this;
+    const context: PlanContext = { ...where, scheme, kind, buffers, rotary, pageBytes };
+    return this.blocks.reduce(
+      (input, block, layer) =>
+        planBlock(
+          context,
+          this.programs[layer],
+          block,
+          input,
+          cache + BigInt(this.layerOffsets[layer]),
+        ),
+      where.slots.take(this.config.hiddenSize),
+    );
+  }
+
+  /** How wide each slot has to be, from planning once without memory for them. */
+  private layOutValues(): { readonly widths: readonly number[]; readonly output: Slot } {
+    using memory = new EngineMemory(this.library);
+    const slots = new Slots();
+    const plan = new Plan(memory);
+    const output = this.planBlocks({ memory, plan, slots, address: () => 0n, pages: 0n }, 0n);
+    return { widths: slots.widths, output };
+  }
+
+  /** Where each layer's keys and values lie in a page. */
+  private layOutPages(): { readonly offsets: readonly number[]; readonly bytes: number } {
+    const measure = this.library.kernel(
+      "int pl_cache_head_bytes(int64_t headDim, int32_t bits, void* bytes)",
+    );
+    const size = new BigInt64Array(1);
+    let bytes = 0;
+    const offsets = this.programs.map((program) => {
+      const { heads, headDim } = cacheShape(program);
+      measure(headDim, this.scheme.kvBits, size);
+      const offset = bytes;
+      bytes += heads * Number(size[0]);
+      return offset;
+    });
+    return { offsets, bytes };
+  }
+
   private planEmbedding(plan: Plan): void {
     const { buffers, config, outer } = this;
+    // The first block's input is the first slot.
+    const x = this.places[0].address;
     const { hiddenSize, vocabSize } = config;
     const { embedding, projectIn, positions } = outer;
     const width = embedding.shape[1];
-    const into = projectIn ? buffers.embedded.address : buffers.x.address;
+    const into = projectIn ? buffers.embedded.address : x;
     plan.add(
       "embed",
       PACKED_KIND[embedding.kind],
@@ -315,7 +372,7 @@ export class IntegerExecutor implements Executor {
         packed: projectIn.address,
         bScale: 0n,
         bias: 0n,
-        out: buffers.x.address,
+        out: x,
         outStride: hiddenSize,
       };
       plan.add("product", PACKED_KIND[projectIn.kind], width, 1, plan.parts([part]), 0);
@@ -328,7 +385,7 @@ export class IntegerExecutor implements Executor {
         hiddenSize,
         buffers.positions.address,
         buffers.embedded.address,
-        buffers.x.address,
+        x,
       );
   }
 

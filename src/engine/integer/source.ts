@@ -3,8 +3,9 @@ import type { PackedKind } from "../../backend/cpu/engine-kernels.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { PlanishError } from "../../common/errors.js";
+import { mapValues } from "../../common/records.js";
 import { parseModelConfig } from "../../models/architectures/index.js";
-import type { Architecture, LinearRole, ModelConfig } from "../../models/config.js";
+import type { Architecture, ModelConfig } from "../../models/config.js";
 import { readBlock, type HostBlock } from "../../models/weights.js";
 import { isArtifact, openArtifact } from "../../quantize/artifact.js";
 import type { PackedBlock, PackedLinear } from "../../quantize/packed-block.js";
@@ -40,19 +41,13 @@ export function openSource(path: string): EngineSource {
 }
 
 function unquantized(host: HostBlock): PackedBlock {
-  const linears: Partial<Record<LinearRole, PackedLinear>> = {};
-  for (const [role, { path, weight, bias }] of Object.entries(host.linears) as [
-    LinearRole,
-    NonNullable<HostBlock["linears"][LinearRole]>,
-  ][])
-    linears[role] = {
-      path,
-      shape: [weight.shape[0], weight.shape[1]],
-      weight: singles(weight.data),
-      bias: bias && singles(bias.data),
-    };
-  const { inputNorm, postNorm, qNorm, kNorm } = host;
-  return { inputNorm, postNorm, qNorm, kNorm, linears, transforms: {} };
+  const linears = mapValues(host.linears, ({ path, weight, bias }): PackedLinear => ({
+    path,
+    shape: [weight.shape[0], weight.shape[1]],
+    weight: singles(weight.data),
+    bias: bias && singles(bias.data),
+  }));
+  return { norms: host.norms, linears, transforms: {} };
 }
 
 /** How a scheme's linears are kept and multiplied. @throws PlanishError for the schemes that have no such kernel. */

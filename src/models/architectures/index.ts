@@ -1,6 +1,7 @@
 /** The architecture table. Adding one touches this folder and nothing else (docs/contributing/architectures.md). */
 import { PlanishError } from "../../common/errors.js";
 import type { Architecture, ModelConfig } from "../config.js";
+import type { BlockProgram } from "../program.js";
 import { configReader } from "./common.js";
 import { llama } from "./llama.js";
 import { mistral } from "./mistral.js";
@@ -26,6 +27,30 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>): {
   const parsed = architecture.parse(configReader(config));
   checkSizes(parsed);
   return { architecture, config: parsed };
+}
+
+const PROGRAMS = new WeakMap<ModelConfig, Map<number, BlockProgram>>();
+
+/**
+ * The program of a model's block, lowered once.
+ * @throws PlanishError when the configuration names no architecture of the table.
+ */
+export function blockProgram(config: ModelConfig, layer: number): BlockProgram {
+  const architecture = ARCHITECTURES.find(({ name }) => name === config.architecture);
+  if (!architecture)
+    throw new PlanishError(
+      `no architecture is called ${JSON.stringify(config.architecture)}; known: ${ARCHITECTURES.map(({ name }) => name).join(", ")}`,
+    );
+  const known = PROGRAMS.get(config) ?? new Map<number, BlockProgram>();
+  PROGRAMS.set(config, known);
+  const program = known.get(layer) ?? architecture.lower(config, layer);
+  known.set(layer, program);
+  return program;
+}
+
+/** The programs of all of a model's blocks in order. */
+export function blockPrograms(config: ModelConfig): readonly BlockProgram[] {
+  return Array.from({ length: config.numLayers }, (_, layer) => blockProgram(config, layer));
 }
 
 function checkSizes(c: ModelConfig): void {

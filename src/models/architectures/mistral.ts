@@ -1,6 +1,6 @@
 /** Mistral: LLaMA's shape with an optional sliding window. */
 import type { Architecture } from "../config.js";
-import { LLAMA_NAMES, llamaShape } from "./common.js";
+import { decoderBlock, LLAMA_NAMES, LLAMA_PATHS, llamaShape } from "./common.js";
 
 export const mistral: Architecture = {
   name: "mistral",
@@ -9,5 +9,6 @@ export const mistral: Architecture = {
     const window = c.optional("sliding_window");
     return llamaShape(c, "mistral", { slidingWindow: typeof window === "number" ? window : undefined });
   },
+  lower: (config) => decoderBlock(config, LLAMA_PATHS),
   names: LLAMA_NAMES,
 };

@@ -4,8 +4,10 @@
  * states, and which has no final norm (Zhang et al. 2022, arXiv 2205.01068; Hugging Face's OPTDecoder).
  */
 import { PlanishError } from "../../common/errors.js";
-import type { Architecture } from "../config.js";
-import { activation } from "./common.js";
+import { BlockBuilder } from "../builder.js";
+import type { Architecture, ModelConfig } from "../config.js";
+import type { BlockProgram, ValueName } from "../program.js";
+import { activation, attentionPart, decoderBlock, mlpPart } from "./common.js";
 
 export const opt: Architecture = {
   name: "opt",
@@ -39,6 +41,7 @@ export const opt: Architecture = {
       tiedEmbeddings: c.boolean("tie_word_embeddings", true),
     };
   },
+  lower: (config) => (config.normPlacement === "after" ? normsAfter(config) : decoderBlock(config, PATHS)),
   names: {
     embedding: "model.decoder.embed_tokens.weight",
     positions: "model.decoder.embed_positions.weight",
@@ -47,14 +50,25 @@ export const opt: Architecture = {
     projectIn: "model.decoder.project_in.weight",
     projectOut: "model.decoder.project_out.weight",
     blockPrefix: (layer) => `model.decoder.layers.${layer}.`,
-    linears: {
-      q: "self_attn.q_proj",
-      k: "self_attn.k_proj",
-      v: "self_attn.v_proj",
-      o: "self_attn.out_proj",
-      up: "fc1",
-      down: "fc2",
-    },
-    norms: { input: "self_attn_layer_norm", post: "final_layer_norm" },
   },
 };
+
+const PATHS = {
+  norms: { input: "self_attn_layer_norm", post: "final_layer_norm" },
+  attention: {
+    q: "self_attn.q_proj",
+    k: "self_attn.k_proj",
+    v: "self_attn.v_proj",
+    o: "self_attn.out_proj",
+  },
+  mlp: { up: "fc1", down: "fc2" },
+} as const;
+
+/** y = norm(x + attention(x)), then norm(y + mlp(y)): the linears read the residual stream itself. */
+function normsAfter(config: ModelConfig): BlockProgram {
+  const b = new BlockBuilder();
+  const normed = (x: ValueName, name: "input" | "post") =>
+    b.norm(x, { name, path: PATHS.norms[name] }, config.hiddenSize, config.norm);
+  const y = normed(b.add(b.input, attentionPart(b, config, b.input, PATHS.attention)), "input");
+  return b.finish(normed(b.add(y, mlpPart(b, config, y, PATHS.mlp)), "post"));
+}

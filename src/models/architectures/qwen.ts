@@ -1,7 +1,7 @@
 /** Qwen2/2.5 (biases on q, k, v) and Qwen3 (norms on queries and keys, head size of its own). */
 import { PlanishError } from "../../common/errors.js";
 import type { Architecture, ConfigReader } from "../config.js";
-import { LLAMA_NAMES, llamaShape } from "./common.js";
+import { decoderBlock, LLAMA_NAMES, LLAMA_PATHS, llamaShape } from "./common.js";
 
 function refuseMixedWindows(c: ConfigReader): void {
   if (c.boolean("use_sliding_window", false))
@@ -15,6 +15,7 @@ export const qwen2: Architecture = {
     refuseMixedWindows(c);
     return llamaShape(c, "qwen2");
   },
+  lower: (config) => decoderBlock(config, LLAMA_PATHS),
   names: LLAMA_NAMES,
 };
 
@@ -25,5 +26,10 @@ export const qwen3: Architecture = {
     refuseMixedWindows(c);
     return llamaShape(c, "qwen3", { qkNorm: true });
   },
-  names: { ...LLAMA_NAMES, norms: { ...LLAMA_NAMES.norms, q: "self_attn.q_norm", k: "self_attn.k_norm" } },
+  lower: (config) =>
+    decoderBlock(config, {
+      ...LLAMA_PATHS,
+      attention: { ...LLAMA_PATHS.attention, qNorm: "self_attn.q_norm", kNorm: "self_attn.k_norm" },
+    }),
+  names: LLAMA_NAMES,
 };

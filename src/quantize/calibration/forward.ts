@@ -2,10 +2,10 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../backend/backend.js";
 import { InterruptedError } from "../../common/errors.js";
-import { blockForward, plainHooks, type BlockWeights } from "../../models/block.js";
+import { runBlock, plainHooks, type BlockWeights } from "../../models/interpret.js";
 import type { ModelConfig } from "../../models/config.js";
+import type { BlockProgram } from "../../models/program.js";
 import { embed, outerTensors, type OuterWeights } from "../../models/language-model.js";
-import { ropeTables } from "../../models/rope.js";
 import { freeTensor, Graph } from "../../tensor/tensor.js";
 import { sampleRange, type Activations, type TokenWindows } from "./windows.js";
 
@@ -30,7 +30,7 @@ export function embedAll(
 /** One block's full-precision outputs over the calibration set, in float32. */
 export async function forwardAll(
   backend: Backend,
-  config: ModelConfig,
+  program: BlockProgram,
   weights: BlockWeights,
   inputs: Activations,
   outputs: Activations,
@@ -43,10 +43,8 @@ export async function forwardAll(
     if (signal?.aborted)
       throw new InterruptedError(`stopped before block ${layer}; finished blocks are kept`);
     using g = new Graph(backend, { arena });
-    const rope =
-      config.positions.kind === "rope" ? ropeTables(g, config, 0, inputs.time) : undefined;
     const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
-    const y = blockForward(g, config, weights, hooks, x, { layer, batch: 1, rope });
+    const y = runBlock(g, program, weights, hooks, x, { layer, batch: 1 });
     sampleRange(outputs, s, 1).set(g.read(y));
     await nextTurn();
   }

@@ -4,7 +4,8 @@
  */
 import type { Backend } from "../../backend/backend.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
-import type { BlockWeights } from "../../models/block.js";
+import { blockProgram } from "../../models/architectures/index.js";
+import type { BlockWeights } from "../../models/interpret.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
 import { loadOuter } from "../../models/language-model.js";
 import { embedAll, forwardAll, freeOuter } from "./forward.js";
@@ -106,7 +107,8 @@ export class Prefix {
     const { data, samples, time, hidden } = this.inputs;
     const outputs = this.spare ?? { data: new Float32Array(data.length), samples, time, hidden };
     this.spare = undefined;
-    await forwardAll(backend, config, weights, this.inputs, outputs, layer, signal);
+    const program = blockProgram(config, layer);
+    await forwardAll(backend, program, weights, this.inputs, outputs, layer, signal);
     states?.keep(this.windows, layer + 1, outputs);
     return states?.find(this.windows, layer + 1) ?? outputs;
   }

@@ -5,15 +5,14 @@
 import { z } from "zod";
 import { createReferenceBackend } from "../../backend/reference/index.js";
 import { UsageError } from "../../common/errors.js";
-import type { LinearRole } from "../../models/config.js";
 import { uploadBlock } from "../../models/weights.js";
+import { siteOfLinear, type LinearName } from "../../models/program.js";
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
 import { captureMaxima } from "../calibration/maxima.js";
 import type { ParameterValues } from "../fold.js";
 import type { BlockJob } from "../method.js";
 import { formatScheme, type Scheme } from "../scheme.js";
-import { bindSimulated, describeBlock } from "../simulated-block.js";
-import { siteOf } from "../transforms/sites.js";
+import { bindSimulated } from "../simulated-block.js";
 import { NO_SPLIT } from "../transforms/split.js";
 import { gridParameters } from "./tensor.js";
 
@@ -49,15 +48,15 @@ export function withFullRangeGrids(
   job: BlockJob<unknown>,
   parameters: ParameterValues,
 ): ParameterValues {
-  const { block, config, scheme } = job;
-  const maxima = captureMaxima(job.backend, config, job.weights, job.inputs, job.layer);
+  const { block, program, scheme } = job;
+  const maxima = captureMaxima(job.backend, program, job.weights, job.inputs, job.layer);
   const largest = (values: ArrayLike<number>): number => {
     let most = 0;
     for (let i = 0; i < values.length; i++) most = Math.max(most, Math.abs(values[i]));
     return most;
   };
-  const roles = Object.keys(block.linears) as LinearRole[];
-  const grids = (thresholds: (role: LinearRole) => { weight: number; activation: number }) =>
+  const roles = Object.keys(block.linears);
+  const grids = (thresholds: (role: LinearName) => { weight: number; activation: number }) =>
     new Map([
       ...parameters,
       ...roles.flatMap((role) => {
@@ -79,10 +78,10 @@ export function withFullRangeGrids(
   const tensors = new Map<string, Tensor>();
   for (const [name, { shape, data }] of grids(() => ({ weight: 1, activation: 1 })))
     tensors.set(name, frozen(backend, shape, data));
-  const description = describeBlock(block, config, scheme);
+  const description = { program, scheme };
   const bound = bindSimulated(g, description, uploadBlock(backend, block), tensors);
   return grids((role) => {
-    const site = siteOf(role);
+    const { site } = siteOfLinear(program, role);
     const diag = parameters.get(`${site}.diag`)?.data;
     return {
       weight: largest(g.read(bound.unroundedWeight(role))),

@@ -5,9 +5,8 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../backend/backend.js";
 import { InterruptedError } from "../../common/errors.js";
-import { blockForward, type BlockWeights } from "../../models/block.js";
-import type { LinearRole } from "../../models/config.js";
-import { ropeTables } from "../../models/rope.js";
+import { runBlock, type BlockWeights } from "../../models/interpret.js";
+import type { LinearName } from "../../models/program.js";
 import { norm } from "../../tensor/ops/index.js";
 import { frozen, freeTensor, Graph, type Tensor } from "../../tensor/tensor.js";
 import { sampleRange, type Activations } from "../calibration/windows.js";
@@ -19,7 +18,7 @@ const SMALLEST_POWER = 1e-30;
 
 export interface SecondMoment {
   /** Linears that read this activation. */
-  readonly roles: readonly LinearRole[];
+  readonly roles: readonly LinearName[];
   readonly cols: number;
   /** Σ x·xᵀ over all tokens, [cols, cols], float64; of x scaled to a mean square of 1 where tokens count alike. */
   readonly sum: Float64Array;
@@ -44,7 +43,7 @@ export interface MomentJob {
  */
 export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
   const { backend, block, weights, inputs, layer, equalTokens, signal } = job;
-  const { config } = block;
+  const { program } = block;
   const params = new Map<string, Tensor>();
   for (const [name, { shape, data }] of job.parameters)
     params.set(name, frozen(backend, shape, data));
@@ -57,8 +56,6 @@ export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
         `stopped in the rounding of block ${layer}; finished ones are kept`,
       );
     using g = new Graph(backend, { arena });
-    const rope =
-      config.positions.kind === "rope" ? ropeTables(g, config, 0, inputs.time) : undefined;
     const hooks = bindSimulated(g, unrounded, weights, params, (activations, roles) => {
       for (const activation of new Set(activations)) {
         const readers = roles.filter((_, i) => activations[i] === activation);
@@ -66,7 +63,7 @@ export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
       }
     });
     const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
-    blockForward(g, config, weights, hooks, x, { layer, batch: 1, rope });
+    runBlock(g, program, weights, hooks, x, { layer, batch: 1 });
     await nextTurn();
   }
   for (const p of params.values()) freeTensor(backend, p);
@@ -83,7 +80,7 @@ function addProduct(
   g: Graph,
   moments: Map<string, SecondMoment>,
   x: Tensor,
-  roles: readonly LinearRole[],
+  roles: readonly LinearName[],
 ): void {
   const { cols, rows } = x;
   const key = roles.join();

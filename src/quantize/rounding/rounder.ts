@@ -1,6 +1,5 @@
 /** GPTQ for the linears of one block: factors each second moment once and rounds the weights that read it. */
 import type { RealArray } from "../../backend/backend.js";
-import type { LinearRole } from "../../models/config.js";
 import {
   factorMoment,
   plainGptq,
@@ -10,12 +9,13 @@ import {
 } from "./gptq.js";
 import type { SecondMoment } from "./moments.js";
 import type { GptqSettings } from "./settings.js";
+import type { LinearName } from "../../models/program.js";
 
 /**
  * Chooses the codes of one linear's weight, [rows, cols], as it is folded and clipped, on the grid with this scale per row.
  */
 export type WeightRounder = (
-  role: LinearRole,
+  role: LinearName,
   weight: RealArray,
   shape: readonly number[],
   scale: RealArray,

@@ -1,10 +1,10 @@
 /** A block's transforms from sizes alone: what `planish inspect` shows before any run. */
-import type { ModelConfig, SiteName } from "../../models/config.js";
+import { siteNamed, type BlockProgram, type SiteName } from "../../models/program.js";
 import { diagFolds } from "../fold.js";
 import type { BlockPlan, SitePlan } from "../method.js";
 import type { Scheme } from "../scheme.js";
 import type { Parametrisation } from "./affine.js";
-import { activeSites, KRONECKER_SITES, matrixPlaces, siteSize } from "./sites.js";
+import { activeSites, kroneckerSites, matrixPlaces } from "./sites.js";
 
 export interface TransformKinds {
   /** How the matrices at every place are held; absent: there are none. */
@@ -15,13 +15,13 @@ export interface TransformKinds {
 
 /** Transforms and their parameters, by the names that `bindTransform` reads. @throws PlanishError as `matrixPlaces` */
 export function planTransforms(
-  config: ModelConfig,
+  program: BlockProgram,
   scheme: Scheme,
   { matrices, diag }: TransformKinds,
 ): BlockPlan {
   const transforms: Partial<Record<SiteName, SitePlan>> = {};
   const parameters: Record<string, readonly number[]> = {};
-  for (const { site, side, size } of matrices ? matrixPlaces(config, scheme) : []) {
+  for (const { site, side, size } of matrices ? matrixPlaces(program, scheme) : []) {
     const factors = [...(transforms[site]?.factors ?? []), size];
     transforms[site] = { factors, diag: false };
     if (matrices === "direct") parameters[`${site}.p${side}`] = [size, size];
@@ -35,10 +35,10 @@ export function planTransforms(
     }
   }
   if (diag && activeSites(scheme).linears)
-    for (const site of KRONECKER_SITES)
-      if (diagFolds(config, site)) {
+    for (const site of kroneckerSites(program))
+      if (diagFolds(program, site)) {
         transforms[site] = { factors: transforms[site]?.factors ?? [], diag: true };
-        parameters[`${site}.diag`] = [siteSize(config, site)];
+        parameters[`${site}.diag`] = [siteNamed(program, site).width];
       }
   return { transforms, parameters };
 }

@@ -3,18 +3,16 @@
  * (spec/flatquant.md, Sites), so that a comparison compares the matrices.
  */
 import {
-  LINEAR_SITES,
-  type LinearRole,
+  attentionsOf,
+  sitesOf,
+  siteNamed,
+  type BlockProgram,
   type LinearSite,
-  type ModelConfig,
   type SiteName,
-} from "../../models/config.js";
-import { linearShape, type HostBlock, type HostLinear } from "../../models/weights.js";
+} from "../../models/program.js";
+import type { HostBlock, HostLinear } from "../../models/weights.js";
 import type { Scheme } from "../scheme.js";
 import { kroneckerFactors, type Side } from "./affine.js";
-
-/** Sites with a Kronecker pair of their own. */
-export const KRONECKER_SITES = ["attn_in", "mlp_in", "mlp_down"] as const;
 
 /** Which transforms a scheme needs. */
 export function activeSites(scheme: Scheme): { linears: boolean; keys: boolean; values: boolean } {
@@ -23,14 +21,13 @@ export function activeSites(scheme: Scheme): { linears: boolean; keys: boolean; 
   return { linears, keys: scheme.kvBits < 16 || queries, values: linears || scheme.kvBits < 16 };
 }
 
-/** Width of the activation at a linear site. */
-export function siteSize(config: ModelConfig, site: LinearSite): number {
-  const role = ({ attn_in: "q", attn_out: "o", mlp_in: "up", mlp_down: "down" } as const)[site];
-  return linearShape(config, role)[1];
+/** Linear sites with a Kronecker pair of their own: all but attention's output, whose matrix acts over heads. */
+export function kroneckerSites(program: BlockProgram): LinearSite[] {
+  return sitesOf(program).flatMap(({ site, attention }) => (attention ? [] : [site]));
 }
 
-export function linearsAt(block: HostBlock, site: LinearSite): HostLinear[] {
-  return LINEAR_SITES[site].flatMap((role: LinearRole) => block.linears[role] ?? []);
+export function linearsAt(program: BlockProgram, block: HostBlock, site: LinearSite): HostLinear[] {
+  return siteNamed(program, site).linears.map((name) => block.linears[name]);
 }
 
 /** One square matrix of a block; its parameters are called `<site>.<part><side>`. */
@@ -45,24 +42,21 @@ export interface MatrixPlace {
  * The matrices that a scheme asks for, in a fixed order: Kronecker pairs, heads, keys, values.
  * @throws PlanishError naming a site whose size has no factors and is too large for one matrix.
  */
-export function matrixPlaces(config: ModelConfig, scheme: Scheme): MatrixPlace[] {
+export function matrixPlaces(program: BlockProgram, scheme: Scheme): MatrixPlace[] {
   const active = activeSites(scheme);
   const places: MatrixPlace[] = [];
   if (active.linears) {
-    for (const site of KRONECKER_SITES) {
-      const [left, right] = kroneckerFactors(siteSize(config, site), site);
+    for (const site of kroneckerSites(program)) {
+      const [left, right] = kroneckerFactors(siteNamed(program, site).width, site);
       if (left > 1) places.push({ site, side: "_left", size: left });
       places.push({ site, side: left > 1 ? "_right" : "", size: right });
     }
-    places.push({ site: "attn_out", side: "", size: config.numHeads });
+    for (const { site, attention } of sitesOf(program))
+      if (attention) places.push({ site, side: "", size: attention.heads });
   }
-  if (active.keys) places.push({ site: "k_head", side: "", size: config.headDim });
-  if (active.values) places.push({ site: "v_head", side: "", size: config.headDim });
+  for (const { headDim } of attentionsOf(program)) {
+    if (active.keys) places.push({ site: "k_head", side: "", size: headDim });
+    if (active.values) places.push({ site: "v_head", side: "", size: headDim });
+  }
   return places;
-}
-
-/** The site whose activation a linear reads. */
-export function siteOf(role: LinearRole): LinearSite {
-  const sites = Object.keys(LINEAR_SITES) as LinearSite[];
-  return sites.find((name) => LINEAR_SITES[name].includes(role)) ?? "attn_in";
 }

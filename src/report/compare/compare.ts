@@ -20,7 +20,7 @@ import type { Executor } from "../../engine/executor.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import type { TaskData } from "../../evaluate/tasks/index.js";
 import { averageOfTasks, evaluateTask } from "../../evaluate/zero-shot.js";
-import { parseModelConfig } from "../../models/architectures/index.js";
+import { blockPrograms, parseModelConfig } from "../../models/architectures/index.js";
 import { textWindows } from "../../evaluate/perplexity.js";
 import { LanguageModel } from "../../models/language-model.js";
 import { isArtifact } from "../../quantize/artifact.js";
@@ -193,7 +193,8 @@ class Run implements Disposable {
     const { method, preset, recipe } = wanted;
     try {
       const resolved = resolveRecipe(method, preset, { ...recipe, ...this.overrides(wanted) });
-      method.check?.(parseModelConfig(this.source.config).config, this.scheme, resolved.recipe);
+      const { config } = parseModelConfig(this.source.config);
+      method.check?.(blockPrograms(config), this.scheme, resolved.recipe);
       return undefined;
     } catch (error) {
       if (error instanceof PlanishError) return error.message;

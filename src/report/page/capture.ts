@@ -9,23 +9,24 @@ import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError } from "../../common/errors.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
-import { parseModelConfig } from "../../models/architectures/index.js";
+import { blockProgram, parseModelConfig } from "../../models/architectures/index.js";
 import {
-  blockForward,
+  runBlock,
   plainHooks,
   type BlockHooks,
   type BlockWeights,
-} from "../../models/block.js";
-import {
-  defaultSequenceLength,
-  LINEAR_SITES,
-  type LinearRole,
-  type LinearSite,
-  type ModelConfig,
-} from "../../models/config.js";
+} from "../../models/interpret.js";
+import { defaultSequenceLength } from "../../models/config.js";
 import { embed, loadOuter } from "../../models/language-model.js";
-import { ropeTables } from "../../models/rope.js";
 import { freeBlock, readBlock, uploadBlock, type HostBlock } from "../../models/weights.js";
+import {
+  siteNamed,
+  sitesOf,
+  type BlockProgram,
+  type LinearName,
+  type LinearSite,
+  type SitePlace,
+} from "../../models/program.js";
 import { openArtifact, type OpenArtifact } from "../../quantize/artifact.js";
 import { freeOuter } from "../../quantize/calibration/forward.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
@@ -40,8 +41,6 @@ import { kronecker } from "../../tensor/ops/index.js";
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
 import type { SiteView } from "./data.js";
 import { foldColumnMaxima, GridCounter, magnitudes, short } from "./measure.js";
-
-export const SITES = Object.keys(LINEAR_SITES) as LinearSite[];
 
 /** Tokens that are run: enough for maxima to settle, few enough for a report to take seconds. */
 const TOKENS = 512;
@@ -65,6 +64,8 @@ export interface MethodCapture {
 }
 
 export interface Capture {
+  /** The sites of a block, in its order. */
+  readonly siteNames: readonly LinearSite[];
   /** As trained, by layer and site. The grids are plain ones of the first artifact's scheme. */
   readonly before: SiteView[][];
   /** By name of the artifact. */
@@ -79,13 +80,28 @@ interface CapturedArtifact {
 }
 
 /**
- * Roles whose outputs an artifact leaves as they are: v_proj's rows are mixed by P_v, and up_proj's carry mlp_down's diag,
- * so those are left out where the site has others.
+ * Linears whose outputs an artifact leaves as they are: the values' rows are mixed by P_v, and other rows may carry the diag
+ * of the site behind them, so those are left out where the site has others.
  */
-function comparedRoles(weights: BlockWeights, site: LinearSite): LinearRole[] {
-  const roles = LINEAR_SITES[site].filter((role) => weights.linears[role] !== undefined);
-  const kept = roles.filter((role) => role !== "v" && role !== "up");
+function comparedRoles(program: BlockProgram, site: LinearSite): readonly LinearName[] {
+  const roles = siteNamed(program, site).linears;
+  const changed = new Set(
+    sitesOf(program).flatMap(({ upstream }) =>
+      upstream && upstream.kind !== "norm" ? [upstream.linear] : [],
+    ),
+  );
+  const kept = roles.filter((role) => !changed.has(role));
   return kept.length > 0 ? kept : roles;
+}
+
+/** Whether a site's outputs all carry the diag of the site behind them: nothing of it is left as it was. */
+function onlyLinear(program: BlockProgram, site: LinearSite): boolean {
+  const { linears } = siteNamed(program, site);
+  return linears.every((linear) =>
+    sitesOf(program).some(
+      ({ upstream }) => upstream?.kind === "rows" && upstream.linear === linear,
+    ),
+  );
 }
 
 /** @throws PlanishError when an artifact was made from another model; InterruptedError on the signal. */
@@ -123,26 +139,28 @@ export async function capture(job: CaptureJob): Promise<Capture> {
       if (job.signal?.aborted) throw new InterruptedError(`stopped before block ${layer}`);
       const host = readBlock(source, architecture, config, layer);
       const weights = uploadBlock(backend, host);
-      const plain = run(backend, config, layer, weights, plainHooks(weights), states);
+      const program = blockProgram(config, layer);
+      const sites = sitesOf(program).map(({ site }) => site);
+      const plain = run(backend, program, layer, weights, plainHooks(weights), states);
       const scheme = artifacts[0]?.artifact.scheme ?? parseScheme("w16a16kv16");
-      before.push(SITES.map((site) => plainView(host, weights, site, plain, scheme)));
+      before.push(sites.map((site) => plainView(host, program, site, plain, scheme)));
       for (const { artifact, result } of artifacts) {
         const { scheme: own } = artifact;
         const packed = artifact.block(layer);
-        const quantized = packedLayer(backend, config, own, packed);
-        const found = run(backend, config, layer, quantized.weights, quantized.hooks, states);
+        const quantized = packedLayer(backend, program, own, packed);
+        const found = run(backend, program, layer, quantized.weights, quantized.hooks, states);
         result.sites.push(
-          SITES.map((site) => packedView(backend, config, weights, site, found, packed, own)),
+          sites.map((site) => packedView(backend, program, site, found, packed, own)),
         );
         result.siteErrors.push(
-          SITES.map((site) =>
+          sites.map((site) =>
             short(
               relativeError(
-                comparedRoles(weights, site).map((role) => [
+                comparedRoles(program, site).map((role) => [
                   found.outputs.get(role) ?? new Float32Array(),
                   plain.outputs.get(role) ?? new Float32Array(),
                 ]),
-                !config.mlp.gated && site === "mlp_in" ? ids.length : undefined,
+                onlyLinear(program, site) ? ids.length : undefined,
               ),
             ),
           ),
@@ -157,7 +175,8 @@ export async function capture(job: CaptureJob): Promise<Capture> {
     }
     task.done();
     const after = new Map(artifacts.map(({ name, result }) => [name, result]));
-    return { before, after, tokens: ids.length };
+    const siteNames = sitesOf(blockProgram(config, 0)).map(({ site }) => site);
+    return { siteNames, before, after, tokens: ids.length };
   } finally {
     for (const { artifact } of artifacts) artifact[Symbol.dispose]();
   }
@@ -168,21 +187,21 @@ interface BlockRun {
   /** What each site read, [tokens, width], before any transform at run time. */
   readonly inputs: ReadonlyMap<LinearSite, Float32Array>;
   /** Outputs of linears, [tokens, out]. */
-  readonly outputs: ReadonlyMap<LinearRole, Float32Array>;
+  readonly outputs: ReadonlyMap<LinearName, Float32Array>;
   /** States that left the block. */
   readonly states: Float32Array;
 }
 
 function run(
   backend: Backend,
-  config: ModelConfig,
+  program: BlockProgram,
   layer: number,
   weights: BlockWeights,
   hooks: BlockHooks,
   states: Float32Array,
 ): BlockRun {
   const inputs = new Map<LinearSite, Float32Array>();
-  const outputs = new Map<LinearRole, Float32Array>();
+  const outputs = new Map<LinearName, Float32Array>();
   const read = (g: Graph, t: Tensor): Float32Array => Float32Array.from(g.read(t));
   const observed: BlockHooks = {
     ...hooks,
@@ -194,10 +213,9 @@ function run(
     },
   };
   using g = new Graph(backend);
-  const tokens = states.length / config.hiddenSize;
-  const rope = config.positions.kind === "rope" ? ropeTables(g, config, 0, tokens) : undefined;
-  const x = g.constant([tokens, config.hiddenSize], states);
-  const y = blockForward(g, config, weights, observed, x, { layer, batch: 1, rope });
+  const { width } = sitesOf(program)[0];
+  const x = g.constant([states.length / width, width], states);
+  const y = runBlock(g, program, weights, observed, x, { layer, batch: 1 });
   return { inputs, outputs, states: read(g, y) };
 }
 
@@ -210,12 +228,12 @@ function inputOf(found: BlockRun, site: LinearSite): Float32Array {
 /** As trained: rounding to nearest would put each row on a grid of its own. */
 function plainView(
   host: HostBlock,
-  weights: BlockWeights,
+  program: BlockProgram,
   site: LinearSite,
   found: BlockRun,
   scheme: Scheme,
 ): SiteView {
-  const roles = comparedRoles(weights, site);
+  const roles = comparedRoles(program, site);
   const matrices = roles.flatMap((role) => host.linears[role]?.weight ?? []);
   const cols = matrices[0].shape[1];
   const maxima = new Float64Array(cols);
@@ -236,18 +254,17 @@ function plainView(
  */
 function packedView(
   backend: Backend,
-  config: ModelConfig,
-  weights: BlockWeights,
+  program: BlockProgram,
   site: LinearSite,
   found: BlockRun,
   packed: PackedBlock,
   scheme: Scheme,
 ): SiteView {
-  const roles = comparedRoles(weights, site);
+  const roles = comparedRoles(program, site);
   const linears = roles.flatMap((role) => packed.linears[role] ?? []);
   const [first] = linears;
   const width = first.shape[1];
-  const input = transformed(backend, config, site, inputOf(found, site), width, packed);
+  const input = transformed(backend, siteNamed(program, site), inputOf(found, site), packed);
   const weightBits = first.grid?.weightBits ?? scheme.weightBits;
   const weightGrid = first.quantized ? new GridCounter(weightBits, true) : undefined;
   const columns = storedColumns(first);
@@ -310,10 +327,8 @@ function dequantized({ shape, quantized, weight }: PackedLinear): ArrayLike<numb
 /** A site's activation after the transform that runs before its linears. */
 function transformed(
   backend: Backend,
-  { headDim }: ModelConfig,
-  site: LinearSite,
+  { site, width, attention }: SitePlace,
   input: Float32Array,
-  width: number,
   { transforms }: PackedBlock,
 ): ArrayLike<number> {
   const t = transforms[site];
@@ -323,7 +338,7 @@ function transformed(
   using g = new Graph(backend);
   const [left, right] = [square(t.left), square(t.right)];
   const x = g.constant([input.length / width, width], input);
-  const nRight = site === "attn_out" ? headDim : undefined;
+  const nRight = attention?.headDim;
   const y = Float32Array.from(g.read(kronecker(g, x, { left, right, nRight })));
   for (const matrix of [left, right]) if (matrix?.buffer) backend.free(matrix.buffer);
   return y;

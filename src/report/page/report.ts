@@ -15,7 +15,7 @@ import {
 import { COMPARISON_FILE, isComparison, readComparison } from "../compare/directory.js";
 import type { Comparison } from "../compare/result.js";
 import { comparisonNotes, mainTable, taskTable } from "../compare/table.js";
-import { capture, SITES, type Capture } from "./capture.js";
+import { capture, type Capture } from "./capture.js";
 import type { MethodView } from "./data.js";
 import { renderPage, type PageContent, type PageTable } from "./html.js";
 import { short } from "./measure.js";
@@ -73,7 +73,7 @@ async function ofComparison(options: ReportOptions): Promise<PageContent> {
       { title: "Machine and versions", text: machineOf(comparison) },
     ],
     data: {
-      siteNames: SITES,
+      siteNames: found?.siteNames ?? [],
       layers: found?.before.length ?? [...infos.values()][0]?.layers.length ?? 0,
       before: found?.before,
       methods: comparison.methods
@@ -114,7 +114,7 @@ async function ofArtifact(options: ReportOptions): Promise<PageContent> {
       },
     ],
     data: {
-      siteNames: SITES,
+      siteNames: found?.siteNames ?? [],
       layers: info.layers.length,
       before: found?.before,
       methods: [view],

@@ -264,7 +264,15 @@ it("heads and attention pass what their kernels take", () => {
         qMatrix: 10,
         kMatrix: 11,
       });
-      const common = { ...shape, q: 1, pages: 2, window: 0, cache: 3, pageBytes: 4096 };
+      const common = {
+        ...shape,
+        q: 1,
+        pages: 2,
+        window: 0,
+        scale: 0.125,
+        cache: 3,
+        pageBytes: 4096,
+      };
       kernels.attendDecode({ ...common, sequences: 4, count: 3, splits: 5, partial: 6 });
       kernels.joinSplits({ ...shape, partial: 1, rows: 3, splits: 5, out: 2, halves: false });
       const request = { ...common, blocks: 4, blockCount: 7, out: 5, outHalves: true };
@@ -275,7 +283,7 @@ it("heads and attention pass what their kernels take", () => {
     }
   // wgmma is Hopper's alone.
   const later = lookingDevice(100);
-  const shape = { headDim: 128, heads: 32, kvHeads: 8, kept: 4, window: 0 } as const;
+  const shape = { headDim: 128, heads: 32, kvHeads: 8, kept: 4, window: 0, scale: 0.125 } as const;
   later.kernels.attendPrefill({
     ...{ ...shape, q: 1, pages: 2, cache: 3, pageBytes: 4096 },
     ...{ blocks: 4, blockCount: 7, out: 5, outHalves: true },
@@ -300,7 +308,16 @@ it("splits of a sequence fill the last round of blocks", () => {
 
 it("decoding of many rows has rings of pages, three blocks of them per multiprocessor", () => {
   const { kernels, launches } = lookingDevice(90);
-  const common = { heads: 32, kvHeads: 32, q: 1, pages: 2, window: 0, cache: 3, pageBytes: 4096 };
+  const common = {
+    heads: 32,
+    kvHeads: 32,
+    q: 1,
+    pages: 2,
+    window: 0,
+    scale: 0.125,
+    cache: 3,
+    pageBytes: 4096,
+  };
   const decode = (headDim: number, count: number, more: object = {}) => {
     const tables = { sequences: 4, count, splits: 8, partial: 5 };
     kernels.attendDecode({ ...common, kept: 4, headDim, ...tables, ...more });

@@ -45,7 +45,7 @@ describe("what stands in the way", () => {
     expect(cudaObstacle({ ...llama, headDim: 256 }, scheme)).toMatch(/heads of 256 columns/);
     const mlp = { gated: true, activation: "gelu" } as const;
     expect(cudaObstacle({ ...llama, mlp }, scheme)).toMatch(/gated MLP with gelu/);
-    expect(cudaObstacle({ ...llama, normPlacement: "after" }, scheme)).toMatch(/residual/);
+    // Norms after residual sums: test/engine/fuse.test.ts.
     expect(cudaObstacle(llama, { ...scheme, queryBits: 4 })).toMatch(/queries/);
   });
 });

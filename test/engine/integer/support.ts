@@ -3,13 +3,12 @@ import { createCpuBackend } from "../../../src/backend/cpu/backend.js";
 import { loadNativeLibrary } from "../../../src/backend/cpu/library.js";
 import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { IntegerExecutor } from "../../../src/engine/integer/index.js";
-import { parseModelConfig } from "../../../src/models/architectures/index.js";
+import { blockProgram, parseModelConfig } from "../../../src/models/architectures/index.js";
 import { LanguageModel, loadOuter } from "../../../src/models/language-model.js";
 import { readBlock } from "../../../src/models/weights.js";
 import { foldBlock } from "../../../src/quantize/fold.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
 import { parseScheme } from "../../../src/quantize/scheme.js";
-import { describeBlock } from "../../../src/quantize/simulated-block.js";
 import { withHalves } from "../rounded.js";
 
 export { mean, median, modelLogits, rowDistances } from "../rounded.js";
@@ -29,14 +28,14 @@ export function roundedPair(path: string, scheme: string): Pair {
   const parsed = parseScheme(scheme);
   const blocks = Array.from({ length: config.numLayers }, (_, layer) => {
     const host = readBlock(checkpoint, architecture, config, layer);
-    return foldBlock(host, describeBlock(host, config, parsed), new Map());
+    return foldBlock(host, { program: blockProgram(config, 0), scheme: parsed }, new Map());
   });
   const simulated = new LanguageModel(
     backend,
     architecture,
     config,
     loadOuter(backend, withHalves(checkpoint, architecture), architecture, config),
-    blocks.map((block) => packedLayer(backend, config, parsed, block)),
+    blocks.map((block, layer) => packedLayer(backend, blockProgram(config, layer), parsed, block)),
   );
   const engine = new IntegerExecutor(library, library.threads(), {
     checkpoint,

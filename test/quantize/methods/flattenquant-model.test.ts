@@ -5,9 +5,9 @@ import { openBackend } from "../../../src/backend/open.js";
 import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { packageRoot } from "../../../src/common/package.js";
 import { loadTokenizer } from "../../../src/checkpoint/tokenizer.js";
-import type { LinearRole } from "../../../src/models/config.js";
 import { LanguageModel } from "../../../src/models/language-model.js";
 import { readBlock } from "../../../src/models/weights.js";
+import type { LinearName } from "../../../src/models/program.js";
 import { readQuantizationInfo } from "../../../src/quantize/artifact.js";
 import { embedAll, forwardAll } from "../../../src/quantize/calibration/forward.js";
 import { StateStore } from "../../../src/quantize/calibration/prefix.js";
@@ -21,10 +21,10 @@ import { modelEffect } from "../../../src/quantize/methods/flattenquant/model-ef
 import { flattenQuantPresets } from "../../../src/quantize/methods/flattenquant/recipe.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
 import { parseScheme } from "../../../src/quantize/scheme.js";
-import { describeBlock } from "../../../src/quantize/simulated-block.js";
 import { Graph } from "../../../src/tensor/tensor.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
 import { smallCalibration } from "./support.js";
+import { blockProgram } from "../../../src/models/architectures/index.js";
 
 /** Two windows of 64 tokens. */
 const FEW = { samples: 2, seqLen: 64 };
@@ -88,9 +88,20 @@ describe('criterion "model"', () => {
     const parameters: ParameterValues[] = [];
     for (const [layer, { weights }] of original.layers.entries()) {
       const targets = { ...states, data: new Float32Array(states.data.length) };
-      await forwardAll(backend, config, weights, states, targets, layer, undefined);
+      const program = blockProgram(config, layer);
+      await forwardAll(backend, program, weights, states, targets, layer, undefined);
       const outcome = await flattenquant.calibrateBlock?.({
-        ...{ backend, config, scheme, recipe, layer, seed: 0, block: hosts[layer], weights },
+        ...{
+          backend,
+          config,
+          program,
+          scheme,
+          recipe,
+          layer,
+          seed: 0,
+          block: hosts[layer],
+          weights,
+        },
         ...{ inputs: states, targets, progress },
       });
       if (outcome) parameters.push(outcome.parameters);
@@ -116,16 +127,16 @@ describe('criterion "model"', () => {
     };
     const expected = logits(original);
     const folded = hosts.map((host, layer) => {
-      const description = describeBlock(host, config, scheme);
+      const description = { program: blockProgram(config, 0), scheme };
       return [at4, at8].map((values) => foldBlock(host, description, values[layer]));
     });
-    const divergence = (four?: { layer: number; role: LinearRole }): number => {
+    const divergence = (four?: { layer: number; role: LinearName }): number => {
       const layers = folded.map(([other, block], layer) => {
         const linears =
           four?.layer === layer
             ? { ...block.linears, [four.role]: other.linears[four.role] }
             : block.linears;
-        return packedLayer(backend, config, scheme, { ...block, linears });
+        return packedLayer(backend, blockProgram(config, layer), scheme, { ...block, linears });
       });
       const found = logits(new LanguageModel(backend, architecture, config, outer, layers));
       return meanDivergence(expected, found, config.vocabSize);

@@ -10,8 +10,7 @@ import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { packageRoot } from "../../../src/common/package.js";
 import { loadTokenizer } from "../../../src/checkpoint/tokenizer.js";
 import { evaluatePerplexity } from "../../../src/evaluate/perplexity.js";
-import { parseModelConfig } from "../../../src/models/architectures/index.js";
-import { LINEAR_SITES, type LinearRole, type LinearSite } from "../../../src/models/config.js";
+import { blockProgram, parseModelConfig } from "../../../src/models/architectures/index.js";
 import { loadOuter } from "../../../src/models/language-model.js";
 import { readBlock, uploadBlock } from "../../../src/models/weights.js";
 import { embedAll, forwardAll } from "../../../src/quantize/calibration/forward.js";
@@ -27,7 +26,7 @@ import {
 import { foldBlock } from "../../../src/quantize/fold.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
 import { parseScheme } from "../../../src/quantize/scheme.js";
-import { bindSimulated, describeBlock } from "../../../src/quantize/simulated-block.js";
+import { bindSimulated } from "../../../src/quantize/simulated-block.js";
 import { readKeptParameters } from "../../../src/quantize/simulated-model.js";
 import { frozen, Graph, type Tensor } from "../../../src/tensor/tensor.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
@@ -41,11 +40,11 @@ import {
   truncationThreshold,
   tukeyFence,
 } from "../../../src/quantize/methods/flattenquant/thresholds.js";
-import { siteSize } from "../../../src/quantize/transforms/sites.js";
 import { columnMaxima, splitRows } from "../../../src/quantize/transforms/split.js";
 import { Random } from "../../../src/common/random.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
 import { writeFirstBlocks } from "../../models/first-blocks.js";
+import { sitesOf, type LinearName } from "../../../src/models/program.js";
 import { plantOutliers } from "./outliers.js";
 import { digest, FEW, smallCalibration } from "./support.js";
 
@@ -135,16 +134,17 @@ describe("flattening without quantization", () => {
       for (let layer = 0; layer < config.numLayers; layer += 2) {
         const block = readBlock(checkpoint, architecture, config, layer);
         const weights = uploadBlock(reference, block);
-        const maxima = captureMaxima(reference, config, weights, inputs, layer);
-        const smoothed = smoothBlock(block, config, maxima, { alpha: 0.5, rows });
+        const program = blockProgram(config, layer);
+        const maxima = captureMaxima(reference, program, weights, inputs, layer);
+        const smoothed = smoothBlock(block, program, maxima, { alpha: 0.5, rows });
         observeSites(
-          { backend: reference, config, weights, inputs, layer },
+          { backend: reference, program, weights, inputs, layer },
           ({ g, site, x, roles, outputs }) => {
             const data = g.read(x);
             roles.forEach((role, i) => {
               const weight = smoothed.weights[role] ?? expect.fail();
               const [outputsOfRole, cols] = block.linears[role]?.weight.shape ?? expect.fail();
-              const found = flatOutput(role, data, weight, outputsOfRole, cols);
+              const found = flatOutput(data, weight, outputsOfRole, cols);
               const bias = block.linears[role]?.bias?.data;
               const expected = Float64Array.from(g.read(outputs[i]));
               const scale = expected.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
@@ -159,7 +159,6 @@ describe("flattening without quantization", () => {
             });
 
             function flatOutput(
-              role: LinearRole,
               data: ArrayLike<number>,
               weight: Float64Array,
               height: number,
@@ -168,7 +167,7 @@ describe("flattening without quantization", () => {
               const factor = smoothed.factors[site] ?? expect.fail();
               const scaled = Float64Array.from(data, (v, e) => v * factor[e % cols]);
               const { split, activationThreshold, weightThreshold } = flatten(
-                smoothedMaxima(role, maxima, smoothed.factors),
+                smoothedMaxima(site, maxima, smoothed.factors),
                 columnMaxima(weight, cols),
                 { beta: 1.3, maxExpansion: 1.25 },
               );
@@ -190,11 +189,11 @@ describe("flattening without quantization", () => {
           },
         );
         const outputs = { ...inputs, data: new Float32Array(inputs.data.length) };
-        await forwardAll(reference, config, weights, inputs, outputs, layer, undefined);
+        await forwardAll(reference, program, weights, inputs, outputs, layer, undefined);
         inputs = outputs;
 
         /** What smoothing of the site after it put into a linear's rows. */
-        function rowFactorsOf(role: LinearRole): Float64Array | undefined {
+        function rowFactorsOf(role: LinearName): Float64Array | undefined {
           const next = role === "up" ? "mlp_down" : role === "v" ? "attn_out" : undefined;
           const factors = next && smoothed.factors[next];
           if (!factors || rows === "kernel") return undefined;
@@ -255,10 +254,10 @@ describe("the pipeline", () => {
       const { architecture, config } = parseModelConfig(source("tiny-opt").config);
       const block = readBlock(source("tiny-opt"), architecture, config, 2);
       const scheme = parseScheme("w4a4kv8");
-      const description = describeBlock(block, config, scheme);
+      const description = { program: blockProgram(config, 0), scheme };
       const packed = packedLayer(
         backend,
-        config,
+        description.program,
         scheme,
         foldBlock(block, description, parameters),
       );
@@ -268,9 +267,7 @@ describe("the pipeline", () => {
       using g = new Graph(backend);
       const simulated = bindSimulated(g, description, uploadBlock(backend, block), tensors);
       const random = new Random(7);
-      for (const site of Object.keys(LINEAR_SITES) as LinearSite[]) {
-        const roles = LINEAR_SITES[site].filter((role) => block.linears[role]);
-        const width = siteSize(config, site);
+      for (const { site, linears: roles, width } of sitesOf(description.program)) {
         const x = Float32Array.from({ length: 40 * width }, () => random.normal());
         const diag = parameters.get(`${site}.diag`)?.data;
         // What folds before the site has been applied when the packed block's activation arrives.

@@ -8,8 +8,8 @@ import { join } from "node:path";
 import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { writeSafetensors, type TensorEntry } from "../../../src/checkpoint/safetensors.js";
 import { Random } from "../../../src/common/random.js";
-import { parseModelConfig } from "../../../src/models/architectures/index.js";
-import { LINEAR_SITES } from "../../../src/models/config.js";
+import { blockProgram, parseModelConfig } from "../../../src/models/architectures/index.js";
+import { sitesOf } from "../../../src/models/program.js";
 
 export interface Planting {
   readonly seed: number;
@@ -37,20 +37,18 @@ export async function plantOutliers(from: string, to: string, planting: Planting
   };
   for (let layer = 0; layer < config.numLayers; layer++) {
     const prefix = names.blockPrefix(layer);
-    for (const [norm, site] of [
-      [names.norms.input, "attn_in"],
-      [names.norms.post, "mlp_in"],
-    ] as const) {
+    const program = blockProgram(config, layer);
+    for (const { linears, upstream } of sitesOf(program)) {
+      if (upstream?.kind !== "norm") continue;
+      const norm = program.norms[upstream.norm].path;
       const factors = new Float64Array(config.hiddenSize).fill(1);
       for (let c = 0; c < planting.perBlock; c++)
         factors[random.below(config.hiddenSize)] =
           planting.largest * (0.5 + 0.5 * (c / Math.max(1, planting.perBlock - 1)));
       scale(`${prefix}${norm}.weight`, factors, false);
       scale(`${prefix}${norm}.bias`, factors, false);
-      for (const role of LINEAR_SITES[site]) {
-        const path = names.linears[role];
-        if (path !== undefined) scale(`${prefix}${path}.weight`, factors, true);
-      }
+      for (const linear of linears)
+        scale(`${prefix}${program.linears[linear].path}.weight`, factors, true);
     }
   }
   cpSync(from, to, { recursive: true });

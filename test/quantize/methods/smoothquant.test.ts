@@ -5,7 +5,7 @@ import { openBackend } from "../../../src/backend/open.js";
 import { Random } from "../../../src/common/random.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
 import { smoothingDiags } from "../../../src/quantize/methods/smoothquant/diags.js";
-import { parseModelConfig } from "../../../src/models/architectures/index.js";
+import { blockProgram, parseModelConfig } from "../../../src/models/architectures/index.js";
 import { readBlock } from "../../../src/models/weights.js";
 import type { SiteMaxima } from "../../../src/quantize/calibration/maxima.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
@@ -48,7 +48,7 @@ describe("factors", () => {
     const block = readBlock(source, architecture, config, 2);
     const maxima = someMaxima(1);
     const alpha = 0.7;
-    const diags = smoothingDiags(block, config, maxima, alpha);
+    const diags = smoothingDiags(block, blockProgram(config, 2), maxima, alpha);
     expect([...diags.keys()]).toEqual(["attn_in.diag", "mlp_in.diag", "mlp_down.diag"]);
     const readers = {
       attn_in: ["q", "k", "v"],
@@ -72,8 +72,8 @@ describe("factors", () => {
   });
 
   it("leave the logits alone where nothing is rounded", () => {
-    const { simulated, folded } = identityErrors((block, config, layer) =>
-      smoothingDiags(block, config, someMaxima(layer), 0.5),
+    const { simulated, folded } = identityErrors((block, program, layer) =>
+      smoothingDiags(block, program, someMaxima(layer), 0.5),
     );
     // Float64: 8 blocks of sums over at most 704 products, 1e-16 each.
     expect(simulated).toBeLessThan(1e-11);

@@ -31,8 +31,8 @@ function run(name: string, options: Partial<QuantizeOptions> = {}) {
 
 describe("rotations", () => {
   it("leave the logits alone where nothing is rounded", () => {
-    const { simulated, folded } = identityErrors((_block, config, layer) =>
-      rotationSeeds(config, parseScheme("w4a4kv4"), new Random(layer)),
+    const { simulated, folded } = identityErrors((_block, program, layer) =>
+      rotationSeeds(program, parseScheme("w4a4kv4"), new Random(layer)),
     );
     // Float64: 8 blocks of sums over at most 704 products, 1e-16 each, after solves with 32×32 matrices.
     expect(simulated).toBeLessThan(1e-11);

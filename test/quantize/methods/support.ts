@@ -7,15 +7,15 @@ import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { packageRoot } from "../../../src/common/package.js";
 import { LanguageModel } from "../../../src/models/language-model.js";
 import { readBlock, type HostBlock } from "../../../src/models/weights.js";
-import type { ModelConfig } from "../../../src/models/config.js";
+import type { BlockProgram } from "../../../src/models/program.js";
 import { readDocuments } from "../../../src/quantize/calibration/text.js";
 import { foldBlock, type ParameterValues } from "../../../src/quantize/fold.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
 import { parseScheme } from "../../../src/quantize/scheme.js";
-import { describeBlock } from "../../../src/quantize/simulated-block.js";
 import { simulatedModel } from "../../../src/quantize/simulated-model.js";
 import { Graph } from "../../../src/tensor/tensor.js";
 import { writeFirstBlocks } from "../../models/first-blocks.js";
+import { blockProgram } from "../../../src/models/architectures/index.js";
 
 /** Four windows of 64 tokens. */
 export const FEW = { samples: 4, seqLen: 64 };
@@ -49,7 +49,7 @@ export function digest(directory: string): string {
  * rounded: in the simulated model (float64 throughout), and once they are folded (weights come back in float32).
  */
 export function identityErrors(
-  parametersOf: (block: HostBlock, config: ModelConfig, layer: number) => ParameterValues,
+  parametersOf: (block: HostBlock, program: BlockProgram, layer: number) => ParameterValues,
 ): { simulated: number; folded: number } {
   const backend = createReferenceBackend({ realType: "f64" });
   const scheme = parseScheme("w16a16kv16");
@@ -57,7 +57,7 @@ export function identityErrors(
   const original = LanguageModel.load(backend, source);
   const { architecture, config, outer } = original;
   const hosts = original.layers.map((_, layer) => readBlock(source, architecture, config, layer));
-  const values = hosts.map((host, layer) => parametersOf(host, config, layer));
+  const values = hosts.map((host, layer) => parametersOf(host, blockProgram(config, layer), layer));
   const logits = (model: LanguageModel): Float64Array => {
     using g = new Graph(backend);
     return Float64Array.from(g.read(model.logits(g, model.hidden(g, IDS))));
@@ -71,9 +71,9 @@ export function identityErrors(
   const layers = hosts.map((host, layer) =>
     packedLayer(
       backend,
-      config,
+      blockProgram(config, layer),
       scheme,
-      foldBlock(host, describeBlock(host, config, scheme), values[layer]),
+      foldBlock(host, { program: blockProgram(config, layer), scheme }, values[layer]),
     ),
   );
   return {

@@ -2,8 +2,9 @@
 import { describe, expect, it } from "vitest";
 import { createReferenceBackend } from "../../../src/backend/reference/index.js";
 import { Random } from "../../../src/common/random.js";
-import type { LinearRole, ModelConfig } from "../../../src/models/config.js";
-import { linearShape, uploadBlock, type HostBlock } from "../../../src/models/weights.js";
+import type { ModelConfig } from "../../../src/models/config.js";
+import { uploadBlock, type HostBlock } from "../../../src/models/weights.js";
+import type { LinearName } from "../../../src/models/program.js";
 import { foldBlock, type ParameterValues } from "../../../src/quantize/fold.js";
 import { initialParameters } from "../../../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../../../src/quantize/methods/flatquant/recipe.js";
@@ -11,7 +12,8 @@ import { settleParameters } from "../../../src/quantize/settle.js";
 import { collectMoments, type SecondMoment } from "../../../src/quantize/rounding/moments.js";
 import { gptqRounder, type WeightRounder } from "../../../src/quantize/rounding/rounder.js";
 import { parseScheme, type Scheme } from "../../../src/quantize/scheme.js";
-import { describeBlock } from "../../../src/quantize/simulated-block.js";
+import { blockProgram } from "../../../src/models/architectures/index.js";
+import { mapValues } from "../../../src/common/records.js";
 
 const backend = createReferenceBackend({ realType: "f64" });
 const config: ModelConfig = {
@@ -33,16 +35,16 @@ const config: ModelConfig = {
 const random = new Random(11);
 const normal = (length: number, scale = 1) =>
   Float64Array.from({ length }, () => scale * random.normal());
-const ROLES: readonly LinearRole[] = ["q", "k", "v", "o", "gate", "up", "down"];
+const program = blockProgram(config, 0);
 const block: HostBlock = {
-  inputNorm: { path: "n1", gain: { shape: [12], data: normal(12).map((x) => 1 + 0.2 * x) } },
-  postNorm: { path: "n2", gain: { shape: [12], data: normal(12).map((x) => 1 + 0.2 * x) } },
-  linears: Object.fromEntries(
-    ROLES.map((role) => {
-      const shape = linearShape(config, role);
-      return [role, { path: role, weight: { shape, data: normal(shape[0] * shape[1], 0.4) } }];
-    }),
-  ),
+  norms: mapValues(program.norms, ({ path, width }) => ({
+    path,
+    gain: { shape: [width], data: normal(width).map((x) => 1 + 0.2 * x) },
+  })),
+  linears: mapValues(program.linears, ({ path, shape }) => ({
+    path,
+    weight: { shape, data: normal(shape[0] * shape[1], 0.4) },
+  })),
 };
 const inputs = { data: Float32Array.from(normal(3 * 8 * 12)), samples: 3, time: 8, hidden: 12 };
 
@@ -51,7 +53,7 @@ function flatParameters(scheme: Scheme): ParameterValues {
   const ones = (n: number) => new Float64Array(n).fill(1);
   const maxima = { attn_in: ones(12), attn_out: ones(12), mlp_in: ones(12), mlp_down: ones(20) };
   const recipe = { ...flatQuantPresets.paper, clipInit: 1 };
-  const values = initialParameters(block, config, scheme, recipe, maxima, random);
+  const values = initialParameters(block, program, scheme, recipe, maxima, random);
   for (const [name, { data }] of values)
     for (let i = 0; i < data.length; i++)
       data[i] = /\.(s|diag)/.test(name)
@@ -68,7 +70,7 @@ function moments(
   const weights = uploadBlock(backend, block);
   return collectMoments({
     backend,
-    block: describeBlock(block, config, scheme),
+    block: { program, scheme },
     weights,
     parameters,
     inputs,
@@ -77,7 +79,7 @@ function moments(
   });
 }
 
-function find(all: readonly SecondMoment[], role: LinearRole): Float64Array {
+function find(all: readonly SecondMoment[], role: LinearName): Float64Array {
   const found = all.find(({ roles }) => roles.includes(role));
   if (!found) throw new Error(`no moment for ${role}`);
   return found.sum;
@@ -87,7 +89,7 @@ function find(all: readonly SecondMoment[], role: LinearRole): Float64Array {
 function normedInput(t: number): number[] {
   const row = inputs.data.subarray(t * 12, (t + 1) * 12);
   const mean = row.reduce((sum, x) => sum + x * x, 0) / 12;
-  return Array.from(row, (v, j) => (v * block.inputNorm.gain.data[j]) / Math.sqrt(mean + 1e-6));
+  return Array.from(row, (v, j) => (v * block.norms.input.gain.data[j]) / Math.sqrt(mean + 1e-6));
 }
 
 /** MᵀHM. */
@@ -143,7 +145,7 @@ describe("second moments", () => {
 
   it("are of transformed activations: H' = MᵀHM with M the site's whole matrix, P_v included", async () => {
     const scheme = parseScheme("w4a16kv16");
-    const values = settleParameters(config, block, flatParameters(scheme));
+    const values = settleParameters(program, block, flatParameters(scheme));
     const plain = await moments(scheme, new Map());
     const transformed = await moments(scheme, values);
     const data = (name: string) => values.get(name)!.data;
@@ -190,15 +192,15 @@ describe("second moments", () => {
 
   it("are collected linear by linear where each clips its activation its own way", async () => {
     const scheme = parseScheme("w4a4kv16");
-    const all = await moments(scheme, settleParameters(config, block, flatParameters(scheme)));
-    expect(all.map(({ roles }) => roles.join())).toEqual([...ROLES]);
+    const all = await moments(scheme, settleParameters(program, block, flatParameters(scheme)));
+    expect(all.map(({ roles }) => roles.join())).toEqual([...Object.keys(program.linears)]);
     expect(find(all, "q")).not.toEqual(find(all, "k"));
   });
 });
 
 describe("folding with a rounder", () => {
   const scheme = parseScheme("w4a4kv4");
-  const description = describeBlock(block, config, scheme);
+  const description = { program, scheme };
   const values = flatParameters(scheme);
   const nearest: WeightRounder = (_role, weight, [, cols], scale, bits) =>
     Int8Array.from(weight, (x, i) => {
@@ -214,9 +216,9 @@ describe("folding with a rounder", () => {
 
   it("gptq keeps scales and everything else, and lowers each linear's own objective", async () => {
     const plain = foldBlock(block, description, values);
-    const all = await moments(scheme, settleParameters(config, block, values));
+    const all = await moments(scheme, settleParameters(program, block, values));
     const notes: string[] = [];
-    const folded = new Map<LinearRole, Float64Array>();
+    const folded = new Map<LinearName, Float64Array>();
     const gptq = gptqRounder(all, { damping: 0.01, actOrder: false }, "block 0", notes);
     const packed = foldBlock(block, description, values, (role, weight, ...rest) => {
       folded.set(role, Float64Array.from(weight));
@@ -224,8 +226,8 @@ describe("folding with a rounder", () => {
     });
     expect(notes).toEqual([]);
     let [before, after] = [0, 0];
-    for (const role of ROLES) {
-      const [a, b] = [plain.linears[role]!, packed.linears[role]!];
+    for (const role of Object.keys(program.linears)) {
+      const [a, b] = [plain.linears[role], packed.linears[role]];
       expect(b.quantized!.scale).toEqual(a.quantized!.scale);
       expect({ ...b, quantized: undefined }).toEqual({ ...a, quantized: undefined });
       const [rows, cols] = a.shape;

@@ -9,8 +9,7 @@
  */
 import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
-import { LINEAR_SITES, type LinearRole, type LinearSite } from "../../../models/config.js";
-import { linearShape } from "../../../models/weights.js";
+import { sitesOf, type LinearName } from "../../../models/program.js";
 import { measureBlock } from "../../block-training.js";
 import { captureMeans } from "../../calibration/maxima.js";
 import { diagFolds, type ParameterValues } from "../../fold.js";
@@ -19,9 +18,8 @@ import { collectMoments } from "../../rounding/moments.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme, type Scheme } from "../../scheme.js";
-import { describeBlock } from "../../simulated-block.js";
 import { planTransforms } from "../../transforms/plan.js";
-import { KRONECKER_SITES, linearsAt } from "../../transforms/sites.js";
+import { kroneckerSites, linearsAt } from "../../transforms/sites.js";
 import { clipLogit, searchClips, searchScales } from "./search.js";
 
 const count = z.number().int().positive();
@@ -53,16 +51,15 @@ export const awq: Method<AwqRecipe> = {
   // The search weighs errors by second moments, whatever the rounding.
   calibration: (recipe) => needOfWindows(recipe, { secondMoments: true }),
   gptq: gptqOf,
-  plan: (config, paths, scheme, recipe) => {
-    const { transforms, parameters } = planTransforms(config, scheme, { diag: true });
+  plan: (program, scheme, recipe) => {
+    const { transforms, parameters } = planTransforms(program, scheme, { diag: true });
     const clips: Record<string, readonly number[]> = {};
-    for (const [role, path] of Object.entries(paths) as [LinearRole, string][])
+    for (const [role, { path, shape }] of Object.entries(program.linears))
       if (recipe.weightClip && isClipped(role))
-        for (const bound of ["w_max", "w_min"])
-          clips[`clip.${path}.${bound}`] = [linearShape(config, role)[0], 1];
+        for (const bound of ["w_max", "w_min"]) clips[`clip.${path}.${bound}`] = [shape[0], 1];
     return { transforms, parameters: { ...parameters, ...clips } };
   },
-  check: (config, scheme) => {
+  check: (programs, scheme) => {
     if (scheme.activationBits < 16)
       throw new UsageError(
         `method "awq" scales weights for activations that are not rounded, and scheme ${formatScheme(scheme)} rounds them, which its factors would make worse; give a weight-only scheme such as w4a16kv16, or --method smoothquant`,
@@ -71,26 +68,28 @@ export const awq: Method<AwqRecipe> = {
       throw new UsageError(
         `method "awq" chooses factors for weights that are rounded, and scheme ${formatScheme(scheme)} keeps them at 16 bits; give one such as w4a16kv16, or --method rtn`,
       );
-    if (!KRONECKER_SITES.some((site) => diagFolds(config, site)))
+    if (
+      !programs.some((program) => kroneckerSites(program).some((site) => diagFolds(program, site)))
+    )
       throw new UsageError(
-        `method "awq" finds no place in ${config.architecture} where a factor per channel folds away; use --method rtn --preset gptq`,
+        `method "awq" finds no place in this model where a factor per channel folds away; use --method rtn --preset gptq`,
       );
   },
   calibrateBlock,
 };
 
 /** Errors of q and k meet in a product, which the search of either cannot see. */
-function isClipped(role: LinearRole): boolean {
+function isClipped(role: LinearName): boolean {
   return role !== "q" && role !== "k";
 }
 
 async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
-  const { backend, block, weights, config, scheme, recipe, layer, inputs, signal } = job;
-  const means = captureMeans(backend, config, weights, inputs, layer);
+  const { backend, block, weights, program, scheme, recipe, layer, inputs, signal } = job;
+  const means = captureMeans(backend, program, weights, inputs, layer);
   const plain: Scheme = { weightBits: 16, activationBits: 16, kvBits: 16 };
   const moments = await collectMoments({
     backend,
-    block: describeBlock(block, config, plain),
+    block: { program, scheme: plain },
     weights,
     parameters: new Map(),
     inputs,
@@ -100,15 +99,15 @@ async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
   });
   const values = new Map<string, { shape: readonly number[]; data: Float64Array }>();
   const notes: string[] = [];
-  for (const [site, roles] of Object.entries(LINEAR_SITES) as [LinearSite, LinearRole[]][]) {
+  for (const { site, linears: roles, attention } of sitesOf(program)) {
     const found = moments.find((each) => each.roles.some((role) => roles.includes(role)));
     if (!found) continue;
     const { cols, sum: moment } = found;
     let scales: Float64Array = new Float64Array(cols).fill(1);
-    if (site !== "attn_out" && diagFolds(config, site)) {
+    if (!attention && diagFolds(program, site)) {
       const searched = searchScales({
         backend,
-        weights: linearsAt(block, site).map(({ weight }) => weight),
+        weights: linearsAt(program, block, site).map(({ weight }) => weight),
         mean: means[site],
         moment,
         bits: scheme.weightBits,

@@ -10,16 +10,16 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Arena, Backend, Buffer, RealArray } from "../../../backend/backend.js";
 import { InterruptedError } from "../../../common/errors.js";
 import { Random } from "../../../common/random.js";
-import { blockForward, type BlockWeights } from "../../../models/block.js";
+import { runBlock, type BlockWeights } from "../../../models/interpret.js";
+import { blockProgram } from "../../../models/architectures/index.js";
 import type { ModelConfig } from "../../../models/config.js";
 import { embed, finalNorm, type OuterWeights } from "../../../models/language-model.js";
-import { ropeTables } from "../../../models/rope.js";
 import { freeBlock, uploadBlock } from "../../../models/weights.js";
 import { linear } from "../../../tensor/ops/index.js";
 import { freeTensor, Graph, parameter, Tensor } from "../../../tensor/tensor.js";
 import type { ParameterValues } from "../../fold.js";
 import type { RefineJob, RefineOutcome, RefineState } from "../../method.js";
-import { bindSimulated, describeBlock, type BlockDescription } from "../../simulated-block.js";
+import { bindSimulated, type BlockDescription } from "../../simulated-block.js";
 import { AdamW, type ParameterRule } from "../../training.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 
@@ -82,7 +82,7 @@ function makeStudent(
       : { learningRate: recipe.distillation.learningRate, weightDecay: recipe.weightDecay };
   return {
     weights: uploadBlock(backend, host),
-    description: describeBlock(host, config, scheme),
+    description: { program: blockProgram(config, layer), scheme },
     params,
     optimizer: new AdamW(backend, params, rule, {
       totalSteps: total,
@@ -145,9 +145,7 @@ function distillStep(
   }
   for (const [layer, student] of students.entries()) {
     using g = new Graph(backend, { arena: work, precision });
-    blockInputs.push(
-      keep(g, studentForward(g, config, student, blockInputs[layer], layer, batch, time)),
-    );
+    blockInputs.push(keep(g, studentForward(g, student, blockInputs[layer], layer, batch)));
   }
 
   const { loss, gradient } = headLoss(
@@ -164,7 +162,7 @@ function distillStep(
     const student = students[layer];
     const x = blockInputs[layer];
     using g = new Graph(backend, { arena: work, precision, train: true });
-    g.backward(studentForward(g, config, student, x, layer, batch, time), upstream);
+    g.backward(studentForward(g, student, x, layer, batch), upstream);
     student.optimizer.update();
     if (layer > 0 && x.grad) {
       upstream = kept.real(x.size);
@@ -177,19 +175,13 @@ function distillStep(
 
 function studentForward(
   g: Graph,
-  config: ModelConfig,
   { weights, description, params }: Student,
   x: Tensor,
   layer: number,
   batch: number,
-  time: number,
 ): Tensor {
-  const rope = config.positions.kind === "rope" ? ropeTables(g, config, 0, time) : undefined;
-  return blockForward(g, config, weights, bindSimulated(g, description, weights, params), x, {
-    layer,
-    batch,
-    rope,
-  });
+  const hooks = bindSimulated(g, description, weights, params);
+  return runBlock(g, description.program, weights, hooks, x, { layer, batch });
 }
 
 /** Mean KL over all positions and its gradient with respect to the student's last hidden state, in chunks of rows. */

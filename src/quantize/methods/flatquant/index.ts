@@ -30,8 +30,8 @@ export const flatquant: Method<FlatQuantRecipe> = {
     secondMoments: recipe.rounding === "gptq",
   }),
   gptq: gptqOf,
-  check: (config, scheme) => {
-    matrixPlaces(config, scheme);
+  check: (programs, scheme) => {
+    for (const program of programs) matrixPlaces(program, scheme);
   },
   plan: planBlock,
   calibrateBlock,
@@ -39,9 +39,9 @@ export const flatquant: Method<FlatQuantRecipe> = {
 };
 
 async function calibrateBlock(job: BlockJob<FlatQuantRecipe>): Promise<BlockOutcome> {
-  const { backend, block, weights, config, scheme, recipe, layer, seed, inputs } = job;
-  const maxima = recipe.diag ? captureMaxima(backend, config, weights, inputs, layer) : undefined;
+  const { backend, block, weights, program, scheme, recipe, layer, seed, inputs } = job;
+  const maxima = recipe.diag ? captureMaxima(backend, program, weights, inputs, layer) : undefined;
   const random = Random.for(seed, "block", layer);
-  const start = initialParameters(block, config, scheme, recipe, maxima, random);
+  const start = initialParameters(block, program, scheme, recipe, maxima, random);
   return trainBlock(job, start, { ...recipe, rule: parameterRule(recipe) });
 }

@@ -3,40 +3,34 @@
  * learning rate each gets. Names are `<site>.<part>` and `clip.<linear>.<bound>`, `round.<linear>`.
  */
 import type { Random } from "../../../common/random.js";
-import type { ModelConfig } from "../../../models/config.js";
+import { siteNamed, type BlockProgram } from "../../../models/program.js";
 import type { HostBlock } from "../../../models/weights.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
 import { diagFolds } from "../../fold.js";
 import type { Scheme } from "../../scheme.js";
 import { initMatrix, type InitialValues } from "../../transforms/affine.js";
 import { balancingDiag } from "../../transforms/diag.js";
-import {
-  activeSites,
-  KRONECKER_SITES,
-  linearsAt,
-  matrixPlaces,
-  siteSize,
-} from "../../transforms/sites.js";
+import { activeSites, kroneckerSites, linearsAt, matrixPlaces } from "../../transforms/sites.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 
 /** Starting values of every parameter of a block. */
 export function initialParameters(
   block: HostBlock,
-  config: ModelConfig,
+  program: BlockProgram,
   scheme: Scheme,
   recipe: FlatQuantRecipe,
   maxima: SiteMaxima | undefined,
   random: Random,
 ): InitialValues {
   const values: InitialValues = new Map();
-  for (const { site, side, size } of matrixPlaces(config, scheme))
+  for (const { site, side, size } of matrixPlaces(program, scheme))
     initMatrix(values, site, side, size, recipe.parametrisation, random);
   if (recipe.diag && maxima && activeSites(scheme).linears)
-    for (const site of KRONECKER_SITES)
-      if (diagFolds(config, site))
+    for (const site of kroneckerSites(program))
+      if (diagFolds(program, site))
         values.set(`${site}.diag`, {
-          shape: [siteSize(config, site)],
-          data: balancingDiag(linearsAt(block, site), maxima[site], recipe.diagAlpha),
+          shape: [siteNamed(program, site).width],
+          data: balancingDiag(linearsAt(program, block, site), maxima[site], recipe.diagAlpha),
         });
   const scalar = () => ({ shape: [1], data: Float64Array.of(recipe.clipInit) });
   for (const linear of Object.values(block.linears)) {

@@ -1,6 +1,5 @@
 /** What FlatQuant would learn in a block, from the model's sizes alone: the shapes that `initialParameters` fills. */
-import type { LinearRole, ModelConfig } from "../../../models/config.js";
-import { linearShape } from "../../../models/weights.js";
+import type { BlockProgram } from "../../../models/program.js";
 import type { BlockPlan } from "../../method.js";
 import type { Scheme } from "../../scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
@@ -8,18 +7,16 @@ import type { FlatQuantRecipe } from "./recipe.js";
 
 /** @throws PlanishError for a site whose size has no transform. */
 export function planBlock(
-  config: ModelConfig,
-  paths: Readonly<Partial<Record<LinearRole, string>>>,
+  program: BlockProgram,
   scheme: Scheme,
   recipe: FlatQuantRecipe,
 ): BlockPlan {
-  const { transforms, parameters: small } = planTransforms(config, scheme, {
+  const { transforms, parameters: small } = planTransforms(program, scheme, {
     matrices: recipe.parametrisation,
     diag: recipe.diag,
   });
   const parameters: Record<string, readonly number[]> = { ...small };
-  for (const [role, path] of Object.entries(paths) as [LinearRole, string][]) {
-    const shape = linearShape(config, role);
+  for (const { path, shape } of Object.values(program.linears)) {
     if (recipe.weightClip && scheme.weightBits < 16)
       for (const bound of ["w_max", "w_min"]) parameters[`clip.${path}.${bound}`] = [shape[0], 1];
     if (recipe.activationClip && scheme.activationBits < 16)

@@ -4,11 +4,11 @@
  * are spent first, and γ is what the model would lose if all of it were rounded at this rate.
  */
 import type { RealArray } from "../../../backend/backend.js";
-import type { LinearRole } from "../../../models/config.js";
 import type { ParameterValues } from "../../fold.js";
 import type { LinearFacts, RefineJob, RefineOutcome } from "../../method.js";
 import { modelEffect } from "./model-effect.js";
 import type { FlattenQuantRecipe } from "./recipe.js";
+import type { LinearName } from "../../../models/program.js";
 
 /** Before the names of parameters that hold a linear's grids at 4 bits, while it is undecided. */
 const AT_FOUR = "four.";
@@ -36,12 +36,8 @@ export async function chooseByModel(job: RefineJob<FlattenQuantRecipe>): Promise
   const { parameters, reports, recipe } = job;
   const undecided = reports.every(({ alternatives }) => alternatives !== undefined);
   if (!undecided) return { parameters, losses: [] };
-  const roles = parameters.map(
-    (_, layer) =>
-      Object.entries(job.readBlock(layer).linears).map(([role, { path }]) => [role, path]) as [
-        LinearRole,
-        string,
-      ][],
+  const roles = parameters.map((_, layer) =>
+    Object.entries(job.readBlock(layer).linears).map(([role, { path }]) => [role, path] as const),
   );
   const added = await addedDivergences(job, roles);
   const total = reports.reduce(
@@ -73,7 +69,7 @@ export async function chooseByModel(job: RefineJob<FlattenQuantRecipe>): Promise
 /** Block by block in the order of `roles`; taken from the journal, or from a run with the same settings but γ. */
 async function addedDivergences(
   job: RefineJob<FlattenQuantRecipe>,
-  roles: readonly (readonly [LinearRole, string])[][],
+  roles: readonly (readonly [LinearName, string])[][],
 ): Promise<ArrayLike<number>> {
   const { recipe, scheme, parameters, teacher } = job;
   if (job.resume) return job.resume.losses;

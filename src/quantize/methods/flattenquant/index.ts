@@ -8,7 +8,6 @@
  */
 import type { RealArray } from "../../../backend/backend.js";
 import { UsageError } from "../../../common/errors.js";
-import type { LinearRole, LinearSite } from "../../../models/config.js";
 import { binary } from "../../../tensor/ops/index.js";
 import { freeTensor, frozen, type Tensor } from "../../../tensor/tensor.js";
 import { measureBlock } from "../../block-training.js";
@@ -19,9 +18,8 @@ import type { BlockJob, BlockOutcome, LinearFacts, Method } from "../../method.j
 import { needOfWindows } from "../../calibration/windows-recipe.js";
 import { gptqOf } from "../../rounding/settings.js";
 import { formatScheme, type Scheme } from "../../scheme.js";
-import { bindSimulated, describeBlock } from "../../simulated-block.js";
+import { bindSimulated } from "../../simulated-block.js";
 import { planTransforms } from "../../transforms/plan.js";
-import { siteOf } from "../../transforms/sites.js";
 import { columnMaxima, copiesOf, NO_SPLIT, splitRows } from "../../transforms/split.js";
 import { chooseByModel, withAlternative } from "./choose.js";
 import { chooseBits, FlattenedHistogram, type BitChoice, type SideDivergence } from "./bits.js";
@@ -36,6 +34,7 @@ import {
   type SmoothingFactors,
 } from "./smoothing.js";
 import { countOutliers, flatten, type Flattening } from "./thresholds.js";
+import { siteOfLinear, type LinearName, type LinearSite } from "../../../models/program.js";
 
 /** Rows of an activation in its histogram, at most: a few million values for one curve. Maxima are those of all rows. */
 const HISTOGRAM_ROWS = 16384;
@@ -56,7 +55,7 @@ export const flattenquant: Method<FlattenQuantRecipe> = {
   },
   gptq: gptqOf,
   check: (_config, scheme) => void lowestBits(scheme),
-  plan: (config, _paths, scheme) => planTransforms(config, scheme, { diag: true }),
+  plan: (program, scheme) => planTransforms(program, scheme, { diag: true }),
   calibrateBlock,
   refine: chooseByModel,
 };
@@ -75,7 +74,7 @@ function lowestBits(scheme: Scheme): 4 | 8 {
 
 /** What has been decided about one linear, and what is still being found out. */
 interface Layer {
-  readonly role: LinearRole;
+  readonly role: LinearName;
   readonly path: string;
   readonly weight: Float64Array;
   readonly rows: number;
@@ -88,18 +87,21 @@ interface Layer {
 }
 
 async function calibrateBlock(job: BlockJob<FlattenQuantRecipe>): Promise<BlockOutcome> {
-  const { backend, block, config, weights: original, inputs, layer: number, scheme, recipe } = job;
+  const { backend, block, program, weights: original, inputs, layer: number, scheme, recipe } = job;
   const lowest = lowestBits(scheme);
-  const maxima = captureMaxima(backend, config, original, inputs, number);
-  const { factors, weights } = smoothBlock(block, config, maxima, recipe);
-  const layers = (Object.keys(block.linears) as LinearRole[]).map((role) =>
+  const maxima = captureMaxima(backend, program, original, inputs, number);
+  const { factors, weights } = smoothBlock(block, program, maxima, recipe);
+  const layers = Object.keys(block.linears).map((role) =>
     planLayer(job, role, maxima, factors, weights),
   );
   const tokens = inputs.samples * inputs.time;
   const every = Math.ceil(tokens / SEARCH_ROWS);
   const counted = Math.ceil(tokens / HISTOGRAM_ROWS);
   const samples = new Map(
-    layers.map(({ role, channels }) => [siteOf(role), new RowSample(channels, every)]),
+    layers.map(({ role, channels }) => [
+      siteOfLinear(program, role).site,
+      new RowSample(channels, every),
+    ]),
   );
   observeSites(job, ({ g, site, x, roles }) => {
     const data = g.read(x);
@@ -110,12 +112,13 @@ async function calibrateBlock(job: BlockJob<FlattenQuantRecipe>): Promise<BlockO
 
   const smoothing = new Map<string, { shape: readonly number[]; data: RealArray }>();
   for (const [site, data] of Object.entries(factors))
-    smoothing.set(
-      `${site}.${smoothingFolds(config, site as LinearSite, recipe.rows) ? "diag" : "factor"}`,
-      { shape: [data.length], data },
-    );
+    if (data)
+      smoothing.set(`${site}.${smoothingFolds(program, site, recipe.rows) ? "diag" : "factor"}`, {
+        shape: [data.length],
+        data,
+      });
   const reached = layers.map((layer) => {
-    const site = siteOf(layer.role);
+    const { site } = siteOfLinear(program, layer.role);
     const values = samples.get(site)?.values() ?? new Float32Array();
     const reach = searchedReach(layer, values, factors[site], recipe.reach);
     return { ...layer, reach, activation: layer.activations.divergence() };
@@ -172,14 +175,20 @@ function tableOf(
   return Object.fromEntries(
     decided.map((layer) => [
       layer.path,
-      facts(layer, factors, maxima, errors.get(layer.role) ?? unknown),
+      facts(
+        layer,
+        siteOfLinear(job.program, layer.role).site,
+        factors,
+        maxima,
+        errors.get(layer.role) ?? unknown,
+      ),
     ]),
   );
 }
 
 function planLayer(
-  { block, recipe }: BlockJob<FlattenQuantRecipe>,
-  role: LinearRole,
+  { block, program, recipe }: BlockJob<FlattenQuantRecipe>,
+  role: LinearName,
   maxima: SiteMaxima,
   factors: SmoothingFactors,
   weights: SmoothedWeights,
@@ -189,7 +198,7 @@ function planLayer(
   if (!original || !weight) throw new Error(`block has no "${role}"`);
   const [rows, channels] = original.weight.shape;
   const flattening = flatten(
-    smoothedMaxima(role, maxima, factors),
+    smoothedMaxima(siteOfLinear(program, role).site, maxima, factors),
     columnMaxima(weight, channels),
     recipe,
   );
@@ -205,7 +214,7 @@ function planLayer(
     activations: new FlattenedHistogram(channels, flattening, "activation"),
     weightDivergence: histogram.divergence(),
     plainMaxima: {
-      activation: maxima[siteOf(role)],
+      activation: maxima[siteOfLinear(program, role).site],
       weight: columnMaxima(original.weight.data, channels),
     },
   };
@@ -275,9 +284,9 @@ function measureLinears(
   layers: readonly DecidedLayer[],
   parameters: ParameterValues,
   factors: SmoothingFactors,
-): Map<LinearRole, LinearError> {
-  const { backend, config, weights } = job;
-  const description = describeBlock(job.block, config, job.scheme);
+): Map<LinearName, LinearError> {
+  const { backend, program, scheme, weights } = job;
+  const description = { program, scheme };
   const largest = (values: Float64Array) => values.reduce((a, b) => Math.max(a, b), 0);
   const plain = new Map(
     layers.flatMap(({ path, choice, plainMaxima }) => [
@@ -333,15 +342,16 @@ function measureLinears(
 /** The row of the per-layer table. */
 function facts(
   layer: DecidedLayer,
+  site: LinearSite,
   factors: SmoothingFactors,
   maxima: SiteMaxima,
   error: LinearError,
 ): LinearFacts {
-  const { role, rows, channels, weight, flattening, choice, activation, weightDivergence } = layer;
-  const s = (factors[siteOf(role)] ?? new Float64Array([1])).map((f) => 1 / f);
+  const { rows, channels, weight, flattening, choice, activation, weightDivergence } = layer;
+  const s = (factors[site] ?? new Float64Array([1])).map((f) => 1 / f);
   const smallest = s.reduce((a, b) => Math.min(a, b));
   const largest = s.reduce((a, b) => Math.max(a, b));
-  const smoothed = smoothedMaxima(role, maxima, factors);
+  const smoothed = smoothedMaxima(site, maxima, factors);
   return {
     bits: choice.bits,
     rule: choice.rule,

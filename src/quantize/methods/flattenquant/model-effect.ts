@@ -6,18 +6,18 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../../backend/backend.js";
 import { InterruptedError } from "../../../common/errors.js";
-import { blockForward } from "../../../models/block.js";
-import type { LinearRole, ModelConfig } from "../../../models/config.js";
+import { blockProgram } from "../../../models/architectures/index.js";
+import { runBlock } from "../../../models/interpret.js";
+import type { ModelConfig } from "../../../models/config.js";
 import { embed, finalNorm, type Layer, type OuterWeights } from "../../../models/language-model.js";
-import { ropeTables } from "../../../models/rope.js";
 import { freeBlock, type HostBlock } from "../../../models/weights.js";
+import type { LinearName } from "../../../models/program.js";
 import { linear } from "../../../tensor/ops/index.js";
 import { Graph } from "../../../tensor/tensor.js";
 import { sampleRange } from "../../calibration/windows.js";
 import { foldBlock, type ParameterValues } from "../../fold.js";
 import type { RefineJob } from "../../method.js";
 import { packedLayer, type PackedBlock } from "../../packed-block.js";
-import { describeBlock } from "../../simulated-block.js";
 
 /** Calibration tokens that are looked at: fewer where each costs more, so that a model takes minutes. */
 const TOKENS = { least: 512, most: 2048, weightsTimesTokens: 5e10 };
@@ -32,7 +32,7 @@ export interface ModelEffect {
   /** KL(full precision ‖ model) in nats per token with all linears at 8 bits. */
   readonly all8: number;
   /** By block: what each linear at 4 bits adds to that. */
-  readonly added: readonly Readonly<Partial<Record<LinearRole, number>>>[];
+  readonly added: readonly Readonly<Record<LinearName, number>>[];
 }
 
 /**
@@ -47,7 +47,7 @@ export async function modelEffect(
   const hosts = (layer: number): HostBlock => job.readBlock(layer);
   const count = windowsLookedAt(config, hosts(0), windows);
   const ids = windows.ids.subarray(0, count * windows.time);
-  const names: { layer: number; role: LinearRole }[] = [];
+  const names: { layer: number; role: LinearName }[] = [];
   let states: Float32Array[];
   {
     using g = new Graph(backend);
@@ -55,19 +55,20 @@ export async function modelEffect(
   }
   for (let layer = 0; layer < config.numLayers; layer++) {
     const host = hosts(layer);
-    const description = describeBlock(host, config, scheme);
+    const program = blockProgram(config, layer);
+    const description = { program, scheme };
     const [at8, at4] = ([8, 4] as const).map((bits) =>
       foldBlock(host, description, parametersOf(layer, bits)),
     );
     const through = (block: PackedBlock, from: readonly Float32Array[]): Float32Array[] => {
-      const packed = packedLayer(backend, config, scheme, block);
+      const packed = packedLayer(backend, program, scheme, block);
       const out = runStates(job, packed, from, layer, count);
       freeBlock(backend, packed.weights);
       return out;
     };
     const [entering] = states;
     const behind = through(at8, states);
-    for (const role of Object.keys(host.linears) as LinearRole[]) {
+    for (const role of Object.keys(host.linears)) {
       refuseAborted(job, layer);
       const linears = { ...at8.linears, [role]: at4.linears[role] };
       behind.push(...through({ ...at8, linears }, [entering]));
@@ -78,10 +79,7 @@ export async function modelEffect(
     job.progress.advance(1, `effect of block ${layer} at 4 bits`);
   }
   const [all8, ...each] = divergences(job, states);
-  const added: Partial<Record<LinearRole, number>>[] = Array.from(
-    { length: config.numLayers },
-    () => ({}),
-  );
+  const added: Record<LinearName, number>[] = Array.from({ length: config.numLayers }, () => ({}));
   names.forEach(({ layer, role }, i) => {
     added[layer][role] = each[i] - all8;
   });
@@ -125,10 +123,10 @@ function runStates(
       all.set(state, i * size);
     });
     using g = new Graph(backend, { arena });
-    const rope = config.positions.kind === "rope" ? ropeTables(g, config, 0, time) : undefined;
     const x = g.constant([all.length / config.hiddenSize, config.hiddenSize], all);
     const batch = some.length * count;
-    const y = g.read(blockForward(g, config, weights, hooks, x, { layer, batch, rope }));
+    const program = blockProgram(config, layer);
+    const y = g.read(runBlock(g, program, weights, hooks, x, { layer, batch }));
     some.forEach((_, i) => out.push(Float32Array.from(y.subarray(i * size, (i + 1) * size))));
   }
   return out;

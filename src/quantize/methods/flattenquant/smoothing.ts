@@ -6,13 +6,18 @@
  * Linears that read one activation share its factors. Those of the MLP's inner activation and of the attention's output
  * may stand in the rows of the linears before them, so they are found first: they change those weights.
  */
-import type { LinearRole, LinearSite, ModelConfig } from "../../../models/config.js";
-import { LINEAR_SITES } from "../../../models/config.js";
 import type { HostBlock } from "../../../models/weights.js";
+import {
+  siteNamed,
+  sitesOf,
+  type BlockProgram,
+  type LinearName,
+  type LinearSite,
+  type SitePlace,
+} from "../../../models/program.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
 import { valueRows } from "../../simulated-block.js";
-import { diagFolds, settleParameters } from "../../settle.js";
-import { siteOf } from "../../transforms/sites.js";
+import { settleParameters } from "../../settle.js";
 import { columnMaxima } from "../../transforms/split.js";
 
 /** What each site's activation is multiplied with: 1/s. */
@@ -22,34 +27,44 @@ export type SmoothingFactors = Readonly<Partial<Record<LinearSite, Float64Array>
 export type RowPlacement = "fold" | "kernel";
 
 /** Whether a site's factors fold into what comes before it; otherwise the quantize kernel applies them. */
-export function smoothingFolds(config: ModelConfig, site: LinearSite, rows: RowPlacement): boolean {
-  const behindLinear = site === "mlp_down" || site === "attn_out";
-  return diagFolds(config, site) && !(behindLinear && rows === "kernel");
+export function smoothingFolds(
+  program: BlockProgram,
+  site: LinearSite,
+  rows: RowPlacement,
+): boolean {
+  const { upstream } = siteNamed(program, site);
+  return upstream !== undefined && !(upstream.kind !== "norm" && rows === "kernel");
 }
 
 /** A block's weights as they are split and rounded: smoothed along their columns, and along rows where factors fold. */
-export type SmoothedWeights = Readonly<Partial<Record<LinearRole, Float64Array>>>;
+export type SmoothedWeights = Readonly<Record<LinearName, Float64Array>>;
 
-const ORDER: readonly LinearSite[] = ["mlp_down", "attn_out", "attn_in", "mlp_in"];
+/** Sites whose factors may stand in the rows of a linear, the last ones first; then the others. */
+function inOrder(program: BlockProgram): SitePlace[] {
+  const behindLinear = ({ upstream }: SitePlace) =>
+    upstream !== undefined && upstream.kind !== "norm";
+  const sites = sitesOf(program);
+  return [...sites.filter(behindLinear).reverse(), ...sites.filter((site) => !behindLinear(site))];
+}
 
 /** Channels that never fire, or that no weight reads, keep the factor 1 and count in no mean. */
 export function smoothBlock(
   block: HostBlock,
-  config: ModelConfig,
+  program: BlockProgram,
   maxima: SiteMaxima,
   { alpha, rows }: { readonly alpha: number; readonly rows: RowPlacement },
 ): { factors: SmoothingFactors; weights: SmoothedWeights } {
   const factors: Partial<Record<LinearSite, Float64Array>> = {};
-  const weights: Partial<Record<LinearRole, Float64Array>> = {};
-  for (const site of ORDER) {
-    const roles = LINEAR_SITES[site].filter((role) => block.linears[role] !== undefined);
-    for (const role of roles) weights[role] = withRowFactors(block, config, role, factors, rows);
-    const sides = sideMaxima(config, site, maxima[site], roles, weights);
+  const weights: Record<LinearName, Float64Array> = {};
+  for (const place of inOrder(program)) {
+    const { site, linears: roles } = place;
+    for (const role of roles) weights[role] = withRowFactors(block, program, role, factors, rows);
+    const sides = sideMaxima(place, maxima[site], weights);
     const s = channelScales(sides.activation, sides.weight, alpha);
     const wanted = s.map((value) => Math.fround(1 / value));
     // As the artifact will hold them (a norm's gain has 16 bits), so that statistics are those of what will run.
-    factors[site] = smoothingFolds(config, site, rows)
-      ? settled(config, block, site, wanted)
+    factors[site] = smoothingFolds(program, site, rows)
+      ? settled(program, block, site, wanted)
       : wanted;
     for (const role of roles)
       weights[role] = weights[role]?.map(
@@ -60,13 +75,17 @@ export function smoothBlock(
 }
 
 function settled(
-  config: ModelConfig,
+  program: BlockProgram,
   block: HostBlock,
   site: LinearSite,
   data: Float64Array,
 ): Float64Array {
   const name = `${site}.diag`;
-  const values = settleParameters(config, block, new Map([[name, { shape: [data.length], data }]]));
+  const values = settleParameters(
+    program,
+    block,
+    new Map([[name, { shape: [data.length], data }]]),
+  );
   return Float64Array.from(values.get(name)?.data ?? data);
 }
 
@@ -90,21 +109,19 @@ export function channelScales(
 
 /** Largest magnitude per channel of an activation and of all weights that read it; KV groups share theirs. */
 function sideMaxima(
-  config: ModelConfig,
-  site: LinearSite,
+  { linears, attention }: SitePlace,
   activation: Float64Array,
-  roles: readonly LinearRole[],
   weights: SmoothedWeights,
 ): { activation: Float64Array; weight: Float64Array } {
   const weight = new Float64Array(activation.length);
-  for (const role of roles)
+  for (const role of linears)
     columnMaxima(weights[role] ?? new Float64Array(), weight.length).forEach((max, j) => {
       weight[j] = Math.max(weight[j], max);
     });
-  if (site !== "attn_out") return { activation, weight };
+  if (!attention) return { activation, weight };
   // One row of v serves the same channel of every query head in its group.
-  const { headDim, numHeads, numKvHeads } = config;
-  const perGroup = numHeads / numKvHeads;
+  const { headDim, heads, kvHeads } = attention;
+  const perGroup = heads / kvHeads;
   const grouped = (values: Float64Array): Float64Array =>
     values.map((_, j) => {
       const first = Math.floor(j / headDim / perGroup) * perGroup * headDim + (j % headDim);
@@ -118,28 +135,30 @@ function sideMaxima(
 /** A weight with the factors that fold into its rows. */
 function withRowFactors(
   block: HostBlock,
-  config: ModelConfig,
-  role: LinearRole,
+  program: BlockProgram,
+  role: LinearName,
   factors: SmoothingFactors,
   placement: RowPlacement,
 ): Float64Array {
   const weight = block.linears[role]?.weight;
   if (!weight) throw new Error(`block has no "${role}"`);
   const data = Float64Array.from(weight.data);
-  const site = role === "v" ? "attn_out" : role === "up" ? "mlp_down" : undefined;
-  const factor = site && smoothingFolds(config, site, placement) ? factors[site] : undefined;
-  if (!site || !factor) return data;
-  const rows = role === "v" ? valueRows(config, factor) : factor;
+  const place = sitesOf(program).find(
+    ({ upstream }) => upstream && upstream.kind !== "norm" && upstream.linear === role,
+  );
+  const factor =
+    place && smoothingFolds(program, place.site, placement) ? factors[place.site] : undefined;
+  if (!place || !factor) return data;
+  const rows = place.attention ? valueRows(place.attention, factor) : factor;
   const cols = weight.shape[1];
   return data.map((value, i) => value * rows[Math.floor(i / cols)]);
 }
 
-/** Channel maxima of the activation that a linear reads, once smoothed. */
+/** Channel maxima of a site's activation, once smoothed. */
 export function smoothedMaxima(
-  role: LinearRole,
+  site: LinearSite,
   maxima: SiteMaxima,
   factors: SmoothingFactors,
 ): Float64Array {
-  const site = siteOf(role);
   return maxima[site].map((max, j) => max * (factors[site]?.[j] ?? 1));
 }

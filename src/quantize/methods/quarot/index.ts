@@ -34,13 +34,13 @@ export const quarot: Method<QuarotRecipe> = {
   defaultPreset: "default",
   calibration: (recipe) => needOfWindows(recipe, { secondMoments: recipe.rounding === "gptq" }),
   gptq: gptqOf,
-  check: (config, scheme) => {
-    if (matrixPlaces(config, scheme).length === 0)
+  check: (programs, scheme) => {
+    if (programs.every((program) => matrixPlaces(program, scheme).length === 0))
       throw new UsageError(
         `method "quarot" rotates what is about to be rounded, and scheme ${formatScheme(scheme)} rounds nothing; give a scheme below 16 bits, or --method rtn to keep 16`,
       );
   },
-  plan: (config, _paths, scheme) => planTransforms(config, scheme, { matrices: "direct" }),
+  plan: (program, scheme) => planTransforms(program, scheme, { matrices: "direct" }),
   calibrateBlock: (job) =>
-    measureBlock(job, rotations(job.config, job.scheme, Random.for(job.seed, "block", job.layer))),
+    measureBlock(job, rotations(job.program, job.scheme, Random.for(job.seed, "block", job.layer))),
 };

@@ -1,15 +1,15 @@
 /** One randomized Hadamard matrix for every place of a block that a scheme makes rotate. */
 import type { Random } from "../../../common/random.js";
-import type { ModelConfig } from "../../../models/config.js";
+import type { BlockProgram } from "../../../models/program.js";
 import type { ParameterValues } from "../../fold.js";
 import type { Scheme } from "../../scheme.js";
 import { randomizedHadamard } from "../../transforms/hadamard.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 
 /** By the names of the direct parametrisation, `<site>.p<side>`. */
-export function rotations(config: ModelConfig, scheme: Scheme, random: Random): ParameterValues {
+export function rotations(program: BlockProgram, scheme: Scheme, random: Random): ParameterValues {
   return new Map(
-    matrixPlaces(config, scheme).map(({ site, side, size }) => [
+    matrixPlaces(program, scheme).map(({ site, side, size }) => [
       `${site}.p${side}`,
       { shape: [size, size], data: randomizedHadamard(size, random) },
     ]),

@@ -1,35 +1,33 @@
 /** SmoothQuant's only parameters: one factor per channel at each site that lets it fold. */
-import type { ModelConfig } from "../../../models/config.js";
+import { sitesOf, type BlockProgram } from "../../../models/program.js";
 import type { HostBlock } from "../../../models/weights.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
-import { diagFolds, type ParameterValues } from "../../fold.js";
+import type { ParameterValues } from "../../fold.js";
 import { balancingDiag } from "../../transforms/diag.js";
-import { KRONECKER_SITES, linearsAt, siteSize } from "../../transforms/sites.js";
-
-export type SmoothedSite = (typeof KRONECKER_SITES)[number];
-
-/** Sites behind a norm: the paper's. */
-export const NORM_SITES: readonly SmoothedSite[] = ["attn_in", "mlp_in"];
+import { linearsAt } from "../../transforms/sites.js";
 
 /**
  * `<site>.diag` = 1/s with s_j = max|X_j|^α / max|W_j|^(1−α), over all linears that read the site: the block multiplies
- * activations with its diag, where the paper divides by s.
+ * activations with its diag, where the paper divides by s. "norms": at sites behind a norm alone, the paper's.
  */
 export function smoothingDiags(
   block: HostBlock,
-  config: ModelConfig,
+  program: BlockProgram,
   maxima: SiteMaxima,
   alpha: number,
-  sites: readonly SmoothedSite[] = KRONECKER_SITES,
+  where: "all" | "norms" = "all",
 ): ParameterValues {
   return new Map(
-    sites
-      .filter((site) => diagFolds(config, site))
-      .map((site) => [
+    sitesOf(program)
+      .filter(({ attention, upstream }) => {
+        if (attention || !upstream) return false;
+        return where === "all" || upstream.kind === "norm";
+      })
+      .map(({ site, width }) => [
         `${site}.diag`,
         {
-          shape: [siteSize(config, site)],
-          data: balancingDiag(linearsAt(block, site), maxima[site], alpha),
+          shape: [width],
+          data: balancingDiag(linearsAt(program, block, site), maxima[site], alpha),
         },
       ]),
   );

@@ -22,7 +22,9 @@ import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme } from "../../scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
-import { NORM_SITES, smoothingDiags } from "./diags.js";
+import { diagFolds } from "../../settle.js";
+import { kroneckerSites } from "../../transforms/sites.js";
+import { smoothingDiags } from "./diags.js";
 
 export const smoothQuantRecipe = z.strictObject({
   /** How much of the activations' range moves into the weights: 0 none, 1 all. */
@@ -53,27 +55,30 @@ export const smoothquant: Method<SmoothQuantRecipe> = {
   defaultPreset: "default",
   calibration: (recipe) => needOfWindows(recipe, { secondMoments: recipe.rounding === "gptq" }),
   gptq: gptqOf,
-  check: (config, scheme, recipe) => {
+  check: (programs, scheme, recipe) => {
     checkGranularity("smoothquant", scheme, recipe);
     if (scheme.activationBits >= 16)
       throw new UsageError(
         `method "smoothquant" moves outliers from activations into weights, and scheme ${formatScheme(scheme)} keeps activations at 16 bits, so the weights would only get harder to round; give fewer activation bits, such as w8a8kv16, or --method rtn`,
       );
-    if (config.normPlacement === "after" && !config.mlp.gated && config.mlp.activation !== "relu")
+    if (
+      !programs.some((program) => kroneckerSites(program).some((site) => diagFolds(program, site)))
+    )
       throw new UsageError(
-        `method "smoothquant" finds no place in ${config.architecture} where a factor per channel folds away: its norms follow the residual sums, and ${config.mlp.activation} is not linear; use --method quarot`,
+        `method "smoothquant" finds no place in this model where a factor per channel folds away: no norm feeds its linears alone, and its activation function is not linear; use --method quarot`,
       );
   },
-  plan: (config, _paths, scheme) => planTransforms(config, scheme, { diag: true }),
+  plan: (program, scheme) => planTransforms(program, scheme, { diag: true }),
   calibrateBlock,
 };
 
 function calibrateBlock(job: BlockJob<SmoothQuantRecipe>): Promise<BlockOutcome> {
-  const { backend, block, config, weights, inputs, layer, recipe } = job;
+  const { backend, block, program, weights, inputs, layer, recipe } = job;
   const { alpha, granularity } = recipe;
-  const maxima = captureMaxima(backend, config, weights, inputs, layer);
-  if (granularity === "row") return measureBlock(job, smoothingDiags(block, config, maxima, alpha));
+  const maxima = captureMaxima(backend, program, weights, inputs, layer);
+  if (granularity === "row")
+    return measureBlock(job, smoothingDiags(block, program, maxima, alpha));
   // Factors in up's rows would make the one scale of its weight hold rows of very uneven size.
-  const diags = smoothingDiags(block, config, maxima, alpha, NORM_SITES);
+  const diags = smoothingDiags(block, program, maxima, alpha, "norms");
   return measureBlock(job, withFullRangeGrids(job, diags));
 }

@@ -62,20 +62,20 @@ export const spinquant: Method<SpinquantRecipe> = {
     secondMoments: recipe.rounding === "gptq",
   }),
   gptq: gptqOf,
-  check: (config, scheme) => {
-    if (matrixPlaces(config, scheme).length === 0)
+  check: (programs, scheme) => {
+    if (programs.every((program) => matrixPlaces(program, scheme).length === 0))
       throw new UsageError(
         `method "spinquant" rotates what is about to be rounded, and scheme ${formatScheme(scheme)} rounds nothing; give a scheme below 16 bits, or --method rtn to keep 16`,
       );
   },
-  plan: (config, _paths, scheme) => planTransforms(config, scheme, { matrices: "orthogonal" }),
+  plan: (program, scheme) => planTransforms(program, scheme, { matrices: "orthogonal" }),
   calibrateBlock,
 };
 
 function calibrateBlock(job: BlockJob<SpinquantRecipe>): Promise<BlockOutcome> {
-  const { config, scheme, recipe, seed, layer } = job;
+  const { program, scheme, recipe, seed, layer } = job;
   // Decay would pull every rotation towards the identity.
   const rule = () => ({ learningRate: recipe.learningRate, weightDecay: 0 });
-  const start = rotationSeeds(config, scheme, Random.for(seed, "block", layer));
+  const start = rotationSeeds(program, scheme, Random.for(seed, "block", layer));
   return trainBlock(job, start, { ...recipe, rule });
 }

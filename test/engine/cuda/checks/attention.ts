@@ -319,6 +319,7 @@ export const attention = (given: AttentionCase): Check => ({
       q: out,
       pages: pageList,
       window,
+      scale: 1 / Math.sqrt(headDim),
       cache,
       pageBytes,
     };

@@ -1,0 +1,326 @@
+/**
+ * Groups a block program's steps as the engines' kernels compute them. Norms and activation functions are computed by the
+ * sites that read them, residual sums by the products before them, and what stands between a product and the cache (norms
+ * of heads, rotary embedding, head transforms) by the kernel that writes the cache. What comes out is a list of few calls
+ * in the program's order, with the values that each of them reads for the last time.
+ */
+import { PlanishError } from "../common/errors.js";
+import {
+  BLOCK_INPUT,
+  flowOf,
+  inputsOf,
+  siteNamed,
+  type ActivationStep,
+  type AddStep,
+  type AttentionStep,
+  type BlockProgram,
+  type CacheStep,
+  type Flow,
+  type NormStep,
+  type ProductStep,
+  type Rotary,
+  type SitePlace,
+  type SiteStep,
+  type Step,
+  type ValueName,
+} from "../models/program.js";
+
+/** A block that the engines' kernels cannot compute as they are. The message is a reason. */
+export class NoKernel extends PlanishError {}
+
+/** What a site's activation is computed from. */
+export type FusedInput =
+  | { readonly kind: "plain"; readonly x: ValueName }
+  | { readonly kind: "norm"; readonly step: NormStep }
+  | { readonly kind: "activation"; readonly step: ActivationStep };
+
+/** One of a site's products. */
+export interface FusedProduct {
+  readonly step: ProductStep;
+  /** Output features. */
+  readonly width: number;
+  /** The value that holds the result: of the product, or of the sum that it computes by adding itself to `onto`. */
+  readonly out: ValueName;
+  /** Read for the last time; its place becomes that of `out`. */
+  readonly onto?: ValueName;
+}
+
+export interface FusedSite {
+  readonly op: "site";
+  readonly step: SiteStep;
+  readonly place: SitePlace;
+  readonly input: FusedInput;
+  /** All of them add themselves to something, or none does. */
+  readonly products: readonly FusedProduct[];
+  readonly accumulate: boolean;
+  /** The gated activation that reads two products, and nothing else of them: kernels may compute it with them. */
+  readonly gated?: ActivationStep;
+  readonly frees: readonly ValueName[];
+}
+
+/** What stands between a product and attention. */
+export interface HeadChain {
+  /** The product's output, prepared where it lies. */
+  readonly root: ValueName;
+  readonly norm?: NormStep;
+  readonly rotary?: Rotary;
+}
+
+export interface FusedCache {
+  readonly op: "cache";
+  readonly step: CacheStep;
+  readonly attention: AttentionStep;
+  readonly queries: HeadChain;
+  readonly keys: HeadChain;
+  readonly frees: readonly ValueName[];
+}
+
+export interface FusedAttention {
+  readonly op: "attention";
+  readonly step: AttentionStep;
+  /** The value whose place holds the prepared queries. */
+  readonly queries: ValueName;
+  readonly frees: readonly ValueName[];
+}
+
+/** A norm that something else than sites reads. */
+export interface FusedNorm {
+  readonly op: "norm";
+  readonly step: NormStep;
+  /** Its input is read for the last time: the result can take its place. */
+  readonly inPlace: boolean;
+  readonly frees: readonly ValueName[];
+}
+
+export type FusedStep = FusedSite | FusedCache | FusedAttention | FusedNorm;
+
+const FUSED = new WeakMap<BlockProgram, readonly FusedStep[]>();
+
+/** @throws NoKernel naming what cannot be grouped. */
+export function fuse(program: BlockProgram): readonly FusedStep[] {
+  const known = FUSED.get(program);
+  if (known) return known;
+  const fused = new Fusion(program).run();
+  FUSED.set(program, fused);
+  return fused;
+}
+
+class Fusion {
+  private readonly flow: Flow;
+  private readonly steps: FusedStep[] = [];
+  /** Values that lie somewhere. */
+  private readonly present = new Set<ValueName>([BLOCK_INPUT]);
+  /** Values whose step is computed by those that read it. */
+  private readonly deferred = new Map<ValueName, Step>();
+  /** Reads that are still to come. */
+  private readonly reads = new Map<ValueName, number>();
+  /** Steps that another one computes with it. */
+  private readonly done = new Set<Step>();
+  /** Where prepared queries lie. */
+  private readonly prepared = new Map<ValueName, ValueName>();
+  private frees: ValueName[] = [];
+
+  constructor(private readonly program: BlockProgram) {
+    this.flow = flowOf(program);
+  }
+
+  run(): readonly FusedStep[] {
+    for (const step of this.program.steps) if (!this.done.has(step)) this.step(step);
+    if (!this.present.has(this.program.out))
+      throw new NoKernel(`the value "${this.program.out}" leaves the block`);
+    return this.steps;
+  }
+
+  private step(step: Step): void {
+    switch (step.op) {
+      case "norm":
+        if (this.isPart(step)) this.deferred.set(step.out, step);
+        else this.norm(step);
+        return;
+      case "rope":
+        if (step.rotary.dims !== step.headDim)
+          throw new NoKernel(
+            `rotary embedding of ${step.rotary.dims} of a head's ${step.headDim} channels has no kernel`,
+          );
+        this.deferred.set(step.out, step);
+        return;
+      case "head":
+        this.deferred.set(step.out, step);
+        return;
+      case "activation":
+        if (!this.flow.consumers(step.out).every(({ op }) => op === "site"))
+          throw new NoKernel(
+            "an activation function that something else than a site reads has no kernel",
+          );
+        this.deferred.set(step.out, step);
+        return;
+      case "site":
+        this.site(step);
+        return;
+      case "cache":
+        this.cache(step);
+        return;
+      case "attention":
+        this.attention(step);
+        return;
+      case "product":
+        throw new NoKernel(`the linear ${step.linear} reads something else than a site`);
+      case "add":
+        throw new NoKernel(
+          "a sum that is not of a product and a value read for the last time has no kernel",
+        );
+      case "scale":
+        throw new NoKernel("scaling by a constant has no kernel");
+    }
+  }
+
+  /** Whether a norm is computed by the steps that read it: sites, or the cache's kernel for norms of heads. */
+  private isPart(step: NormStep): boolean {
+    if (step.out === this.program.out) return false;
+    const readers = this.flow.consumers(step.out);
+    return (
+      readers.every(({ op }) => op === "site") ||
+      readers.every(
+        (reader) => (reader.op === "rope" || reader.op === "head") && reader.headDim === step.width,
+      )
+    );
+  }
+
+  private left(value: ValueName): number {
+    const known = this.reads.get(value);
+    if (known !== undefined) return known;
+    return this.flow.consumers(value).length + (value === this.program.out ? 1 : 0);
+  }
+
+  /** One reader of a value is done; the last one frees its place, or reads what it is computed from. */
+  private release(value: ValueName): void {
+    const left = this.left(value) - 1;
+    this.reads.set(value, left);
+    if (left > 0) return;
+    const step = this.deferred.get(value);
+    if (step) for (const input of inputsOf(step)) this.release(input);
+    else this.frees.push(this.require(value));
+  }
+
+  private require(value: ValueName): ValueName {
+    const place = this.prepared.get(value) ?? value;
+    if (!this.present.has(place))
+      throw new NoKernel(`the value "${value}" has no place where it is read`);
+    return place;
+  }
+
+  private freed(): readonly ValueName[] {
+    const { frees } = this;
+    for (const value of frees) this.present.delete(value);
+    this.frees = [];
+    return frees;
+  }
+
+  private norm(step: NormStep): void {
+    this.require(step.x);
+    const inPlace = this.left(step.x) === 1;
+    if (inPlace) {
+      this.reads.set(step.x, 0);
+      this.present.delete(step.x);
+    } else this.release(step.x);
+    this.present.add(step.out);
+    this.steps.push({ op: "norm", step, inPlace, frees: this.freed() });
+  }
+
+  private site(step: SiteStep): void {
+    const place = siteNamed(this.program, step.site);
+    const input = this.input(step.x);
+    const readers = this.flow.consumers(step.out).filter((reader) => reader.op === "product");
+    const sums = readers.map((product) => this.sumOf(product));
+    const accumulate = sums.every((sum) => sum !== undefined);
+    const products = readers.map((product, i): FusedProduct => {
+      this.done.add(product);
+      const [width] = this.program.linears[product.linear].shape;
+      const sum = accumulate ? sums[i] : undefined;
+      if (!sum) return { step: product, width, out: product.out };
+      this.done.add(sum.step);
+      this.reads.set(sum.onto, 0);
+      this.present.delete(sum.onto);
+      return { step: product, width, out: sum.step.out, onto: sum.onto };
+    });
+    for (const { out } of products) this.present.add(out);
+    // Products may read the site's input itself, so it is given back after them.
+    this.release(step.x);
+    const gated = this.gatedBy(readers);
+    this.steps.push({
+      op: "site",
+      step,
+      place,
+      input,
+      products,
+      accumulate,
+      gated,
+      frees: this.freed(),
+    });
+  }
+
+  private input(x: ValueName): FusedInput {
+    const step = this.deferred.get(x);
+    if (!step) return { kind: "plain", x: this.require(x) };
+    for (const input of inputsOf(step)) this.require(input);
+    if (step.op === "norm") return { kind: "norm", step };
+    if (step.op === "activation") return { kind: "activation", step };
+    throw new NoKernel(`a site that reads ${step.op} has no kernel`);
+  }
+
+  /** The sum that a product can add itself to: nothing else reads the product, nor the other summand afterwards. */
+  private sumOf({
+    out,
+  }: ProductStep): { readonly step: AddStep; readonly onto: ValueName } | undefined {
+    const [step, ...others] = this.flow.consumers(out);
+    if (step?.op !== "add" || others.length > 0 || out === this.program.out) return undefined;
+    const onto = step.a === out ? step.b : step.a;
+    if (onto === out || !this.present.has(onto) || this.left(onto) !== 1) return undefined;
+    return { step, onto };
+  }
+
+  private gatedBy(products: readonly ProductStep[]): ActivationStep | undefined {
+    if (products.length !== 2) return undefined;
+    const [gate, up] = products;
+    const readers = products.flatMap(({ out }) => this.flow.consumers(out));
+    const [reader] = readers;
+    if (reader?.op !== "activation" || readers.some((each) => each !== reader)) return undefined;
+    return reader.gate === gate.out && reader.x === up.out ? reader : undefined;
+  }
+
+  /** Norms of heads, rotary embedding and head transform of queries or keys, and where the product left them. */
+  private chain(value: ValueName): HeadChain {
+    const step = this.deferred.get(value);
+    if (!step) return { root: this.require(value) };
+    if (step.op === "head") return this.chain(step.x);
+    if (step.op !== "rope" && step.op !== "norm")
+      throw new NoKernel(`${step.op} between a linear and attention has no kernel`);
+    const before = this.chain(step.x);
+    if (before.rotary || (step.op === "norm" && before.norm))
+      throw new NoKernel(`${step.op} after rotary embedding has no kernel`);
+    return step.op === "rope" ? { ...before, rotary: step.rotary } : { ...before, norm: step };
+  }
+
+  private cache(step: CacheStep): void {
+    const attention = this.flow.consumers(step.outK).find((reader) => reader.op === "attention");
+    if (!attention || this.deferred.get(attention.q)?.op !== "head")
+      throw new NoKernel("a cache whose attention has no prepared queries has no kernel");
+    const [queries, keys] = [this.chain(attention.q), this.chain(step.k)];
+    for (const { norm } of [queries, keys])
+      if (norm && norm.kind !== "rms") throw new NoKernel("a layer norm of heads has no kernel");
+    // Queries are prepared now, and attention reads them where they lie.
+    this.prepared.set(attention.q, queries.root);
+    this.deferred.delete(attention.q);
+    this.require(step.v);
+    this.release(step.k);
+    this.release(step.v);
+    this.steps.push({ op: "cache", step, attention, queries, keys, frees: this.freed() });
+  }
+
+  private attention(step: AttentionStep): void {
+    const queries = this.require(step.q);
+    this.present.add(step.out);
+    this.release(step.q);
+    this.steps.push({ op: "attention", step, queries, frees: this.freed() });
+  }
+}

@@ -1,0 +1,364 @@
+/**
+ * A decoder block as a program: a list of typed steps over named values. An architecture lowers each layer to one
+ * (`architectures/`); the tape interprets it (`interpret.ts`), a backend prepares it for inference. A step carries
+ * everything that its arithmetic depends on, so that nothing downstream knows an architecture, and the order of a block's
+ * operations is written in its lowering and nowhere else.
+ *
+ * Every value is written once. Rows are tokens: a value is [rows, width] unless its step says otherwise.
+ */
+import { PlanishError } from "../common/errors.js";
+
+/** A value between two steps, named within its block. */
+export type ValueName = string;
+/** A linear of a block by the part it plays, such as "q" or "down". */
+export type LinearName = string;
+/** A norm of a block by the part it plays. */
+export type NormName = string;
+/** A place where one activation feeds linears and is transformed and quantized for them, such as "attn_in". */
+export type LinearSite = string;
+/** A linear site, or a place inside attention that owns a transform: "k_head" or "v_head". */
+export type SiteName = string;
+
+/** The value that enters every block. */
+export const BLOCK_INPUT: ValueName = "x";
+
+export type Activation = "silu" | "relu" | "gelu" | "geluTanh";
+
+export type RopeScaling =
+  | { readonly type: "default" }
+  | { readonly type: "linear"; readonly factor: number }
+  | {
+      readonly type: "llama3";
+      readonly factor: number;
+      readonly lowFreqFactor: number;
+      readonly highFreqFactor: number;
+      readonly originalMaxPositions: number;
+    };
+
+/** Rotary positions: which angles a head's pairs of channels turn by. */
+export interface Rotary {
+  /** Channels that turn, in pairs (i, i + dims/2). */
+  readonly dims: number;
+  readonly theta: number;
+  readonly scaling: RopeScaling;
+  /** Checkpoints trained with frequencies rounded to bfloat16 say so (docs/decisions.md); others are exact. */
+  readonly frequencyType?: "bfloat16";
+}
+
+/** Normalizes groups of `width` channels: whole rows, or every head of a row. */
+export interface NormStep {
+  readonly op: "norm";
+  readonly norm: NormName;
+  readonly kind: "rms" | "layer";
+  readonly width: number;
+  readonly epsilon: number;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/** Transforms and quantizes an activation for the linears that read it. Its value is read by products only. */
+export interface SiteStep {
+  readonly op: "site";
+  readonly site: LinearSite;
+  /** Channels. */
+  readonly width: number;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/** A linear, bias included. `x` is a site's value. */
+export interface ProductStep {
+  readonly op: "product";
+  readonly linear: LinearName;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+export interface RopeStep {
+  readonly op: "rope";
+  readonly rotary: Rotary;
+  readonly heads: number;
+  readonly headDim: number;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/**
+ * The transform of the k_head site on keys, or its inverse transpose on queries, and what quantizes queries where a scheme
+ * asks for that.
+ */
+export interface HeadStep {
+  readonly op: "head";
+  readonly part: "query" | "key";
+  readonly heads: number;
+  readonly headDim: number;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/** Keys and values on their way into the cache; what comes out is what attention reads of them. */
+export interface CacheStep {
+  readonly op: "cache";
+  /** KV heads. */
+  readonly heads: number;
+  readonly headDim: number;
+  readonly k: ValueName;
+  readonly v: ValueName;
+  readonly outK: ValueName;
+  readonly outV: ValueName;
+}
+
+/** Causal attention over the cache, [rows, heads·headDim]. */
+export interface AttentionStep {
+  readonly op: "attention";
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  /** Multiplies the scores. */
+  readonly scale: number;
+  /** Positions that a query sees, itself included; absent: all before it. */
+  readonly window?: number;
+  readonly q: ValueName;
+  readonly k: ValueName;
+  readonly v: ValueName;
+  readonly out: ValueName;
+}
+
+/** act(x), or act(gate)·x. */
+export interface ActivationStep {
+  readonly op: "activation";
+  readonly activation: Activation;
+  readonly gate?: ValueName;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+export interface AddStep {
+  readonly op: "add";
+  readonly a: ValueName;
+  readonly b: ValueName;
+  readonly out: ValueName;
+}
+
+/** x · factor. */
+export interface ScaleStep {
+  readonly op: "scale";
+  readonly factor: number;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+export type Step =
+  | NormStep
+  | SiteStep
+  | ProductStep
+  | RopeStep
+  | HeadStep
+  | CacheStep
+  | AttentionStep
+  | ActivationStep
+  | AddStep
+  | ScaleStep;
+
+/** A linear as its checkpoint stores it. */
+export interface LinearPlace {
+  /** Path inside the block, such as "self_attn.q_proj"; its tensors are `<path>.weight` and, where stored, `<path>.bias`. */
+  readonly path: string;
+  /** [out, in]. */
+  readonly shape: readonly [number, number];
+}
+
+export interface NormPlace {
+  readonly path: string;
+  readonly width: number;
+}
+
+export interface BlockProgram {
+  readonly steps: readonly Step[];
+  /** The value that leaves the block. */
+  readonly out: ValueName;
+  readonly linears: Readonly<Record<LinearName, LinearPlace>>;
+  readonly norms: Readonly<Record<NormName, NormPlace>>;
+}
+
+/** Where a positive factor per channel of a site's activation can go instead: into what computes that activation. */
+export type Upstream =
+  /** A norm that feeds this site alone: its gain and bias. */
+  | { readonly kind: "norm"; readonly norm: NormName }
+  /** Output rows of the linear that the activation function lets them through to: ReLU, or a gated MLP's linear half. */
+  | { readonly kind: "rows"; readonly linear: LinearName }
+  /** Rows of the values' linear, through attention: those of a KV head, where its query heads agree. */
+  | { readonly kind: "values"; readonly linear: LinearName };
+
+/** A linear site of a block, as methods see it. */
+export interface SitePlace {
+  readonly site: LinearSite;
+  readonly width: number;
+  /** The linears that read it, in the block's order. */
+  readonly linears: readonly LinearName[];
+  readonly upstream: Upstream | undefined;
+  /** Where the activation is attention's output: its heads, and the linear that made the values. */
+  readonly attention?: AttentionPlace;
+}
+
+/** Attention as its sites see it. */
+export interface AttentionPlace {
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  /** The linear whose output the values are. */
+  readonly values: LinearName;
+}
+
+/** Names of the values that a step reads. */
+export function inputsOf(step: Step): readonly ValueName[] {
+  switch (step.op) {
+    case "cache":
+      return [step.k, step.v];
+    case "attention":
+      return [step.q, step.k, step.v];
+    case "activation":
+      return step.gate === undefined ? [step.x] : [step.gate, step.x];
+    case "add":
+      return [step.a, step.b];
+    case "norm":
+    case "site":
+    case "product":
+    case "rope":
+    case "head":
+    case "scale":
+      return [step.x];
+  }
+}
+
+/** Names of the values that a step writes. */
+export function outputsOf(step: Step): readonly ValueName[] {
+  return step.op === "cache" ? [step.outK, step.outV] : [step.out];
+}
+
+/** What a program's values come from and go to. */
+export interface Flow {
+  /** The step that wrote a value; undefined for the block's input. */
+  producer(value: ValueName): Step | undefined;
+  consumers(value: ValueName): readonly Step[];
+}
+
+const FLOWS = new WeakMap<BlockProgram, Flow>();
+
+/** @throws PlanishError where a value is written twice or read before it is written: the lowering is wrong. */
+export function flowOf(program: BlockProgram): Flow {
+  const known = FLOWS.get(program);
+  if (known) return known;
+  const producers = new Map<ValueName, Step | undefined>([[BLOCK_INPUT, undefined]]);
+  const consumers = new Map<ValueName, Step[]>();
+  for (const step of program.steps) {
+    for (const value of inputsOf(step)) {
+      if (!producers.has(value)) throw new PlanishError(`block program: ${step.op} reads "${value}", which no step before it writes`);
+      const list = consumers.get(value) ?? [];
+      if (!list.includes(step)) consumers.set(value, [...list, step]);
+    }
+    for (const value of outputsOf(step)) {
+      if (producers.has(value)) throw new PlanishError(`block program: "${value}" is written twice`);
+      producers.set(value, step);
+    }
+  }
+  if (!producers.has(program.out)) throw new PlanishError(`block program: no step writes its output "${program.out}"`);
+  const flow: Flow = {
+    producer: (value) => producers.get(value),
+    consumers: (value) => consumers.get(value) ?? [],
+  };
+  FLOWS.set(program, flow);
+  return flow;
+}
+
+const SITES = new WeakMap<BlockProgram, readonly SitePlace[]>();
+
+/** The linear sites of a block in its order. */
+export function sitesOf(program: BlockProgram): readonly SitePlace[] {
+  const known = SITES.get(program);
+  if (known) return known;
+  const flow = flowOf(program);
+  const places = program.steps.flatMap((step): SitePlace[] => {
+    if (step.op !== "site") return [];
+    const linears = flow.consumers(step.out).map((reader) => {
+      if (reader.op !== "product") throw new PlanishError(`block program: ${reader.op} reads the site ${step.site}; only products can`);
+      return reader.linear;
+    });
+    const source = flow.producer(step.x);
+    return [
+      {
+        site: step.site,
+        width: step.width,
+        linears,
+        upstream: upstreamOf(flow, step),
+        attention: source?.op === "attention" ? attentionPlace(flow, source) : undefined,
+      },
+    ];
+  });
+  SITES.set(program, places);
+  return places;
+}
+
+function upstreamOf(flow: Flow, step: SiteStep): Upstream | undefined {
+  const source = flow.producer(step.x);
+  const alone = flow.consumers(step.x).length === 1;
+  if (!source || !alone) return undefined;
+  if (source.op === "norm") return { kind: "norm", norm: source.norm };
+  if (source.op === "attention") return { kind: "values", linear: attentionPlace(flow, source).values };
+  if (source.op !== "activation" || (source.gate === undefined && source.activation !== "relu")) return undefined;
+  const linear = flow.producer(source.x);
+  if (linear?.op !== "product" || flow.consumers(source.x).length !== 1) return undefined;
+  return { kind: "rows", linear: linear.linear };
+}
+
+function attentionPlace(flow: Flow, { heads, kvHeads, headDim, v }: AttentionStep): AttentionPlace {
+  const cache = flow.producer(v);
+  const product = cache?.op === "cache" ? flow.producer(cache.v) : undefined;
+  if (product?.op !== "product") throw new PlanishError("block program: attention's values are not a linear's output through the cache");
+  return { heads, kvHeads, headDim, values: product.linear };
+}
+
+/** @throws PlanishError when the block has no such site. */
+export function siteNamed(program: BlockProgram, site: LinearSite): SitePlace {
+  const found = sitesOf(program).find((place) => place.site === site);
+  if (!found) throw new PlanishError(`the block has no site "${site}"; it has ${sitesOf(program).map((s) => s.site).join(", ")}`);
+  return found;
+}
+
+/** The site whose activation a linear reads. @throws PlanishError when the block has no such linear. */
+export function siteOfLinear(program: BlockProgram, linear: LinearName): SitePlace {
+  const found = sitesOf(program).find(({ linears }) => linears.includes(linear));
+  if (!found) throw new PlanishError(`the block has no linear "${linear}"; it has ${Object.keys(program.linears).join(", ")}`);
+  return found;
+}
+
+/** The block's attention steps. */
+export function attentionsOf(program: BlockProgram): readonly AttentionStep[] {
+  return program.steps.filter((step) => step.op === "attention");
+}
+
+/** KV heads and their channels that a token leaves in a block's cache. @throws PlanishError unless it has one cache. */
+export function cacheShape(program: BlockProgram): Pick<CacheStep, "heads" | "headDim"> {
+  const caches = program.steps.filter((step) => step.op === "cache");
+  if (caches.length !== 1) throw new PlanishError(`a block with ${caches.length} caches cannot be run with one; exactly 1 is accepted`);
+  return caches[0];
+}
+
+/** Channels of keys (and of values) that a token leaves in a block's cache. */
+export function cacheWidth(program: BlockProgram): number {
+  const { heads, headDim } = cacheShape(program);
+  return heads * headDim;
+}
+
+/** The different rotary positions of some blocks. */
+export function rotariesOf(programs: readonly BlockProgram[]): readonly Rotary[] {
+  const found = new Map<string, Rotary>();
+  for (const { steps } of programs)
+    for (const step of steps) if (step.op === "rope") found.set(rotaryKey(step.rotary), step.rotary);
+  return [...found.values()];
+}
+
+/** Equal for equal tables. */
+export function rotaryKey(rotary: Rotary): string {
+  return JSON.stringify([rotary.dims, rotary.theta, rotary.scaling, rotary.frequencyType ?? null]);
+}
