@@ -87,7 +87,7 @@ export function attentionWays(list: string, results: Record<string, number | str
           q: buffers.q,
           pages: step.pages,
           window: 0,
-          scale: 1 / Math.sqrt(128),
+          scale: 1 / Math.sqrt(HEAD_DIM),
           cache: caches[i],
           pageBytes,
           sequences: step.table,
