@@ -22,7 +22,7 @@ import { frozen, Graph } from "../src/tensor/tensor.js";
 
 const artifactPath = process.argv[2];
 const layerText = process.argv.at(3) ?? "7";
-const site = (process.argv.at(4) ?? "mlp_down");
+const site = process.argv.at(4) ?? "mlp_down";
 const layer = Number(layerText);
 const TOKENS = 512;
 
