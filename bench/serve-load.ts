@@ -1,8 +1,10 @@
 /**
  * Loads `planish serve` with streaming clients, stops a third of them midway, and watches the server's memory:
  *
- *   npm run build && npx tsx bench/serve-load.ts [--model M] [--clients 32] [--seconds 60] [--threads N]
+ *   npm run build && npx tsx bench/serve-load.ts [--model M] [--clients 32] [--seconds 60] [--threads N] [--vanish]
  *
+ * With `--vanish`, a third of the clients leave every stream that they begin after some chunks, from the first minute to
+ * the last. The server's memory is printed on stderr every 30 s; ten minutes: `--vanish --seconds 600`.
  * Every stream is checked: one chunk for each token that its usage counts, a finish, and [DONE]. Prints one JSON document.
  */
 import { spawn, type ChildProcess } from "node:child_process";
@@ -17,6 +19,7 @@ const { values: flags } = parseArgs({
     clients: { type: "string", default: "32" },
     seconds: { type: "string", default: "60" },
     threads: { type: "string", default: "2" },
+    vanish: { type: "boolean", default: false },
   },
 });
 const clients = Number(flags.clients);
@@ -25,6 +28,8 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 
 interface Tally {
   requests: number;
+  /** Streams that their client left. */
+  vanished: number;
   tokens: number;
   /** Streams whose chunks did not agree with their usage, or that did not end as they should. */
   damaged: number;
@@ -34,6 +39,7 @@ interface Tally {
 
 const newTally = (): Tally => ({
   requests: 0,
+  vanished: 0,
   tokens: 0,
   damaged: 0,
   errors: [],
@@ -62,8 +68,14 @@ async function startServer(): Promise<{ child: ChildProcess; url: string }> {
   throw new Error(`the server did not start: ${text}`);
 }
 
-/** One streamed completion. Half of the prompts share a beginning of some pages. */
-async function stream(url: string, seed: number, tally: Tally, signal: AbortSignal): Promise<void> {
+/** One streamed completion, left after `leaveAfter` chunks. Half of the prompts share a beginning of some pages. */
+async function stream(
+  url: string,
+  seed: number,
+  tally: Tally,
+  signal: AbortSignal,
+  leaveAfter = Infinity,
+): Promise<void> {
   const shared = "The ship was far from the land when the storm came up in the night. ".repeat(6);
   const prompt = `${seed % 2 === 0 ? shared : ""}Number ${seed} said:`;
   const started = performance.now();
@@ -106,6 +118,10 @@ async function stream(url: string, seed: number, tally: Tally, signal: AbortSign
         if (chunks === 0) tally.firstTokenSeconds.push((performance.now() - started) / 1000);
         chunks += 1;
         tally.tokens += 1;
+        if (chunks >= leaveAfter) {
+          tally.vanished += 1;
+          return;
+        }
       }
     }
   }
@@ -118,12 +134,18 @@ async function client(
   first: number,
   tally: Tally,
   signal: AbortSignal,
+  vanishes: boolean,
 ): Promise<void> {
   for (let seed = first; !signal.aborted; seed += 1000) {
+    const gone = new AbortController();
+    const either = AbortSignal.any([signal, gone.signal]);
     try {
-      await stream(url, seed, tally, signal);
+      await stream(url, seed, tally, either, vanishes ? 1 + (seed % 20) : undefined);
     } catch (error) {
       if (!signal.aborted) tally.errors.push(String(error));
+    } finally {
+      // Closes the connection in mid-stream where the client left.
+      gone.abort();
     }
   }
 }
@@ -142,9 +164,11 @@ async function gauge(url: string, name: string): Promise<number> {
 async function load(url: string, count: number, time: number, kill: boolean): Promise<Tally> {
   const tally = newTally();
   const controllers = Array.from({ length: count }, () => new AbortController());
-  const running = controllers.map((c, i) => client(url, i + 1, tally, c.signal));
+  const running = controllers.map((c, i) =>
+    client(url, i + 1, tally, c.signal, flags.vanish && kill && i % 3 === 0),
+  );
   await delay((time / 2) * 1000);
-  if (kill) controllers.forEach((c, i) => i % 3 === 0 && c.abort());
+  if (kill && !flags.vanish) controllers.forEach((c, i) => i % 3 === 0 && c.abort());
   await delay((time / 2) * 1000);
   for (const controller of controllers) controller.abort();
   await Promise.all(running);
@@ -157,7 +181,12 @@ const median = (values: number[]): number =>
 const { child, url } = await startServer();
 const pid = child.pid ?? 0;
 const memory: number[] = [];
-const watch = setInterval(() => memory.push(residentMegabytes(pid)), 2000);
+const watch = setInterval(() => memory.push(residentMegabytes(pid)), flags.vanish ? 30_000 : 2000);
+const began = performance.now();
+const print = setInterval(() => {
+  const elapsed = Math.round((performance.now() - began) / 1000);
+  process.stderr.write(`${elapsed} s: ${residentMegabytes(pid)} MB\n`);
+}, 30_000);
 const singleSeconds = Math.min(10, seconds / 3);
 const single = await load(url, 1, singleSeconds, false);
 memory.push(residentMegabytes(pid));
@@ -170,6 +199,7 @@ const after = {
   open: await gauge(url, "planish_generations_open"),
 };
 clearInterval(watch);
+clearInterval(print);
 const ended = new Promise<number | null>((resolve) => child.on("exit", resolve));
 child.kill("SIGTERM");
 const rates = { single: single.tokens / singleSeconds, together: tally.tokens / seconds };
@@ -180,6 +210,7 @@ process.stdout.write(
       clients,
       seconds,
       requests: tally.requests,
+      vanished: tally.vanished,
       tokens: tally.tokens,
       damaged: tally.damaged,
       errors: tally.errors.length,

@@ -9,7 +9,9 @@ import { PlanishError } from "../common/errors.js";
 import { Random } from "../common/random.js";
 import type { LanguageModel } from "../models/language-model.js";
 import { Graph } from "../tensor/tensor.js";
-import { sampleToken, type SamplingOptions } from "./sampling.js";
+import { generateRequestSchema, parseRequest } from "./request.js";
+import { Sampler, type SamplingOptions } from "./sampling.js";
+import { maskTokens, unspelledTokens } from "./token-texts.js";
 
 export interface GenerateOptions extends Partial<SamplingOptions> {
   readonly prompt: string;
@@ -47,7 +49,10 @@ export async function generate(
   tokenizer: Tokenizer,
   options: GenerateOptions,
 ): Promise<GenerateResult> {
-  const { prompt, maxTokens = 128, temperature = 0, topP = 1, seed = 0, onText, signal } = options;
+  const { onText, signal, ...request } = options;
+  const parsed = parseRequest(generateRequestSchema, { maxTokens: 128, seed: 0, ...request });
+  const { maxTokens = 128, seed = 0 } = parsed;
+  const { prompt } = options;
   const { config } = model;
   const promptIds = tokenizer.encode(prompt);
   if (promptIds.length === 0) throw new PlanishError("the prompt has no tokens; give some text");
@@ -57,9 +62,15 @@ export async function generate(
     );
   }
   const capacity = Math.min(promptIds.length + maxTokens, config.maxPositions);
-  const random = Random.for(seed, "sampling");
   // A vocabulary may be padded beyond the tokenizer's ids, which nothing could spell.
   const candidates = Math.min(config.vocabSize, tokenizer.vocabSize);
+  const unspelled = unspelledTokens(tokenizer, candidates);
+  const sampler = new Sampler(
+    { ...parsed, temperature: parsed.temperature ?? 0 },
+    Random.for(seed, "sampling"),
+    candidates,
+    promptIds,
+  );
   const decoder = tokenizer.stream();
   const tokens: number[] = [];
   let text = "";
@@ -82,7 +93,8 @@ export async function generate(
       using g = new Graph(model.backend, { arena });
       const hidden = model.lastRow(g, model.hidden(g, next, { cache }));
       const logits = g.read(model.logits(g, hidden));
-      const token = sampleToken(logits.subarray(0, candidates), { temperature, topP }, random);
+      maskTokens(logits, unspelled);
+      const token = sampler.next(logits);
       if (tokens.length === 0) firstAt = performance.now();
       if (tokenizer.eosTokenIds.includes(token)) finishReason = "stop";
       else {

@@ -16,7 +16,7 @@ import { Sampler } from "./sampling.js";
 import { Scheduler } from "./scheduler.js";
 import { Sequence, type SequenceSink } from "./sequence.js";
 import { TextOutput } from "./text-output.js";
-import { TokenTexts } from "./token-texts.js";
+import { TokenTexts, unspelledTokens } from "./token-texts.js";
 
 export interface HostOptions {
   /** Pages of the KV cache. */
@@ -57,6 +57,8 @@ export class EngineHost {
   /** A vocabulary may be padded beyond the tokenizer's ids, which nothing could spell. */
   private readonly candidates: number;
   private readonly longestToken: number;
+  /** Ids without a spelling. */
+  private readonly unspelled: readonly number[];
   private wake: () => void = () => undefined;
   private closed = false;
   /** Settles when the host has closed. */
@@ -75,6 +77,7 @@ export class EngineHost {
       source === undefined ? undefined : new ChatTemplate(source, tokenizer.specialTokens);
     this.texts = new TokenTexts(tokenizer);
     this.candidates = Math.min(executor.config.vocabSize, tokenizer.vocabSize);
+    this.unspelled = unspelledTokens(tokenizer, this.candidates);
     this.longestToken = longestSpelling(tokenizer);
     port.on("message", (message: ToHost) => this.receive(message));
     this.send({ type: "ready", info: this.info(), stats: this.stats() });
@@ -291,13 +294,19 @@ export class EngineHost {
         this.candidates,
         prompt,
       ),
-      output: new TextOutput(tokenizer.stream(), request.stop ?? []),
+      output: new TextOutput(tokenizer.stream(), request.stop ?? [], (token) =>
+        this.texts.hiddenSpelling(token),
+      ),
       limits: {
         maxTokens: request.maxTokens ?? Infinity,
         contextTokens,
         endTokens: request.ignoreEnd ? [] : tokenizer.eosTokenIds,
         logprobs: request.logprobs,
         candidates: this.candidates,
+        // An end that the tokenizer does not know is one all the same.
+        impossible: request.ignoreEnd
+          ? this.unspelled
+          : this.unspelled.filter((token) => !tokenizer.eosTokenIds.includes(token)),
       },
       sink: this.sink(id),
     });

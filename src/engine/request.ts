@@ -26,6 +26,9 @@ export const REQUEST_LIMITS = {
   stopCharacters: 512,
   topLogprobs: 20,
   biases: 1024,
+  /** Factors that still leave a difference between logits in float32. */
+  leastRepetitionPenalty: 0.01,
+  mostRepetitionPenalty: 100,
 } as const;
 
 const stops = z.array(z.string().min(1).max(REQUEST_LIMITS.stopCharacters));
@@ -41,7 +44,11 @@ const settings = {
   topK: z.int().min(0).optional(),
   topP: z.number().gt(0).max(1).optional(),
   minP: z.number().min(0).max(1).optional(),
-  repetitionPenalty: z.number().gt(0).max(100).optional(),
+  repetitionPenalty: z
+    .number()
+    .min(REQUEST_LIMITS.leastRepetitionPenalty)
+    .max(REQUEST_LIMITS.mostRepetitionPenalty)
+    .optional(),
   presencePenalty: z.number().min(-100).max(100).optional(),
   frequencyPenalty: z.number().min(-100).max(100).optional(),
   logitBias: z

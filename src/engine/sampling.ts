@@ -63,16 +63,25 @@ export function sampleToken(
   random: Random,
 ): number {
   const top = likeliest(logits);
-  if (temperature === 0) return top;
+  // Written so that NaN, which no schema lets through, takes the likeliest token too.
+  if (!(temperature > 0)) return top;
   // Shifted by the maximum, so that the exponential cannot overflow; the likeliest token weighs 1. NaN weighs nothing.
   const weights = new Float64Array(logits.length);
   for (let i = 0; i < weights.length; i++) {
-    const weight = Math.exp((logits[i] - logits[top]) / temperature);
+    const weight = Math.exp(below(logits[i], logits[top]) / temperature);
     weights[i] = weight >= minP ? weight : 0;
   }
+  // Whatever min-p is: something must be left to draw from.
+  weights[top] = 1;
   const u = random.uniform();
-  if ((topK === 0 || topK >= weights.length) && topP >= 1) return draw(weights, undefined, u);
-  return draw(weights, nucleus(weights, topK || weights.length, topP), u);
+  const most = topK >= 1 && topK < weights.length ? Math.floor(topK) : weights.length;
+  if (most === weights.length && topP >= 1) return draw(weights, undefined, u);
+  return draw(weights, nucleus(weights, most, topP), u);
+}
+
+/** A logit's distance below the largest; 0 among infinite ones, whose difference is none. */
+function below(logit: number, largest: number): number {
+  return logit === largest ? 0 : logit - largest;
 }
 
 /** The token at share `u` of the weights' sum, in the order given (default: by id). Never one of weight 0. */
@@ -146,7 +155,7 @@ export class Sampler {
   }
 
   /** The next token after one row of logits, which are left as they are. */
-  next(logits: Float32Array): number {
+  next(logits: Float32Array | Float64Array): number {
     const token = sampleToken(this.adjusted(logits), this.options, this.random);
     if (!isOne(this.options.repetitionPenalty)) this.seen.add(token);
     this.counts.set(token, (this.counts.get(token) ?? 0) + 1);
@@ -154,7 +163,7 @@ export class Sampler {
   }
 
   /** The logits after bias and penalties. */
-  private adjusted(logits: Float32Array): Float32Array {
+  private adjusted(logits: Float32Array | Float64Array): Float32Array | Float64Array {
     const possible = logits.subarray(0, this.candidates);
     const {
       logitBias,
@@ -165,14 +174,29 @@ export class Sampler {
     const penalized = presencePenalty !== 0 || frequencyPenalty !== 0;
     if (logitBias === undefined && repetitionPenalty === 1 && !penalized) return possible;
     const values = possible.slice();
-    for (const [id, bias] of Object.entries(logitBias ?? {})) values[Number(id)] += bias;
+    for (const [id, bias] of Object.entries(logitBias ?? {}))
+      change(values, Number(id), (value) => value + bias);
     for (const id of this.seen)
-      values[id] = values[id] > 0 ? values[id] / repetitionPenalty : values[id] * repetitionPenalty;
+      change(values, id, (value) =>
+        value > 0 ? value / repetitionPenalty : value * repetitionPenalty,
+      );
     if (penalized)
       for (const [id, count] of this.counts)
-        values[id] -= presencePenalty + count * frequencyPenalty;
+        change(values, id, (value) => value - (presencePenalty + count * frequencyPenalty));
     return values;
   }
+}
+
+const LARGEST_LOGIT = 3.4028234663852886e38;
+
+/** Changes a logit, which stays below infinity; an excluded token (-Infinity, or NaN) stays excluded. */
+function change(
+  values: Float32Array | Float64Array,
+  id: number,
+  rule: (value: number) => number,
+): void {
+  const value = values[id];
+  if (value > -Infinity) values[id] = Math.min(rule(value), LARGEST_LOGIT);
 }
 
 function isOne(value: number | undefined): boolean {
@@ -181,9 +205,12 @@ function isOne(value: number | undefined): boolean {
 
 export interface LogProbability {
   readonly token: number;
-  /** Natural logarithm of the token's probability. */
+  /** Natural logarithm of the token's probability, at least `LEAST_LOGPROB`. */
   readonly logprob: number;
 }
+
+/** Stands for impossible tokens, whose logarithm JSON cannot write (as in OpenAI's API). */
+export const LEAST_LOGPROB = -9999;
 
 /**
  * Log-probabilities that the model itself gives (no bias, penalty or temperature): the chosen token's, and those of the
@@ -196,11 +223,19 @@ export function logProbabilities(
 ): { logprob: number; top: LogProbability[] } {
   const largest = logits[likeliest(logits)];
   let sum = 0;
-  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - largest);
-  const normalizer = largest + Math.log(sum);
+  for (let i = 0; i < logits.length; i++) {
+    const weight = Math.exp(below(logits[i], largest));
+    // A logit that is not a number belongs to a token that is never drawn.
+    if (weight > 0) sum += weight;
+  }
+  const normalizer = Math.log(sum);
+  const logprobOf = (token: number): number => {
+    const logprob = below(logits[token], largest) - normalizer;
+    return logprob > LEAST_LOGPROB ? logprob : LEAST_LOGPROB;
+  };
   const top: LogProbability[] = [];
   for (let token = 0; count > 0 && token < logits.length; token++) {
-    const logprob = logits[token] - normalizer;
+    const logprob = logprobOf(token);
     if (top.length === count && !(logprob > top[count - 1].logprob)) continue;
     // Few are kept: insertion is cheapest.
     let at = top.length;
@@ -208,5 +243,5 @@ export function logProbabilities(
     top.splice(at, 0, { token, logprob });
     if (top.length > count) top.pop();
   }
-  return { logprob: logits[chosen] - normalizer, top };
+  return { logprob: logprobOf(chosen), top };
 }

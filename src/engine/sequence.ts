@@ -3,6 +3,7 @@ import type { OutputToken, TextOutput } from "./text-output.js";
 import { logProbabilities, type LogProbability, type Sampler } from "./sampling.js";
 import { ROOT } from "./pages.js";
 import type { FinishReason } from "./request.js";
+import { maskTokens } from "./token-texts.js";
 
 export interface TokenExtra {
   readonly logprob?: number;
@@ -26,6 +27,8 @@ export interface SequenceLimits {
   readonly logprobs?: number;
   /** Ids below it have a spelling; probabilities are over these. */
   readonly candidates: number;
+  /** Of them, ids that must never be chosen. */
+  readonly impossible: readonly number[];
 }
 
 export interface SequenceParts {
@@ -81,6 +84,7 @@ export class Sequence {
   /** Chooses the next token and reports it; returns whether the text has ended. */
   advance(logits: Float32Array): boolean {
     const { sampler, output, limits, sink } = this.parts;
+    maskTokens(logits, limits.impossible);
     const token = sampler.next(logits);
     if (limits.endTokens.includes(token)) return this.end("stop");
     this.tokens.push(token);
@@ -106,7 +110,8 @@ export class Sequence {
     const { output, sink } = this.parts;
     const rest = output.flush();
     if (rest.length > 0) sink.tokens(this.choice, rest);
-    sink.finish(this.choice, reason, this);
+    // What was held back may hold a stop string.
+    sink.finish(this.choice, output.stopString === undefined ? reason : "stop", this);
     return true;
   }
 }

@@ -7,8 +7,21 @@ interface Spelling {
   readonly bytes?: readonly number[];
 }
 
+/** Ids below `candidates` that the tokenizer cannot spell: holes in its vocabulary, of which no text can be made. */
+export function unspelledTokens(tokenizer: Tokenizer, candidates: number): number[] {
+  const found: number[] = [];
+  for (let id = 0; id < candidates; id++) if (tokenizer.idToToken(id) === undefined) found.push(id);
+  return found;
+}
+
+/** Makes tokens impossible, in place. */
+export function maskTokens(logits: Float32Array | Float64Array, tokens: readonly number[]): void {
+  for (const token of tokens) logits[token] = -Infinity;
+}
+
 export class TokenTexts {
   private readonly known = new Map<number, Spelling>();
+  private readonly hidden = new Map<number, string>();
   private readonly encoder = new TextEncoder();
 
   constructor(private readonly tokenizer: Tokenizer) {}
@@ -17,6 +30,19 @@ export class TokenTexts {
     let spelling = this.known.get(token);
     if (spelling === undefined) this.known.set(token, (spelling = this.spell(token)));
     return { token, ...spelling, logprob };
+  }
+
+  /** The spelling of a special token, which the text leaves out; empty for every other token. */
+  hiddenSpelling(token: number): string {
+    let spelling = this.hidden.get(token);
+    if (spelling === undefined) {
+      const shown = this.tokenizer.decode([token]);
+      spelling = shown === "" ? this.tokenizer.decode([token], { skipSpecialTokens: false }) : "";
+      // A blank that the decoder strips from the beginning of a text is no special token.
+      if (spelling.trim() === "") spelling = "";
+      this.hidden.set(token, spelling);
+    }
+    return spelling;
   }
 
   private spell(token: number): Spelling {

@@ -50,10 +50,39 @@ function finishReason(reason: FinishReason): "stop" | "length" {
   return reason === "stop" ? "stop" : "length";
 }
 
-const chatLogprob = ({ text, logprob, bytes }: TokenText) => ({
-  token: text,
-  logprob,
-  bytes: bytes ?? null,
+/**
+ * A token's name where it stands for itself: its text, or, where its bytes make no whole characters, the bytes as
+ * OpenAI writes them (`bytes:\\xf0\\x9f`), since every such token reads alike.
+ */
+function nameOf({ text, bytes, token }: TokenText): string {
+  if (text === "" && bytes === undefined) return `token_id:${token}`;
+  return text.includes("\ufffd") ? bytesName({ bytes, token }) : text;
+}
+
+function bytesName({ bytes, token }: Pick<TokenText, "bytes" | "token">): string {
+  if (bytes === undefined) return `token_id:${token}`;
+  return `bytes:${bytes.map((byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("")}`;
+}
+
+/** The likeliest tokens by name. `chosen` has its own name, whoever else reads like it. */
+function byName(chosen: TokenText, top: readonly TokenText[]): Record<string, number> {
+  const named = new Map<string, number>();
+  for (const each of top) {
+    const names = [nameOf(each), bytesName(each), `token_id:${each.token}`];
+    const isFree = (name: string): boolean =>
+      !named.has(name) && (each.token === chosen.token || name !== nameOf(chosen));
+    let name = names.find(isFree) ?? names[2];
+    // A vocabulary may hold even these names as texts.
+    while (!isFree(name)) name += "'";
+    named.set(name, each.logprob);
+  }
+  return Object.fromEntries(named);
+}
+
+const chatLogprob = (token: TokenText) => ({
+  token: nameOf(token),
+  logprob: token.logprob,
+  bytes: token.bytes ?? null,
 });
 
 function chatLogprobs(head: AnswerHead, tokens: readonly TokenEvent[]) {
@@ -75,11 +104,9 @@ function completionLogprobs(head: AnswerHead, tokens: readonly TokenEvent[], off
     at += text.length;
   }
   return {
-    tokens: tokens.map(({ logprobs }) => logprobs?.text ?? ""),
+    tokens: tokens.map(({ logprobs }) => (logprobs ? nameOf(logprobs) : "")),
     token_logprobs: tokens.map(({ logprobs }) => logprobs?.logprob ?? null),
-    top_logprobs: tokens.map(({ logprobs }) =>
-      Object.fromEntries((logprobs?.top ?? []).map(({ text, logprob }) => [text, logprob])),
-    ),
+    top_logprobs: tokens.map(({ logprobs }) => (logprobs ? byName(logprobs, logprobs.top) : {})),
     text_offset: offsets,
   };
 }

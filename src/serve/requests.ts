@@ -33,7 +33,11 @@ const common = {
   // Beyond OpenAI's, by the names that other servers use.
   top_k: z.int().min(-1).nullish(),
   min_p: z.number().min(0).max(1).nullish(),
-  repetition_penalty: z.number().gt(0).max(100).nullish(),
+  repetition_penalty: z
+    .number()
+    .min(REQUEST_LIMITS.leastRepetitionPenalty)
+    .max(REQUEST_LIMITS.mostRepetitionPenalty)
+    .nullish(),
   ignore_eos: z.boolean().nullish(),
   user: dropped,
   metadata: dropped,

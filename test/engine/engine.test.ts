@@ -50,6 +50,44 @@ describe("Engine", () => {
     expect(logprobs?.logprob).toBeLessThan(0);
   });
 
+  it("never chooses an id that the tokenizer has no token for, and lists its likeliest without", async () => {
+    const plain = fakeTokenizer();
+    const spell = plain.idToToken.bind(plain);
+    const idToToken = (id: number): string | undefined => (id % 3 === 1 ? undefined : spell(id));
+    const decode: typeof plain.decode = (ids) => {
+      for (const id of Array.from(ids)) expect(idToToken(id)).toBeDefined();
+      return plain.decode(ids);
+    };
+    const holed = { ...plain, idToToken, decode };
+    const { engine } = await fakeEngine(fakeExecutor(), {}, holed);
+    await using _ = engine;
+    const biased = request({ logitBias: { 4: 100, 7: 100 }, maxTokens: 40, logprobs: 5 });
+    const { choices } = await collect(engine.generate(biased));
+    expect(choices[0].tokens).toHaveLength(40);
+    for (const { token, logprobs } of choices[0].tokens) {
+      expect(token % 3).not.toBe(1);
+      expect(logprobs?.top.some((other) => other.token % 3 === 1)).toBe(false);
+    }
+  });
+
+  it.each([
+    [{ repetitionPenalty: 1e-300 }, "repetitionPenalty"],
+    [{ repetitionPenalty: 1e300 }, "repetitionPenalty"],
+    [{ temperature: NaN }, "temperature"],
+    [{ temperature: Infinity }, "temperature"],
+    [{ logitBias: { 1: 1e300 } }, "logitBias.1"],
+    [{ topP: 0 }, "topP"],
+    [{ minP: 2 }, "minP"],
+    [{ presencePenalty: -1e300 }, "presencePenalty"],
+  ])("refuses %j", async (settings, field) => {
+    const { engine } = await fakeEngine(fakeExecutor());
+    await using _ = engine;
+    await expect(collect(engine.generate(request(settings)))).rejects.toMatchObject({
+      code: "invalid",
+      message: expect.stringContaining(`${field}: `) as string,
+    });
+  });
+
   it("draws a seed of its own and tells it", async () => {
     const { engine } = await fakeEngine(fakeExecutor());
     await using _ = engine;

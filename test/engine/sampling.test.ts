@@ -170,6 +170,65 @@ describe("Sampler", () => {
   });
 });
 
+describe("whatever the settings and the logits", () => {
+  const wild = fc.oneof(
+    fc.double(),
+    fc.constantFrom(0, 1, 1e-300, 1e300, -1e300, 5e-324, NaN, Infinity, -Infinity),
+  );
+  const logitsOfAModel = fc.array(
+    fc.oneof(fc.float(), fc.constantFrom(Infinity, -Infinity, NaN, 3e38, -3e38, 0)),
+    { minLength: 1, maxLength: 12 },
+  );
+
+  it("draws a token of the vocabulary, never an excluded one", () => {
+    const settings = fc.record({
+      temperature: wild,
+      topK: wild,
+      topP: wild,
+      minP: wild,
+      repetitionPenalty: wild,
+      presencePenalty: wild,
+      frequencyPenalty: wild,
+      logitBias: fc.dictionary(fc.nat(15).map(String), wild, { maxKeys: 4 }),
+    });
+    fc.assert(
+      fc.property(logitsOfAModel, settings, fc.nat(), (values, options, seed) => {
+        const logits = Float32Array.from(values);
+        const sampler = new Sampler(options, new Random(seed), logits.length, [0, 1]);
+        for (let i = 0; i < 3; i++) {
+          let token: number;
+          try {
+            token = sampler.next(logits);
+          } catch (error) {
+            // Where nothing is left to choose from, that is said.
+            expect(String(error)).toContain("not numbers");
+            return;
+          }
+          expect(Number.isInteger(token) && token >= 0 && token < logits.length).toBe(true);
+          expect(logits[token]).not.toBe(-Infinity);
+          expect(logits[token]).not.toBeNaN();
+        }
+      }),
+      { numRuns: 2000 },
+    );
+  });
+
+  it("reports logarithms that JSON can write, in falling order", () => {
+    fc.assert(
+      fc.property(logitsOfAModel, fc.nat(20), (values, count) => {
+        fc.pre(values.some((value) => value > -Infinity));
+        const logits = Float32Array.from(values);
+        const { logprob, top } = logProbabilities(logits, likeliest(logits), count);
+        expect(top).toHaveLength(Math.min(count, values.length));
+        for (const each of [logprob, ...top.map((item) => item.logprob)])
+          expect(each).toSatisfy((value: number) => Number.isFinite(value) && value <= 0);
+        top.slice(1).forEach((each, i) => expect(each.logprob).toBeLessThanOrEqual(top[i].logprob));
+        if (count > 0) expect(top[0].logprob).toBe(logprob);
+      }),
+    );
+  });
+});
+
 describe("logProbabilities", () => {
   it("are the logarithms of the softmax, the likeliest first", () => {
     const p = [0.1, 0.6, 0.25, 0.05];

@@ -48,6 +48,7 @@ function sequencesOf(
         contextTokens,
         endTokens: [END_TOKEN],
         candidates: FAKE_VOCABULARY,
+        impossible: [],
       },
       sink: {
         tokens: (choice, tokens) => result.tokens[choice].push(...tokens.map((t) => t.token)),

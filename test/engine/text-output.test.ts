@@ -99,3 +99,59 @@ describe("TextOutput", () => {
     );
   });
 });
+
+describe("stop strings with special tokens", () => {
+  const SPELLINGS = ["a", "b", "<|x|>", "<|y|>", "ab"];
+  const isHidden = (token: number): boolean => token === 2 || token === 3;
+  const shown = (token: number): string => (isHidden(token) ? "" : SPELLINGS[token]);
+  const run = (tokens: readonly number[], stops: readonly string[]) => {
+    const output = new TextOutput<undefined>({ push: shown, flush: () => "" }, stops, (token) =>
+      isHidden(token) ? SPELLINGS[token] : "",
+    );
+    let text = "";
+    for (const token of tokens) {
+      for (const each of output.push(token, undefined)) text += each.text;
+      if (output.stopString !== undefined) break;
+    }
+    for (const each of output.flush()) text += each.text;
+    return { text, stop: output.stopString };
+  };
+
+  it.each<[string, number[], string[], string, string | undefined]>([
+    ["that are one", [0, 2, 1], ["<|x|>"], "a", "<|x|>"],
+    ["that are one, first of all", [2, 1], ["<|x|>"], "", "<|x|>"],
+    ["that begin with one", [0, 2, 0, 1], ["<|x|>ab"], "a", "<|x|>ab"],
+    ["that hold one", [0, 4, 2, 1, 0], ["b<|x|>b"], "aa", "b<|x|>b"],
+    ["that hold two", [0, 2, 3, 1], ["<|x|><|y|>"], "a", "<|x|><|y|>"],
+    ["that begin, but do not go on", [0, 2, 1, 0], ["<|x|>a"], "aba", undefined],
+    ["in text that one interrupts", [0, 3, 1], ["ab"], "", "ab"],
+    ["in text that a named one interrupts", [0, 2, 1], ["ab", "<|x|>a"], "", "ab"],
+    ["that are part of one", [0, 2, 1], ["|x"], "ab", undefined],
+  ])("are found %s", (_name, tokens, stops, text, stop) => {
+    expect(run(tokens, stops)).toEqual({ text, stop });
+  });
+
+  it("cut where the first stop string begins, held back or not", () => {
+    const tokens = fc.array(fc.nat(4), { maxLength: 12 });
+    const stops = fc.array(
+      fc
+        .array(fc.nat(4), { minLength: 1, maxLength: 3 })
+        .map((ids) => ids.map((id) => SPELLINGS[id]).join("")),
+      { minLength: 1, maxLength: 3 },
+    );
+    fc.assert(
+      fc.property(tokens, stops, (ids, strings) => {
+        const found = run(ids, strings);
+        const visible = ids.map(shown).join("");
+        expect(visible.startsWith(found.text)).toBe(true);
+        const isNamed = (id: number): boolean =>
+          strings.some((each) => each.includes(SPELLINGS[id]));
+        const written = ids.map((id) => (isNamed(id) ? SPELLINGS[id] : shown(id))).join("");
+        if (found.stop === undefined) expect(found.text).toBe(visible);
+        else expect(written.includes(found.stop) || visible.includes(found.stop)).toBe(true);
+        for (const string of strings) expect(found.text).not.toContain(string);
+      }),
+      { numRuns: 500 },
+    );
+  });
+});
