@@ -67,6 +67,11 @@ export interface Backend extends Disposable {
   readonly name: string;
   /** One line: processor, instruction set, threads. */
   readonly description: string;
+  /**
+   * What decides in which order sums run, and with it their last bits: the instruction set or the GPU, and the number of
+   * threads where that matters.
+   */
+  readonly arithmetic?: { readonly level: string; readonly threads?: number };
   readonly realType: RealType;
   readonly kernels: Kernels;
   arena(): Arena;

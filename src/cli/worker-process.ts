@@ -18,6 +18,7 @@ export function workerProcesses(count: number, threads: number | undefined): Wor
   const share = Math.max(1, Math.floor((threads ?? availableParallelism()) / count));
   return {
     count,
+    threads: share,
     launch: (range, index, signal) =>
       run(workerArguments(process.argv.slice(2), range, share), index, range, signal),
   };

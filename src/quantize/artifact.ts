@@ -2,15 +2,16 @@
  * The artifact: a directory with the packed model, its config and tokenizer as they came, and `quantization.json`.
  * Written under a temporary name and renamed, so a directory with the final name is complete (DESIGN, The artifact).
  */
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
-import { z } from "zod";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { fileProblems, recordFile } from "../checkpoint/file-record.js";
 import { floatsToHalfBytes } from "../checkpoint/half.js";
 import { openCheckpoint } from "../checkpoint/open.js";
 import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
 import { PlanishError } from "../common/errors.js";
+import { finiteJson } from "../common/ratio.js";
 import { blockProgram, parseModelConfig } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
@@ -20,67 +21,24 @@ import { writeAtomically } from "./journal.js";
 import { packedLayer, type PackedBlock } from "./packed-block.js";
 import type { ParameterValues } from "./fold.js";
 import { readPackedBlock } from "./packed-tensors.js";
+import {
+  parseQuantizationInfo,
+  QUANTIZATION_FILE,
+  readQuantizationInfo,
+  type QuantizationInfo,
+} from "./quantization-info.js";
 import { parseScheme, type Scheme } from "./scheme.js";
 import { writeParameters } from "./simulated-model.js";
 
-export const QUANTIZATION_FILE = "quantization.json";
-export const FORMAT_VERSION = 1;
+export {
+  isArtifact,
+  QUANTIZATION_FILE,
+  readQuantizationInfo,
+  type QuantizationInfo,
+} from "./quantization-info.js";
 
-/** `quantization.json`, validated. Nothing in it depends on when or how fast the run went. */
-export const quantizationSchema = z.object({
-  formatVersion: z.literal(FORMAT_VERSION),
-  planishVersion: z.string(),
-  method: z.string(),
-  preset: z.string().optional(),
-  scheme: z.string(),
-  recipe: z.record(z.string(), z.unknown()),
-  seed: z.number(),
-  source: z.object({ name: z.string(), format: z.string(), hash: z.string() }),
-  calibration: z.object({ text: z.string(), samples: z.number(), seqLen: z.number() }).optional(),
-  layers: z.array(
-    z.object({
-      layer: z.number(),
-      errorRounded: z.number().optional(),
-      errorInitial: z.number().optional(),
-      errorFinal: z.number().optional(),
-      /** Of the block as packed; measured when its rounding is done after learning (GPTQ). */
-      errorPacked: z.number().optional(),
-      epochLoss: z.array(z.number()).optional(),
-      moved: z.record(z.string(), z.number()).optional(),
-      /** What the method found out about each linear, by its path. */
-      linears: z
-        .record(z.string(), z.record(z.string(), z.union([z.number(), z.string()])))
-        .optional(),
-      parameters: z.record(z.string(), z.array(z.number())),
-    }),
-  ),
-  refineLoss: z.array(z.number()).optional(),
-  /** Everything that was done otherwise than asked, in words. */
-  fallbacks: z.array(z.string()),
-});
-
-export type QuantizationInfo = z.infer<typeof quantizationSchema>;
-
-export function isArtifact(path: string): boolean {
-  return existsSync(join(path, QUANTIZATION_FILE));
-}
-
-/** Reads and validates `quantization.json`. @throws PlanishError saying which field is wrong. */
-export function readQuantizationInfo(path: string): QuantizationInfo {
-  const file = join(path, QUANTIZATION_FILE);
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(readFileSync(file, "utf8"));
-  } catch (cause) {
-    throw new PlanishError(`${file} cannot be read as JSON`, { cause });
-  }
-  const result = quantizationSchema.safeParse(parsed);
-  if (!result.success) {
-    const issue = result.error.issues[0];
-    throw new PlanishError(`${file}: ${issue.path.join(".") || "document"}: ${issue.message}`);
-  }
-  return result.data;
-}
+/** Files up to this size are hashed whenever an artifact is opened; larger ones by `planish inspect --verify`. */
+const HASHED_ON_OPENING = 1 << 24;
 
 /** An artifact whose tensors are those that its configuration, scheme and parameters imply. */
 export interface OpenArtifact extends Disposable {
@@ -96,6 +54,11 @@ export interface OpenArtifact extends Disposable {
 /** Opens an artifact; the caller disposes it. @throws PlanishError when it is damaged. */
 export function openArtifact(path: string): OpenArtifact {
   const info = readQuantizationInfo(path);
+  const [problem] = fileProblems(path, info.files ?? {}, HASHED_ON_OPENING);
+  if (problem !== undefined)
+    throw new PlanishError(
+      `${path}: ${problem}; the artifact is damaged: make it or copy it again`,
+    );
   const scheme = parseScheme(info.scheme);
   const checkpoint = openCheckpoint(path);
   try {
@@ -198,7 +161,15 @@ export async function writeArtifact(options: WriteArtifactOptions): Promise<{ by
     writeAtomically(join(partial, "tokenizer.json"), JSON.stringify(tokenizer.tokenizer));
     writeAtomically(join(partial, "tokenizer_config.json"), json(tokenizer.config));
     if (options.keptParameters) await writeParameters(partial, options.keptParameters);
-    writeAtomically(join(partial, QUANTIZATION_FILE), json(info));
+    const files = Object.fromEntries(
+      readdirSync(partial)
+        .sort()
+        .map((name) => [name, recordFile(join(partial, name))]),
+    );
+    const text = `${finiteJson({ ...info, files }, 2)}\n`;
+    // What no reader would take must not get the final name.
+    parseQuantizationInfo(JSON.parse(text), `${QUANTIZATION_FILE} of this run`);
+    writeAtomically(join(partial, QUANTIZATION_FILE), text);
     renameSync(partial, resolve(out));
     return { bytes: written.dataBytes };
   } catch (error) {

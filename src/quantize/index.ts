@@ -28,6 +28,7 @@ import { Journal } from "./journal.js";
 import type { BlockReport, CalibrationNeed } from "./method.js";
 import { findMethod, type AnyMethod } from "./methods/index.js";
 import { packBlocks } from "./packing.js";
+import type { Machine } from "./quantization-info.js";
 import { formatScheme, parseScheme, type Scheme } from "./scheme.js";
 import { calibrateSideBySide, type BlockRange, type Workers } from "./workers.js";
 
@@ -120,7 +121,7 @@ function isRecord(value: unknown): value is Record<string, unknown> {
 }
 
 /** Everything that can be refused is refused here; then the journal is open. */
-async function prepare(options: QuantizeOptions): Promise<Run> {
+async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const { backend, source, out } = options;
   const progress = options.progress ?? silentProgress;
   const method = findMethod(options.method ?? "flatquant");
@@ -144,7 +145,7 @@ async function prepare(options: QuantizeOptions): Promise<Run> {
   const sourceName = options.sourceName ?? basename(source.path);
   const hash = await source.hash();
   const calibrationText = options.calibration ?? "wikipedia";
-  const settings = {
+  const settings: Settings = {
     planishVersion: packageVersion(),
     method: method.name,
     preset,
@@ -159,8 +160,10 @@ async function prepare(options: QuantizeOptions): Promise<Run> {
       seqLen: windows.time,
       hash: hashIds(windows.ids),
     },
+    machine: machineOf(backend, options.workers, method.gptq?.(recipe) !== undefined),
   };
-  const journal = Journal.open(out, settings, options.resume ?? false);
+  const journal = Journal.open(out, settings, { resume: options.resume, joins });
+  for (const damage of journal.damaged) progress.warn(damage);
   return {
     ...options,
     progress,
@@ -184,7 +187,7 @@ async function prepare(options: QuantizeOptions): Promise<Run> {
  * @throws PlanishError when the journal holds no states for the first of them.
  */
 export async function calibrateBlocks(options: QuantizeOptions, range: BlockRange): Promise<void> {
-  const run = await prepare({ ...options, resume: true });
+  const run = await prepare({ ...options, resume: true }, true);
   const { windows, config, method, journal } = run;
   if (!windows || !method.calibrateBlock)
     throw new UsageError(`method "${method.name}" calibrates no blocks with this recipe`);
@@ -235,6 +238,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     seed,
     source: settings.source,
     calibration: "text" in calibration ? calibration : undefined,
+    machine: settings.machine,
     layers: packed.map(({ errorPacked, parameters: parameterShapes }, layer) => ({
       layer,
       ...reportFields(trained?.reports[layer], refined?.linears?.[layer]),
@@ -286,7 +290,26 @@ function reportFields(report: BlockReport | undefined, refined: BlockReport["lin
   };
 }
 
-type Settings = Omit<QuantizationInfo, "formatVersion" | "layers" | "fallbacks" | "calibration"> & {
+/** What a run is computed on. Threads divide sums, and instruction sets and devices order them in their own ways. */
+function machineOf(
+  { name, arithmetic }: Backend,
+  workers: Workers | undefined,
+  roundsByGptq: boolean,
+): Machine {
+  const threads = arithmetic?.threads;
+  return {
+    device: name,
+    level: arithmetic?.level,
+    threads: workers?.threads ?? threads,
+    packingThreads: workers?.threads !== undefined && roundsByGptq ? threads : undefined,
+  };
+}
+
+type Settings = Omit<
+  QuantizationInfo,
+  "formatVersion" | "layers" | "fallbacks" | "calibration" | "files"
+> & {
+  readonly queryBits: number;
   readonly calibration?: NonNullable<QuantizationInfo["calibration"]> & { readonly hash: number };
 };
 

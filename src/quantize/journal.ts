@@ -6,6 +6,7 @@
 import {
   existsSync,
   mkdirSync,
+  readdirSync,
   readFileSync,
   readSync,
   renameSync,
@@ -17,9 +18,18 @@ import {
   fsyncSync,
   closeSync,
 } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
+import { z } from "zod";
+import { isJsonObject, readJsonObject } from "../checkpoint/file-reader.js";
+import {
+  fileProblems,
+  fileRecordSchema,
+  recordFile,
+  sha256OfText,
+} from "../checkpoint/file-record.js";
 import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
 import { PlanishError } from "../common/errors.js";
+import { finiteJson } from "../common/ratio.js";
 import type { ParameterValues } from "./fold.js";
 import type { Activations } from "./calibration/windows.js";
 import type { BlockReport, RefineState } from "./method.js";
@@ -39,17 +49,27 @@ export interface PackReport {
 }
 
 export class Journal {
-  private constructor(readonly directory: string) {}
+  private constructor(
+    readonly directory: string,
+    /** What was found damaged when a run was resumed, and has been dropped, in words. */
+    readonly damaged: readonly string[] = [],
+  ) {}
 
   static pathFor(out: string): string {
     return `${out}.run`;
   }
 
   /**
-   * Opens or starts the journal of a run.
+   * Opens or starts the journal of a run. Resuming, what does not hold the bytes that were written is dropped, to be
+   * done again. `joins`: this process works for the one that opened the journal, which has checked it; its threads are
+   * fewer.
    * @throws PlanishError when one is there and `resume` was not asked for, or when its settings differ.
    */
-  static open(out: string, settings: JournalSettings, resume: boolean): Journal {
+  static open(
+    out: string,
+    settings: JournalSettings,
+    { resume = false, joins = false }: { resume?: boolean; joins?: boolean },
+  ): Journal {
     const directory = Journal.pathFor(out);
     const file = join(directory, "settings.json");
     const wanted = `${JSON.stringify(settings, undefined, 2)}\n`;
@@ -59,10 +79,12 @@ export class Journal {
           `${directory} holds an unfinished run; add --resume to continue it, or remove that directory`,
         );
       const found = readFileSync(file, "utf8");
-      if (found !== wanted)
+      const difference = found === wanted ? undefined : firstDifference(found, settings, joins);
+      if (difference !== undefined)
         throw new PlanishError(
-          `${directory} was begun with other settings (${firstDifference(found, settings)}); run with those, or remove that directory`,
+          `${directory} was begun with other settings (${difference}); run with those, or remove that directory`,
         );
+      if (!joins) return new Journal(directory, dropDamaged(directory));
     } else {
       mkdirSync(directory, { recursive: true });
       writeAtomically(file, wanted);
@@ -81,13 +103,13 @@ export class Journal {
   async keepBlock(layer: number, parameters: ParameterValues, report: BlockReport): Promise<void> {
     await writeSafetensors(this.blockFile(layer, "safetensors"), parameterEntries(parameters));
     // The report is written last: its presence means that the block is finished.
-    writeAtomically(this.blockFile(layer, "json"), JSON.stringify(report));
+    writeSealed(this.blockFile(layer, "json"), report, this.blockFile(layer, "safetensors"));
   }
 
   readBlock(layer: number): { parameters: ParameterValues; report: BlockReport } {
     return {
       parameters: readParameters(this.blockFile(layer, "safetensors")),
-      report: JSON.parse(readFileSync(this.blockFile(layer, "json"), "utf8")) as BlockReport,
+      report: readSealed(this.blockFile(layer, "json")) as BlockReport,
     };
   }
 
@@ -138,7 +160,7 @@ export class Journal {
   /** What is known of a packed block; undefined when its packing is not finished. */
   readPacked(layer: number): PackReport | undefined {
     const file = this.packedReportFile(layer);
-    return existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as PackReport) : undefined;
+    return existsSync(file) ? (readSealed(file) as PackReport) : undefined;
   }
 
   /** Keeps a packed block. Its integers are final: a resumed run does not choose them again. */
@@ -149,23 +171,21 @@ export class Journal {
   ): Promise<void> {
     rmSync(this.packedFile(layer), { force: true });
     await writeSafetensors(this.packedFile(layer), entries);
-    writeAtomically(this.packedReportFile(layer), JSON.stringify(report));
+    writeSealed(this.packedReportFile(layer), report, this.packedFile(layer));
   }
 
   /** Saves the end-to-end stage; the previous saving stays until this one is complete. */
   async keepRefine(state: RefineState): Promise<void> {
     const entries = state.tensors.flatMap((values, layer) => parameterEntries(values, `${layer}/`));
     const name = `refine-${String(state.step).padStart(6, "0")}`;
-    await writeSafetensors(join(this.directory, `${name}.safetensors`), entries);
+    const file = join(this.directory, `${name}.safetensors`);
+    await writeSafetensors(file, entries);
     const previous = this.refineName();
-    writeAtomically(
+    const { step, tensors, losses } = state;
+    writeSealed(
       join(this.directory, "refine.json"),
-      JSON.stringify({
-        name,
-        step: state.step,
-        blocks: state.tensors.length,
-        losses: state.losses,
-      }),
+      { name, step, blocks: tensors.length, losses },
+      file,
     );
     if (previous !== undefined && previous !== name)
       rmSync(join(this.directory, `${previous}.safetensors`), { force: true });
@@ -173,17 +193,13 @@ export class Journal {
 
   private refineName(): string | undefined {
     const file = join(this.directory, "refine.json");
-    return existsSync(file)
-      ? (JSON.parse(readFileSync(file, "utf8")) as { name: string }).name
-      : undefined;
+    return existsSync(file) ? (readSealed(file) as { name: string }).name : undefined;
   }
 
   readRefine(): RefineState | undefined {
     const name = this.refineName();
     if (name === undefined) return undefined;
-    const { step, blocks, losses } = JSON.parse(
-      readFileSync(join(this.directory, "refine.json"), "utf8"),
-    ) as {
+    const { step, blocks, losses } = readSealed(join(this.directory, "refine.json")) as {
       step: number;
       blocks: number;
       losses: number[];
@@ -239,14 +255,94 @@ export function writeAtomically(path: string, text: string): void {
   renameSync(partial, path);
 }
 
-function firstDifference(found: string, settings: JournalSettings): string {
+const sealedSchema = z.strictObject({
+  sha256: z.string(),
+  /** The file that the content speaks of. */
+  file: z.string().regex(/^[^/\\]+$/),
+  record: fileRecordSchema,
+  content: z.record(z.string(), z.unknown()),
+});
+
+/** Writes what is known of a finished file, with both their hashes; its presence means that the file is finished. */
+function writeSealed(path: string, content: object, file: string): void {
+  const sealed = { file: basename(file), record: recordFile(file), content };
+  writeAtomically(path, finiteJson({ sha256: sha256OfText(finiteJson(sealed)), ...sealed }));
+}
+
+/** @throws PlanishError when it is not as it was written. */
+function readSealed(path: string): unknown {
+  const result = sealedSchema.safeParse(readJsonObject(path));
+  if (!result.success) throw new PlanishError(`${path} is damaged: continue with --resume`);
+  const { sha256, ...sealed } = result.data;
+  if (sha256OfText(finiteJson(sealed)) !== sha256)
+    throw new PlanishError(`${path} is damaged: continue with --resume`);
+  return sealed.content;
+}
+
+/** Removes what does not hold the bytes that were written, and says what that was. */
+function dropDamaged(directory: string): string[] {
+  const seals = readdirSync(directory).filter((name) => SEALS.test(name));
+  return seals.sort().flatMap((name) => {
+    const path = join(directory, name);
+    const problem = sealProblem(directory, path);
+    if (problem === undefined) return [];
+    rmSync(path, { force: true });
+    return [`${path}: ${problem}; it is done again`];
+  });
+}
+
+const SEALS = /^(block-\d+|packed-\d+|refine)\.json$/;
+
+function sealProblem(directory: string, path: string): string | undefined {
+  try {
+    readSealed(path);
+  } catch (error) {
+    if (error instanceof PlanishError) return "it does not hold what was written";
+    throw error;
+  }
+  const { file, record } = sealedSchema.parse(readJsonObject(path));
+  return fileProblems(directory, { [file]: record })[0];
+}
+
+/** In words; undefined where only the machine differs and that does not count. */
+function firstDifference(
+  found: string,
+  settings: JournalSettings,
+  anyMachine: boolean,
+): string | undefined {
   try {
     const before = JSON.parse(found) as Record<string, unknown>;
-    for (const key of Object.keys({ ...before, ...settings }))
-      if (JSON.stringify(before[key]) !== JSON.stringify(settings[key]))
+    for (const key of Object.keys({ ...before, ...settings })) {
+      if (JSON.stringify(before[key]) === JSON.stringify(settings[key])) continue;
+      if (key !== "machine")
         return `${key} was ${JSON.stringify(before[key])}, is ${JSON.stringify(settings[key])}`;
+      if (!anyMachine) return machineDifference(before[key], settings[key]);
+    }
+    return undefined;
   } catch {
     return "its settings file is damaged";
   }
-  return "unknown difference";
+}
+
+/** How to say again on what a run was begun. */
+const MACHINE_FLAGS: Readonly<Record<string, (value: string) => string>> = {
+  device: (value) => `--device ${value}`,
+  level: (value) => `the environment variable PLANISH_ISA=${value}, on a processor that has it`,
+  threads: (value) => `--threads ${value}`,
+  packingThreads: (value) => `--threads ${value}`,
+};
+
+function machineDifference(before: unknown, now: unknown): string {
+  const [was, is] = [before, now].map((value) =>
+    isJsonObject(value) ? (value as Record<string, string | number | undefined>) : {},
+  );
+  const keys = Object.keys({ ...was, ...is }).filter((key) => was[key] !== is[key]);
+  const differences = keys.map(
+    (key) => `${key} was ${String(was[key] ?? "not kept")}, is ${String(is[key] ?? "none")}`,
+  );
+  const flags = keys.flatMap((key) =>
+    was[key] === undefined ? [] : (MACHINE_FLAGS[key]?.(String(was[key])) ?? []),
+  );
+  const how = flags.length > 0 ? `: ${flags.join(" and ")} computes as it did` : "";
+  return differences.join(", ") + how;
 }

@@ -22,6 +22,8 @@ export interface BlockRange {
 
 export interface Workers {
   readonly count: number;
+  /** Threads of each; absent: those of a process by itself. */
+  readonly threads?: number;
   /**
    * Calibrates a range of blocks in another process and resolves when they are in the journal; `index` counts workers
    * from 0. @throws PlanishError when the process fails; stops it on the signal.

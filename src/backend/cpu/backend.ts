@@ -110,6 +110,7 @@ export function createCpuBackend(options: CpuBackendOptions = {}): Backend {
   return {
     name: "cpu",
     description: `${library.description()}, ${count} ${count === 1 ? "thread" : "threads"}`,
+    arithmetic: { level: library.level(), threads: count },
     realType: "f32",
     kernels: assembleKernels(library),
     arena: () => new NativeArena(memory),

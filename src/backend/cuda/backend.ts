@@ -207,6 +207,7 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
     description:
       `${info.name}, compute capability ${(info.capability / 10).toFixed(1)}, ` +
       `${(info.totalBytes / 2 ** 30).toFixed(0)} GiB, driver for CUDA ${cudaVersion}, NVRTC ${nvrtc.version.join(".")}`,
+    arithmetic: { level: info.name },
     realType: "f32",
     context,
     compiler,

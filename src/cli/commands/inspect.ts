@@ -19,6 +19,7 @@ import {
   readQuantizationInfo,
   type QuantizationInfo,
 } from "../../quantize/artifact.js";
+import { verifyArtifact, type VerifiedArtifact } from "../../quantize/verify.js";
 import { METHODS } from "../../quantize/methods/index.js";
 import { planRun, type RunPlan } from "../../quantize/plan.js";
 import { parseScheme } from "../../quantize/scheme.js";
@@ -29,6 +30,7 @@ import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from ".
 
 interface InspectFlags extends DeviceFlags {
   readonly tensors?: boolean;
+  readonly verify?: boolean;
   readonly method?: string;
   readonly preset?: string;
   readonly scheme?: string;
@@ -44,6 +46,7 @@ export function register(program: Command): void {
     )
     .argument("<model>", MODEL_ARGUMENT)
     .option("--tensors", "list every tensor")
+    .option("--verify", "read an artifact whole: hashes of its files, every tensor and its values")
     .addOption(
       new Option("--method <name>", "plan a run of this method (default: flatquant)").choices(
         METHODS.map(({ name }) => name),
@@ -64,10 +67,23 @@ export function register(program: Command): void {
             throw new UsageError(
               `${model} is quantized already; give --method, --preset and --scheme with the original`,
             );
+          if (flags.verify) {
+            const verified = verifyArtifact(path);
+            if (verified.unrecorded)
+              reporter.warn(
+                `${model} was made by planish ${verified.planishVersion}, which kept no hashes: only its tensors are checked`,
+              );
+            reporter.result(verified, () => renderVerified(verified));
+            return;
+          }
           const artifact = describeArtifact(path);
           reporter.result(artifact, () => renderArtifact(artifact));
           return;
         }
+        if (flags.verify)
+          throw new UsageError(
+            `${model} is no artifact of planish quantize, and holds no hashes to verify; give an artifact's directory`,
+          );
         using checkpoint = openCheckpoint(path);
         const description = inspectModel(checkpoint);
         if (description.missing.length > 0) {
@@ -88,6 +104,7 @@ export function register(program: Command): void {
     "planish inspect models/tiny-llama",
     "planish inspect smollm2-135m-instruct --method flatquant --preset paper",
     "planish inspect model.gguf --json",
+    "planish inspect tiny-w4a4kv4 --verify",
   ]);
 }
 
@@ -152,6 +169,12 @@ function renderPlan(plan: RunPlan, { bytes, config }: ModelDescription): string[
     formatTable(["would do", title], rows),
     formatTable(["site", "transform", "parameters per block"], sites),
   ];
+}
+
+function renderVerified({ path, files, tensors, bytes }: VerifiedArtifact): string {
+  const hashed = `${formatNumber(files)} files hold the bytes that were written`;
+  const checked = `${formatNumber(tensors)} tensors (${formatBytes(bytes)}) are as described`;
+  return `${path}: ${files > 0 ? `${hashed}, ` : ""}${checked}`;
 }
 
 const ALL_SITES = ["attn_in", "k_head", "v_head", "attn_out", "mlp_in", "mlp_down"] as const;

@@ -8,6 +8,7 @@
  */
 import type { RealArray } from "../../../backend/backend.js";
 import { UsageError } from "../../../common/errors.js";
+import { relativeError } from "../../../common/ratio.js";
 import { binary } from "../../../tensor/ops/index.js";
 import { freeTensor, frozen, type Tensor } from "../../../tensor/tensor.js";
 import { measureBlock } from "../../block-training.js";
@@ -334,7 +335,7 @@ function measureLinears(
   return new Map(
     [...sums].map(([role, { errors, power }]) => [
       role,
-      { before: errors[0] / power, after: errors[1] / power },
+      { before: relativeError(errors[0], power), after: relativeError(errors[1], power) },
     ]),
   );
 }
@@ -365,7 +366,7 @@ function facts(
     capFactor: flattening.capFactor,
     reachX: choice.bits === 4 ? layer.reach.activation : 1,
     reachW: choice.bits === 4 ? layer.reach.weight : 1,
-    smoothingRange: largest / smallest,
+    smoothingRange: smallest > 0 ? largest / smallest : 1,
     outliersX: countOutliers(layer.plainMaxima.activation),
     outliersXAfter: countOutliers(flattenedMaxima(smoothed, flattening, "activation")),
     outliersW: countOutliers(layer.plainMaxima.weight),

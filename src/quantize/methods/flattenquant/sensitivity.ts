@@ -3,6 +3,7 @@
  * output, with all other linears at 8 bits. Unlike a divergence of histograms it sees what a linear's output is for: a
  * small relative error of keys can turn attention around.
  */
+import { relativeError } from "../../../common/ratio.js";
 import { runBlock } from "../../../models/interpret.js";
 import { meanSquaredError } from "../../../tensor/ops/index.js";
 import { freeTensor, frozen, Graph, type Tensor } from "../../../tensor/tensor.js";
@@ -36,5 +37,5 @@ export function blockError(job: BlockJob<unknown>, parameters: ParameterValues):
     );
   }
   for (const tensor of tensors.values()) freeTensor(backend, tensor);
-  return error / power;
+  return relativeError(error, power);
 }
