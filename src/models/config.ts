@@ -1,5 +1,6 @@
 /** What a decoder model is made of, whatever its architecture's config file called it. */
 
+import type { Range } from "../common/bounds.js";
 import type { Activation, BlockProgram, Rotary } from "./program.js";
 
 export interface ModelConfig {
@@ -34,6 +35,8 @@ export interface ModelConfig {
   readonly tiedEmbeddings: boolean;
   /** Keys further back than this are not seen; undefined: all are. */
   readonly slidingWindow?: number;
+  /** Names of the block's linears that have a bias, e.g. "q"; undefined: the checkpoint's tensors say. */
+  readonly biases?: readonly string[];
 }
 
 /** 2048 tokens, or half of the positions of models trained for fewer (512 for the tiny ones). */
@@ -59,6 +62,7 @@ export interface Architecture {
   readonly name: string;
   /** `model_type` values of config.json. */
   readonly modelTypes: readonly string[];
+  /** Reads config.json. Every key that it reads counts as understood; others are refused if they may matter (`keys.ts`). */
   parse(config: ConfigReader): ModelConfig;
   /** The block of a layer; layers may differ. Called by `blockProgram`, which keeps what comes out. */
   lower(config: ModelConfig, layer: number): BlockProgram;
@@ -67,7 +71,10 @@ export interface Architecture {
 
 /** Typed access to config.json with errors that name the key. */
 export interface ConfigReader {
-  number(key: string, fallback?: number): number;
+  /** A finite number in a range. */
+  number(key: string, fallback?: number, range?: Range): number;
+  /** A whole number from 1 to `max`: everything that sizes or counts something. */
+  integer(key: string, max: number, fallback?: number): number;
   boolean(key: string, fallback: boolean): boolean;
   string(key: string, fallback: string): string;
   optional(key: string): unknown;

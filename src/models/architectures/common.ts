@@ -1,118 +1,61 @@
 /** Parts of config parsing that architectures share. */
+import { LIMITS, shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import { BlockBuilder, type Named } from "../builder.js";
 import type { ConfigReader, ModelConfig } from "../config.js";
-import type { BlockProgram, RopeScaling, Rotary, ValueName } from "../program.js";
+import type { BlockProgram, Rotary, ValueName } from "../program.js";
+import { activation } from "./reader.js";
+import { ropePositions } from "./rope-config.js";
 
-export function configReader(config: Readonly<Record<string, unknown>>): ConfigReader {
-  const fail = (key: string, want: string, got: unknown): never => {
-    throw new PlanishError(`config.json: ${key} must be ${want}, found ${JSON.stringify(got)}`);
-  };
-  return {
-    number(key, fallback) {
-      const value = config[key] ?? fallback;
-      return typeof value === "number" && Number.isFinite(value) ? value : fail(key, "a number", config[key]);
-    },
-    boolean(key, fallback) {
-      const value = config[key] ?? fallback;
-      return typeof value === "boolean" ? value : fail(key, "true or false", value);
-    },
-    string(key, fallback) {
-      const value = config[key] ?? fallback;
-      return typeof value === "string" ? value : fail(key, "a string", value);
-    },
-    optional: (key) => config[key],
-  };
+/** Biases of LLaMA-shaped blocks where `attention_bias` and `mlp_bias` say so. */
+export function llamaBiases(c: ConfigReader): string[] {
+  return [
+    ...(c.boolean("attention_bias", false) ? ["q", "k", "v", "o"] : []),
+    ...(c.boolean("mlp_bias", false) ? ["gate", "up", "down"] : []),
+  ];
 }
 
-/** Reads both spellings: `rope_theta` + `rope_scaling`, and the newer `rope_parameters`. */
-export function ropePositions(c: ConfigReader): ModelConfig["positions"] {
-  const newer = asRecord(c.optional("rope_parameters"));
-  const older = asRecord(c.optional("rope_scaling"));
-  const source = newer ?? older ?? {};
-  const theta = numberOr(newer?.rope_theta, c.number("rope_theta", 10000));
-  const frequencyType = frequencyTypeOf(source.frequency_dtype);
-  return { kind: "rope", theta, scaling: ropeScaling(source, c), frequencyType };
-}
-
-function frequencyTypeOf(value: unknown): "bfloat16" | undefined {
-  if (value === undefined || value === "float32") return undefined;
-  if (value === "bfloat16") return value;
-  throw new PlanishError(
-    `config.json: rope frequency_dtype ${JSON.stringify(value)} is not supported; accepted: float32, bfloat16`,
-  );
-}
-
-function ropeScaling(source: Record<string, unknown>, c: ConfigReader): RopeScaling {
-  const type = source.rope_type ?? source.type ?? "default";
-  const need = (key: string): number => {
-    const value = source[key];
-    if (typeof value !== "number") throw new PlanishError(`config.json: rope scaling ${JSON.stringify(type)} needs ${key}`);
-    return value;
-  };
-  switch (type) {
-    case "default":
-      return { type: "default" };
-    case "linear":
-      return { type: "linear", factor: need("factor") };
-    case "llama3":
-      return {
-        type: "llama3",
-        factor: need("factor"),
-        lowFreqFactor: need("low_freq_factor"),
-        highFreqFactor: need("high_freq_factor"),
-        originalMaxPositions: numberOr(
-          source.original_max_position_embeddings,
-          c.number("original_max_position_embeddings", 8192),
-        ),
-      };
-    default:
-      throw new PlanishError(`rope scaling ${JSON.stringify(type)} is not supported; accepted: default, linear, llama3`);
-  }
-}
-
-export function activation(name: string): ModelConfig["mlp"]["activation"] {
-  switch (name) {
-    case "silu":
-    case "swish":
-      return "silu";
-    case "relu":
-      return "relu";
-    case "gelu":
-      return "gelu";
-    case "gelu_new":
-    case "gelu_pytorch_tanh":
-      return "geluTanh";
-    default:
-      throw new PlanishError(`activation "${name}" is not supported; accepted: silu, relu, gelu, gelu_new, gelu_pytorch_tanh`);
-  }
-}
-
-/** What LLaMA-shaped architectures have in common. */
+/**
+ * What LLaMA-shaped architectures have in common.
+ * @throws PlanishError when `layer_types` gives some layers another attention than the rest.
+ */
 export function llamaShape(
   c: ConfigReader,
   architecture: string,
-  options: { qkNorm?: boolean; slidingWindow?: number; tied?: boolean } = {},
+  options: { qkNorm?: boolean; slidingWindow?: number; biases?: readonly string[] } = {},
 ): ModelConfig {
-  const hiddenSize = c.number("hidden_size");
-  const numHeads = c.number("num_attention_heads");
+  const hiddenSize = c.integer("hidden_size", LIMITS.width);
+  const numHeads = c.integer("num_attention_heads", LIMITS.heads);
+  const numLayers = c.integer("num_hidden_layers", LIMITS.layers);
+  const { slidingWindow } = options;
+  checkLayerTypes(c, numLayers, slidingWindow === undefined ? "full_attention" : "sliding_attention");
   return {
     architecture,
     hiddenSize,
-    intermediateSize: c.number("intermediate_size"),
-    numLayers: c.number("num_hidden_layers"),
+    intermediateSize: c.integer("intermediate_size", LIMITS.width),
+    numLayers,
     numHeads,
-    numKvHeads: c.number("num_key_value_heads", numHeads),
-    headDim: numberOr(c.optional("head_dim"), hiddenSize / numHeads),
-    vocabSize: c.number("vocab_size"),
-    maxPositions: c.number("max_position_embeddings", 2048),
-    norm: { kind: "rms", epsilon: c.number("rms_norm_eps", 1e-6) },
+    numKvHeads: c.integer("num_key_value_heads", LIMITS.heads, numHeads),
+    headDim: (c.optional("head_dim") ?? undefined) === undefined ? hiddenSize / numHeads : c.integer("head_dim", LIMITS.width),
+    vocabSize: c.integer("vocab_size", LIMITS.vocabulary),
+    maxPositions: c.integer("max_position_embeddings", LIMITS.positions, 2048),
+    norm: { kind: "rms", epsilon: c.number("rms_norm_eps", 1e-6, { min: 0, max: 1 }) },
     positions: ropePositions(c),
     mlp: { gated: true, activation: activation(c.string("hidden_act", "silu")) },
     qkNorm: options.qkNorm ?? false,
-    tiedEmbeddings: c.boolean("tie_word_embeddings", options.tied ?? false),
-    slidingWindow: options.slidingWindow,
+    tiedEmbeddings: c.boolean("tie_word_embeddings", false),
+    slidingWindow,
+    biases: options.biases,
   };
+}
+
+function checkLayerTypes(c: ConfigReader, layers: number, accepted: string): void {
+  const types = c.optional("layer_types");
+  if (types === undefined || types === null) return;
+  if (!Array.isArray(types) || types.length !== layers || types.some((type) => type !== accepted))
+    throw new PlanishError(
+      `config.json: layer_types must be ${JSON.stringify(accepted)} for each of ${layers} layers with this architecture and window, found ${shown(types)}`,
+    );
 }
 
 /** Names shared by every architecture that follows LLaMA's layout. */
@@ -222,12 +165,4 @@ export function decoderBlock(
   const y = b.add(b.input, attentionPart(b, config, read, paths.attention));
   const middle = normed(y, { name: "post", path: paths.norms.post });
   return b.finish(b.add(y, mlpPart(b, config, middle, paths.mlp)));
-}
-
-function asRecord(value: unknown): Record<string, unknown> | undefined {
-  return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : undefined;
-}
-
-function numberOr(value: unknown, fallback: number): number {
-  return typeof value === "number" ? value : fallback;
 }

@@ -1,8 +1,11 @@
 /** The architecture table. Adding one touches this folder and nothing else (docs/contributing/architectures.md). */
+import { refuseQuantizedConfig } from "../../checkpoint/quantized-source.js";
+import { shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import type { Architecture, ModelConfig } from "../config.js";
 import type { BlockProgram } from "../program.js";
-import { configReader } from "./common.js";
+import { refuseUnreadKeys } from "./keys.js";
+import { configReader } from "./reader.js";
 import { llama } from "./llama.js";
 import { mistral } from "./mistral.js";
 import { opt } from "./opt.js";
@@ -22,11 +25,33 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>): {
   const architecture = ARCHITECTURES.find((a) => typeof type === "string" && a.modelTypes.includes(type));
   if (!architecture) {
     const accepted = ARCHITECTURES.flatMap((a) => a.modelTypes).join(", ");
-    throw new PlanishError(`architecture ${JSON.stringify(type ?? null)} is not supported; accepted model_type: ${accepted}`);
+    throw new PlanishError(`architecture ${shown(type ?? null)} is not supported; accepted model_type: ${accepted}`);
   }
-  const parsed = architecture.parse(configReader(config));
+  refuseQuantizedConfig(config, "config.json");
+  refuseOtherHead(config, architecture);
+  const { reader, read } = configReader(config);
+  const parsed = architecture.parse(reader);
   checkSizes(parsed);
+  refuseUnreadKeys(config, read, parsed);
   return { architecture, config: parsed };
+}
+
+/**
+ * The class says which head stands on the blocks; without one of its own a language model's is meant.
+ * @throws PlanishError for classifiers, reward models, encoders and whatever else is no causal language model.
+ */
+function refuseOtherHead(config: Readonly<Record<string, unknown>>, { name, modelTypes }: Architecture): void {
+  const classes = config.architectures;
+  if (classes === undefined || classes === null) return;
+  const accepted = modelTypes.map((type) => `${type}forcausallm`);
+  if (
+    Array.isArray(classes) &&
+    classes.every((item) => typeof item === "string" && accepted.includes(item.toLowerCase()))
+  )
+    return;
+  throw new PlanishError(
+    `config.json: architectures is ${shown(classes)}; of model_type ${name} only its causal language model (…ForCausalLM) is supported: other classes have another head, or none`,
+  );
 }
 
 const PROGRAMS = new WeakMap<ModelConfig, Map<number, BlockProgram>>();

@@ -3,20 +3,22 @@
  * except in the 350M model, whose norms follow the residual sums, whose embedding is narrower than its hidden
  * states, and which has no final norm (Zhang et al. 2022, arXiv 2205.01068; Hugging Face's OPTDecoder).
  */
+import { LIMITS } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import { BlockBuilder } from "../builder.js";
 import type { Architecture, ModelConfig } from "../config.js";
 import type { BlockProgram, ValueName } from "../program.js";
-import { activation, attentionPart, decoderBlock, mlpPart } from "./common.js";
+import { attentionPart, decoderBlock, mlpPart } from "./common.js";
+import { activation } from "./reader.js";
 
 export const opt: Architecture = {
   name: "opt",
   modelTypes: ["opt"],
   parse: (c) => {
-    const hiddenSize = c.number("hidden_size");
-    const numHeads = c.number("num_attention_heads");
+    const hiddenSize = c.integer("hidden_size", LIMITS.width);
+    const numHeads = c.integer("num_attention_heads", LIMITS.heads);
     const normsFirst = c.boolean("do_layer_norm_before", true);
-    const embeddingSize = c.number("word_embed_proj_dim", hiddenSize);
+    const embeddingSize = c.integer("word_embed_proj_dim", LIMITS.width, hiddenSize);
     if (!c.boolean("layer_norm_elementwise_affine", true))
       throw new PlanishError(
         "config.json: layer_norm_elementwise_affine is false, but OPT is read with norms that have weights; only true is accepted",
@@ -24,13 +26,13 @@ export const opt: Architecture = {
     return {
       architecture: "opt",
       hiddenSize,
-      intermediateSize: c.number("ffn_dim"),
-      numLayers: c.number("num_hidden_layers"),
+      intermediateSize: c.integer("ffn_dim", LIMITS.width),
+      numLayers: c.integer("num_hidden_layers", LIMITS.layers),
       numHeads,
       numKvHeads: numHeads,
       headDim: hiddenSize / numHeads,
-      vocabSize: c.number("vocab_size"),
-      maxPositions: c.number("max_position_embeddings", 2048),
+      vocabSize: c.integer("vocab_size", LIMITS.vocabulary),
+      maxPositions: c.integer("max_position_embeddings", LIMITS.positions, 2048),
       norm: { kind: "layer", epsilon: 1e-5 },
       normPlacement: normsFirst ? "before" : "after",
       finalNorm: normsFirst && !c.boolean("_remove_final_layer_norm", false),
@@ -39,6 +41,7 @@ export const opt: Architecture = {
       mlp: { gated: false, activation: activation(c.string("activation_function", "relu")) },
       qkNorm: false,
       tiedEmbeddings: c.boolean("tie_word_embeddings", true),
+      biases: c.boolean("enable_bias", true) ? ["q", "k", "v", "o", "up", "down"] : [],
     };
   },
   lower: (config) => (config.normPlacement === "after" ? normsAfter(config) : decoderBlock(config, PATHS)),
