@@ -300,6 +300,9 @@ async function build() {
     return;
   }
   const started = Date.now();
+  console.error(
+    `build-native: compiling ${stale.length} of ${library.length + driver.length} units with ${compiler.command}; all of them take minutes`,
+  );
   const queue = [...stale];
   const worker = async () => {
     for (let unit = queue.shift(); unit; unit = queue.shift()) await compile(unit, compiler);
@@ -328,8 +331,11 @@ async function build() {
   );
 }
 
+// `npx planish` in a source tree runs its install scripts without showing what they print: minutes of silence.
+const hidden = optional && process.env.npm_command === "exec" && existsSync(join(root, "src"));
+
 try {
-  await build();
+  if (!hidden) await build();
 } catch (error) {
   const message = error instanceof BuildError ? error.message : String(error?.stack ?? error);
   if (optional) {
