@@ -221,12 +221,13 @@ export class Engine implements AsyncDisposable {
       this.host.postMessage({ type: "cancel", id });
       queue.fail(asError(signal?.reason));
     };
-    signal?.addEventListener("abort", onAbort, { once: true });
-    this.requests.set(id, queue);
-    this.host.hold(true);
-    this.host.postMessage({ type: "submit", id, request });
-    let ended = false;
+    let ended = true;
     try {
+      this.submit(id, request);
+      ended = false;
+      signal?.addEventListener("abort", onAbort, { once: true });
+      this.requests.set(id, queue);
+      this.host.hold(true);
       for (let taken = 1; !ended; taken++) {
         const event = await queue.next();
         signal?.throwIfAborted();
@@ -240,6 +241,20 @@ export class Engine implements AsyncDisposable {
       this.requests.delete(id);
       if (!ended) this.host.postMessage({ type: "cancel", id });
       if (this.requests.size === 0 && !this.closing) this.host.hold(false);
+    }
+  }
+
+  /** @throws EngineError (`invalid`) when the request holds what cannot go to another thread: functions, say. */
+  private submit(id: number, request: EngineRequest): void {
+    try {
+      this.host.postMessage({ type: "submit", id, request });
+    } catch (cause) {
+      const reason = (cause as Error).message.replace(/\s+/g, " ").slice(0, 200);
+      throw new EngineError(
+        `request: it cannot be sent to the engine's thread (${reason}); give plain data`,
+        "invalid",
+        { cause },
+      );
     }
   }
 

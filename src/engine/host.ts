@@ -12,6 +12,7 @@ import { ChatTemplate, NO_TEMPLATE } from "./chat-template.js";
 import type { Executor } from "./executor.js";
 import { MOST_UNREAD, type EngineInfo, type FromHost, type ToHost } from "./protocol.js";
 import { EngineError, type EngineRequest, type GenerateEvent } from "./request.js";
+import { rootOf } from "./pages.js";
 import { Sampler } from "./sampling.js";
 import { Scheduler } from "./scheduler.js";
 import { Sequence, type SequenceSink } from "./sequence.js";
@@ -309,6 +310,7 @@ export class EngineHost {
           : this.unspelled.filter((token) => !tokenizer.eosTokenIds.includes(token)),
       },
       sink: this.sink(id),
+      root: rootOf(request.cacheSalt),
     });
   }
 

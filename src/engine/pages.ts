@@ -3,10 +3,19 @@
  * their beginning. A full page whose last owner is gone keeps its contents, as part of the prefix cache, until the page
  * is needed for something else; the one unused for longest goes first.
  */
+import { createHash } from "node:crypto";
 import { PlanishError } from "../common/errors.js";
 
+/** Identity of a beginning: its pages' number, or the name of an empty one. */
+export type PrefixNode = number | string;
+
 /** The beginning of every sequence, before its first page. */
-export const ROOT = 0;
+export const ROOT: PrefixNode = 0;
+
+/** A beginning that only sequences of the same salt share. */
+export function rootOf(salt: string | undefined): PrefixNode {
+  return salt === undefined ? ROOT : `salt:${createHash("sha256").update(salt).digest("hex")}`;
+}
 
 export class PagePool {
   private readonly references: Int32Array;
@@ -15,8 +24,8 @@ export class PagePool {
   private readonly known = new Map<string, number>();
   private readonly keys: (string | undefined)[];
   /** Identity of the text up to the end of a known page. Never reissued: a page's successors outlive it unreachable. */
-  private readonly nodes: number[];
-  private lastNode = ROOT;
+  private readonly nodes: PrefixNode[];
+  private lastNode = 0;
   /** Known pages without owner, the one released first in front. */
   private readonly idle = new Set<number>();
 
@@ -27,7 +36,7 @@ export class PagePool {
     this.references = new Int32Array(count);
     this.free = Array.from({ length: count }, (_, i) => count - 1 - i);
     this.keys = new Array<string | undefined>(count);
-    this.nodes = new Array<number>(count).fill(ROOT);
+    this.nodes = new Array<PrefixNode>(count).fill(ROOT);
   }
 
   /** Pages that `allocate` can still give. */
@@ -80,11 +89,15 @@ export class PagePool {
 
   /**
    * The longest known beginning of `tokens` in whole pages, at most `limit` tokens of it; its pages are retained.
-   * `node` stands for that beginning in `register`.
+   * `node` stands for that beginning in `register`. Only what began at the same `root` is found.
    */
-  match(tokens: ArrayLike<number>, limit: number): { pages: number[]; node: number } {
+  match(
+    tokens: ArrayLike<number>,
+    limit: number,
+    root = ROOT,
+  ): { pages: number[]; node: PrefixNode } {
     const pages: number[] = [];
-    let node = ROOT;
+    let node = root;
     while ((pages.length + 1) * this.pageTokens <= limit) {
       const page = this.known.get(this.key(node, tokens, pages.length * this.pageTokens));
       if (page === undefined) break;
@@ -99,7 +112,7 @@ export class PagePool {
    * Makes a full page known: it holds the `pageTokens` tokens from `start` on, after the beginning `node`. Returns the
    * node of the longer beginning. Where another page holds the same already, this one stays private.
    */
-  register(page: number, node: number, tokens: ArrayLike<number>, start: number): number {
+  register(page: number, node: PrefixNode, tokens: ArrayLike<number>, start: number): PrefixNode {
     const key = this.key(node, tokens, start);
     const existing = this.known.get(key);
     if (existing !== undefined) return this.nodes[existing];
@@ -112,7 +125,7 @@ export class PagePool {
     return this.lastNode;
   }
 
-  private key(node: number, tokens: ArrayLike<number>, start: number): string {
+  private key(node: PrefixNode, tokens: ArrayLike<number>, start: number): string {
     let key = String(node);
     for (let i = start; i < start + this.pageTokens; i++) key += `,${tokens[i]}`;
     return key;

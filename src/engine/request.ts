@@ -26,6 +26,8 @@ export const REQUEST_LIMITS = {
   stopCharacters: 512,
   topLogprobs: 20,
   biases: 1024,
+  /** Lists and objects within one another. */
+  depth: 100,
   /** Factors that still leave a difference between logits in float32. */
   leastRepetitionPenalty: 0.01,
   mostRepetitionPenalty: 100,
@@ -65,6 +67,11 @@ const settings = {
   logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).optional(),
   /** Go on past the tokens that end a text (default false). */
   ignoreEnd: z.boolean().optional(),
+  /**
+   * Cached beginnings of prompts are shared among requests of the same salt only (default: all share). Otherwise
+   * `cachedTokens` tells what others have asked.
+   */
+  cacheSalt: z.string().min(1).max(REQUEST_LIMITS.stopCharacters).optional(),
 };
 
 export const generateRequestSchema = z.strictObject({
@@ -101,10 +108,34 @@ export type EngineRequest =
 
 /** @throws EngineError (`invalid`) naming the field. */
 export function parseRequest<T>(schema: z.ZodType<T>, request: unknown): T {
+  checkDepth(request);
   const result = schema.safeParse(request);
   if (result.success) return result.data;
   const [issue] = result.error.issues;
   throw new EngineError(`${issue.path.join(".") || "request"}: ${issue.message}`, "invalid");
+}
+
+/** @throws EngineError (`invalid`) when lists and objects are nested deeper than may be. */
+function checkDepth(request: unknown): void {
+  const isNested = (value: unknown): value is object => typeof value === "object" && value !== null;
+  let level = [request].filter(isNested);
+  // Each object once: one that is held in many places is not walked through as often.
+  const seen = new Set<object>(level);
+  for (let depth = 1; level.length > 0; depth++) {
+    if (depth > REQUEST_LIMITS.depth)
+      throw new EngineError(
+        `request: lists and objects are nested more than ${REQUEST_LIMITS.depth} deep`,
+        "invalid",
+      );
+    const next: object[] = [];
+    for (const value of level)
+      for (const each of Object.values(value) as unknown[])
+        if (isNested(each) && !seen.has(each)) {
+          seen.add(each);
+          next.push(each);
+        }
+    level = next;
+  }
 }
 
 /** A token as people read it. */

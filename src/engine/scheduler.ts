@@ -119,7 +119,7 @@ export class Scheduler {
       const [sequence] = this.waiting;
       const { tokens } = sequence;
       // The last token is computed in any case: its logits are wanted.
-      const { pages, node } = this.pool.match(tokens, tokens.length - 1);
+      const { pages, node } = this.pool.match(tokens, tokens.length - 1, sequence.root);
       if (this.pagesFor(tokens.length) - pages.length > this.pool.available) {
         for (const page of pages.reverse()) this.pool.release(page);
         return;

@@ -1,7 +1,7 @@
 /** One text in the making: its tokens, what of them is in the cache, and how the next one is chosen. */
 import type { OutputToken, TextOutput } from "./text-output.js";
 import { logProbabilities, type LogProbability, type Sampler } from "./sampling.js";
-import { ROOT } from "./pages.js";
+import { ROOT, type PrefixNode } from "./pages.js";
 import type { FinishReason } from "./request.js";
 import { maskTokens } from "./token-texts.js";
 
@@ -40,6 +40,8 @@ export interface SequenceParts {
   readonly output: TextOutput<TokenExtra>;
   readonly limits: SequenceLimits;
   readonly sink: SequenceSink;
+  /** Where its beginnings are known from (default: where all are). */
+  readonly root?: PrefixNode;
 }
 
 export class Sequence {
@@ -53,7 +55,7 @@ export class Sequence {
   pages: number[] = [];
   /** Leading pages that the pool knows, and the node of the beginning that they hold. */
   knownPages = 0;
-  node = ROOT;
+  node: PrefixNode = ROOT;
   /** Prompt tokens that were found in the prefix cache when the sequence first ran. */
   cachedTokens: number | undefined;
   /** Its reader does not keep up: it keeps its place but takes no part in steps. */
@@ -75,6 +77,10 @@ export class Sequence {
   /** Tokens that must be computed before the next one can be chosen. */
   get pending(): number {
     return this.tokens.length - this.computed;
+  }
+
+  get root(): PrefixNode {
+    return this.parts.root ?? ROOT;
   }
 
   get sink(): SequenceSink {

@@ -40,11 +40,22 @@ const CODE_OF: Readonly<Partial<Record<EngineErrorCode, string>>> = {
 export function describeError(error: unknown): { status: number; body: ErrorBody } {
   if (error instanceof ApiError)
     return of(error.status, error.message, error.details.code, error.details.param);
-  if (error instanceof EngineError)
-    return of(STATUS_OF[error.code], error.message, CODE_OF[error.code]);
+  if (error instanceof EngineError) return ofEngine(error);
   const { statusCode, message, code } = httpError(error);
   if (statusCode !== undefined && statusCode < 500) return of(statusCode, message, code);
   return of(500, "the server failed to do this; its log says why");
+}
+
+/** The engine names settings as the library spells them; clients of the API spell them otherwise. */
+const SPELLED: Readonly<Record<string, string>> = { ignoreEnd: "ignore_eos" };
+
+function ofEngine({ code, message }: EngineError) {
+  const [, name, path, reason] = /^([a-z][A-Za-z]*)((?:\.[\w-]+)*): (.*)$/s.exec(message) ?? [];
+  if (code !== "invalid" || name === undefined || name === "request")
+    return of(STATUS_OF[code], message, CODE_OF[code]);
+  const snake = name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+  const param = `${SPELLED[name] ?? snake}${path}`;
+  return of(STATUS_OF[code], `${param}: ${reason}`, CODE_OF[code], param);
 }
 
 function of(status: number, message: string, code?: string, param?: string) {
@@ -69,6 +80,10 @@ function httpError(error: unknown): { statusCode?: number; message: string; code
   switch (code) {
     case "FST_ERR_CTP_BODY_TOO_LARGE":
       return { statusCode, message: "the request's body is too large", code: "body_too_large" };
+    case "FST_ERR_BAD_URL":
+      return { statusCode: 400, message: "the URL is malformed", code: "bad_url" };
+    case "FST_ERR_MAX_PARAM_LENGTH":
+      return { statusCode: 414, message: "a part of the URL is too long", code: "url_too_long" };
     case "FST_ERR_CTP_INVALID_MEDIA_TYPE":
       return { statusCode, message: "send the body as application/json", code: "media_type" };
     case "FST_BEARER_AUTH_MISSING_AUTHORIZATION_HEADER":
@@ -81,4 +96,19 @@ function httpError(error: unknown): { statusCode?: number; message: string; code
     default:
       return { statusCode, message: error.message };
   }
+}
+
+/** What Node's parser refuses before there is a request: the status line and body to send on the bare socket. */
+export function describeParserError(code: string | undefined): string {
+  const [status, reason, message] =
+    code === "HPE_HEADER_OVERFLOW"
+      ? [431, "Request Header Fields Too Large", "the request's headers are too large"]
+      : code === "ERR_HTTP_REQUEST_TIMEOUT"
+        ? [408, "Request Timeout", "the request did not come in time"]
+        : ([400, "Bad Request", "the request is not well-formed HTTP"] as const);
+  const body = JSON.stringify(of(status, message).body);
+  return (
+    `HTTP/1.1 ${status} ${reason}\r\nContent-Type: application/json; charset=utf-8\r\n` +
+    `Content-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`
+  );
 }

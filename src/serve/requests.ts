@@ -6,6 +6,9 @@ import { z } from "zod";
 import { REQUEST_LIMITS, type ChatRequest, type GenerateRequest } from "../engine/request.js";
 import { ApiError } from "./errors.js";
 
+/** Characters of what a client wrote that an error repeats. */
+const LONGEST_ECHO = 100;
+
 /** Prompts that one completion request may hold. */
 const MOST_PROMPTS = 32;
 
@@ -14,6 +17,8 @@ const dropped = z.unknown().optional();
 /** Accepted only with the value that changes nothing. */
 const only = <T extends z.ZodType>(schema: T): z.ZodOptional<z.ZodNullable<T>> =>
   schema.nullable().optional();
+
+const stopString = z.string().max(REQUEST_LIMITS.stopCharacters);
 
 const common = {
   model: z.string().optional(),
@@ -27,9 +32,14 @@ const common = {
   top_p: z.number().min(0).max(1).nullish(),
   presence_penalty: z.number().min(-2).max(2).nullish(),
   frequency_penalty: z.number().min(-2).max(2).nullish(),
-  logit_bias: z.record(z.string(), z.number().min(-100).max(100)).nullish(),
+  logit_bias: z
+    .record(z.string().regex(/^\d{1,9}$/, "give token ids as keys"), z.number().min(-100).max(100))
+    .refine((biases) => Object.keys(biases).length <= REQUEST_LIMITS.biases, {
+      error: `give biases for at most ${REQUEST_LIMITS.biases} tokens`,
+    })
+    .nullish(),
   seed: z.int().nullish(),
-  stop: z.union([z.string(), z.array(z.string()).max(REQUEST_LIMITS.stopStrings)]).nullish(),
+  stop: z.union([stopString, z.array(stopString).max(REQUEST_LIMITS.stopStrings)]).nullish(),
   // Beyond OpenAI's, by the names that other servers use.
   top_k: z.int().min(-1).nullish(),
   min_p: z.number().min(0).max(1).nullish(),
@@ -175,7 +185,9 @@ function check<T extends z.ZodType>(schema: T, body: unknown): z.infer<T> {
   const result = schema.safeParse(body);
   if (result.success) return result.data;
   const [issue] = result.error.issues;
-  const param = issue.path.join(".");
-  const message = param === "" ? issue.message : `${param}: ${issue.message}`;
+  // Both may hold what the client wrote, however long that is.
+  const param = issue.path.join(".").slice(0, LONGEST_ECHO);
+  const reason = issue.message.slice(0, 2 * LONGEST_ECHO);
+  const message = param === "" ? reason : `${param}: ${reason}`;
   throw new ApiError(400, message, { param: param || undefined });
 }

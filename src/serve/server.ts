@@ -10,8 +10,9 @@ import Fastify, {
   type FastifyRequest,
 } from "fastify";
 import type { Engine } from "../engine/engine.js";
+import { REQUEST_LIMITS } from "../engine/request.js";
 import { chatStyle, completionStyle } from "./answers.js";
-import { ApiError, describeError } from "./errors.js";
+import { ApiError, describeError, describeParserError } from "./errors.js";
 import { answer, type GenerationContext } from "./generation.js";
 import { checkHost, isLoopback, Keys } from "./guards.js";
 import { Metrics } from "./metrics.js";
@@ -32,11 +33,15 @@ export interface ServerOptions {
   readonly maxConnections: number;
   /** Milliseconds that a client may leave its answer untaken before it is given up. */
   readonly clientPatience: number;
+  /** Whether the prefix cache is each key's own, so that none can find out what others ask (default: shared). */
+  readonly separateKeys?: boolean;
   readonly logger: FastifyBaseLogger;
 }
 
 /** Milliseconds for a client to send its whole request: slow senders must not hold connections. */
 const REQUEST_TIMEOUT = 30_000;
+/** Characters of a model's name in a URL. */
+const LONGEST_PARAMETER = 500;
 const HEARTBEAT = 15_000;
 /** Milliseconds that connections without answers under way get when the server closes. */
 const LAST_MOMENT = 200;
@@ -63,7 +68,16 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
     // Sockets that are kept open between requests must not hold up closing.
     forceCloseConnections: "idle",
     return503OnClosing: false,
-    routerOptions: { ignoreTrailingSlash: true, maxParamLength: 200 },
+    routerOptions: {
+      ignoreTrailingSlash: true,
+      ignoreDuplicateSlashes: true,
+      maxParamLength: LONGEST_PARAMETER,
+    },
+    frameworkErrors: (error, request, reply) => sendError(error, request, reply),
+    clientErrorHandler: (error, socket) => {
+      if (socket.writable) socket.end(describeParserError((error as NodeJS.ErrnoException).code));
+      else socket.destroy();
+    },
     requestIdHeader: false,
   });
   app.server.maxConnections = options.maxConnections;
@@ -73,6 +87,7 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
   let active = 0;
 
   app.removeContentTypeParser("text/plain");
+  parseBodies(app);
   app.setErrorHandler(sendError);
   app.setNotFoundHandler((request) => {
     throw new ApiError(404, `there is no ${request.method} ${request.url.slice(0, 100)} here`);
@@ -94,6 +109,8 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
   });
   if (options.requestsPerMinute > 0)
     await app.register(rateLimit, {
+      // As a hook of its own, before keys are asked for: guesses and wrong places count too.
+      global: false,
       max: options.requestsPerMinute,
       timeWindow: "1 minute",
       keyGenerator: (request) => keys.clientOf(request),
@@ -103,6 +120,8 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
           code: "rate_limit_exceeded",
         }),
     });
+
+  if (options.requestsPerMinute > 0) app.addHook("onRequest", app.rateLimit());
 
   app.get("/health", (_request, reply) => {
     const status = draining ? "draining" : engine.isOpen ? "ok" : "failed";
@@ -126,8 +145,8 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
     const created = Math.floor(Date.now() / 1000);
     const model = { id: options.model, object: "model", created, owned_by: "planish" };
     api.get("/v1/models", () => ({ object: "list", data: [model] }));
-    api.get<{ Params: { model: string } }>("/v1/models/:model", ({ params }) => {
-      checkModel(params.model, options.model);
+    api.get<{ Params: { "*": string } }>("/v1/models/*", ({ params }) => {
+      checkModel(params["*"], options.model);
       return model;
     });
 
@@ -149,14 +168,31 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
         return work(request, reply);
       });
     };
+    const saltOf = (request: FastifyRequest): { cacheSalt?: string } =>
+      options.separateKeys === true ? { cacheSalt: keys.clientOf(request) } : {};
     post("/v1/completions", (request, reply) => {
       const translated = checked(translateCompletion(request.body), options.model);
-      const start = engine.generate.bind(engine);
-      return answer(context, completionStyle, translated, start, request, reply);
+      const salt = saltOf(request);
+      return answer(
+        context,
+        completionStyle,
+        translated,
+        (each) => engine.generate({ ...each, ...salt }),
+        request,
+        reply,
+      );
     });
     post("/v1/chat/completions", (request, reply) => {
       const translated = checked(translateChat(request.body), options.model);
-      return answer(context, chatStyle, translated, engine.chat.bind(engine), request, reply);
+      const salt = saltOf(request);
+      return answer(
+        context,
+        chatStyle,
+        translated,
+        (each) => engine.chat({ ...each, ...salt }),
+        request,
+        reply,
+      );
     });
   });
 
@@ -178,6 +214,42 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       return left;
     },
   };
+}
+
+/** JSON, refused before it is parsed where it is nested deeper than any request. */
+function parseBodies(app: FastifyInstance): void {
+  const parse = app.getDefaultJsonParser("error", "error");
+  app.removeContentTypeParser("application/json");
+  app.addContentTypeParser<string>(
+    "application/json",
+    { parseAs: "string" },
+    (request, body, done) => {
+      if (nestedDeeper(body, REQUEST_LIMITS.depth))
+        done(
+          new ApiError(400, `the body is nested more than ${REQUEST_LIMITS.depth} deep`, {
+            code: "nested_too_deep",
+          }),
+        );
+      else void parse(request, body, done);
+    },
+  );
+}
+
+function nestedDeeper(json: string, most: number): boolean {
+  let depth = 0;
+  let inString = false;
+  for (let i = 0; i < json.length; i++) {
+    const char = json[i];
+    if (inString) {
+      if (char === "\\") i += 1;
+      else if (char === '"') inString = false;
+    } else if (char === '"') inString = true;
+    else if (char === "[" || char === "{") {
+      depth += 1;
+      if (depth > most) return true;
+    } else if (char === "]" || char === "}") depth -= 1;
+  }
+  return false;
 }
 
 /** Where the plugin's hook is missing, keys could not be checked. */

@@ -105,6 +105,7 @@ export async function fakeEngine(
   executor: Executor,
   options: Partial<HostOptions> = {},
   tokenizer = fakeTokenizer(),
+  { onHold = () => undefined }: { onHold?: (busy: boolean) => void } = {},
 ): Promise<{ engine: Engine; crash: (error: Error) => void }> {
   const { port1, port2 } = new MessageChannel();
   let crash: (error: Error) => void = () => undefined;
@@ -115,7 +116,7 @@ export async function fakeEngine(
       crash = listener;
       port1.on("close", () => listener(undefined));
     },
-    hold: () => undefined,
+    hold: onHold,
     terminate: () => {
       port1.close();
       return Promise.resolve();

@@ -1,6 +1,7 @@
 /** `planish serve`: an OpenAI-compatible server over one model, with a chat page. */
 
-import { basename, extname } from "node:path";
+import { createServer as createSocketServer } from "node:net";
+import { basename, extname, resolve } from "node:path";
 import { Option, type Command } from "commander";
 import pino from "pino";
 import { resolveModel } from "../../checkpoint/hub.js";
@@ -28,6 +29,7 @@ interface ServeFlags extends DeviceFlags, EngineFlags {
   readonly port: number;
   readonly apiKeyFile?: string;
   readonly modelName?: string;
+  readonly separateKeys?: boolean;
   readonly concurrency: number;
   readonly queue: number;
   readonly rateLimit: number;
@@ -53,6 +55,7 @@ export function register(program: Command): void {
     .option("--port <n>", "0 takes a free one", integer({ min: 0, max: 65535 }), 8080)
     .option("--api-key-file <file>", "API keys, one on each line; requests must carry one")
     .option("--model-name <name>", "name of the model in the API (default: its file's name)")
+    .option("--separate-keys", "no key finds another's prompts in the cache (needs --api-key-file)")
     .option("--concurrency <n>", "sequences at the same time", integer({ min: 1, max: 1024 }), 32)
     .option("--queue <n>", "requests that may wait; more get 503", integer({ min: 0 }), 256)
     .option(
@@ -89,18 +92,22 @@ export function register(program: Command): void {
       perform<ServeFlags, [string]>(
         async ({ reporter, signal }, flags, name) => {
           const apiKeys = flags.apiKeyFile === undefined ? [] : readApiKeys(flags.apiKeyFile);
+          if (flags.separateKeys && apiKeys.length === 0)
+            throw new PlanishError("--separate-keys has no keys to separate; give --api-key-file");
+          await checkAddress(flags);
           const path = await resolveModel(name, { progress: reporter, signal });
           await using engine = await Engine.load(path, {
             ...engineOptions(flags, reporter),
             maxRunning: flags.concurrency,
             maxWaiting: flags.queue,
           });
-          const model = flags.modelName ?? basename(name, extname(name) === ".gguf" ? ".gguf" : "");
+          const model = flags.modelName ?? nameOf(name);
           const level = flags.logLevel ?? (reporter.quiet ? "warn" : "info");
           const server = await createServer(engine, {
             model,
             host: flags.host,
             apiKeys,
+            separateKeys: flags.separateKeys,
             bodyLimit: flags.maxBody,
             requestsPerMinute: flags.rateLimit,
             maxConnections: flags.maxConnections,
@@ -132,6 +139,36 @@ export function register(program: Command): void {
   ]);
 }
 
+/** A model's name by its path, also where that is `.` or ends in a slash. */
+function nameOf(path: string): string {
+  const absolute = resolve(path);
+  return basename(absolute, extname(absolute) === ".gguf" ? ".gguf" : "") || "model";
+}
+
+/** Finds out that an address is taken before a model is loaded for it. @throws PlanishError */
+async function checkAddress({ host, port }: ServeFlags): Promise<void> {
+  const probe = createSocketServer();
+  try {
+    await new Promise<void>((listening, reject) => {
+      probe.once("error", reject);
+      probe.listen({ host, port, exclusive: true }, listening);
+    });
+  } catch (cause) {
+    throw addressError(host, port, cause);
+  } finally {
+    probe.close();
+  }
+}
+
+function addressError(host: string, port: number, cause: unknown): PlanishError {
+  const { code } = cause as NodeJS.ErrnoException;
+  const reason =
+    code === "EADDRINUSE"
+      ? "is taken by another program; give another --port"
+      : `cannot be used (${code ?? "unknown error"}); give another --host or --port`;
+  return new PlanishError(`address ${host}:${port} ${reason}`, { cause });
+}
+
 async function listen(
   { app }: ChatServer,
   { host, port }: ServeFlags,
@@ -140,14 +177,9 @@ async function listen(
   try {
     await app.listen({ host, port, listenTextResolver: (address) => `listening at ${address}` });
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
     await app.close();
-    const reason =
-      code === "EADDRINUSE"
-        ? "is taken; give another --port"
-        : `cannot be used (${code ?? "unknown error"})`;
     reporter.debug(String(cause));
-    throw new PlanishError(`address ${host}:${port} ${reason}`, { cause });
+    throw addressError(host, port, cause);
   }
 }
 
