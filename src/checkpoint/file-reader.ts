@@ -81,6 +81,8 @@ export function isJsonObject(value: unknown): value is Record<string, unknown> {
 export function readJsonObject(path: string): Record<string, unknown> {
   const value = readUserJson(path, { most: MAX_JSON_BYTES });
   if (!isJsonObject(value))
-    throw new PlanishError(`${path} must hold a JSON object, not ${shown(value)}`);
+    throw new PlanishError(
+      `${path} must hold a JSON object, not ${Array.isArray(value) ? "an array" : shown(value)}`,
+    );
   return value;
 }

@@ -97,6 +97,43 @@ export function ggufHeadDim(metadata: GgufMetadata, architecture: string): numbe
   return headDim;
 }
 
+/**
+ * Settings that change a model's arithmetic and that nobody here carries out, by their key after the architecture's
+ * name, with the values that change nothing.
+ */
+const UNREAD: Readonly<Record<string, readonly (number | boolean)[]>> = {
+  "attention.logit_softcapping": [0],
+  attn_logit_softcapping: [0],
+  final_logit_softcapping: [0],
+  "attention.scale": [0],
+  "attention.clamp_kqv": [0],
+  "attention.max_alibi_bias": [0],
+  "attention.causal": [true],
+  logit_scale: [0, 1],
+  residual_scale: [0, 1],
+  embedding_scale: [0, 1],
+  use_parallel_residual: [false],
+  expert_used_count: [0],
+  "rope.scaling.attn_factor": [0, 1],
+};
+
+/** Throws PlanishError naming the setting that is not carried out. */
+function refuseUnread(metadata: GgufMetadata, architecture: string, positions: number): void {
+  for (const [suffix, neutral] of Object.entries(UNREAD)) {
+    const key = `${architecture}.${suffix}`;
+    if (!metadata.has(key)) continue;
+    const value = typeof neutral[0] === "boolean" ? metadata.boolean(key) : metadata.number(key);
+    if (value !== undefined && !neutral.includes(value))
+      metadata.fail(`metadata ${key} is ${value}, which this architecture is read without`);
+  }
+  const key = `${architecture}.attention.sliding_window`;
+  const window = metadata.has(key) ? metadata.count(key) : undefined;
+  if (window !== undefined && window !== 0 && window < positions)
+    metadata.fail(
+      `metadata ${key} is ${window}, below the context of ${positions}: windows are not read from GGUF files`,
+    );
+}
+
 /** `config.json` as Hugging Face would write it. Throws PlanishError on what cannot be expressed. */
 export function rebuildConfig(metadata: GgufMetadata, shapes: GgufShapes): Record<string, unknown> {
   const { name, className, modelType } = ggufArchitecture(metadata);
@@ -104,6 +141,7 @@ export function rebuildConfig(metadata: GgufMetadata, shapes: GgufShapes): Recor
   if ((metadata.count(key("expert_count")) ?? 0) > 0) {
     metadata.fail("mixture-of-experts models are not supported in GGUF files");
   }
+  refuseUnread(metadata, name, positive(metadata, key("context_length")));
   const headDim = ggufHeadDim(metadata, name);
   const valueLength = metadata.count(key("attention.value_length")) ?? headDim;
   if (valueLength !== headDim) {
@@ -157,10 +195,15 @@ function ropeScaling(
   factors: Float32Array | undefined,
 ): Record<string, unknown> | undefined {
   if (factors) return llama3Scaling(metadata, theta, headDim, factors);
-  const type = metadata.string(`${architecture}.rope.scaling.type`);
-  if (type === undefined || type === "none") return undefined;
-  const factor = metadata.number(`${architecture}.rope.scaling.factor`) ?? 1;
-  if (factor === 1) return undefined;
+  // A factor without a type is linear scaling, and so is the older key; 0 stands for no scaling (llama.cpp's reading).
+  const type = metadata.string(`${architecture}.rope.scaling.type`) ?? "linear";
+  if (type === "none") return undefined;
+  const factor =
+    (metadata.number(`${architecture}.rope.scaling.factor`) ||
+      metadata.number(`${architecture}.rope.scale_linear`)) ??
+    1;
+  if (factor === 1 || factor === 0) return undefined;
+  if (factor < 0) metadata.fail(`rope scaling factor ${factor} is impossible; it must be above 0`);
   if (type === "linear") return { rope_type: "linear", factor };
   if (type === "yarn") {
     const original = metadata.count(`${architecture}.rope.scaling.original_context_length`);

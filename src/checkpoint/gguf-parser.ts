@@ -7,6 +7,7 @@
  * to the alignment; data. Strings are a u64 length and UTF-8.
  */
 
+import { isIntegerIn, shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import type { StoredTensor, StoredType } from "./checkpoint.js";
 import { ELEMENT_BYTES, isElementType } from "./element-types.js";
@@ -43,6 +44,8 @@ export interface GgufFile {
 const MAX_LIST = 4_000_000;
 const MAX_STRING_BYTES = 16 << 20;
 const MAX_KEYS = 65_536;
+/** Arrays inside arrays, in the whole file: published files have none, and an empty one takes far more memory than bytes. */
+const MAX_NESTED = 65_536;
 const MAX_TENSORS = 1_000_000;
 const MAX_RANK = 4;
 const MAX_ALIGNMENT = 1 << 20;
@@ -95,6 +98,8 @@ const TYPE_ARRAY = 9;
 /** Sequential reading of the file's front part through a window, with a bound on everything. */
 class Cursor {
   position = 0;
+  /** Arrays inside arrays so far. */
+  nested = 0;
   readonly #reader: FileReader;
   #window = new Uint8Array(0);
   #windowStart = 0;
@@ -199,13 +204,11 @@ export function parseGguf(reader: FileReader): GgufFile {
   }
   const alignment = metadata.get("general.alignment") ?? DEFAULT_ALIGNMENT;
   if (
-    typeof alignment !== "number" ||
-    alignment < 1 ||
-    alignment > MAX_ALIGNMENT ||
+    !isIntegerIn(alignment, { min: 1, max: MAX_ALIGNMENT }) ||
     (alignment & (alignment - 1)) !== 0
   ) {
     throw new PlanishError(
-      `${path}: general.alignment must be a power of two up to ${MAX_ALIGNMENT}, not ${String(alignment)}`,
+      `${path}: general.alignment must be a power of two up to ${MAX_ALIGNMENT}, not ${shown(alignment)}`,
     );
   }
   const described: Described[] = [];
@@ -269,6 +272,12 @@ function readArray(cursor: Cursor, where: string, depth: number): GgufValue {
     return strings;
   }
   if (type === TYPE_ARRAY) {
+    cursor.nested += count;
+    if (cursor.nested > MAX_NESTED) {
+      throw new PlanishError(
+        `${cursor.path}: ${where} brings the arrays inside arrays to ${cursor.nested}, at most ${MAX_NESTED} are accepted`,
+      );
+    }
     const arrays: GgufValue[] = [];
     for (let i = 0; i < count; i++) arrays.push(readArray(cursor, where, depth + 1));
     return arrays;

@@ -196,6 +196,33 @@ describe("as a checkpoint", () => {
     ).toThrow(/does not follow llama3 scaling/);
   });
 
+  it.each<[string, Record<string, GgufField>, unknown]>([
+    ["a factor without type", { "llama.rope.scaling.factor": { f32: 4 } }, 4],
+    ["the older key", { "llama.rope.scale_linear": { f32: 2 } }, 2],
+    ["a factor of 0", { "llama.rope.scaling.factor": { f32: 0 } }, undefined],
+  ])("reads linear rope scaling from %s", (_, fields, factor) => {
+    using checkpoint = openCheckpoint(write(modelBytes("llama", fields)));
+    expect(checkpoint.config["rope_scaling"]).toEqual(
+      factor === undefined ? undefined : { rope_type: "linear", factor },
+    );
+  });
+
+  it.each<[string, GgufField, GgufField]>([
+    ["attention.logit_softcapping", { f32: 50 }, { f32: 0 }],
+    ["final_logit_softcapping", { f32: 30 }, { f32: 0 }],
+    ["attention.scale", { f32: 0.1 }, { f32: 0 }],
+    ["logit_scale", { f32: 0.5 }, { f32: 1 }],
+    ["residual_scale", { f32: 0.5 }, { f32: 1 }],
+    ["attention.causal", { bool: false }, { bool: true }],
+    ["expert_used_count", { u32: 2 }, { u32: 0 }],
+    ["attention.sliding_window", { u32: 512 }, { u32: 4096 }],
+  ])("refuses %s where it changes the arithmetic, and only there", (key, wrong, right) => {
+    expect(() => openCheckpoint(write(modelBytes("llama", { [`llama.${key}`]: wrong })))).toThrow(
+      `metadata llama.${key} is `,
+    );
+    openCheckpoint(write(modelBytes("llama", { [`llama.${key}`]: right })))[Symbol.dispose]();
+  });
+
   it.each([
     [
       "another architecture",
@@ -326,6 +353,29 @@ describe("hostile files", () => {
       "an alignment that is none",
       start().u64(0).u64(1).string("general.alignment").u32(4).u32(24).result(),
       /general.alignment must be a power of two/,
+    ],
+    [
+      "an alignment of 1.5",
+      start().u64(0).u64(1).string("general.alignment").u32(6).f32(1.5).result(),
+      /general.alignment must be a power of two up to 1048576, not 1.5/,
+    ],
+    [
+      "an alignment of NaN",
+      start().u64(0).u64(1).string("general.alignment").u32(6).f32(NaN).result(),
+      /general.alignment must be a power of two up to 1048576, not NaN/,
+    ],
+    [
+      "many arrays inside an array",
+      start()
+        .u64(0)
+        .u64(1)
+        .string("k")
+        .u32(9)
+        .u32(9)
+        .u64(70_000)
+        .bytes(new Uint8Array(12 * 70_000))
+        .result(),
+      /brings the arrays inside arrays to 70000, at most 65536/,
     ],
     [
       "a tensor of many dimensions",
