@@ -174,7 +174,7 @@ export function rebuildConfig(metadata: GgufMetadata, shapes: GgufShapes): Recor
   const scaling = ropeScaling(metadata, name, ropeTheta, headDim, shapes.ropeFactors);
   if (scaling) config["rope_scaling"] = scaling;
   for (const id of ["bos", "eos"]) {
-    const value = metadata.count(`tokenizer.ggml.${id}_token_id`);
+    const value = metadata.tokenId(`tokenizer.ggml.${id}_token_id`, shapes.vocabSize);
     if (value !== undefined) config[`${id}_token_id`] = value;
   }
   return config;

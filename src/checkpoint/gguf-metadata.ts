@@ -1,5 +1,6 @@
 /** Typed access to GGUF metadata: a wrong type or a missing key is an error that names file and key. */
 
+import { isIntegerIn, shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import type { GgufFile, GgufNumbers, GgufValue } from "./gguf-parser.js";
 
@@ -41,6 +42,20 @@ export class GgufMetadata {
       "one non-negative integer",
       (value): value is number => Number.isSafeInteger(value) && (value as number) >= 0,
     );
+  }
+
+  /**
+   * The id of one of `size` tokens. Another value is a mistake that generation can do without (published files hold
+   * 4294967295): a warning, and undefined.
+   */
+  tokenId(key: string, size: number): number | undefined {
+    const value = this.#values.get(key);
+    if (value === undefined || isIntegerIn(value, { min: 0, max: size - 1 })) return value;
+    process.emitWarning(
+      `${this.#file}: metadata ${key} is ${shown(value)}, there are ${size} tokens; it is left out`,
+      "PlanishWarning",
+    );
+    return undefined;
   }
 
   strings(key: string): string[] | undefined {

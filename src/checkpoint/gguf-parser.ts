@@ -12,6 +12,7 @@ import { PlanishError } from "../common/errors.js";
 import type { StoredTensor, StoredType } from "./checkpoint.js";
 import { ELEMENT_BYTES, isElementType } from "./element-types.js";
 import type { FileReader } from "./file-reader.js";
+import { foreignKind } from "./foreign-file.js";
 import { BLOCK_FORMATS } from "./gguf-blocks.js";
 import { quoteName, sizeInBytes } from "./safetensors-header.js";
 
@@ -178,7 +179,12 @@ export function looksLikeGguf(reader: FileReader): boolean {
 /** Parses and checks everything before the data. Throws PlanishError naming the file and the claim. */
 export function parseGguf(reader: FileReader): GgufFile {
   const { path } = reader;
+  if (reader.size === 0) throw new PlanishError(`${path} is empty; fetch it again`);
   if (!looksLikeGguf(reader)) {
+    const start = new Uint8Array(Math.min(16, reader.size));
+    reader.readInto(start, 0, "the first bytes");
+    const kind = foreignKind(start);
+    if (kind !== undefined) throw new PlanishError(`${path} is ${kind}`);
     throw new PlanishError(`${path}: not a GGUF file: it does not begin with "GGUF"`);
   }
   const cursor = new Cursor(reader);

@@ -3,6 +3,7 @@
  * SentencePiece BPE ("llama"), with the pre-tokenizers of the supported model families.
  */
 
+import { LIMITS } from "../common/bounds.js";
 import type { TokenizerFiles } from "./checkpoint.js";
 import type { GgufMetadata } from "./gguf-metadata.js";
 
@@ -110,8 +111,9 @@ export function rebuildTokenizer(metadata: GgufMetadata): TokenizerFiles {
 /** Ids that end a generation: those the metadata name, and end-of-turn tokens by their spelling. */
 export function ggufEosTokenIds(metadata: GgufMetadata): number[] {
   const ids = new Set<number>();
+  const size = metadata.strings("tokenizer.ggml.tokens")?.length ?? LIMITS.vocabulary;
   for (const name of ["eos", "eot", "eom"]) {
-    const id = metadata.count(`tokenizer.ggml.${name}_token_id`);
+    const id = metadata.tokenId(`tokenizer.ggml.${name}_token_id`, size);
     if (id !== undefined) ids.add(id);
   }
   const types = metadata.numbers("tokenizer.ggml.token_type");
@@ -150,13 +152,8 @@ function tokenizerConfig(metadata: GgufMetadata, tokens: readonly string[]): Jso
     ["unk_token", "unknown"],
     ["pad_token", "padding"],
   ]) {
-    const id = metadata.count(`tokenizer.ggml.${key}_token_id`);
+    const id = metadata.tokenId(`tokenizer.ggml.${key}_token_id`, tokens.length);
     if (id === undefined) continue;
-    if (id >= tokens.length) {
-      metadata.fail(
-        `metadata tokenizer.ggml.${key}_token_id is ${id}, there are ${tokens.length} tokens`,
-      );
-    }
     config[name] = tokens[id];
   }
   const template = metadata.string("tokenizer.chat_template");

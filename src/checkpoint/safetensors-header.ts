@@ -11,6 +11,7 @@ import { quoted } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import type { StoredTensor } from "./checkpoint.js";
 import { ELEMENT_BYTES, isElementType } from "./element-types.js";
+import { foreignKind } from "./foreign-file.js";
 import { isJsonObject } from "./file-reader.js";
 
 /** The format's own limit on the header. */
@@ -37,7 +38,12 @@ export function quoteName(name: string): string {
  * Throws PlanishError when the file is too short, or the length is absurd or reaches beyond the file.
  */
 export function checkHeaderLength(lengthField: bigint, fileSize: number, file: string): number {
+  if (fileSize === 0) throw new PlanishError(`${file} is empty; fetch it again`);
   if (lengthField > BigInt(MAX_HEADER_BYTES)) {
+    const start = Buffer.alloc(8);
+    start.writeBigUInt64LE(lengthField);
+    const kind = foreignKind(start);
+    if (kind !== undefined) throw new PlanishError(`${file} is ${kind}`);
     throw new PlanishError(
       `${file}: not a safetensors file: its header claims ${lengthField} bytes, the format allows ${MAX_HEADER_BYTES}`,
     );

@@ -3,11 +3,12 @@
 import { join } from "node:path";
 import { gguf } from "@huggingface/gguf";
 import fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { PlanishError } from "../../src/common/errors.js";
 import { FileReader } from "../../src/checkpoint/file-reader.js";
 import { llama3Factors, rotateHalfRow } from "../../src/checkpoint/gguf-config.js";
 import { parseGguf } from "../../src/checkpoint/gguf-parser.js";
+import { checkHeaderLength } from "../../src/checkpoint/safetensors-header.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { ByteWriter, ggufBytes, temporaryDirectory, writeBytes, type GgufField } from "./files.js";
 import {
@@ -262,6 +263,39 @@ describe("as a checkpoint", () => {
     const path = write(bytes);
     expect(() => openCheckpoint(path)).toThrow(PlanishError);
     expect(() => openCheckpoint(path)).toThrow(message);
+  });
+
+  it.each(["padding", "unknown", "bos", "eos"])(
+    "goes on without a %s id that is no token",
+    (name) => {
+      for (const u32 of [8, 0xffffffff]) {
+        const key = `tokenizer.ggml.${name}_token_id`;
+        const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
+        using checkpoint = openCheckpoint(write(modelBytes("llama", { [key]: { u32 } })));
+        checkpoint.tokenizerFiles();
+        expect(warn.mock.calls[0][0]).toContain(`metadata ${key} is ${u32}, there are 8 tokens`);
+        warn.mockRestore();
+        const { config, generationConfig } = checkpoint;
+        expect([config["bos_token_id"], config["eos_token_id"]]).not.toContain(u32);
+        expect(generationConfig?.["eos_token_id"]).not.toContain(u32);
+      }
+    },
+  );
+
+  it.each([
+    ["version https://git-lfs.github.com/spec/v1\noid sha256:0", /is a Git LFS pointer/],
+    ["<!DOCTYPE html><html></html>", /is a web page/],
+    ['{"error":"Repository not found"}', /is a server's error in JSON/],
+    ["PK\u0003\u0004archive/data.pkl", /is a zip archive or a PyTorch pickle/],
+    ["", /is empty/],
+  ])("names what lies in a model's place: %j", (text, message) => {
+    expect(() => openCheckpoint(write(Buffer.from(text)))).toThrow(message);
+    const bytes = Buffer.from(text);
+    const first = Buffer.alloc(8);
+    bytes.copy(first);
+    expect(() =>
+      checkHeaderLength(first.readBigUInt64LE(), bytes.length, "model.safetensors"),
+    ).toThrow(message);
   });
 
   it("says that the tokenizer is missing only when it is asked for", () => {

@@ -3,6 +3,7 @@
 import { createInterface, type Interface } from "node:readline";
 import type { Command } from "commander";
 import { resolveModel } from "../../checkpoint/hub.js";
+import { LIMITS } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import { formatDuration } from "../../common/format.js";
 import { NO_TEMPLATE } from "../../engine/chat-template.js";
@@ -48,7 +49,12 @@ export function register(program: Command): void {
     )
     .argument("<model>", MODEL_ARGUMENT)
     .option("--system <text>", "system message")
-    .option("--max-tokens <n>", "tokens of an answer at most", integer({ min: 1 }), 1024)
+    .option(
+      "--max-tokens <n>",
+      "tokens of an answer at most",
+      integer({ min: 1, max: LIMITS.tokens }),
+      1024,
+    )
     .option(
       "--temperature <t>",
       "0 takes the likeliest token always",
@@ -61,7 +67,11 @@ export function register(program: Command): void {
       decimal({ min: 1e-6, max: 1 }),
       0.95,
     )
-    .option("--top-k <n>", "sample from so many likeliest tokens", integer({ min: 1 }))
+    .option(
+      "--top-k <n>",
+      "sample from so many likeliest tokens",
+      integer({ min: 1, max: LIMITS.samples }),
+    )
     .option(
       "--min-p <p>",
       "leave out tokens less likely than this share of the likeliest",

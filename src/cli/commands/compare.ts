@@ -1,4 +1,5 @@
 /** `planish compare`: several methods on one model, one table. */
+import { LIMITS } from "../../common/bounds.js";
 import type { Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
@@ -47,7 +48,7 @@ const DEFAULT_METHODS = [
   "flatquant",
   "flattenquant",
 ];
-const count = integer({ min: 1 });
+const count = integer({ min: 1, max: LIMITS.samples });
 
 export function register(program: Command): void {
   const command = program
@@ -70,12 +71,16 @@ export function register(program: Command): void {
     .option("--preset <name>", "for the methods that have one of this name; others take their own")
     .option("--calibration <text>", "wikipedia (embedded) or a text file", "wikipedia")
     .option("--samples <n>", "windows of calibration text, for all methods alike", count)
-    .option("--seq-len <n>", "tokens per calibration window", integer({ min: 2 }))
+    .option(
+      "--seq-len <n>",
+      "tokens per calibration window",
+      integer({ min: 2, max: LIMITS.tokens }),
+    )
     .option("--epochs <n>", "passes over them, for methods that learn", count)
     .addOption(seedOption())
     .option("--ppl <text>", "where perplexity is measured: wikitext2 (embedded) or a file")
     .option("--windows <n>", "score only the first n windows of it", count)
-    .option("--window-tokens <n>", "tokens per window", integer({ min: 2 }))
+    .option("--window-tokens <n>", "tokens per window", integer({ min: 2, max: LIMITS.tokens }))
     .option("--tasks <list>", "zero-shot tasks as in `planish eval --tasks`, or all")
     .option("--limit <n>", "score only the first n items of each task", count)
     .addOption(deviceOption())

@@ -8,6 +8,7 @@ import type { Backend } from "../../backend/backend.js";
 import { openBackend } from "../../backend/open.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
+import { LIMITS } from "../../common/bounds.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
 import { packageRoot } from "../../common/package.js";
 import { generate } from "../../engine/generate.js";
@@ -71,7 +72,11 @@ export function register(program: Command): void {
         "windows of 512 tokens) and sizes, and continues one prompt with each.",
     )
     .option("--out <dir>", "keep the artifacts in this directory (default: they are removed)")
-    .option("--limit <n>", "score only the first n windows", integer({ min: 1 }))
+    .option(
+      "--limit <n>",
+      "score only the first n windows",
+      integer({ min: 1, max: LIMITS.samples }),
+    )
     .option("--quick", `train for seconds and score ${QUICK_WINDOWS} windows: worse numbers, soon`)
     .addOption(seedOption())
     .addOption(deviceOption())

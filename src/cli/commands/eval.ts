@@ -4,6 +4,7 @@ import { closeSync, openSync, writeSync } from "node:fs";
 import type { Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { describeFsError } from "../../checkpoint/file-reader.js";
+import { LIMITS } from "../../common/bounds.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
 import { evaluateEnginePerplexity } from "../../evaluate/engine-perplexity.js";
@@ -88,12 +89,12 @@ export function register(program: Command): void {
     .option(
       "--seq-len <n>",
       "tokens per window (default: 2048, or half of what shorter models were made for)",
-      integer({ min: 2 }),
+      integer({ min: 2, max: LIMITS.tokens }),
     )
     .option(
       "--limit <n>",
       "score only the first n windows, and n items a task",
-      integer({ min: 1 }),
+      integer({ min: 1, max: LIMITS.samples }),
     )
     .option("--items <file>", "write every item's scores as JSON lines")
     .option("--add-bos", "begin the contexts of tasks with the tokenizer's BOS (default: without)")

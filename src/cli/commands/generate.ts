@@ -2,6 +2,7 @@
 
 import type { Command } from "commander";
 import { resolveModel } from "../../checkpoint/hub.js";
+import { LIMITS } from "../../common/bounds.js";
 import { formatDuration } from "../../common/format.js";
 import { Engine } from "../../engine/engine.js";
 import type { FinishReason } from "../../engine/request.js";
@@ -32,7 +33,7 @@ export function register(program: Command): void {
     .description("Continues a prompt, printing the text as it comes.")
     .argument("<model>", MODEL_ARGUMENT)
     .requiredOption("--prompt <text>", "what to continue")
-    .option("--max-tokens <n>", "new tokens at most", integer({ min: 1 }), 128)
+    .option("--max-tokens <n>", "new tokens at most", integer({ min: 1, max: LIMITS.tokens }), 128)
     .option(
       "--temperature <t>",
       "0 takes the likeliest token always",

@@ -4,6 +4,7 @@ import { InvalidArgumentError, Option, type Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
+import { LIMITS } from "../../common/bounds.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
 import { calibrateBlocks, quantize, type QuantizeResult } from "../../quantize/index.js";
 import { movedGroups, type MovedGroup } from "../../quantize/moved.js";
@@ -46,7 +47,7 @@ interface QuantizeFlags extends DeviceFlags {
   readonly blocks?: BlockRange;
 }
 
-const count = integer({ min: 1 });
+const count = integer({ min: 1, max: LIMITS.samples });
 
 export function register(program: Command): void {
   const command = program
@@ -72,8 +73,8 @@ export function register(program: Command): void {
     .option("--recipe <file>", "JSON of settings that replace the preset's")
     .option("--calibration <text>", "wikipedia (embedded) or a text file", "wikipedia")
     .option("--samples <n>", "windows of calibration text", count)
-    .option("--seq-len <n>", "tokens per window", integer({ min: 2 }))
-    .option("--epochs <n>", "passes over the windows", integer({ min: 0 }))
+    .option("--seq-len <n>", "tokens per window", integer({ min: 2, max: LIMITS.tokens }))
+    .option("--epochs <n>", "passes over the windows", integer({ min: 0, max: LIMITS.samples }))
     .option("--batch <n>", "windows per training step", count)
     .option(
       "--alpha <x>",

@@ -1,4 +1,5 @@
 /** `planish sweep`: a method over a grid of recipe fields, one table and trade-off curves. */
+import { LIMITS } from "../../common/bounds.js";
 import { InvalidArgumentError, Option, type Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
@@ -35,7 +36,7 @@ interface SweepFlags extends DeviceFlags {
   readonly resume?: boolean;
 }
 
-const count = integer({ min: 1 });
+const count = integer({ min: 1, max: LIMITS.samples });
 
 export function register(program: Command): void {
   const command = program
@@ -63,7 +64,7 @@ export function register(program: Command): void {
     .option("--recipe <file>", "JSON of settings that replace the preset's at all points")
     .option("--calibration <text>", "wikipedia (embedded) or a text file", "wikipedia")
     .option("--samples <n>", "windows of calibration text", count)
-    .option("--seq-len <n>", "tokens per window", integer({ min: 2 }))
+    .option("--seq-len <n>", "tokens per window", integer({ min: 2, max: LIMITS.tokens }))
     .addOption(seedOption())
     .option("--ppl <text>", "where perplexity is measured: wikitext2 (embedded) or a file")
     .option("--windows <n>", "score only the first n windows of it", count)
