@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { readJsonObject } from "./file-reader.js";
+import { refuseQuantizedConfig } from "./quantized-source.js";
 import { INDEX_FILE, SINGLE_FILE, openSafetensors } from "./safetensors.js";
 
 /**
@@ -22,6 +23,13 @@ export function openHfDirectory(directory: string, weightsFile?: string): Checkp
     );
   }
   const config = readJsonObject(configPath);
+  // Before the weights: their types may be ones that only this format has.
+  refuseQuantizedConfig(config, configPath);
+  for (const name of ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+    if (existsSync(join(directory, name)))
+      throw new PlanishError(
+        `${directory} is quantized already: it holds ${name}; give the original full-precision model instead`,
+      );
   const generationConfigPath = join(directory, "generation_config.json");
   const generationConfig = existsSync(generationConfigPath)
     ? readJsonObject(generationConfigPath)

@@ -119,7 +119,7 @@ function parseEntry(
   if (typeof dtype !== "string") throw new PlanishError(`${where}: its dtype must be a string`);
   if (!isElementType(dtype)) {
     throw new PlanishError(
-      `${where}: type ${quoteName(dtype)} is not supported (accepted: ${Object.keys(ELEMENT_BYTES).join(", ")})`,
+      `${where}: type ${quoteName(dtype)} is not supported (accepted: ${Object.keys(ELEMENT_BYTES).join(", ")}); 8-bit and smaller floats (F8…, F4…) are codes of a model that is quantized already: give the original`,
     );
   }
   if (!Array.isArray(shape) || !shape.every(isCount)) {

@@ -2,7 +2,8 @@
 
 import type { Checkpoint, StoredTensor } from "../checkpoint/checkpoint.js";
 import { blockProgram, blockPrograms, parseModelConfig } from "./architectures/index.js";
-import type { Architecture, ModelConfig } from "./config.js";
+import { expectedNames } from "./source.js";
+import type { ModelConfig } from "./config.js";
 import { sitesOf, type LinearSite } from "./program.js";
 
 /** A place where one activation feeds linears, alike in every block. */
@@ -72,33 +73,6 @@ function describeSites(config: ModelConfig): SiteDescription[] {
     channels: width,
     linears: linears.map((name) => program.linears[name]),
   }));
-}
-
-/** Every tensor name the loader may ask for. */
-function expectedNames(
-  { names }: Architecture,
-  config: ModelConfig,
-): { required: string[]; optional: string[] } {
-  const required = [names.embedding];
-  if (config.finalNorm !== false) required.push(names.finalNorm);
-  if (config.embeddingSize !== undefined && names.projectIn && names.projectOut)
-    required.push(names.projectIn, names.projectOut);
-  // Without a head of its own a model uses its embedding.
-  const optional = [names.lmHead];
-  if (config.finalNorm !== false) optional.push(biasOf(names.finalNorm));
-  if (config.positions.kind === "learned" && names.positions) required.push(names.positions);
-  for (const [layer, program] of blockPrograms(config).entries()) {
-    for (const { path } of [...Object.values(program.linears), ...Object.values(program.norms)]) {
-      const weight = `${names.blockPrefix(layer)}${path}.weight`;
-      required.push(weight);
-      optional.push(biasOf(weight));
-    }
-  }
-  return { required, optional };
-}
-
-function biasOf(weight: string): string {
-  return weight.replace(/\.weight$/, ".bias");
 }
 
 function elements({ shape }: StoredTensor): number {

@@ -7,7 +7,8 @@ import type { Backend, Buffer } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { add, gatherRows, linear, norm } from "../tensor/ops/index.js";
 import { freeTensor, frozen, type Graph, Tensor } from "../tensor/tensor.js";
-import { blockPrograms, parseModelConfig } from "./architectures/index.js";
+import { blockPrograms } from "./architectures/index.js";
+import { parseSource } from "./source.js";
 import type { Architecture, ModelConfig } from "./config.js";
 import {
   plainHooks,
@@ -149,7 +150,7 @@ export class LanguageModel implements Disposable {
 
   /** Loads every block of a full-precision checkpoint. */
   static load(backend: Backend, checkpoint: Checkpoint): LanguageModel {
-    const { architecture, config } = parseModelConfig(checkpoint.config);
+    const { architecture, config } = parseSource(checkpoint);
     const outer = loadOuter(backend, checkpoint, architecture, config);
     const layers = Array.from({ length: config.numLayers }, (_, layer) => {
       const weights = uploadBlock(backend, readBlock(checkpoint, architecture, config, layer));

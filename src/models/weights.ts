@@ -42,7 +42,39 @@ export function readTensor(checkpoint: Checkpoint, name: string, shape: readonly
     throw new PlanishError(
       `${checkpoint.path}: tensor ${name} is [${stored.shape.join(", ")}], config.json implies [${shape.join(", ")}]`,
     );
-  return { shape, data: checkpoint.read(name) };
+  const data = checkpoint.read(name);
+  const at = firstNonFinite(data);
+  if (at >= 0)
+    throw new PlanishError(
+      `${checkpoint.path}: tensor ${name} holds ${data[at]} at [${indicesOf(at, shape).join(", ")}]; every weight must be a finite number: fetch the model again, or mend it where it was saved`,
+    );
+  return { shape, data };
+}
+
+/** Values summed at a time: one comparison for all of them. */
+const SPAN = 4096;
+
+/** Position of the first NaN or infinity, or −1. */
+export function firstNonFinite(values: ArrayLike<number>): number {
+  for (let start = 0; start < values.length; start += SPAN) {
+    const end = Math.min(values.length, start + SPAN);
+    // Zero times a finite number is zero, and NaN for all others.
+    let sum = 0;
+    for (let i = start; i < end; i++) sum += values[i] * 0;
+    if (sum === 0) continue;
+    for (let i = start; i < end; i++) if (!Number.isFinite(values[i])) return i;
+  }
+  return -1;
+}
+
+/** Indices of an element by its position in row order. */
+function indicesOf(position: number, shape: readonly number[]): number[] {
+  const indices: number[] = [];
+  for (const extent of [...shape].reverse()) {
+    indices.unshift(position % extent);
+    position = Math.floor(position / extent);
+  }
+  return indices;
 }
 
 function readOptional(checkpoint: Checkpoint, name: string, shape: readonly number[]): HostTensor | undefined {

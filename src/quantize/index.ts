@@ -13,11 +13,13 @@ import { formatBytes, formatDuration } from "../common/format.js";
 import { packageVersion } from "../common/package.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { defaultSequenceLength } from "../models/config.js";
-import { blockProgram, blockPrograms, parseModelConfig } from "../models/architectures/index.js";
+import { blockProgram, blockPrograms } from "../models/architectures/index.js";
+import { parseSource } from "../models/source.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { loadOuter } from "../models/language-model.js";
-import { freeBlock, readBlock, uploadBlock } from "../models/weights.js";
-import { refuseExisting, writeArtifact, type QuantizationInfo } from "./artifact.js";
+import { freeBlock, readBlock, readTensor, uploadBlock } from "../models/weights.js";
+import { outerTensors } from "./artifact-tensors.js";
+import { isArtifact, refuseExisting, writeArtifact, type QuantizationInfo } from "./artifact.js";
 import { freeOuter } from "./calibration/forward.js";
 import { Prefix, type StateStore } from "./calibration/prefix.js";
 import { embeddedPath, readDocuments, tokenizeCorpus } from "./calibration/text.js";
@@ -120,6 +122,30 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+function refuseArtifact(path: string): void {
+  if (isArtifact(path))
+    throw new PlanishError(
+      `${path} is a Planish artifact, which is quantized already; give the original model that it was made from`,
+    );
+}
+
+/**
+ * Reading refuses what is no finite number. What surrounds the blocks is copied as stored, so nothing else would look
+ * at it; blocks are looked at before hours of calibration, which reaches the last of them at its end.
+ */
+function refuseNonFinite(
+  source: Checkpoint,
+  architecture: Architecture,
+  config: ModelConfig,
+  blocks: boolean,
+): void {
+  for (const { name, shape } of outerTensors(architecture, config))
+    if (source.tensors.has(name)) readTensor(source, name, shape);
+  if (!blocks) return;
+  for (let layer = 0; layer < config.numLayers; layer++)
+    readBlock(source, architecture, config, layer);
+}
+
 /** Everything that can be refused is refused here; then the journal is open. */
 async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const { backend, source, out } = options;
@@ -127,7 +153,8 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const method = findMethod(options.method ?? "flatquant");
   const scheme =
     typeof options.scheme === "object" ? options.scheme : parseScheme(options.scheme ?? "w4a4kv4");
-  const { architecture, config } = parseModelConfig(source.config);
+  refuseArtifact(source.path);
+  const { architecture, config } = parseSource(source);
   const { preset, recipe } = resolveRecipe(method, options.preset, options.recipe);
   const seed = options.seed ?? 0;
   if (!existsSync(Journal.pathFor(out)) || !options.resume) refuseExisting(out);
@@ -142,6 +169,8 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   );
   refuseImpossible(estimate, out);
 
+  // A run that goes on was begun with the same tensors.
+  refuseNonFinite(source, architecture, config, windows !== undefined && !options.resume);
   const sourceName = options.sourceName ?? basename(source.path);
   const hash = await source.hash();
   const calibrationText = options.calibration ?? "wikipedia";

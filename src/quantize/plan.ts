@@ -2,7 +2,8 @@
 
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
-import { blockProgram, blockPrograms, parseModelConfig } from "../models/architectures/index.js";
+import { blockProgram, blockPrograms } from "../models/architectures/index.js";
+import { parseSource } from "../models/source.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import {
   blockTensors,
@@ -46,7 +47,7 @@ export interface RunPlan extends BlockPlan {
 export function planRun({ backend, source, scheme, ...options }: PlanOptions): RunPlan {
   const method = findMethod(options.method);
   const { preset, recipe } = resolveRecipe(method, options.preset);
-  const { architecture, config } = parseModelConfig(source.config);
+  const { architecture, config } = parseSource(source);
   const programs = blockPrograms(config);
   method.check?.(programs, scheme, recipe);
   const calibration = limitedNeed(method.calibration(recipe), config, recipe);

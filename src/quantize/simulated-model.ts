@@ -8,7 +8,8 @@ import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { openSafetensors, writeSafetensors } from "../checkpoint/safetensors.js";
 import { PlanishError } from "../common/errors.js";
 import { existsSync } from "node:fs";
-import { blockProgram, parseModelConfig } from "../models/architectures/index.js";
+import { blockProgram } from "../models/architectures/index.js";
+import { parseSource } from "../models/source.js";
 import type { BlockHooks, BlockWeights } from "../models/interpret.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { readBlock, uploadBlock } from "../models/weights.js";
@@ -24,7 +25,7 @@ export function simulatedModel(
   scheme: Scheme,
   parameters?: readonly ParameterValues[],
 ): LanguageModel {
-  const { architecture, config } = parseModelConfig(source.config);
+  const { architecture, config } = parseSource(source);
   const layers = Array.from({ length: config.numLayers }, (_, layer) => {
     const host = readBlock(source, architecture, config, layer);
     const weights = uploadBlock(backend, host);

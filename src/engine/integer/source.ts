@@ -4,7 +4,7 @@ import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { PlanishError } from "../../common/errors.js";
 import { mapValues } from "../../common/records.js";
-import { parseModelConfig } from "../../models/architectures/index.js";
+import { parseSource } from "../../models/source.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
 import { readBlock, type HostBlock } from "../../models/weights.js";
 import { isArtifact, openArtifact } from "../../quantize/artifact.js";
@@ -25,7 +25,7 @@ export function openSource(path: string): EngineSource {
   if (isArtifact(path)) return openArtifact(path);
   const checkpoint = openCheckpoint(path);
   try {
-    const { architecture, config } = parseModelConfig(checkpoint.config);
+    const { architecture, config } = parseSource(checkpoint);
     return {
       checkpoint,
       architecture,

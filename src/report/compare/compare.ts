@@ -20,7 +20,8 @@ import type { Executor } from "../../engine/executor.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import type { TaskData } from "../../evaluate/tasks/index.js";
 import { averageOfTasks, evaluateTask } from "../../evaluate/zero-shot.js";
-import { blockPrograms, parseModelConfig } from "../../models/architectures/index.js";
+import { blockPrograms } from "../../models/architectures/index.js";
+import { parseSource } from "../../models/source.js";
 import { textWindows } from "../../evaluate/perplexity.js";
 import { LanguageModel } from "../../models/language-model.js";
 import { isArtifact } from "../../quantize/artifact.js";
@@ -95,7 +96,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   using source = openCheckpoint(options.model);
   const tokenizer = loadTokenizer(source);
   const tokens = tokenizeCorpus(tokenizer, readDocuments(text));
-  const { config } = parseModelConfig(source.config);
+  const { config } = parseSource(source);
   const cut = { seqLen: options.windowTokens, limit: options.windows };
   const { seqLen, windows } = textWindows(config, tokens, cut);
   const document: Omit<Comparison, "methods" | "remarks"> = {
@@ -193,7 +194,7 @@ class Run implements Disposable {
     const { method, preset, recipe } = wanted;
     try {
       const resolved = resolveRecipe(method, preset, { ...recipe, ...this.overrides(wanted) });
-      const { config } = parseModelConfig(this.source.config);
+      const { config } = parseSource(this.source);
       method.check?.(blockPrograms(config), this.scheme, resolved.recipe);
       return undefined;
     } catch (error) {

@@ -9,7 +9,8 @@ import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError } from "../../common/errors.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
-import { blockProgram, parseModelConfig } from "../../models/architectures/index.js";
+import { blockProgram } from "../../models/architectures/index.js";
+import { parseSource } from "../../models/source.js";
 import {
   runBlock,
   plainHooks,
@@ -108,7 +109,7 @@ function onlyLinear(program: BlockProgram, site: LinearSite): boolean {
 export async function capture(job: CaptureJob): Promise<Capture> {
   const { backend } = job;
   using source = openCheckpoint(job.source);
-  const { architecture, config } = parseModelConfig(source.config);
+  const { architecture, config } = parseSource(source);
   const hash = await source.hash();
   const artifacts: CapturedArtifact[] = [];
   try {
