@@ -5,6 +5,7 @@
  */
 import { existsSync } from "node:fs";
 import { basename, resolve } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { loadTokenizer } from "../checkpoint/tokenizer.js";
@@ -19,7 +20,14 @@ import type { Architecture, ModelConfig } from "../models/config.js";
 import { loadOuter } from "../models/language-model.js";
 import { freeBlock, readBlock, readTensor, uploadBlock } from "../models/weights.js";
 import { outerTensors } from "./artifact-tensors.js";
-import { isArtifact, refuseExisting, writeArtifact, type QuantizationInfo } from "./artifact.js";
+import {
+  isArtifact,
+  openArtifact,
+  readQuantizationInfo,
+  refuseExisting,
+  writeArtifact,
+  type QuantizationInfo,
+} from "./artifact.js";
 import { freeOuter } from "./calibration/forward.js";
 import { Prefix, type StateStore } from "./calibration/prefix.js";
 import { embeddedPath, readDocuments, tokenizeCorpus } from "./calibration/text.js";
@@ -157,8 +165,9 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const { architecture, config } = parseSource(source);
   const { preset, recipe } = resolveRecipe(method, options.preset, options.recipe);
   const seed = options.seed ?? 0;
-  if (!existsSync(Journal.pathFor(out)) || !options.resume) refuseExisting(out);
-  else if (existsSync(out)) refuseExisting(out);
+  // A run may have been stopped between naming its artifact and clearing its journal away.
+  const complete = options.resume === true && existsSync(Journal.pathFor(out)) && isArtifact(out);
+  if (!complete) refuseExisting(out);
   source.tokenizerFiles();
   method.check?.(blockPrograms(config), scheme, recipe);
   const need = limitedNeed(method.calibration(recipe), config, recipe);
@@ -191,7 +200,11 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
     },
     machine: machineOf(backend, options.workers, method.gptq?.(recipe) !== undefined),
   };
-  const journal = Journal.open(out, settings, { resume: options.resume, joins });
+  if (complete && !madeWith(readQuantizationInfo(out), settings)) refuseExisting(out);
+  const journal = Journal.open(out, settings, {
+    resume: options.resume,
+    joins: joins || complete,
+  });
   for (const damage of journal.damaged) progress.warn(damage);
   return {
     ...options,
@@ -237,6 +250,7 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
   const run = await prepare(options);
   const { source, out, method, scheme, recipe, seed, architecture, config, journal, windows } = run;
   const { preset, settings, estimate } = run;
+  if (existsSync(out)) return clearAway(run, started);
   const resumed = journal.hasBlock(0);
 
   const trainingStart = performance.now();
@@ -300,6 +314,41 @@ export async function quantize(options: QuantizeOptions): Promise<QuantizeResult
     trainingSeconds,
     trainingRate: learns && !resumed ? estimate.trainingOperations / trainingSeconds : undefined,
     // The kernel counts in KiB.
+    peakMemoryBytes: process.resourceUsage().maxRSS * 1024,
+    seconds: (performance.now() - started) / 1000,
+  };
+}
+
+/** Whether an artifact is that of a run with these settings. */
+function madeWith(info: QuantizationInfo, settings: Settings): boolean {
+  const chosen = (of: QuantizationInfo | Settings): unknown => {
+    const { planishVersion, method, preset, scheme, recipe, seed, source, machine } = of;
+    // As JSON has it: without members that are undefined.
+    return JSON.parse(
+      JSON.stringify({ planishVersion, method, preset, scheme, recipe, seed, source, machine }),
+    );
+  };
+  return isDeepStrictEqual(chosen(info), chosen(settings));
+}
+
+/** Ends a run whose artifact is in place already. */
+function clearAway(
+  { out, source, journal, estimate, progress }: Run,
+  started: number,
+): QuantizeResult {
+  using artifact = openArtifact(out);
+  journal.remove();
+  progress.note(`${out} was complete already: only its journal was left to remove`);
+  const bytesOf = ({ tensors }: Checkpoint): number =>
+    [...tensors.values()].reduce((sum, tensor) => sum + tensor.bytes, 0);
+  return {
+    out,
+    info: artifact.info,
+    estimate,
+    layers: [],
+    bytes: bytesOf(artifact.checkpoint),
+    sourceBytes: bytesOf(source),
+    trainingSeconds: 0,
     peakMemoryBytes: process.resourceUsage().maxRSS * 1024,
     seconds: (performance.now() - started) / 1000,
   };

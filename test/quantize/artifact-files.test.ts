@@ -2,6 +2,7 @@
 import {
   cpSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -274,5 +275,18 @@ describe("resuming", () => {
     await run({ out, backend: one, resume: true });
     expect(contents(out)).toEqual(contents(whole));
     expect(readQuantizationInfo(out).machine).toMatchObject({ device: "cpu", threads: 1 });
+  });
+
+  it("ends a run that was stopped after its artifact got its name", async () => {
+    const out = at("complete");
+    cpSync(whole, out, { recursive: true });
+    const journal = `${out}.run`;
+    mkdirSync(journal);
+    writeFileSync(join(journal, "block-001.json"), "half gone");
+    await expect(run({ out, resume: true, seed: 1 })).rejects.toThrow("exists already");
+    await expect(run({ out })).rejects.toThrow("exists already");
+    await run({ out, resume: true });
+    expect(existsSync(journal)).toBe(false);
+    expect(contents(out)).toEqual(contents(whole));
   });
 });
