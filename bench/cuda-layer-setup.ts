@@ -5,6 +5,7 @@ import { CublasLt } from "../src/backend/cuda/cublaslt.js";
 import type { DevicePointer, GraphExecutable } from "../src/backend/cuda/driver.js";
 import { CudaEngineDevice } from "../src/engine/cuda/device.js";
 import { codeBytes, PAGE_TOKENS, paddedHalves, roundUp } from "../src/engine/cuda/layout.js";
+import { decodeTaskRows } from "../src/engine/cuda/tables.js";
 import type { PlainProduct } from "../src/engine/cuda/requests.js";
 
 export const HIDDEN = 4096;
@@ -139,8 +140,8 @@ export function stepOf(sequences: number, each: number, position: number, first 
     device.put(Float32Array.from({ length }, (_, i) => of(i)));
   const integers = (length: number, of: (i: number) => number) =>
     device.put(Int32Array.from({ length }, (_, i) => of(i)));
-  // Prefill from position 0: a page per task. Decoding: eight tokens of different sequences per task.
-  const taskRows = each > 1 ? 64 : 8;
+  // Prefill from position 0: a page per task. Decoding: tokens of different sequences.
+  const taskRows = each > 1 ? 64 : decodeTaskRows(rows);
   const taskCount = Math.ceil(rows / taskRows);
   const blocks: number[] = [];
   for (let s = 0; s < sequences; s++)

@@ -35,9 +35,11 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   ],
   attention_mma: [["HEAD_DIM=64"], ["HEAD_DIM=128"]],
   "engine/gemm": [
-    ["TOKENS=8", "SPLIT=8"],
-    ["TOKENS=8", "SPLIT=2", "EPILOGUE=2"],
-    ["TOKENS=64", "SPLIT=4", "STAGES=3", "EPILOGUE=2"],
+    ["TOKENS=16", "STAGES=3", "EPILOGUE=1", "WBITS=8"],
+    ["TOKENS=32", "STAGES=6", "EPILOGUE=2"],
+    ["TOKENS=64", "STAGES=6", "EPILOGUE=1"],
+    ["TOKENS=64", "STAGES=6", "EPILOGUE=2"],
+    ["TOKENS=64", "STAGES=4", "EPILOGUE=1", "WBITS=8"],
   ],
   "engine/gemm_mma": [
     ["NIBBLES=1", "TOKENS=8", "SPLIT=8", "STAGES=4"],
@@ -55,6 +57,13 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["DP4A=1", "TOKENS=32", "EPILOGUE=2", "OUT16=1"],
     ["DP4A=1", "TOKENS=64", "OUT16=1"],
     ["DP4A=1", "TOKENS=64", "WBITS=8"],
+  ],
+  "engine/gemm_narrow": [
+    ["TOKENS=8", "STAGES=3", "EPILOGUE=1"],
+    ["TOKENS=8", "STAGES=3", "EPILOGUE=2"],
+    ["TOKENS=16", "STAGES=2"],
+    ["TOKENS=16", "STAGES=2", "EPILOGUE=2", "OUT16=1"],
+    ["TOKENS=8", "STAGES=2", "WBITS=8"],
   ],
   "engine/gemm_prefill": [
     ["STAGES=6", "EPILOGUE=2", "OUT16=1"],
@@ -105,7 +114,12 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
 
 /** Whether an architecture has a source's instructions: wgmma is Hopper's own, and Turing has dot products only. */
 function has(architecture: string, name: string, defines: readonly string[]): boolean {
-  const hoppers = ["engine/gemm", "engine/gemm_prefill", "engine/attention_prefill_wgmma"];
+  const hoppers = [
+    "engine/gemm",
+    "engine/gemm_narrow",
+    "engine/gemm_prefill",
+    "engine/attention_prefill_wgmma",
+  ];
   if (hoppers.includes(name) || defines.some((define) => define.startsWith("RING=")))
     return architecture === "sm_90a";
   return name !== "engine/gemm_mma" || architecture !== "sm_75" || defines.includes("DP4A=1");

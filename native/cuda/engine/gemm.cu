@@ -1,110 +1,124 @@
-// The integer product of few tokens (gemm.cuh), limited by reading weights: up to eight blocks of a cluster share a tile's
-// columns and add their sums through distributed shared memory; 32-bit integer sums do not depend on the order.
+// The integer product of 17 to 64 tokens (gemm.cuh), limited by reading weights: the tiles' blocks of columns, one tile after
+// another, are dealt out in equal stretches, one to each block of threads, so that every multiprocessor reads as much as any other.
+// A tile that is not a single block's is summed up by way of memory (the L2 cache, that is): each of its blocks leaves what it has,
+// and those that have nothing else to do then wait for all of it and share the tokens. Sums of 32-bit integers do not depend
+// on the order. Blocks wait for each other, so there must be no more of them than fit the GPU.
 //
-// Macros: gemm.cuh's, and SPLIT 1 … 8; STAGES.
+// Macros: gemm.cuh's, and STAGES.
 #ifndef TOKENS
 #define TOKENS 64
 #endif
 #include "engine/gemm.cuh"
 
 constexpr int THREADS = CONSUMERS + 32;
-// Sums of a tile that a thread takes from all blocks of its cluster.
-constexpr int OWN = (SUMS + SPLIT - 1) / SPLIT;
-// Up to eight tokens: a step waits for weights and for latencies more than for anything else.
-constexpr bool NARROW = TOKENS == 8;
+constexpr int WARPGROUPS = CONSUMERS / 128;
+// In words of 16 bytes: of a warpgroup's part of a tile, two tiles of 64 features.
+constexpr int GROUPS = TOKENS / 8, PART = 2 * GROUPS * 128;
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-#if SPLIT > 1
-    __cluster_dims__(SPLIT, 1, 1)
-#endif
-        gemm(PARAMETERS) {
+// A block of columns of a tile, and those after it.
+struct Walk {
+  u32 item, block;
+  __device__ __forceinline__ void next(u32 count) {
+    if (++block == count) block = 0, item++;
+  }
+};
+
+// Place in the ring of buffers, and how often it was passed.
+struct Place {
+  int stage = 0;
+  u32 round = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == STAGES) stage = 0, round++;
+  }
+};
+
+__device__ __forceinline__ void syncWarpgroup(int warpgroup) {
+  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+}
+
+// Not from the L1 cache, which does not know what others wrote.
+__device__ __forceinline__ int4 readFromL2(const int4* from) {
+  int4 v;
+  asm volatile("ld.global.cg.v4.s32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ u32 acquire(const u32* from) {
+  u32 value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+// One more block has read what it needed of a tile; the other half counts blocks of columns that were left.
+#define DONE 0x10000u
+
+// exchange: a counter for each block of threads and warpgroup, zero and in the end zero again, in the first `counters` words;
+// then two parts of sums for each of them, of the tile that its stretch begins in and of the one that it ends in. A tile has the
+// counters of the block that begins it. `tiles · blocks · gridDim.x` is below 2³².
+extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm(PARAMETERS, i64 tiles, i64 counters, u32* exchange) {
   const Problem p = PROBLEM;
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(8) u64 full[STAGES], empty[STAGES];
+  __shared__ __align__(16) float ofTokens[WARPGROUPS][TOKENS], ofFeatures[FEATURES], biases[FEATURES];
   const u32 stages = sharedAt(memory);
-  const int rank = SPLIT > 1 ? blockIdx.x % SPLIT : 0;
-  const i64 tile = blockIdx.y, token0 = (i64)(blockIdx.x / SPLIT) * TOKENS;
-  const i64 begin = p.blocks * rank / SPLIT, end = p.blocks * (rank + 1) / SPLIT;
-  const int set = setOf(p, tile);
+  const u32 count = (u32)p.blocks, tokenTiles = (u32)((p.tokens + TOKENS - 1) / TOKENS), total = tokenTiles * (u32)tiles * count;
+  const u32 begin = total * blockIdx.x / gridDim.x, end = total * (blockIdx.x + 1) / gridDim.x;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(sharedAt(&full[i])) : "memory");
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 8;" ::"r"(sharedAt(&empty[i])) : "memory");
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async;" ::: "memory");
+    for (int i = 0; i < STAGES; i++) initBarrier(sharedAt(&full[i]), 1), initBarrier(sharedAt(&empty[i]), CONSUMERS / 32);
+    fenceCopies();
   }
   __syncthreads();
   releaseNext();
   const int warp = threadIdx.x / 32;
-  int sums[2][SUMS];
-  // NARROW: what this thread's results need is read before the sums.
-  const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
-  const int firstOwn = SUMS * rank / SPLIT, ownCount = SUMS * (rank + 1) / SPLIT - firstOwn;
-  const i64 base = tile * (EPILOGUE == GATED ? FEATURES / 2 : FEATURES);
-  float scale[OWN][2], add[OWN][2], old[OWN][2];
+  Place at;
   if (warp >= CONSUMERS / 32) {
     if (threadIdx.x == CONSUMERS) {
-      const u8* from = p.weights + (tile * p.blocks + begin) * WEIGHT_BYTES;
-      const i8* with = p.codes + ((i64)set * p.blocks + begin) * p.capacity * 128 + token0 * 128;
-      const int count = (int)(end - begin), ahead = count < STAGES ? count : STAGES;
       const u64 policy = readOnce();
-      const auto weightsOf = [&](int i, int stage) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(sharedAt(&full[stage])), "r"(STAGE_BYTES)
-                     : "memory");
-        if (NARROW)
-          bulkCopyOnce(stages + stage * STAGE_BYTES + CODE_BYTES, from + (i64)i * WEIGHT_BYTES, WEIGHT_BYTES, sharedAt(&full[stage]), policy);
-        else
-          bulkCopy(stages + stage * STAGE_BYTES + CODE_BYTES, from + (i64)i * WEIGHT_BYTES, WEIGHT_BYTES, sharedAt(&full[stage]));
+      const auto weightsOf = [&](const Walk& walk, int stage) {
+        const u32 barrier = sharedAt(&full[stage]);
+        arriveExpecting(barrier, STAGE_BYTES);
+        const u8* from = p.weights + ((i64)(walk.item / tokenTiles) * count + walk.block) * WEIGHT_BYTES;
+        bulkCopyOnce(stages + stage * STAGE_BYTES + CODE_BYTES, from, WEIGHT_BYTES, barrier, policy);
       };
-      const auto codesOf = [&](int i, int stage) {
-        bulkCopy(stages + stage * STAGE_BYTES, with + (i64)i * p.capacity * 128, CODE_BYTES, sharedAt(&full[stage]));
+      const auto codesOf = [&](const Walk& walk, int stage) {
+        const i64 tile = walk.item / tokenTiles, token0 = (i64)(walk.item % tokenTiles) * TOKENS;
+        const i8* from = p.codes + (((i64)setOf(p, tile) * count + walk.block) * p.capacity + token0) * 128;
+        bulkCopy(stages + stage * STAGE_BYTES, from, CODE_BYTES, sharedAt(&full[stage]));
       };
+      const u32 ahead = end - begin < STAGES ? end - begin : STAGES;
+      const Walk first = {begin / count, begin % count};
       // Weights do not depend on the kernels before this one.
-      for (int i = 0; i < ahead; i++) weightsOf(i, i);
+      Walk walk = first;
+      for (u32 i = 0; i < ahead; i++, walk.next(count)) weightsOf(walk, i);
       waitForEarlier();
-      for (int i = 0; i < ahead; i++) codesOf(i, i);
-      for (int i = ahead; i < count; i++) {
-        const int stage = i % STAGES;
-        waitBarrier(sharedAt(&empty[stage]), (i / STAGES - 1) & 1);
-        weightsOf(i, stage);
-        codesOf(i, stage);
+      walk = first;
+      for (u32 i = 0; i < ahead; i++, walk.next(count), at.next()) codesOf(walk, at.stage);
+      for (u32 i = ahead; i < end - begin; i++, walk.next(count), at.next()) {
+        waitBarrier(sharedAt(&empty[at.stage]), (at.round - 1) & 1);
+        weightsOf(walk, at.stage);
+        codesOf(walk, at.stage);
       }
     }
-    __syncwarp();
-  } else {
-    const int warpgroup = warp / 4, thread = threadIdx.x % 128;
-    u32 a[2][2][2][4];  // half block, tile, step of 32 columns
-    const int count = (int)(end - begin);
-    if (NARROW && SPLIT > 1) {
-#pragma unroll
-      for (int k = 0; k < OWN; k++)
-#pragma unroll
-        for (int t = 0; t < 2; t++) {
-          const i64 f = tile * FEATURES + (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) +
-                        featureOf(warpgroup, warp % 4, t, (firstOwn + k) / 2 % 2, g);
-          scale[k][t] = p.featureScale[f] * UNIT, add[k][t] = p.bias ? p.bias[f] : 0.f, old[k][t] = 0.f;
-        }
-      waitForEarlier();
-#pragma unroll
-      for (int k = 0; k < OWN; k++) {
-        const int i = firstOwn + k;
-        const i64 token = token0 + i / 4 * 8 + 2 * t4 + i % 2;
-        if (k >= ownCount || token >= p.tokens) continue;
-        const float ofToken = p.tokenScale[set * p.capacity + token];
-#pragma unroll
-        for (int t = 0; t < 2; t++) {
-          const i64 feature = base + featureOf(warpgroup, warp % 4, t, i / 2 % 2, g);
-          scale[k][t] *= ofToken;
-          if (EPILOGUE == ADD && feature < p.features) old[k][t] = ((const float*)p.out)[token * p.outStride + feature];
-        }
-      }
-    }
-    for (int i = 0; i < count; i++) {
-      const int stage = i % STAGES;
-      waitBarrier(sharedAt(&full[stage]), (i / STAGES) & 1);
-      const u64 b = swizzledOperand(stages + stage * STAGE_BYTES);
-      const u8* packed = memory + stage * STAGE_BYTES + CODE_BYTES + warpgroup * (WEIGHT_BYTES / 2) + thread * (4 * WBITS);
+    return;
+  }
+  const int warpgroup = warp / 4, thread = threadIdx.x % 128;
+  int sums[2][SUMS];
+  u32 a[2][2][2][4];  // half block, tile of 64, step of 32 columns
+  for (u32 unit = begin; unit < end;) {
+    const u32 item = unit / count, here = unit % count, left = count - here;
+    const int columns = (int)(left < end - unit ? left : end - unit);
+    const i64 tile = item / tokenTiles, token0 = (i64)(item % tokenTiles) * TOKENS;
+    // What the results are multiplied with is read now and needed after the sums.
+    const int feature = EPILOGUE == GATED ? thread / 64 * (FEATURES / 2) + warpgroup * 64 + thread % 64 : warpgroup * 128 + thread;
+    const float ofFeature = p.featureScale[tile * FEATURES + feature];
+    const float added = p.bias ? p.bias[tile * FEATURES + feature] : 0.f;
+    waitForEarlier();
+    const float ofToken = thread < TOKENS ? p.tokenScale[setOf(p, tile) * p.capacity + token0 + thread] : 0.f;
+    int before = 0;
+    for (int i = 0; i < columns; i++, at.next()) {
+      waitBarrier(sharedAt(&full[at.stage]), at.round & 1);
+      const u64 b = swizzledOperand(stages + at.stage * STAGE_BYTES);
+      const u8* packed = memory + at.stage * STAGE_BYTES + CODE_BYTES + warpgroup * (WEIGHT_BYTES / 2) + thread * (4 * WBITS);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
 #pragma unroll
@@ -120,85 +134,66 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (half == 0 && i > 0) {
           // One lane speaks for the warp, whose reads must all be done.
           __syncwarp();
-          if (threadIdx.x % 32 == 0) arrive(sharedAt(&empty[(i - 1) % STAGES]));
+          if (threadIdx.x % 32 == 0) arrive(sharedAt(&empty[before]));
         }
       }
+      before = at.stage;
     }
     wgmmaWait<0>();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(sharedAt(&empty[before]));
     // The compiler may not read the sums before this point: it does not know that wgmma writes them later.
 #pragma unroll
     for (int t = 0; t < 2; t++)
 #pragma unroll
       for (int i = 0; i < SUMS; i++) asm volatile("" : "+r"(sums[t][i])::"memory");
-    waitForEarlier();
-    const float* tokenScales = p.tokenScale + (i64)set * p.capacity;
-    if (SPLIT == 1)
-      storeSums(p, sums, warpgroup, warp % 4, tile, token0, tokenScales + token0, p.featureScale + tile * FEATURES,
-                p.bias ? p.bias + tile * FEATURES : nullptr);
-  }
-  if (SPLIT > 1) {
-    int* mine = (int*)memory;
-    if (warp < CONSUMERS / 32) {
-      // The last stage may still be read by the other warpgroup.
-      asm volatile("bar.sync 1, 256;" ::: "memory");
+    unit += columns;
+    syncWarpgroup(warpgroup);
+    if (thread < TOKENS) ofTokens[warpgroup][thread] = ofToken;
+    ofFeatures[feature] = ofFeature, biases[feature] = added;
+    syncWarpgroup(warpgroup);
+    if (columns == (int)count) {
+      storeSums<GROUPS>(p, sums, warpgroup, warp % 4, tile, token0, ofTokens[warpgroup], ofFeatures, biases);
+      continue;
+    }
+    // The tile's blocks of threads are those of consecutive numbers.
+    const u32 opener = here == 0 ? blockIdx.x : ((item * count + 1) * gridDim.x - 1) / total;
+    const u32 closer = ((item + 1) * count * gridDim.x - 1) / total;
+    u32* const counter = exchange + opener * WARPGROUPS + warpgroup;
+    int4* const parts = (int4*)(exchange + counters) + thread;
+    const auto partOf = [&](u32 block) {
+      return parts + (i64)((2 * block + (block == opener)) * WARPGROUPS + warpgroup) * PART;
+    };
+    int4* const own = partOf(blockIdx.x);
+#pragma unroll
+    for (int j = 0; j < GROUPS; j++)
 #pragma unroll
       for (int t = 0; t < 2; t++)
-#pragma unroll
-        for (int i = 0; i < SUMS; i++) mine[(t * SUMS + i) * CONSUMERS + threadIdx.x] = sums[t][i];
-    }
-    clusterSync();
-    float v[OWN][2];
-    if (warp < CONSUMERS / 32) {
-      const int warpgroup = warp / 4;
-      const float* tokenScales = p.tokenScale + (i64)set * p.capacity;
-      u32 peer[SPLIT];
-#pragma unroll
-      for (int r = 0; r < SPLIT; r++)
-        asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer[r]) : "r"(sharedAt(mine + threadIdx.x)), "r"(r));
-#pragma unroll
-      for (int k = 0; k < OWN; k++) {
-        const int i = firstOwn + k, h = i / 2 % 2;
-        const i64 token = token0 + i / 4 * 8 + 2 * t4 + i % 2;
-        if (k >= ownCount || token >= p.tokens) continue;
+        own[(2 * j + t) * 128] = make_int4(sums[t][4 * j], sums[t][4 * j + 1], sums[t][4 * j + 2], sums[t][4 * j + 3]);
+    __threadfence();
+    syncWarpgroup(warpgroup);
+    if (thread == 0) atomicAdd(counter, (u32)columns);
+    // A block with more to do leaves the results to others.
+    if (unit < end) continue;
+    if (thread == 0)
+      while (acquire(counter) % DONE != count) {
+      }
+    syncWarpgroup(warpgroup);
+    const u32 sharers = closer - opener + (total * (closer + 1) / gridDim.x == (item + 1) * count), rank = blockIdx.x - opener;
+    for (u32 j = GROUPS * rank / sharers; j < GROUPS * (rank + 1) / sharers; j++) {
+      int group[2][4] = {};
+#pragma unroll 4
+      for (u32 block = opener; block <= closer; block++) {
+        const int4* const from = partOf(block) + 2 * j * 128;
 #pragma unroll
         for (int t = 0; t < 2; t++) {
-          int sum = 0;
-#pragma unroll
-          for (int r = 0; r < SPLIT; r++) {
-            int part;
-            asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(part) : "r"(peer[r] + (t * SUMS + i) * CONSUMERS * 4));
-            sum += part;
-          }
-          if (NARROW) {
-            v[k][t] = (float)sum * scale[k][t] + add[k][t];
-          } else {
-            const i64 f = tile * FEATURES + (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + featureOf(warpgroup, warp % 4, t, h, g);
-            v[k][t] = (float)sum * (p.featureScale[f] * UNIT * tokenScales[token]) + (p.bias ? p.bias[f] : 0.f);
-          }
+          const int4 v = readFromL2(from + t * 128);
+          group[t][0] += v.x, group[t][1] += v.y, group[t][2] += v.z, group[t][3] += v.w;
         }
       }
+      storeSums<1>(p, group, warpgroup, warp % 4, tile, token0 + 8 * j, ofTokens[warpgroup] + 8 * j, ofFeatures, biases);
     }
-    // Nobody leaves while its sums are being read.
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-    if (warp < CONSUMERS / 32) {
-      const int warpgroup = warp / 4;
-#pragma unroll
-      for (int k = 0; k < OWN; k++) {
-        const int i = firstOwn + k;
-        const i64 token = token0 + i / 4 * 8 + 2 * t4 + i % 2;
-        if (k >= ownCount || token >= p.tokens) continue;
-#pragma unroll
-        for (int t = 0; t < (EPILOGUE == GATED ? 1 : 2); t++) {
-          const i64 feature = base + featureOf(warpgroup, warp % 4, t, i / 2 % 2, g);
-          const float value = EPILOGUE == GATED ? silu(v[k][0]) * v[k][1] : v[k][t];
-          if (NARROW && EPILOGUE == ADD) {
-            if (feature < p.features) ((float*)p.out)[token * p.outStride + feature] = old[k][t] + value;
-          } else {
-            put(p, token, feature, value);
-          }
-        }
-      }
-    }
-    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+    syncWarpgroup(warpgroup);
+    if (thread == 0 && atomicAdd(counter, DONE) / DONE + 1 == sharers) *counter = 0;
   }
 }

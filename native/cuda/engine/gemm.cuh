@@ -20,9 +20,6 @@
 #ifndef TOKENS
 #define TOKENS 128
 #endif
-#ifndef SPLIT
-#define SPLIT 1
-#endif
 #ifndef STAGES
 #define STAGES 4
 #endif
@@ -84,11 +81,12 @@ __device__ __forceinline__ void put(const Problem& p, i64 token, i64 feature, fl
   else ((float*)p.out)[at] = value;
 }
 
-// A warp's sums to memory: tokens token0 …, features of `tile`. After exchanging rows and columns among the lanes, a lane
+// A warp's sums to memory: GROUPS times eight tokens from token0 on, features of `tile`. After exchanging rows and columns among the lanes, a lane
 // has 8 (GATED: 4) consecutive features of one token. The scales and biases are those of the tile: of its tokens, and of
 // its features in the order of rows as they are packed (gate's, then up's, for GATED). Scales beyond the last token may be
 // anything.
-__device__ __forceinline__ void storeSums(const Problem& p, int (&sums)[2][SUMS], int warpgroup, int warp, i64 tile,
+template <int GROUPS>
+__device__ __forceinline__ void storeSums(const Problem& p, int (&sums)[2][4 * GROUPS], int warpgroup, int warp, i64 tile,
                                           i64 token0, const float* tokenScale, const float* featureScale, const float* bias) {
   const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const i64 base = tile * (EPILOGUE == GATED ? FEATURES / 2 : FEATURES);
@@ -105,14 +103,14 @@ __device__ __forceinline__ void storeSums(const Problem& p, int (&sums)[2][SUMS]
   const i64 first = base + (EPILOGUE == GATED ? warpgroup * 64 + warp * 16 + 4 * t4 : warpgroup * 128 + warp * 32 + 8 * t4);
   const bool wide = first + width <= p.features && p.outStride % 8 == 0;
   // Of this lane's rows, which are 8 tokens apart.
-  const int left = (int)(p.tokens - token0 < TOKENS ? p.tokens - token0 : TOKENS) - g;
+  const int left = (int)(p.tokens - token0 < 8 * GROUPS ? p.tokens - token0 : 8 * GROUPS) - g;
   constexpr int ELEMENT = OUT16 ? 2 : 4;
   u8* to = (u8*)p.out + ((token0 + g) * p.outStride + first) * ELEMENT;
   const i64 step = 8 * p.outStride * ELEMENT;
   // What is added to is read for AHEAD rows at a time.
-  constexpr int AHEAD = EPILOGUE == ADD ? (TOKENS / 8 < 4 ? TOKENS / 8 : 4) : 1;
+  constexpr int AHEAD = EPILOGUE != ADD || GROUPS == 1 ? 1 : GROUPS < 16 ? 2 : 4;
 #pragma unroll
-  for (int j0 = 0; j0 < TOKENS / 8; j0 += AHEAD) {
+  for (int j0 = 0; j0 < GROUPS; j0 += AHEAD) {
     f4 old[AHEAD][2];
     if (EPILOGUE == ADD && wide) {
 #pragma unroll

@@ -20,6 +20,9 @@
 #endif
 #include "engine/gemm.cuh"
 
+#ifndef SPLIT
+#define SPLIT 1
+#endif
 #ifndef ACROSS
 #define ACROSS 1
 #endif
@@ -345,7 +348,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS, RESIDENT) gemm_mma(PARAM
   for (int u = 0; u < ACROSS; u++) {
     const int of = warp % (8 / ACROSS) * ACROSS + u;
     const i64 first = token0 + warp / (8 / ACROSS) * TOKENS;
-    storeSums(p, sums[u], of / 4, of % 4, tile, first, p.tokenScale + (i64)set * p.capacity + first,
+    storeSums<TOKENS / 8>(p, sums[u], of / 4, of % 4, tile, first, p.tokenScale + (i64)set * p.capacity + first,
               p.featureScale + tile * FEATURES, p.bias ? p.bias + tile * FEATURES : nullptr);
   }
 }

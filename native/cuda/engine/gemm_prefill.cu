@@ -118,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_prefill(PARAMETERS
       syncWarpgroup(warpgroup);
       ofTokens[warpgroup][thread] = ofToken, ofFeatures[feature] = ofFeature, biases[feature] = added;
       syncWarpgroup(warpgroup);
-      storeSums(p, sums, warpgroup, warp % 4, tile, token0, ofTokens[warpgroup], ofFeatures, biases);
+      storeSums<TOKENS / 8>(p, sums, warpgroup, warp % 4, tile, token0, ofTokens[warpgroup], ofFeatures, biases);
     }
   }
 }

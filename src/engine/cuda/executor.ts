@@ -36,7 +36,7 @@ import {
   type PassPlan,
 } from "./pass.js";
 import {
-  DECODE_TASK_ROWS,
+  decodeTaskRows,
   decodeTables,
   prefillTables,
   TASK_ROWS,
@@ -238,7 +238,7 @@ export class CudaExecutor implements Executor {
     this.clearPages(pieces);
     this.send(tables);
     const { layout } = tables;
-    const pass = this.passOf(layout, true, DECODE_TASK_ROWS);
+    const pass = this.passOf(layout, true, decodeTaskRows(layout.rows));
     const enqueue = () => {
       this.forward(layout, pass);
       this.logits(layout, 0, layout.rows);

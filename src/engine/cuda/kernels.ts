@@ -20,7 +20,7 @@ import {
   siteGeometry,
   siteSharedBytes,
 } from "./layout.js";
-import { EXCHANGE_BYTES, planProduct } from "./product.js";
+import { EXCHANGE_BYTES, EXCHANGE_COUNTERS, planProduct, type ProductPlan } from "./product.js";
 import type {
   AttentionRequest,
   CacheShape,
@@ -45,7 +45,7 @@ const NO_SET = 2 ** 40;
 export class EngineKernels {
   /** Launches may begin before the work ahead of them is done. */
   overlap: boolean;
-  private exchange: DevicePointer | undefined;
+  private readonly exchanges = new Map<ProductPlan["file"], DevicePointer>();
 
   constructor(private readonly device: EngineDevice) {
     this.overlap = device.driver.info.capability >= 90;
@@ -74,10 +74,12 @@ export class EngineKernels {
       throw new PlanishError("a product that adds to its output is plain and in f32");
     const plan = planProduct(request, this.device.driver.info);
     const [set1, set2] = request.setTiles ?? [NO_SET, NO_SET];
+    const exchange = plan.exchanges ? this.exchangeFor(plan.file) : 0;
     const own = {
-      gemm: { signature: "", args: [] },
+      gemm: { signature: "iip", args: [plan.tiles, EXCHANGE_COUNTERS, exchange] },
+      gemm_narrow: { signature: "", args: [] },
       gemm_prefill: { signature: "i", args: [plan.tiles] },
-      gemm_mma: { signature: "p", args: [plan.exchanges ? this.exchangeMemory() : 0] },
+      gemm_mma: { signature: "p", args: [exchange] },
     }[plan.file];
     this.launch(
       plan.file,
@@ -108,14 +110,17 @@ export class EngineKernels {
 
   /**
    * Where blocks of a product leave sums for each other. It has one size for good, since captured graphs hold its address,
-   * and is cleared once: each launch leaves its counters at zero. Products of one stream do not meet there.
+   * and is cleared once, so that the first product of a device must not be captured: each launch leaves zeros of what its
+   * kernel needs as zeros, which is not the same for both kernels. Products of one stream do not meet there.
    */
-  private exchangeMemory(): DevicePointer {
-    if (this.exchange === undefined) {
-      this.exchange = this.device.allocate(EXCHANGE_BYTES);
-      this.device.driver.fillBytes(this.exchange, 0, EXCHANGE_BYTES, this.device.stream);
+  private exchangeFor(file: ProductPlan["file"]): DevicePointer {
+    let exchange = this.exchanges.get(file);
+    if (exchange === undefined) {
+      exchange = this.device.allocate(EXCHANGE_BYTES);
+      this.device.driver.fillBytes(exchange, 0, EXCHANGE_BYTES, this.device.stream);
+      this.exchanges.set(file, exchange);
     }
-    return this.exchange;
+    return exchange;
   }
 
   /** From a block's activations to codes and scales (site.cu). */

@@ -8,7 +8,7 @@ import { BLOCK_COLUMNS, featureTiles, roundUp, TILE_FEATURES } from "./layout.js
 import type { GemmRequest, PlainProduct } from "./requests.js";
 
 export interface ProductPlan {
-  readonly file: "gemm" | "gemm_prefill" | "gemm_mma";
+  readonly file: "gemm" | "gemm_narrow" | "gemm_prefill" | "gemm_mma";
   readonly defines: readonly string[];
   readonly grid: Grid;
   readonly threads: number;
@@ -28,9 +28,13 @@ export type ProductDevice = Pick<
 
 /** Counters of groups of blocks (COUNTERS in gemm_mma.cu), and bytes of sums after them. */
 const EXCHANGE_GROUPS = 4096;
-const EXCHANGE_SUMS = 16 * 2 ** 20;
+const EXCHANGE_SUMS = 18 * 2 ** 20;
 /** Bytes of the memory in which blocks that share columns leave their sums; zero before its first use. */
 export const EXCHANGE_BYTES = 4 * EXCHANGE_GROUPS + EXCHANGE_SUMS;
+/** Blocks of columns that a block of threads of gemm.cu has at least, where there are as many. */
+const LEAST_STRETCH = 4;
+/** Words of it that gemm.cu has for counters. */
+export const EXCHANGE_COUNTERS = EXCHANGE_GROUPS;
 
 /** The kernel that multiplies. */
 export function productKernel(
@@ -70,9 +74,11 @@ export function planProduct(request: GemmRequest, device: ProductDevice): Produc
     `OUT16=${halves ? 1 : 0}`,
   ];
   const plan =
-    kernel === "wgmma"
-      ? planWgmma(cut, request.split, device)
-      : planPlain(kernel, cut, request.split, device);
+    kernel !== "wgmma"
+      ? planPlain(kernel, cut, request.split, device)
+      : width <= 16 && 2 * narrowStage(cut) <= NARROW_RINGS
+        ? planNarrow(cut, request, device)
+        : planWgmma(cut, request.split, device);
   return { ...plan, blocks, tiles, defines: [...common, ...plan.defines] };
 }
 
@@ -114,34 +120,56 @@ function splitFor({ tiles, tokenTiles, blocks }: Cut, most: number, room: number
 }
 
 function planWgmma(cut: Cut, asked: number | undefined, device: ProductDevice): CutPlan {
-  const { tiles, tokenTiles, width, stage } = cut;
+  const { tiles, tokenTiles, blocks, width, stage } = cut;
   const { multiprocessors } = device;
   const prefill = width === 128;
-  const narrow = width === 8;
-  const ring = (prefill ? 200 : narrow ? 104 : 72) * 1024;
-  const stages = Math.max(2, Math.floor(ring / stage));
-  const defines = [`TOKENS=${width}`, `STAGES=${stages}`];
+  const stages = Math.max(2, Math.floor(((prefill ? 200 : 120) * 1024) / stage));
+  const common = { shared: stages * stage, defines: [`TOKENS=${width}`, `STAGES=${stages}`] };
+  const items = tokenTiles * tiles;
   if (prefill)
     return {
+      ...common,
       file: "gemm_prefill",
-      defines,
-      grid: [Math.min(tokenTiles * tiles, multiprocessors)],
+      grid: [Math.min(items, multiprocessors)],
       threads: 384,
-      shared: stages * stage,
       exchanges: false,
     };
-  // At one to eight tokens two blocks with longer buffers per multiprocessor: clusters of eight, three blocks per
-  // multiprocessor, did not all fit at once.
-  const split = asked ?? splitFor(cut, 8, multiprocessors * (narrow ? 2 : 3));
+  // Blocks wait for each other: one for each multiprocessor. What they leave for each other costs as much as some blocks of columns.
+  const room = Math.floor(EXCHANGE_SUMS / (2 * TILE_FEATURES * 4 * width));
+  const wanted = items * (asked ?? Math.max(1, Math.floor(blocks / LEAST_STRETCH)));
+  const grid = Math.min(wanted, multiprocessors, items * blocks, room);
+  if (items * blocks * grid >= 2 ** 32 || blocks >= 2 ** 16)
+    throw new PlanishError(
+      `a product of ${items} tiles and ${blocks} blocks of columns is larger than the CUDA kernel counts`,
+    );
+  return { ...common, file: "gemm", grid: [grid], threads: 288, exchanges: true };
+}
+
+/** Warps of gemm_narrow.cu, which take the blocks of columns in turn, and bytes of a block's rings. */
+const NARROW_WARPS = 16;
+const NARROW_RINGS = 160 * 1024;
+
+/** Up to sixteen tokens: 32 features at a time to a block, over all columns. */
+function planNarrow(cut: Cut, { order }: GemmRequest, device: ProductDevice): CutPlan {
+  const { width } = cut;
+  const features = order.gated ? order.rows / 2 : order.rows;
+  const slabs = Math.ceil(features / (order.gated ? 16 : 32));
+  const stage = narrowStage(cut);
+  const stages = Math.floor(NARROW_RINGS / stage);
   return {
-    file: "gemm",
-    defines: [...defines, `SPLIT=${split}`],
-    grid: [tokenTiles * split, tiles],
-    threads: 288,
-    shared: Math.max(stages * stage, split > 1 ? width * 1024 : 0),
-    // Within clusters, in shared memory.
+    file: "gemm_narrow",
+    defines: [`TOKENS=${width}`, `STAGES=${stages}`],
+    grid: [Math.min(slabs, device.multiprocessors)],
+    threads: NARROW_WARPS * 32,
+    shared: NARROW_WARPS * width * 33 * 4 + stages * stage,
     exchanges: false,
   };
+}
+
+/** Bytes of weights and codes that the warps multiply at a time: of 32 features, an eighth of a tile's, and all tokens. */
+function narrowStage({ stage, width }: Cut): number {
+  const codes = width * 128;
+  return NARROW_WARPS * ((stage - codes) / 8 + codes);
 }
 
 function planPlain(

@@ -32,7 +32,7 @@ export interface GemmRequest {
   readonly capacity: number;
   /** First tiles that read the second and third set of codes. */
   readonly setTiles?: readonly [number, number];
-  /** Blocks that share a tile's columns; chosen when absent. */
+  /** Blocks of threads per tile, which share its columns; chosen when absent. */
   readonly split?: number;
   /** Instead of what suits the GPU, for comparison. */
   readonly plain?: PlainProduct;

@@ -37,8 +37,13 @@ export interface TableLayout {
 
 /** Rows that a task of the heads kernel holds: tokens of a page, or of decoding sequences. */
 export const TASK_ROWS = 64;
-/** A decoding task writes to as many pages as it has rows; fewer rows, more blocks of threads. */
-export const DECODE_TASK_ROWS = 8;
+/**
+ * Rows of a decoding task in a pass of so many. It writes to as many pages as it has rows, so few rows are cut into many tasks;
+ * of many, tasks of a whole operand of the matrix units are a round of blocks of threads instead of several.
+ */
+export function decodeTaskRows(rows: number): number {
+  return rows <= 32 ? 8 : 16;
+}
 /** Queries of a block of prefill's attention. */
 const QUERY_BLOCK = 128;
 
@@ -76,7 +81,7 @@ export function tableLayout(
 
 /** The layout of a decoding pass; every part but the page list has its place by the bucket alone. */
 export function decodeLayout(bucket: number, pageCount: number): TableLayout {
-  return tableLayout(bucket, Math.ceil(bucket / DECODE_TASK_ROWS), 3, bucket, pageCount);
+  return tableLayout(bucket, Math.ceil(bucket / decodeTaskRows(bucket)), 3, bucket, pageCount);
 }
 
 /** Pages that a piece reads. */
@@ -109,14 +114,12 @@ export function decodeTables(pieces: readonly Piece[]): Tables {
     words[layout.attention + 3 * row + 2] = page;
     page = putPages(words, layout, piece, page);
   }
+  const taskRows = decodeTaskRows(bucket);
   for (let task = 0; task < layout.taskCount; task++) {
-    const first = task * DECODE_TASK_ROWS;
+    const first = task * taskRows;
     words[layout.tasks + 2 * task] = first;
     // Padding writes nothing to the cache.
-    words[layout.tasks + 2 * task + 1] = Math.max(
-      0,
-      Math.min(DECODE_TASK_ROWS, pieces.length - first),
-    );
+    words[layout.tasks + 2 * task + 1] = Math.max(0, Math.min(taskRows, pieces.length - first));
   }
   return { layout, words };
 }

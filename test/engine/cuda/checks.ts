@@ -123,6 +123,21 @@ export const CHECKS: readonly Check[] = [
   gemm({ tokens: 3, rows: 8800, columns: 512, split: 4 }),
   gemm({ tokens: 8, rows: 5000, columns: 1100, split: 8, accumulate: true }),
   gemm({ tokens: 6, rows: 300, columns: 1024, bits: 8, split: 2, accumulate: true }),
+  // Codes that stay in registers, for other sets too, and codes that come along; long columns of bytes; gates of few columns;
+  // the rows of one tile only.
+  gemm({ tokens: 16, rows: 34000, columns: 256, sets: [20, 77] }),
+  gemm({ tokens: 12, rows: 9000, columns: 4096, gated: true }),
+  gemm({ tokens: 16, rows: 4400, columns: 2200, gated: true, halves: true }),
+  gemm({ tokens: 13, rows: 5000, columns: 5000, accumulate: true, bias: true }),
+  gemm({ tokens: 16, rows: 300, columns: 5000, bits: 8 }),
+  gemm({ tokens: 11, rows: 4600, columns: 2100, bits: 8, sets: [3, 9] }),
+  gemm({ tokens: 2, rows: 34, columns: 33 }),
+  // Stretches that begin and end within tiles, in the same tile and in the next; more blocks than a tile has columns.
+  gemm({ tokens: 64, rows: 4096, columns: 4096, accumulate: true }),
+  gemm({ tokens: 50, rows: 12288, columns: 1024, bias: true, halves: true }),
+  gemm({ tokens: 20, rows: 9000, columns: 1100, gated: true }),
+  gemm({ tokens: 31, rows: 256, columns: 5000 }),
+  gemm({ tokens: 64, rows: 768, columns: 3000, sets: [1, 2], bits: 8 }),
   gemm({ tokens: 130, rows: 300, columns: 200 }),
   gemm({ tokens: 200, rows: 256, columns: 1152, halves: true, bias: true }),
   gemm({ tokens: 256, rows: 512, columns: 512, accumulate: true }),

@@ -53,6 +53,7 @@ export class EmulatedKernels {
         this.site(launch);
         break;
       case "gemm":
+      case "gemm_narrow":
       case "gemm_prefill":
       case "gemm_mma":
         this.gemm(launch);

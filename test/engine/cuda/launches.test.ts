@@ -99,10 +99,26 @@ it("products fit a Hopper GPU at every number of tokens and width of weights", (
   // A block has several tiles when there are more than multiprocessors, and one at most when there are fewer.
   const prefill = launches.filter(({ name }) => name === "gemm_prefill");
   expect(new Set(prefill.map(({ grid }) => grid[0]))).toEqual(new Set([16, 132]));
-  // Two blocks of up to eight tokens share a multiprocessor.
-  for (const { defines, shared } of launches)
-    if (defines.includes("TOKENS=8"))
-      expect(2 * (shared + 2048)).toBeLessThan(SHARED_PER_BLOCK[90]);
+  // Up to sixteen tokens: 32 features each, or several times that; then a block for every multiprocessor.
+  const grids = (of: string) =>
+    new Set(launches.flatMap(({ name, grid }) => (name === of ? grid : [])));
+  expect(grids("gemm_narrow")).toEqual(new Set([128]));
+  expect(grids("gemm")).toEqual(new Set([16, 132]));
+});
+
+it("blocks that share a tile fit the GPU together, have room for their sums, and count in 32 bits", () => {
+  const { kernels, launches } = lookingDevice(90);
+  const run = (tokens: number, rows: number, split?: number, columns = 4096) => {
+    const order = { rows, gated: false };
+    kernels.gemm({ ...product, order, columns, bits: 4, tokens, capacity: 2048, split });
+    return launches.at(-1)!.grid[0];
+  };
+  // Four blocks of columns at least, 32 in all.
+  expect(run(64, 512)).toBe(16);
+  expect(run(64, 512, 4)).toBe(8);
+  expect(run(64, 512, 64)).toBe(64);
+  expect(run(64, 64 * 256, 8)).toBe(132);
+  expect(() => run(64, 2 ** 26, undefined, 2 ** 14)).toThrow(/larger than the CUDA kernel counts/);
 });
 
 /** Macros of a launch. */
