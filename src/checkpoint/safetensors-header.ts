@@ -8,6 +8,7 @@
  */
 
 import { quoted } from "../common/bounds.js";
+import { LIMITS, parseJson, shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import type { StoredTensor } from "./checkpoint.js";
 import { ELEMENT_BYTES, isElementType } from "./element-types.js";
@@ -67,16 +68,15 @@ export function parseHeader(
   file: string,
 ): SafetensorsHeader {
   let json: string;
-  let parsed: unknown;
   try {
     json = new TextDecoder("utf-8", { fatal: true }).decode(headerBytes);
-    parsed = JSON.parse(json);
-  } catch (error) {
+  } catch (cause) {
     throw new PlanishError(
-      `${file}: not a safetensors file: its header is not valid JSON (${oneLine((error as Error).message)})`,
-      { cause: error },
+      `${file}: not a safetensors file: its header is not valid JSON (no UTF-8)`,
+      { cause },
     );
   }
+  const parsed = parseJson(json, `${file}: not a safetensors file: its header`);
   if (!isJsonObject(parsed)) {
     throw new PlanishError(`${file}: not a safetensors file: its header must be a JSON object`);
   }
@@ -122,12 +122,17 @@ function parseEntry(
       `${where}: type ${quoteName(dtype)} is not supported (accepted: ${Object.keys(ELEMENT_BYTES).join(", ")}); 8-bit and smaller floats (F8…, F4…) are codes of a model that is quantized already: give the original`,
     );
   }
+  if (Array.isArray(shape) && shape.length > LIMITS.rank) {
+    throw new PlanishError(
+      `${where}: its shape has ${shape.length} dimensions; at most ${LIMITS.rank} are accepted`,
+    );
+  }
   if (!Array.isArray(shape) || !shape.every(isCount)) {
     throw new PlanishError(`${where}: its shape must be an array of non-negative integers`);
   }
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount)) {
     throw new PlanishError(
-      `${where}: its data_offsets must be two non-negative integers, not ${quoteName(JSON.stringify(offsets) ?? "absent")}`,
+      `${where}: its data_offsets must be two non-negative integers, not ${shown(offsets)}`,
     );
   }
   const [begin, end] = offsets as [number, number];
@@ -239,8 +244,4 @@ function findDuplicateKey(json: string): string {
     seen.add(key);
   }
   return "";
-}
-
-function oneLine(message: string): string {
-  return message.replace(/\s+/g, " ").slice(0, 160);
 }

@@ -256,6 +256,34 @@ describe("refusing", () => {
     );
   });
 
+  it.each<[string, string, RegExp]>([
+    [
+      "data_offsets 100,000 deep",
+      `{"a":{"dtype":"F32","shape":[1],"data_offsets":${"[".repeat(100_000)}${"]".repeat(100_000)}}}`,
+      /nested more than 64 levels deep/,
+    ],
+    [
+      "a shape of a million ones",
+      JSON.stringify({
+        a: { dtype: "F32", shape: new Array<number>(1e6).fill(1), data_offsets: [0, 4] },
+      }),
+      /1000000 dimensions; at most 8/,
+    ],
+    [
+      "a long list of data_offsets",
+      JSON.stringify({
+        a: { dtype: "F32", shape: [1], data_offsets: new Array<number>(1e5).fill(0) },
+      }),
+      /two non-negative integers/,
+    ],
+    ["1e999", '{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}', /no finite number/],
+  ])("refuses %s in one short line", (_, text, message) => {
+    const bytes = new TextEncoder().encode(text);
+    const attempt = (): unknown => parseHeader(bytes, 8 + bytes.length + 4, "f");
+    expect(attempt).toThrow(message);
+    expect(attempt).toThrow(/^[^\n]{1,300}$/);
+  });
+
   it("accepts header lengths up to the limit and the file only", () => {
     expect(checkHeaderLength(92n, 100, "f")).toBe(92);
     expect(() => checkHeaderLength(93n, 100, "f")).toThrow(/truncated/);
