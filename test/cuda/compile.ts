@@ -1,14 +1,15 @@
 /**
  * Compiles every kernel of native/cuda with NVRTC, as the CUDA backend would, for each architecture given
- * (default sm_80 sm_90a). Needs NVRTC, no GPU: `npx tsx test/cuda/compile.ts [sm_80 …]`.
+ * (default: from Ampere to Blackwell). Needs NVRTC, no GPU: `npx tsx test/cuda/compile.ts [sm_80 …]`.
  */
 import { readdirSync } from "node:fs";
 import { kernelSource, kernelSourceFolder } from "../../src/backend/cuda/modules.js";
 import { Nvrtc } from "../../src/backend/cuda/nvrtc.js";
 
-const architectures = process.argv.slice(2).filter((word) => word.startsWith("sm_"));
-const only = process.argv.slice(2).filter((word) => !word.startsWith("sm_"));
-if (architectures.length === 0) architectures.push("sm_80", "sm_90a");
+const architectures = process.argv.slice(2).filter((word) => /^(sm|compute)_/.test(word));
+const only = process.argv.slice(2).filter((word) => !/^(sm|compute)_/.test(word));
+if (architectures.length === 0)
+  architectures.push("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a");
 const compiler = new Nvrtc();
 const print = (line: string) => process.stdout.write(`${line}\n`);
 print(`NVRTC ${compiler.version.join(".")} from ${compiler.path}`);
@@ -120,8 +121,10 @@ function has(architecture: string, name: string, defines: readonly string[]): bo
     "engine/gemm_prefill",
     "engine/attention_prefill_wgmma",
   ];
-  if (hoppers.includes(name) || defines.some((define) => define.startsWith("RING=")))
-    return architecture === "sm_90a";
+  if (hoppers.includes(name)) return architecture === "sm_90a";
+  const number = Number(/\d+/.exec(architecture));
+  if (name === "engine/site_cluster" || defines.some((define) => define.startsWith("RING=")))
+    return number >= 90;
   return name !== "engine/gemm_mma" || architecture !== "sm_75" || defines.includes("DP4A=1");
 }
 

@@ -14,6 +14,7 @@ import {
 } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
 import type { KernelTime } from "../profile.js";
+import { architectureOf } from "./capability.js";
 import type { CudaContext } from "./context.js";
 import { CublasLt } from "./cublaslt.js";
 import { cudaDeviceCount, CudaDriver, type Event } from "./driver.js";
@@ -205,7 +206,8 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
   return {
     name: "cuda",
     description:
-      `${info.name}, compute capability ${(info.capability / 10).toFixed(1)}, ` +
+      `${info.name}, compute capability ${(info.capability / 10).toFixed(1)}` +
+      `${info.architecture === architectureOf(info.capability) ? "" : ` (asked for; kernels for ${info.architecture})`}, ` +
       `${(info.totalBytes / 2 ** 30).toFixed(0)} GiB, driver for CUDA ${cudaVersion}, NVRTC ${nvrtc.version.join(".")}`,
     arithmetic: { level: info.name },
     realType: "f32",

@@ -8,6 +8,7 @@
 import { createRequire } from "node:module";
 import type * as Koffi from "koffi";
 import { PlanishError } from "../../common/errors.js";
+import { targetOf } from "./capability.js";
 import { loadDriver, type DriverFunctions } from "./driver-functions.js";
 
 /** Oldest architecture with bf16 matrix instructions and asynchronous copies to shared memory (Ampere). */
@@ -47,8 +48,10 @@ export type GraphExecutable = number;
 export interface CudaDeviceInfo {
   readonly ordinal: number;
   readonly name: string;
-  /** Compute capability times ten: 90 for Hopper's H100 and H200. */
+  /** Compute capability times ten: 90 for Hopper's H100 and H200. Another GPU's where one is asked for (capability.ts). */
   readonly capability: number;
+  /** What kernels are compiled for. */
+  readonly architecture: string;
   readonly multiprocessors: number;
   readonly totalBytes: number;
   readonly l2Bytes: number;
@@ -227,14 +230,17 @@ export class CudaDriver implements Disposable {
     const totalBytes = pointerOf(this.out);
     this.cu.cuDriverGetVersion(value);
     const driverVersion = value[0];
+    const target = targetOf(
+      10 * attribute(ATTRIBUTE.capabilityMajor) + attribute(ATTRIBUTE.capabilityMinor),
+      attribute(ATTRIBUTE.sharedBytesPerBlock),
+    );
     return {
       ordinal,
       name: utf8(name),
-      capability: 10 * attribute(ATTRIBUTE.capabilityMajor) + attribute(ATTRIBUTE.capabilityMinor),
+      ...target,
       multiprocessors: attribute(ATTRIBUTE.multiprocessors),
       totalBytes,
       l2Bytes: attribute(ATTRIBUTE.l2Bytes),
-      sharedBytesPerBlock: attribute(ATTRIBUTE.sharedBytesPerBlock),
       driverVersion,
     };
   }

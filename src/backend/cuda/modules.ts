@@ -49,11 +49,6 @@ export function kernelSource(
   };
 }
 
-/** The architecture to compile for; the "a" set of Hopper and later has its own matrix instructions. */
-export function architectureOf(capability: number): string {
-  return capability >= 90 ? `sm_${capability}a` : `sm_${capability}`;
-}
-
 export class KernelModules implements Disposable {
   private readonly modules = new Map<string, number>();
   private readonly kernels = new Map<string, CudaKernel>();
@@ -63,7 +58,7 @@ export class KernelModules implements Disposable {
     private readonly driver: CudaDriver,
     private readonly compiler: KernelCompiler,
   ) {
-    this.architecture = architectureOf(driver.info.capability);
+    this.architecture = driver.info.architecture;
   }
 
   /** The `extern "C"` kernel `name` of native/cuda/`file`.cu compiled with `defines`. */

@@ -15,7 +15,7 @@ export interface CompileRequest {
   readonly source: string;
   /** Headers by the name that `#include` uses. */
   readonly headers?: Readonly<Record<string, string>>;
-  /** E.g. "sm_90" or "sm_90a". */
+  /** E.g. "sm_90" or "sm_90a" for machine code; "compute_80" for PTX, which a driver translates for its GPU. */
   readonly architecture: string;
   /** Macros, in the form NAME=VALUE. */
   readonly defines?: readonly string[];
@@ -53,6 +53,8 @@ export class Nvrtc {
       ),
       logSize: library.bind("int nvrtcGetProgramLogSize(uint64_t program, void* bytes)"),
       log: library.bind("int nvrtcGetProgramLog(uint64_t program, void* text)"),
+      ptxSize: library.bind("int nvrtcGetPTXSize(uint64_t program, void* bytes)"),
+      ptx: library.bind("int nvrtcGetPTX(uint64_t program, void* text)"),
       cubinSize: library.bind("int nvrtcGetCUBINSize(uint64_t program, void* bytes)"),
       cubin: library.bind("int nvrtcGetCUBIN(uint64_t program, void* image)"),
       destroy: library.bind("int nvrtcDestroyProgram(void* program)"),
@@ -104,9 +106,11 @@ export class Nvrtc {
             `(${String(this.call.error(status))}): ${log}`,
         );
       }
-      this.check("nvrtcGetCUBINSize", this.call.cubinSize(program, bytes));
+      const form = request.architecture.startsWith("compute_") ? "ptx" : "cubin";
+      const name = `nvrtcGet${form.toUpperCase()}`;
+      this.check(`${name}Size`, this.call[`${form}Size`](program, bytes));
       const image = new Uint8Array(Number(bytes[0]));
-      this.check("nvrtcGetCUBIN", this.call.cubin(program, image));
+      this.check(name, this.call[form](program, image));
       return { image, log };
     } finally {
       this.call.destroy(slot);

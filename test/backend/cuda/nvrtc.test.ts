@@ -4,7 +4,8 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { architectureOf, kernelSource } from "../../../src/backend/cuda/modules.js";
+import { architectureOf, targetOf } from "../../../src/backend/cuda/capability.js";
+import { kernelSource } from "../../../src/backend/cuda/modules.js";
 import { cacheKey, KernelCompiler, type CompileRequest } from "../../../src/backend/cuda/nvrtc.js";
 import { PlanishError } from "../../../src/common/errors.js";
 
@@ -88,5 +89,36 @@ describe("kernel sources", () => {
 
   it("are compiled for Hopper's own instructions from 9.0 on", () => {
     expect([80, 89, 90, 100].map(architectureOf)).toEqual(["sm_80", "sm_89", "sm_90a", "sm_100a"]);
+  });
+});
+
+describe("the GPU that kernels are for", () => {
+  const shared = 227 * 1024;
+  it("is the one that is there", () => {
+    const own = { capability: 90, architecture: "sm_90a", sharedBytesPerBlock: shared };
+    for (const asked of [undefined, "", "90"]) expect(targetOf(90, shared, asked)).toEqual(own);
+  });
+
+  it("is an older one when asked, by PTX, with its shared memory", () => {
+    expect(targetOf(90, shared, "80")).toEqual({
+      capability: 80,
+      architecture: "compute_80",
+      sharedBytesPerBlock: 163 * 1024,
+    });
+    expect(targetOf(90, shared, "89").sharedBytesPerBlock).toBe(99 * 1024);
+  });
+
+  it("is a newer one when asked, as far as this one's instructions go", () => {
+    expect(targetOf(90, shared, "120")).toEqual({
+      capability: 120,
+      architecture: "sm_90",
+      sharedBytesPerBlock: 99 * 1024,
+    });
+    // No more than there is.
+    expect(targetOf(89, 99 * 1024, "100").sharedBytesPerBlock).toBe(99 * 1024);
+  });
+
+  it.each(["75", "91", "8.0", "sm_80", "x".repeat(1000)])("is none called %s", (asked) => {
+    expect(() => targetOf(90, shared, asked)).toThrow(/PLANISH_CUDA_CAPABILITY.*give one of 80/);
   });
 });
