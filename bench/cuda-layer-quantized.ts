@@ -105,7 +105,13 @@ export interface Options {
   readonly precise: boolean;
   /** Intermediate activations as halves (prefill) or f32. */
   readonly halves: boolean;
+  /** Clips, and so a set of codes, for each of q, k, v, gate and up, as artifacts of FlatQuant have; else one for each site. */
+  readonly perLinear?: boolean;
 }
+
+/** Tile at which the second half of gate's and up's rows begins, and one that no product has. */
+const UP_TILE = INTERMEDIATE / 256;
+const NO_TILE = 2 ** 40;
 
 /** Operations for each row of the products that `quantizedCalls` names. */
 export function productOperations({ linears }: QuantizedLayer): ReadonlyMap<string, number> {
@@ -131,7 +137,7 @@ export function quantizedCalls(
   const { x, buffers, capacity } = space;
   const { a, b, q, codes, scales, partial } = buffers;
   const decoding = rows === step.sequences;
-  const { halves, transforms, precise } = options;
+  const { halves, transforms, precise, perLinear = false } = options;
   const pageBytes = HEADS * pageLayout(HEAD_DIM, 4).bytes;
   const width = halves ? 2 : 4;
   const splits = decoding ? k.splitsFor({ ...SHAPE, kept: 4 }, step.sequences, step.pagesEach) : 1;
@@ -139,7 +145,9 @@ export function quantizedCalls(
   const shared = { tokens: rows, clips, sets: 1, capacity, codes, scales, bits: 4, precise };
   const site = (name: "attnIn" | "attnOut" | "mlpIn" | "mlpDown") => {
     const { shape, bare, left, right } = layer.sites[name];
-    return transforms ? { ...shared, shape, left, right } : { ...shared, shape: bare };
+    const sets = !perLinear ? 1 : name === "attnIn" ? 3 : name === "mlpIn" ? 2 : 1;
+    const common = { ...shared, sets };
+    return transforms ? { ...common, shape, left, right } : { ...common, shape: bare };
   };
   const linear = (name: "qkv" | "o" | "gateUp" | "down") => {
     const { order, columns, weights, scale } = layer.linears[name];
@@ -169,7 +177,17 @@ export function quantizedCalls(
           epsilon: EPSILON,
         }),
     ],
-    ["gemm qkv", () => k.gemm({ ...linear("qkv"), out: a, outStride: 3 * HIDDEN, halves })],
+    [
+      "gemm qkv",
+      () =>
+        k.gemm({
+          ...linear("qkv"),
+          out: a,
+          outStride: 3 * HIDDEN,
+          halves,
+          setTiles: perLinear ? [HIDDEN / 256, (2 * HIDDEN) / 256] : undefined,
+        }),
+    ],
     [
       "heads",
       () =>
@@ -242,11 +260,30 @@ export function quantizedCalls(
     ],
     [
       "gemm gate_up",
-      () => k.gemm({ ...linear("gateUp"), out: b, outStride: INTERMEDIATE, halves }),
+      () => {
+        const apart = {
+          order: { rows: 2 * INTERMEDIATE, gated: false },
+          out: a,
+          outStride: 2 * INTERMEDIATE,
+          setTiles: [UP_TILE, NO_TILE],
+        } as const;
+        const together = { out: b, outStride: INTERMEDIATE };
+        k.gemm({ ...linear("gateUp"), ...(perLinear ? apart : together), halves });
+      },
     ],
     [
       "site mlp_down",
-      () => k.site({ ...site("mlpDown"), input: "plain", x: b, stride: INTERMEDIATE, halves }),
+      () => {
+        const from = perLinear
+          ? ({
+              input: "gated",
+              x: a,
+              x2: a + INTERMEDIATE * width,
+              stride: 2 * INTERMEDIATE,
+            } as const)
+          : ({ input: "plain", x: b, stride: INTERMEDIATE } as const);
+        k.site({ ...site("mlpDown"), ...from, halves });
+      },
     ],
     ["gemm down", () => k.gemm({ ...linear("down"), out: x, outStride: HIDDEN, accumulate: true })],
   ];

@@ -204,8 +204,9 @@ export function spaceFor(rows: number, halves: boolean): Space {
       a: take(rows * 2 * INTERMEDIATE * 4),
       b: take(rows * INTERMEDIATE * 4),
       q: take(rows * HIDDEN * 4),
-      codes: take(codeBytes(capacity, INTERMEDIATE)),
-      scales: take(capacity * 4),
+      // Three sets of codes of the states, or one of the intermediate activations.
+      codes: take(Math.max(codeBytes(capacity, INTERMEDIATE), 3 * codeBytes(capacity, HIDDEN))),
+      scales: take(3 * capacity * 4),
       partial: take(rows * HEADS * 32 * (HEAD_DIM + 2) * 4),
     },
     capacity,

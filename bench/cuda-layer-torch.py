@@ -1,7 +1,9 @@
-"""PyTorch's FP16 statement of the layer of cuda-layer.ts, eager in a captured graph: the peer where PyTorch is installed."""
-import math, statistics, sys
+"""PyTorch's FP16 statement of the layer of cuda-layer.ts in captured graphs: the peer where PyTorch is installed. Eager with the
+attention that PyTorch chooses, with FlashAttention and with cuDNN's; the same compiled with --compile."""
+import contextlib, math, statistics, sys
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HIDDEN, INTERMEDIATE, HEADS, DIM, LAYERS = 4096, 11008, 32, 128, 4
 torch.manual_seed(0)
@@ -65,13 +67,18 @@ def scenario(title, batch, tokens, cached):
     x = torch.randn(batch, tokens, HIDDEN, device=device, dtype=torch.float16)
     angle = torch.arange(cached, cached + tokens, device=device)[:, None] / 10000 ** (torch.arange(DIM // 2, device=device) / (DIM // 2))
     cos, sin = angle.cos().half(), angle.sin().half()
-    with torch.no_grad():
-        eager = measure(lambda: run(x, caches, cached, cos, sin))
-        line = f"{title}: eager in a graph {eager:.1f} µs"
-        if "--compile" in sys.argv:
-            compiled = torch.compile(run)
-            line += f", compiled in a graph {measure(lambda: compiled(x, caches, cached, cos, sin)):.1f} µs"
-    print(line, flush=True)
+    ways = {"chosen": None, "FlashAttention": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
+    for name, backend in ways.items():
+        try:
+            with torch.no_grad(), sdpa_kernel(backend) if backend else contextlib.nullcontext():
+                line = f"{title}, attention {name}: eager {measure(lambda: run(x, caches, cached, cos, sin)):.1f} µs"
+                if "--compile" in sys.argv:
+                    torch.compiler.reset()
+                    compiled = torch.compile(run)
+                    line += f", compiled {measure(lambda: compiled(x, caches, cached, cos, sin)):.1f} µs"
+        except RuntimeError as error:
+            line = f"{title}, attention {name}: not possible ({str(error).splitlines()[0][:100]})"
+        print(line, flush=True)
 
 
 print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}")

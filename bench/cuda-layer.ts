@@ -77,6 +77,7 @@ function scenario(
     ["W4A4KV4 without transforms", ours({ ...best, transforms: false })],
     ["W4A4KV4, other precision of transforms", ours({ ...best, precise: !best.precise })],
     ["FP16", half.map((layer, i) => halfCalls(kernels, layer, halfCaches[i], step, halfSpace))],
+    ["W4A4KV4, a set of codes per linear", ours({ ...best, perLinear: true })],
   ];
   const prepare = () => {
     driver.copyOnDevice(space.x, space.x0, space.xBytes, stream);
