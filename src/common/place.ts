@@ -1,0 +1,243 @@
+/**
+ * Where results go: a path from the command line is resolved and checked before any work, so that hours are never lost to
+ * a slash too many, a missing right or a full disk.
+ */
+import {
+  accessSync,
+  closeSync,
+  constants,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readlinkSync,
+  realpathSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  type Stats,
+} from "node:fs";
+import { basename, dirname, resolve, sep } from "node:path";
+import { PlanishError, UsageError } from "./errors.js";
+import { formatBytes } from "./format.js";
+import { acquireLock, type Lock } from "./lock.js";
+import { describeFsError } from "./read-file.js";
+import { temporaryName, TEMPORARY_SUFFIX_BYTES } from "./temporary.js";
+
+export interface PlaceOptions {
+  /** What the path is, as the user knows it (default: `--out`). */
+  readonly flag?: string;
+  /** What will be there: a directory that must not exist, one that may, or a file that is replaced. */
+  readonly kind: "new directory" | "directory" | "file";
+  /** Directory or file that is read meanwhile; the result may neither be it nor lie in it. */
+  readonly source?: string;
+  /** Bytes that will be written, as far as they are known. */
+  readonly bytes?: number;
+}
+
+/** Most bytes of one name on the file systems in use. */
+const MAX_NAME_BYTES = 255;
+
+/**
+ * The absolute path of a result, without slashes at its end. Missing parents are made. Nothing stays behind of the trial
+ * that its directory can be written.
+ * @throws UsageError when the path cannot be meant, PlanishError when it cannot be used; one line with the reason.
+ */
+export function outputPlace(given: string, options: PlaceOptions): string {
+  const path = outputPath(given, options);
+  const { flag = "--out", kind } = options;
+  const directory = kind === "directory" && statOf(path) !== undefined ? path : dirname(path);
+  try {
+    mkdirSync(directory, { recursive: true });
+    const trial = temporaryName(resolve(directory, basename(path)));
+    closeSync(openSync(trial, "wx"));
+    rmSync(trial);
+  } catch (error) {
+    throw cannotWrite(`${flag} ${quote(given)}`, directory, error);
+  }
+  return path;
+}
+
+/**
+ * `outputPlace`, for this process alone until the lock is released. The lock lies beside a new directory, and in one that
+ * may exist.
+ * @throws PlanishError also when another process works there, naming it.
+ */
+export function lockedPlace(given: string, options: PlaceOptions): { path: string; lock: Lock } {
+  const path = outputPath(given, options);
+  const { flag = "--out", kind } = options;
+  const directory = kind === "directory" ? path : dirname(path);
+  try {
+    mkdirSync(directory, { recursive: true });
+    const lock = acquireLock(
+      kind === "directory" ? resolve(path, LOCK_FILE) : `${path}.lock`,
+      path,
+    );
+    return { path, lock };
+  } catch (error) {
+    throw cannotWrite(`${flag} ${quote(given)}`, directory, error);
+  }
+}
+
+/** The lock of a directory that may exist lies in it under this name. */
+export const LOCK_FILE = "planish.lock";
+
+/** The checks that write nothing. */
+function outputPath(given: string, { flag = "--out", kind, source, bytes }: PlaceOptions): string {
+  const name = `${flag} ${quote(given)}`;
+  if (given === "") throw new UsageError(`${flag} is empty; give the path of a ${plain(kind)}`);
+  if (given.includes("\0")) throw new UsageError(`${name} holds a null byte`);
+  if (kind === "file" && (given.endsWith("/") || given.endsWith(sep)))
+    throw new UsageError(`${name} is written as a directory; give the path of a file`);
+  const path = resolve(given);
+  const length = Buffer.byteLength(basename(path)) + TEMPORARY_SUFFIX_BYTES;
+  if (length > MAX_NAME_BYTES)
+    throw new PlanishError(
+      `${name} has too long a name: at most ${MAX_NAME_BYTES - TEMPORARY_SUFFIX_BYTES} bytes, to leave room for temporary names`,
+    );
+  refuseOccupied(name, path, kind);
+  const ancestor = nearestDirectory(name, path);
+  if (source !== undefined) refuseInside(name, path, ancestor, source);
+  try {
+    accessSync(ancestor, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw cannotWrite(name, ancestor, error);
+  }
+  const free = freeBytes(ancestor);
+  if (bytes !== undefined && free !== undefined && bytes > free)
+    throw new PlanishError(
+      `${name} needs about ${formatBytes(bytes)} of disk, and ${formatBytes(free)} are free in ${ancestor}; free some space or choose another directory`,
+    );
+  return path;
+}
+
+/** Bytes that may still be written at the directory; undefined where the system does not say. */
+export function freeBytes(directory: string): number | undefined {
+  try {
+    const { bavail, bsize, blocks } = statfsSync(directory);
+    // Some network and virtual file systems report no size at all.
+    return blocks > 0 ? bavail * bsize : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function plain(kind: PlaceOptions["kind"]): string {
+  return kind === "file" ? "file" : "directory";
+}
+
+function refuseOccupied(name: string, path: string, kind: PlaceOptions["kind"]): void {
+  let link: Stats | undefined;
+  try {
+    link = lstatSync(path, { throwIfNoEntry: false });
+  } catch (error) {
+    // A file among the parents is told with its name below.
+    if ((error as NodeJS.ErrnoException).code === "ENOTDIR") return;
+    throw new PlanishError(`${name} cannot be used: ${describeFsError(error)}`, { cause: error });
+  }
+  if (link === undefined) return;
+  const stats = statOf(path);
+  if (stats === undefined)
+    throw new PlanishError(
+      `${name} is a link to ${quote(readlinkSync(path))}, which cannot be reached; remove the link or choose another path`,
+    );
+  if (kind === "new directory")
+    throw new PlanishError(
+      `output directory ${path} exists already; choose another --out, or remove it first`,
+    );
+  if (kind === "directory" && !stats.isDirectory())
+    throw new PlanishError(`${name} is no directory; choose another path`);
+  if (kind === "file" && !stats.isFile())
+    throw new PlanishError(
+      `${name} is ${stats.isDirectory() ? "a directory" : "a device, pipe or socket"}; give the path of a regular file`,
+    );
+}
+
+/** The deepest existing directory on the way to `path`. @throws PlanishError when a part of the way is something else. */
+function nearestDirectory(name: string, path: string): string {
+  for (let at = dirname(path); ; at = dirname(at)) {
+    let entry: Stats | undefined;
+    try {
+      entry = lstatSync(at, { throwIfNoEntry: false });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOTDIR") continue;
+      throw new PlanishError(`${name} cannot be used: ${at}: ${describeFsError(error)}`, {
+        cause: error,
+      });
+    }
+    if (entry === undefined) {
+      if (at === dirname(at)) throw new PlanishError(`${name} cannot be used: there is no ${at}`);
+      continue;
+    }
+    const stats = statOf(at);
+    if (stats?.isDirectory()) return at;
+    throw new PlanishError(
+      stats === undefined
+        ? `${name} cannot be made: ${at} is a link to ${quote(readlinkSync(at))}, which cannot be reached`
+        : `${name} cannot be made: ${at} is no directory`,
+    );
+  }
+}
+
+/** Files are compared by what they are, so that links and other spellings of a path make no difference. */
+function refuseInside(name: string, path: string, ancestor: string, source: string): void {
+  const read = statOf(source);
+  if (read === undefined) return;
+  const same = (other: Stats | undefined): boolean =>
+    other !== undefined && other.dev === read.dev && other.ino === read.ino;
+  if (same(statOf(path)))
+    throw new PlanishError(`${name} is the model that is read (${source}); choose another path`);
+  for (let at = realpathSync(ancestor); ; at = dirname(at)) {
+    if (same(statOf(at)))
+      throw new PlanishError(
+        `${name} lies in the model that is read (${source}); choose a path outside of it`,
+      );
+    if (at === dirname(at)) return;
+  }
+}
+
+function statOf(path: string): Stats | undefined {
+  try {
+    return statSync(path, { throwIfNoEntry: false });
+  } catch {
+    return undefined;
+  }
+}
+
+function cannotWrite(name: string, directory: string, error: unknown): PlanishError {
+  if (error instanceof PlanishError) return error;
+  return new PlanishError(
+    `${name} cannot be written: ${directory}: ${describeWriteError(error)}; choose another path`,
+    { cause: error },
+  );
+}
+
+/** What went wrong in writing, in words. */
+export function describeWriteError(error: unknown): string {
+  switch ((error as NodeJS.ErrnoException).code) {
+    case "ENOSPC":
+      return "no space is left on the disk";
+    case "EDQUOT":
+      return "the disk quota is used up";
+    case "EROFS":
+      return "it is read-only";
+    case "EFBIG":
+      return "the file would be larger than the file system or a limit allows";
+    case "EIO":
+      return "the disk reported an error";
+    default:
+      return describeFsError(error);
+  }
+}
+
+/** Whether an error comes from the disk being full, gone or read-only: trying again elsewhere or later may succeed. */
+export function isWriteError(error: unknown): boolean {
+  const code = (error as NodeJS.ErrnoException | undefined)?.code;
+  return (
+    code !== undefined &&
+    ["ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "EACCES", "EPERM"].includes(code)
+  );
+}
+
+function quote(text: string): string {
+  return JSON.stringify(text);
+}
