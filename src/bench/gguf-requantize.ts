@@ -10,6 +10,7 @@ import { BLOCK_FORMATS } from "../checkpoint/gguf-blocks.js";
 import { parseGguf, type GgufTensor } from "../checkpoint/gguf-parser.js";
 import { floatToHalfBits } from "../checkpoint/half.js";
 import { PlanishError } from "../common/errors.js";
+import { temporaryName } from "../common/temporary.js";
 
 export const PLAIN_TYPES = ["F16", "Q8_0", "Q4_0"] as const;
 export type PlainType = (typeof PLAIN_TYPES)[number];
@@ -128,8 +129,8 @@ export function requantizeGguf(source: string, target: string, type: PlainType):
     descriptions.push(head);
     offset = padded(offset + (shape.reduce((a, b) => a * b, 1) / elements) * size);
   });
-  const temporary = `${target}.partial`;
-  const out = openSync(temporary, "w");
+  const temporary = temporaryName(target);
+  const out = openSync(temporary, "wx");
   try {
     let written = 0;
     const put = (bytes: Uint8Array) => {

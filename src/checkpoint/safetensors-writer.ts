@@ -3,20 +3,13 @@
  * atomic: files appear under their final names only when complete and flushed to disk.
  */
 
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  openSync,
-  renameSync,
-  rmSync,
-  statfsSync,
-  writeSync,
-} from "node:fs";
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { bytePieces } from "../common/bytes.js";
 import { InterruptedError, PlanishError } from "../common/errors.js";
+import { freeBytes } from "../common/place.js";
+import { temporaryName } from "../common/temporary.js";
 import { ELEMENT_BYTES, type ElementType } from "./element-types.js";
 import { describeFsError } from "./file-reader.js";
 import { METADATA_KEY, quoteName, sizeInBytes } from "./safetensors-header.js";
@@ -54,7 +47,6 @@ export interface WrittenFiles {
 }
 
 const DEFAULT_SHARD_BYTES = 4e9;
-const PARTIAL = ".partial";
 const realFs: WriteFs = { openSync, writeSync, fsyncSync, closeSync, renameSync };
 
 interface Planned extends TensorEntry {
@@ -90,11 +82,11 @@ export async function writeSafetensors(
   const begun: string[] = [];
   try {
     for (const file of outputs) {
-      const partial = file.path + PARTIAL;
+      const partial = temporaryName(file.path);
       begun.push(partial);
       await writeFile(partial, file, fs, signal);
     }
-    for (const { path: final } of outputs) fs.renameSync(final + PARTIAL, final);
+    for (const [i, { path: final }] of outputs.entries()) fs.renameSync(begun[i], final);
   } catch (error) {
     for (const partial of begun) rmSync(partial, { force: true });
     throw explain(error, path, needed);
@@ -236,15 +228,6 @@ function explain(error: unknown, path: string, needed: number): unknown {
       `${free === undefined ? "" : `, ${(free / 1e6).toFixed(1)} MB are free`}; free some space or choose another directory`,
     { cause: error },
   );
-}
-
-function freeBytes(directory: string): number | undefined {
-  try {
-    const { bavail, bsize } = statfsSync(directory);
-    return bavail * bsize;
-  } catch {
-    return undefined;
-  }
 }
 
 /** Makes the renames durable. Some systems cannot flush a directory; the files themselves are flushed. */

@@ -4,8 +4,9 @@
  */
 
 import type { Command } from "commander";
-import { InterruptedError, PlanishError } from "../common/errors.js";
+import { InterruptedError, isInterruption, PlanishError } from "../common/errors.js";
 import { Reporter } from "./output.js";
+import { resumeCommand } from "./resume-command.js";
 
 /** Exit code after a clean stop on SIGINT or SIGTERM. */
 export const EXIT_INTERRUPTED = 130;
@@ -110,8 +111,15 @@ function describeFailure(
 ): { message: string; exitCode: number } {
   const name = error instanceof Error ? error.name : "";
   const text = oneLine(error instanceof Error ? error.message : String(error));
-  if (interrupted && (error instanceof InterruptedError || name === "AbortError")) {
-    return { message: text, exitCode: EXIT_INTERRUPTED };
+  const resumes =
+    error instanceof PlanishError && error.resumable && command !== undefined && resumable(command)
+      ? `; go on with: ${resumeCommand()}`
+      : "";
+  if (interrupted && isInterruption(error)) {
+    return { message: text + resumes, exitCode: EXIT_INTERRUPTED };
+  }
+  if (error instanceof PlanishError && resumes !== "") {
+    return { message: text + resumes, exitCode: error.exitCode };
   }
   if (error instanceof PlanishError) {
     const hint = error.exitCode === 2 && command ? `; see \`${commandPath(command)} --help\`` : "";
@@ -119,6 +127,10 @@ function describeFailure(
   }
   const hint = verbose ? "" : "; run with --verbose for the stack";
   return { message: `unexpected failure: ${text || name || "no message"}${hint}`, exitCode: 1 };
+}
+
+function resumable(command: Command): boolean {
+  return command.options.some(({ long }) => long === "--resume");
 }
 
 /** `planish eval` for the command named `eval`. */

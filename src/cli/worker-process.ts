@@ -68,9 +68,9 @@ function run(
       const blocks = `blocks ${range.from} to ${range.to - 1}`;
       const said = oneLine(errors).replace(/^planish: /, "");
       reject(
-        new PlanishError(
-          `the worker for ${blocks} ${how}${said ? ` (${said})` : ""}; finished blocks are kept, continue with --resume`,
-        ),
+        new PlanishError(`the worker for ${blocks} ${how}${said ? ` (${said})` : ""}`, {
+          resumable: true,
+        }),
       );
     });
   });

@@ -7,10 +7,16 @@
 export class PlanishError extends Error {
   override readonly name: string = "PlanishError";
   readonly exitCode: 1 | 2;
+  /** The work can go on where it stopped, by the same command with `--resume`. */
+  readonly resumable: boolean;
 
-  constructor(message: string, options: { exitCode?: 1 | 2; cause?: unknown } = {}) {
+  constructor(
+    message: string,
+    options: { exitCode?: 1 | 2; resumable?: boolean; cause?: unknown } = {},
+  ) {
     super(message, { cause: options.cause });
     this.exitCode = options.exitCode ?? 1;
+    this.resumable = options.resumable ?? false;
   }
 }
 
@@ -25,4 +31,18 @@ export class UsageError extends PlanishError {
 /** Work stopped on request (Ctrl-C, abort signal); what is finished is kept. */
 export class InterruptedError extends PlanishError {
   override readonly name = "InterruptedError";
+}
+
+/** Whether work ended because it was asked to. */
+export function isInterruption(error: unknown): boolean {
+  return error instanceof InterruptedError || (error as Error | undefined)?.name === "AbortError";
+}
+
+/** An interruption or failure of work that can go on: its message with `kept`, what is finished, behind it. */
+export function asResumable(error: unknown, kept: string): PlanishError {
+  const message = `${error instanceof Error ? error.message : String(error)}; ${kept}`;
+  const options = { resumable: true, cause: error };
+  return isInterruption(error)
+    ? new InterruptedError(message, options)
+    : new PlanishError(message, options);
 }

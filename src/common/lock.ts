@@ -12,11 +12,13 @@ import {
   linkSync,
   lstatSync,
   openSync,
+  readdirSync,
   readSync,
   renameSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import { z } from "zod";
 import { PlanishError } from "./errors.js";
 import { processSchema, processState, thisProcess } from "./process-identity.js";
@@ -76,6 +78,7 @@ export function acquireLock(path: string, what: string): Lock {
       );
     if (takeOver(path, found, record, what)) break;
   }
+  removeAbandoned(path);
   held.set(path, record);
   if (!listening) process.on("exit", releaseAll);
   listening = true;
@@ -135,6 +138,17 @@ function writeRecord(path: string, record: LockRecord): string {
     closeSync(file);
   }
   return temporary;
+}
+
+/** Removes the records of processes that were killed while they took this lock. */
+function removeAbandoned(path: string): void {
+  for (const name of readdirSync(dirname(path))) {
+    if (!name.startsWith(`${basename(path)}.`) || !/\.\d+-[0-9a-f]{8}$/.test(name)) continue;
+    const file = join(dirname(path), name);
+    const found = readLock(file);
+    if (found !== undefined && found !== "foreign" && processState(found) === "ended")
+      rmSync(file, { force: true });
+  }
 }
 
 /** What a lock file says; undefined when it is gone, "foreign" when it is something else. */

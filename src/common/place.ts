@@ -6,9 +6,11 @@ import {
   accessSync,
   closeSync,
   constants,
+  existsSync,
   lstatSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readlinkSync,
   realpathSync,
   rmSync,
@@ -17,6 +19,7 @@ import {
   type Stats,
 } from "node:fs";
 import { basename, dirname, resolve, sep } from "node:path";
+import { quoted } from "./bounds.js";
 import { PlanishError, UsageError } from "./errors.js";
 import { formatBytes } from "./format.js";
 import { acquireLock, type Lock } from "./lock.js";
@@ -28,6 +31,8 @@ export interface PlaceOptions {
   readonly flag?: string;
   /** What will be there: a directory that must not exist, one that may, or a file that is replaced. */
   readonly kind: "new directory" | "directory" | "file";
+  /** A new directory may exist all the same: an interrupted run had named it. Whoever asks looks at what it is. */
+  readonly mayExist?: boolean;
   /** Directory or file that is read meanwhile; the result may neither be it nor lie in it. */
   readonly source?: string;
   /** Bytes that will be written, as far as they are known. */
@@ -38,7 +43,8 @@ export interface PlaceOptions {
 const MAX_NAME_BYTES = 255;
 
 /**
- * The absolute path of a result, without slashes at its end. Missing parents are made. Nothing stays behind of the trial
+ * The absolute path of a result, without slashes at its end. Missing parents of a
+ * directory are made. Nothing stays behind of the trial
  * that its directory can be written.
  * @throws UsageError when the path cannot be meant, PlanishError when it cannot be used; one line with the reason.
  */
@@ -52,7 +58,7 @@ export function outputPlace(given: string, options: PlaceOptions): string {
     closeSync(openSync(trial, "wx"));
     rmSync(trial);
   } catch (error) {
-    throw cannotWrite(`${flag} ${quote(given)}`, directory, error);
+    throw cannotWrite(`${flag} ${quoted(given)}`, directory, error);
   }
   return path;
 }
@@ -74,16 +80,24 @@ export function lockedPlace(given: string, options: PlaceOptions): { path: strin
     );
     return { path, lock };
   } catch (error) {
-    throw cannotWrite(`${flag} ${quote(given)}`, directory, error);
+    throw cannotWrite(`${flag} ${quoted(given)}`, directory, error);
   }
 }
 
 /** The lock of a directory that may exist lies in it under this name. */
 export const LOCK_FILE = "planish.lock";
 
+/** Whether a directory is missing or holds nothing but the lock of whoever asks. */
+export function holdsNothing(directory: string): boolean {
+  return (
+    !existsSync(directory) || readdirSync(directory).every((name) => name.startsWith(LOCK_FILE))
+  );
+}
+
 /** The checks that write nothing. */
-function outputPath(given: string, { flag = "--out", kind, source, bytes }: PlaceOptions): string {
-  const name = `${flag} ${quote(given)}`;
+function outputPath(given: string, options: PlaceOptions): string {
+  const { flag = "--out", kind, source, bytes } = options;
+  const name = `${flag} ${quoted(given)}`;
   if (given === "") throw new UsageError(`${flag} is empty; give the path of a ${plain(kind)}`);
   if (given.includes("\0")) throw new UsageError(`${name} holds a null byte`);
   if (kind === "file" && (given.endsWith("/") || given.endsWith(sep)))
@@ -94,8 +108,10 @@ function outputPath(given: string, { flag = "--out", kind, source, bytes }: Plac
     throw new PlanishError(
       `${name} has too long a name: at most ${MAX_NAME_BYTES - TEMPORARY_SUFFIX_BYTES} bytes, to leave room for temporary names`,
     );
-  refuseOccupied(name, path, kind);
+  refuseOccupied(name, path, options);
   const ancestor = nearestDirectory(name, path);
+  if (kind === "file" && ancestor !== dirname(path))
+    throw new PlanishError(`${name} cannot be made: there is no directory ${dirname(path)}`);
   if (source !== undefined) refuseInside(name, path, ancestor, source);
   try {
     accessSync(ancestor, constants.W_OK | constants.X_OK);
@@ -125,7 +141,7 @@ function plain(kind: PlaceOptions["kind"]): string {
   return kind === "file" ? "file" : "directory";
 }
 
-function refuseOccupied(name: string, path: string, kind: PlaceOptions["kind"]): void {
+function refuseOccupied(name: string, path: string, { kind, mayExist }: PlaceOptions): void {
   let link: Stats | undefined;
   try {
     link = lstatSync(path, { throwIfNoEntry: false });
@@ -138,9 +154,9 @@ function refuseOccupied(name: string, path: string, kind: PlaceOptions["kind"]):
   const stats = statOf(path);
   if (stats === undefined)
     throw new PlanishError(
-      `${name} is a link to ${quote(readlinkSync(path))}, which cannot be reached; remove the link or choose another path`,
+      `${name} is a link to ${quoted(readlinkSync(path))}, which cannot be reached; remove the link or choose another path`,
     );
-  if (kind === "new directory")
+  if (kind === "new directory" && !(mayExist && stats.isDirectory()))
     throw new PlanishError(
       `output directory ${path} exists already; choose another --out, or remove it first`,
     );
@@ -172,7 +188,7 @@ function nearestDirectory(name: string, path: string): string {
     if (stats?.isDirectory()) return at;
     throw new PlanishError(
       stats === undefined
-        ? `${name} cannot be made: ${at} is a link to ${quote(readlinkSync(at))}, which cannot be reached`
+        ? `${name} cannot be made: ${at} is a link to ${quoted(readlinkSync(at))}, which cannot be reached`
         : `${name} cannot be made: ${at} is no directory`,
     );
   }
@@ -186,7 +202,7 @@ function refuseInside(name: string, path: string, ancestor: string, source: stri
     other !== undefined && other.dev === read.dev && other.ino === read.ino;
   if (same(statOf(path)))
     throw new PlanishError(`${name} is the model that is read (${source}); choose another path`);
-  for (let at = realpathSync(ancestor); ; at = dirname(at)) {
+  for (let at = realpathSync(statOf(path) ? path : ancestor); ; at = dirname(at)) {
     if (same(statOf(at)))
       throw new PlanishError(
         `${name} lies in the model that is read (${source}); choose a path outside of it`,
@@ -220,6 +236,8 @@ export function describeWriteError(error: unknown): string {
       return "the disk quota is used up";
     case "EROFS":
       return "it is read-only";
+    case "ENOENT":
+      return "nothing can be made there";
     case "EFBIG":
       return "the file would be larger than the file system or a limit allows";
     case "EIO":
@@ -229,15 +247,24 @@ export function describeWriteError(error: unknown): string {
   }
 }
 
-/** Whether an error comes from the disk being full, gone or read-only: trying again elsewhere or later may succeed. */
+/** An error of the file system in one line; others as they are. */
+export function describedWriteError(error: unknown, where: string): unknown {
+  if (error instanceof PlanishError || !isWriteError(error)) return error;
+  const { path } = error as NodeJS.ErrnoException;
+  return new PlanishError(`cannot write ${path ?? `in ${where}`}: ${describeWriteError(error)}`, {
+    cause: error,
+  });
+}
+
+/**
+ * Whether an error, or what caused it, is the disk being full, gone or read-only: what is done can go on when that is
+ * mended.
+ */
 export function isWriteError(error: unknown): boolean {
+  if (error instanceof PlanishError) return isWriteError(error.cause);
   const code = (error as NodeJS.ErrnoException | undefined)?.code;
   return (
     code !== undefined &&
     ["ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "EACCES", "EPERM"].includes(code)
   );
-}
-
-function quote(text: string): string {
-  return JSON.stringify(text);
 }

@@ -2,7 +2,7 @@
  * The artifact: a directory with the packed model, its config and tokenizer as they came, and `quantization.json`.
  * Written under a temporary name and renamed, so a directory with the final name is complete (DESIGN, The artifact).
  */
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, renameSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
@@ -11,13 +11,13 @@ import { floatsToHalfBytes } from "../checkpoint/half.js";
 import { openCheckpoint } from "../checkpoint/open.js";
 import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
 import { PlanishError } from "../common/errors.js";
+import { makeWorkDirectory, writeAtomically } from "../common/temporary.js";
 import { finiteJson } from "../common/ratio.js";
 import { blockProgram, parseModelConfig } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { checkTensors, outerTensors, valueProblem } from "./artifact-tensors.js";
 import { ClipCounter } from "./clipping.js";
-import { writeAtomically } from "./journal.js";
 import { packedLayer, type PackedBlock } from "./packed-block.js";
 import type { ParameterValues } from "./fold.js";
 import { readPackedBlock } from "./packed-tensors.js";
@@ -134,9 +134,8 @@ export interface WriteArtifactOptions {
 export async function writeArtifact(options: WriteArtifactOptions): Promise<{ bytes: number }> {
   const { out, source, info } = options;
   refuseExisting(out);
-  const partial = `${resolve(out)}.partial`;
-  rmSync(partial, { recursive: true, force: true });
-  mkdirSync(partial, { recursive: true });
+  using work = makeWorkDirectory(resolve(out));
+  const partial = work.content;
   const stores = options.blockFiles.map((file) => openSafetensors(file).store);
   try {
     const entries: TensorEntry[] = stores.flatMap((store) =>
@@ -170,11 +169,9 @@ export async function writeArtifact(options: WriteArtifactOptions): Promise<{ by
     // What no reader would take must not get the final name.
     parseQuantizationInfo(JSON.parse(text), `${QUANTIZATION_FILE} of this run`);
     writeAtomically(join(partial, QUANTIZATION_FILE), text);
+    refuseExisting(out);
     renameSync(partial, resolve(out));
     return { bytes: written.dataBytes };
-  } catch (error) {
-    rmSync(partial, { recursive: true, force: true });
-    throw error;
   } finally {
     for (const store of stores) store[Symbol.dispose]();
   }

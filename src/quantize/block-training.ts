@@ -189,8 +189,7 @@ export async function measureBlock(
 }
 
 function refuseAborted({ signal, layer }: BlockJob<unknown>): void {
-  if (signal?.aborted)
-    throw new InterruptedError(`stopped in block ${layer}; finished blocks are kept`);
+  if (signal?.aborted) throw new InterruptedError(`stopped in block ${layer}`);
 }
 
 function uploadParameters(backend: Backend, values: ParameterValues): Map<string, Tensor> {

@@ -1,9 +1,9 @@
 /** What a run will need, worked out before it starts: multiply-adds, memory, disk, and time at a measured rate. */
-import { statfsSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import type { Backend } from "../backend/backend.js";
 import { PlanishError } from "../common/errors.js";
 import { formatBytes } from "../common/format.js";
+import { freeBytes } from "../common/place.js";
 import { availableMemory } from "../common/memory.js";
 import type { ModelConfig } from "../models/config.js";
 import { blockProgram, blockPrograms } from "../models/architectures/index.js";
@@ -111,16 +111,20 @@ function measuredRate(backend: Backend): number {
   return (2 * n ** 3) / (best / 1000);
 }
 
-/** @throws PlanishError when memory or disk will not do, with both numbers. */
-export function refuseImpossible(estimate: RunEstimate, out: string): void {
+/**
+ * @param writtenBytes Of the disk's share, what an interrupted run has written already.
+ * @throws PlanishError when memory or disk will not do, with both numbers.
+ */
+export function refuseImpossible(estimate: RunEstimate, out: string, writtenBytes = 0): void {
   const memory = availableMemory();
   if (estimate.memoryBytes > memory)
     throw new PlanishError(
       `this run needs about ${formatBytes(estimate.memoryBytes)} of memory and ${formatBytes(memory)} are free; use fewer samples, a shorter --seq-len or a smaller --batch`,
     );
-  const { bavail, bsize } = statfsSync(dirname(resolve(out)));
-  if (estimate.diskBytes > bavail * bsize)
+  const free = freeBytes(dirname(resolve(out)));
+  const needed = estimate.diskBytes - writtenBytes;
+  if (free !== undefined && needed > free)
     throw new PlanishError(
-      `this run needs about ${formatBytes(estimate.diskBytes)} of disk at ${dirname(resolve(out))} and ${formatBytes(bavail * bsize)} are free`,
+      `this run needs about ${formatBytes(needed)} of disk at ${dirname(resolve(out))} and ${formatBytes(free)} are free; free some space or choose another --out`,
     );
 }

@@ -9,9 +9,10 @@ import { isDeepStrictEqual } from "node:util";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { loadTokenizer } from "../checkpoint/tokenizer.js";
-import { PlanishError, UsageError } from "../common/errors.js";
+import { asResumable, isInterruption, PlanishError, UsageError } from "../common/errors.js";
 import { formatBytes, formatDuration } from "../common/format.js";
 import { packageVersion } from "../common/package.js";
+import { describedWriteError, isWriteError, lockedPlace } from "../common/place.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { defaultSequenceLength } from "../models/config.js";
 import { blockProgram, blockPrograms } from "../models/architectures/index.js";
@@ -176,7 +177,7 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   progress.note(
     `estimate: about ${formatDuration(estimate.seconds)}, ${formatBytes(estimate.memoryBytes)} of memory, ${formatBytes(estimate.diskBytes)} of disk`,
   );
-  refuseImpossible(estimate, out);
+  refuseImpossible(estimate, out, Journal.bytesAt(out));
 
   // A run that goes on was begun with the same tensors.
   refuseNonFinite(source, architecture, config, windows !== undefined && !options.resume);
@@ -229,7 +230,7 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
  * @throws PlanishError when the journal holds no states for the first of them.
  */
 export async function calibrateBlocks(options: QuantizeOptions, range: BlockRange): Promise<void> {
-  const run = await prepare({ ...options, resume: true }, true);
+  const run = await prepare({ ...options, out: resolve(options.out), resume: true }, true);
   const { windows, config, method, journal } = run;
   if (!windows || !method.calibrateBlock)
     throw new UsageError(`method "${method.name}" calibrates no blocks with this recipe`);
@@ -242,12 +243,42 @@ export async function calibrateBlocks(options: QuantizeOptions, range: BlockRang
 }
 
 /**
- * Quantizes a checkpoint into an artifact directory.
- * @throws PlanishError when anything unfit is found (before long work), InterruptedError on the signal.
+ * Quantizes a checkpoint into an artifact directory, which only this process works on meanwhile.
+ * @throws PlanishError when anything unfit is found (before long work), InterruptedError on the signal; both say what is
+ * finished and kept when the work can go on (`resumable`).
  */
 export async function quantize(options: QuantizeOptions): Promise<QuantizeResult> {
   const started = performance.now();
-  const run = await prepare(options);
+  const { path: out, lock } = lockedPlace(options.out, {
+    kind: "new directory",
+    mayExist: options.resume,
+    source: options.source.path,
+  });
+  using _lock = lock;
+  const run = await prepare({ ...options, out });
+  try {
+    return { ...(await carryOut(run, started)), out: options.out };
+  } catch (error) {
+    throw withWhatIsKept(error, run);
+  }
+}
+
+/** A stop, a full disk or the loss of a worker, with what a resumed run will find; other errors as they are. */
+function withWhatIsKept(error: unknown, { journal, config }: Run): unknown {
+  const resumable = error instanceof PlanishError && error.resumable;
+  if (!resumable && !isInterruption(error) && !isWriteError(error)) return error;
+  const { blocks, packed } = journal.finished;
+  const kept: string[] = [];
+  if (blocks > 0) kept.push(`${blocks} of ${config.numLayers} blocks are kept`);
+  if (packed > 0) kept.push(`${packed} of ${config.numLayers} packed blocks are kept`);
+  return asResumable(
+    describedWriteError(error, journal.directory),
+    kept.join(", ") || "nothing is finished yet",
+  );
+}
+
+async function carryOut(run: Run, started: number): Promise<QuantizeResult> {
+  const options = run;
   const { source, out, method, scheme, recipe, seed, architecture, config, journal, windows } = run;
   const { preset, settings, estimate } = run;
   if (existsSync(out)) return clearAway(run, started);

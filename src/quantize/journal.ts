@@ -5,17 +5,17 @@
  */
 import {
   existsSync,
+  lstatSync,
   mkdirSync,
   readdirSync,
   readFileSync,
   readSync,
   renameSync,
+  rmdirSync,
   rmSync,
   statSync,
-  writeFileSync,
   writeSync,
   openSync,
-  fsyncSync,
   closeSync,
 } from "node:fs";
 import { basename, join } from "node:path";
@@ -30,6 +30,7 @@ import {
 import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
 import { PlanishError } from "../common/errors.js";
 import { finiteJson } from "../common/ratio.js";
+import { temporaryName, writeAtomically } from "../common/temporary.js";
 import type { ParameterValues } from "./fold.js";
 import type { Activations } from "./calibration/windows.js";
 import type { BlockReport, RefineState } from "./method.js";
@@ -48,6 +49,11 @@ export interface PackReport {
   readonly notes: readonly string[];
 }
 
+const SETTINGS_FILE = "settings.json";
+
+/** Everything that a run keeps in its journal, finished or on its way. */
+const OWN_FILES = /^(settings|refine|(block|packed|states|refine)-\d+)\.[\w-]+(\.[\w.-]+)?$/;
+
 export class Journal {
   private constructor(
     readonly directory: string,
@@ -57,6 +63,16 @@ export class Journal {
 
   static pathFor(out: string): string {
     return `${out}.run`;
+  }
+
+  /** Bytes that an unfinished run has written already. */
+  static bytesAt(out: string): number {
+    const directory = Journal.pathFor(out);
+    if (!existsSync(directory)) return 0;
+    const sizes = readdirSync(directory).map(
+      (name) => statSync(join(directory, name), { throwIfNoEntry: false })?.size ?? 0,
+    );
+    return sizes.reduce((sum, size) => sum + size, 0);
   }
 
   /**
@@ -71,7 +87,7 @@ export class Journal {
     { resume = false, joins = false }: { resume?: boolean; joins?: boolean },
   ): Journal {
     const directory = Journal.pathFor(out);
-    const file = join(directory, "settings.json");
+    const file = join(directory, SETTINGS_FILE);
     const wanted = `${JSON.stringify(settings, undefined, 2)}\n`;
     if (existsSync(file)) {
       if (!resume)
@@ -87,6 +103,14 @@ export class Journal {
       if (!joins) return new Journal(directory, dropDamaged(directory));
     } else {
       mkdirSync(directory, { recursive: true });
+      // Beside the settings nothing of ours can be there yet, but for a killed process's attempt to write them.
+      const foreign = readdirSync(directory).find(
+        (name) => !name.startsWith(`${SETTINGS_FILE}.partial-`),
+      );
+      if (foreign !== undefined)
+        throw new PlanishError(
+          `${directory} is where this run would be kept, and it holds other files (${foreign}); choose another --out, or move them`,
+        );
       writeAtomically(file, wanted);
     }
     return new Journal(directory);
@@ -120,14 +144,22 @@ export class Journal {
   /** Keeps the full-precision states that enter a block, for the process that works on from there. */
   keepStates(layer: number, { data }: Activations): void {
     const file = this.statesFile(layer);
-    const partial = `${file}.${process.pid}.partial`;
-    const fd = openSync(partial, "w");
-    for (let at = 0; at < data.byteLength;) {
-      const count = Math.min(STATES_CHUNK, data.byteLength - at);
-      at += writeSync(fd, new Uint8Array(data.buffer, data.byteOffset + at, count));
+    const partial = temporaryName(file);
+    try {
+      const fd = openSync(partial, "wx");
+      try {
+        for (let at = 0; at < data.byteLength;) {
+          const count = Math.min(STATES_CHUNK, data.byteLength - at);
+          at += writeSync(fd, new Uint8Array(data.buffer, data.byteOffset + at, count));
+        }
+      } finally {
+        closeSync(fd);
+      }
+      renameSync(partial, file);
+    } catch (error) {
+      rmSync(partial, { force: true });
+      throw error;
     }
-    closeSync(fd);
-    renameSync(partial, file);
   }
 
   /** @throws PlanishError when they are not kept, or belong to other windows. */
@@ -219,8 +251,21 @@ export class Journal {
     return { step, tensors, losses };
   }
 
+  /** How many blocks are calibrated, and how many packed. */
+  get finished(): { readonly blocks: number; readonly packed: number } {
+    const names = readdirSync(this.directory);
+    const count = (pattern: RegExp): number => names.filter((name) => pattern.test(name)).length;
+    return { blocks: count(/^block-\d+\.json$/), packed: count(/^packed-\d+\.json$/) };
+  }
+
+  /** Removes what a run writes, and the directory unless somebody has put something else in it. */
   remove(): void {
-    rmSync(this.directory, { recursive: true, force: true });
+    const names = readdirSync(this.directory).filter((name) => OWN_FILES.test(name));
+    // The settings last: a removal that is cut short leaves what is still known for a run's.
+    for (const name of [...names.filter((name) => name !== SETTINGS_FILE), SETTINGS_FILE])
+      rmSync(join(this.directory, name), { force: true });
+    if (readdirSync(this.directory).length === 0 && lstatSync(this.directory).isDirectory())
+      rmdirSync(this.directory);
   }
 }
 
@@ -242,17 +287,6 @@ function readParameters(path: string): ParameterValues {
   for (const [name, { shape }] of store.tensors)
     values.set(name, { shape, data: store.read(name) });
   return values;
-}
-
-/** Writes a small file so that it appears complete or not at all. */
-export function writeAtomically(path: string, text: string): void {
-  // Several processes may work on one run.
-  const partial = `${path}.${process.pid}.partial`;
-  writeFileSync(partial, text);
-  const fd = openSync(partial, "r");
-  fsyncSync(fd);
-  closeSync(fd);
-  renameSync(partial, path);
 }
 
 const sealedSchema = z.strictObject({

@@ -63,8 +63,7 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
   const prefix = wanted && job.windows && new Prefix(job, job.windows);
   const files: PackedFile[] = [];
   for (let layer = 0; layer < config.numLayers; layer++) {
-    if (job.signal?.aborted)
-      throw new InterruptedError("stopped while packing; finished blocks are kept");
+    if (job.signal?.aborted) throw new InterruptedError("stopped while packing");
     const host = readBlock(source, architecture, config, layer);
     const program = blockProgram(config, layer);
     const values: ParameterValues = job.parameters?.[layer] ?? new Map();

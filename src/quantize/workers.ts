@@ -99,8 +99,7 @@ export async function calibrateSideBySide(
     failure.abort(error);
     // Every worker has ended before anything else happens: none may outlive the run, or write after it.
     await Promise.allSettled(running);
-    if (job.signal?.aborted)
-      throw new InterruptedError("stopped while calibrating; finished blocks are kept");
+    if (job.signal?.aborted) throw new InterruptedError("stopped while calibrating");
     throw failure.signal.reason;
   } finally {
     watching.abort();

@@ -120,7 +120,7 @@ describe("planish eval --tasks", () => {
       [
         ["--tasks", `piqa=${piqa}`, "--items", "no/such/dir/x"],
         1,
-        /cannot write items to no\/such/,
+        /--items "no\/such\/dir\/x" cannot be made: there is no directory .*no\/such\/dir/,
       ],
     ];
     for (const [args, code, message] of cases) {

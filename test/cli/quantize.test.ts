@@ -184,7 +184,7 @@ describe("planish quantize refuses", () => {
     [["--scheme", "w5a4kv4"], /5-bit weights; legal widths are 2, 3, 4, 6, 8, 16/],
     [["--method", "magic"], /'magic' is invalid\. Allowed choices are .*flatquant.*rtn/],
     [["--preset", "slow"], /"slow"; accepted: .*paper.*fast.*best/],
-    [["--samples", "0"], /'0' is invalid\. Give a whole number, at least 1/],
+    [["--samples", "0"], /'0' is invalid\. Give a whole number from 1 to 1,000,000/],
     [["--method", "rtn", "--epochs", "3"], /recipe key "epochs" is unknown to method "rtn"/],
   ])("%j as bad usage", async (args, message) => {
     const { code, line } = await refused(args);

@@ -3,10 +3,11 @@
  * by source, options, architecture and compiler version. Needs no GPU.
  */
 import { createHash } from "node:crypto";
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { PlanishError } from "../../common/errors.js";
+import { writeAtomically } from "../../common/temporary.js";
 import { openCudaLibrary, type ForeignFunction } from "./libraries.js";
 
 export interface CompileRequest {
@@ -167,9 +168,7 @@ export class KernelCompiler {
     this.counts.compiled++;
     try {
       mkdirSync(this.folder, { recursive: true });
-      const temporary = `${path}.${process.pid}`;
-      writeFileSync(temporary, image);
-      renameSync(temporary, path);
+      writeAtomically(path, image);
     } catch {
       // A read-only home only costs the compilation next time.
     }

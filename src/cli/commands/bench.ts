@@ -12,6 +12,7 @@ import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { cudaObstacle, requireCuda } from "../../engine/cuda/index.js";
 import { parseModelConfig } from "../../models/architectures/index.js";
+import { outputPlace } from "../../common/place.js";
 import { isArtifact } from "../../quantize/artifact.js";
 import { quantize } from "../../quantize/index.js";
 import { formatScheme, parseScheme } from "../../quantize/scheme.js";
@@ -104,6 +105,8 @@ async function model(
   name: string,
 ): Promise<void> {
   if (flags.device === "cuda") requireCuda();
+  const scratch = outputPlace(flags.scratch, { flag: "--scratch", kind: "directory" });
+  mkdirSync(scratch, { recursive: true });
   const path = await resolveModel(name, { progress: reporter, signal });
   const models: string[] = [];
   if (flags.device === "cuda" && !isArtifact(path))
@@ -114,7 +117,7 @@ async function model(
   const report = await benchEngine({
     models,
     gguf: flags.gguf ?? (path.endsWith(".gguf") ? path : undefined),
-    scratch: flags.scratch,
+    scratch,
     rounds: flags.rounds,
     threads: flags.threads,
     device: flags.device,
@@ -138,7 +141,6 @@ async function rounded(
   using source = openCheckpoint(path);
   using backend = openBackend({ threads: flags.threads });
   const hash = (await source.hash()).slice(0, 12);
-  mkdirSync(flags.scratch, { recursive: true });
   for (const text of flags.schemes) {
     const scheme = parseScheme(text);
     const obstacle =

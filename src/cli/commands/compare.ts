@@ -3,6 +3,7 @@ import { LIMITS } from "../../common/bounds.js";
 import type { Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
+import { outputPlace } from "../../common/place.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
 import { parseScheme } from "../../quantize/scheme.js";
 import { compare } from "../../report/compare/compare.js";
@@ -95,6 +96,8 @@ export function register(program: Command): void {
         const tasks: TaskData[] = [];
         for (const source of flags.tasks === undefined ? [] : parseTasks(flags.tasks))
           tasks.push(await readTask(source, { limit: flags.limit }));
+        // Before a model is fetched.
+        outputPlace(flags.out, { kind: "directory" });
         const model = await resolveModel(name, { progress: reporter, signal });
         using backend = openBackend({ ...flags, progress: reporter });
         reporter.debug(backend.description);

@@ -11,6 +11,7 @@ import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import { LIMITS } from "../../common/bounds.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
 import { packageRoot } from "../../common/package.js";
+import { outputPlace } from "../../common/place.js";
 import { generate } from "../../engine/generate.js";
 import { evaluatePerplexity } from "../../evaluate/perplexity.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
@@ -84,7 +85,12 @@ export function register(program: Command): void {
     .action(
       perform<DemoFlags, []>(async (context, flags) => {
         const kept = flags.out !== undefined;
-        const directory = flags.out ?? mkdtempSync(join(tmpdir(), "planish-demo-"));
+        const directory =
+          flags.out === undefined
+            ? mkdtempSync(join(tmpdir(), "planish-demo-"))
+            : outputPlace(flags.out, { kind: "directory", source: MODEL });
+        for (const { method } of [ROUNDING, FLATQUANT])
+          outputPlace(join(directory, method), { kind: "new directory" });
         try {
           using backend = openBackend({ ...flags, progress: context.reporter });
           context.reporter.info(`running on ${backend.name}: ${backend.description}`);

@@ -6,6 +6,7 @@ import { openBackend } from "../../backend/open.js";
 import { describeFsError } from "../../checkpoint/file-reader.js";
 import { LIMITS } from "../../common/bounds.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
+import { outputPlace } from "../../common/place.js";
 import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
 import { evaluateEnginePerplexity } from "../../evaluate/engine-perplexity.js";
 import { openCudaExecutor } from "../../engine/cuda/index.js";
@@ -280,8 +281,9 @@ class ItemFile implements Disposable {
   private readonly file: number;
 
   constructor(path: string) {
+    const place = outputPlace(path, { flag: "--items", kind: "file" });
     try {
-      this.file = openSync(path, "w");
+      this.file = openSync(place, "w");
     } catch (cause) {
       throw new PlanishError(`cannot write items to ${path}: ${describeFsError(cause)}`, { cause });
     }

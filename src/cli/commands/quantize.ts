@@ -6,6 +6,7 @@ import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { LIMITS } from "../../common/bounds.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
+import { outputPlace } from "../../common/place.js";
 import { calibrateBlocks, quantize, type QuantizeResult } from "../../quantize/index.js";
 import { movedGroups, type MovedGroup } from "../../quantize/moved.js";
 import { METHODS } from "../../quantize/methods/index.js";
@@ -111,6 +112,9 @@ export function register(program: Command): void {
       perform<QuantizeFlags, [string]>(async ({ reporter, signal }, flags, model) => {
         const scheme = parseScheme(flags.scheme);
         const recipe = { ...readRecipe(flags.recipe), ...recipeFlags(flags) };
+        // Before a model is fetched. (Workers write into the place of the run that started them.)
+        if (!flags.blocks)
+          outputPlace(flags.out, { kind: "new directory", mayExist: flags.resume });
         const path = await resolveModel(model, { progress: reporter, signal });
         using source = openCheckpoint(path);
         using backend = openBackend({ ...flags, progress: reporter });

@@ -1,11 +1,13 @@
 /** `planish report`: self-contained HTML of an artifact or a comparison. */
+import { closeSync, existsSync, openSync, readSync } from "node:fs";
 import { join } from "node:path";
 import type { Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
-import { UsageError } from "../../common/errors.js";
+import { PlanishError, UsageError } from "../../common/errors.js";
 import { formatBytes } from "../../common/format.js";
-import { writeAtomically } from "../../quantize/journal.js";
+import { outputPlace } from "../../common/place.js";
+import { writeAtomically } from "../../common/temporary.js";
 import { report } from "../../report/page/report.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
@@ -38,13 +40,16 @@ export function register(program: Command): void {
           throw new UsageError(
             `--out names one file, and ${directories.length} directories were given; give one of them`,
           );
+        const files = directories.map((directory) =>
+          pageFile(flags.out, join(directory, "report.html")),
+        );
         const source =
           flags.source && (await resolveModel(flags.source, { progress: reporter, signal }));
         using backend = openBackend({ ...flags, progress: reporter });
         const written: { directory: string; file: string; bytes: number }[] = [];
-        for (const directory of directories) {
+        for (const [i, directory] of directories.entries()) {
           const html = await report({ backend, directory, source, progress: reporter, signal });
-          const file = flags.out ?? join(directory, "report.html");
+          const file = files[i];
           writeAtomically(file, html);
           written.push({ directory, file, bytes: Buffer.byteLength(html) });
         }
@@ -57,4 +62,22 @@ export function register(program: Command): void {
     "planish report tiny-comparison",
     "planish report tiny-w4a4kv4 --source models/tiny-llama --out tiny.html",
   ]);
+}
+
+/** Where a page goes. A file that is there is replaced when it is a page, and nothing else: a slip must not cost a model. */
+function pageFile(given: string | undefined, usual: string): string {
+  const file = outputPlace(given ?? usual, { kind: "file" });
+  if (existsSync(file) && !/^\s*<!doctype html/i.test(beginning(file)))
+    throw new PlanishError(`--out ${file} is there and is no HTML page; choose another file`);
+  return given ?? usual;
+}
+
+function beginning(file: string): string {
+  const bytes = Buffer.alloc(256);
+  const fd = openSync(file, "r");
+  try {
+    return bytes.toString("utf8", 0, readSync(fd, bytes));
+  } finally {
+    closeSync(fd);
+  }
 }

@@ -3,6 +3,7 @@ import { LIMITS } from "../../common/bounds.js";
 import { InvalidArgumentError, Option, type Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
+import { outputPlace } from "../../common/place.js";
 import { METHODS } from "../../quantize/methods/index.js";
 import { parseGridField, type GridField } from "../../report/sweep/grid.js";
 import { sweep } from "../../report/sweep/sweep.js";
@@ -77,6 +78,8 @@ export function register(program: Command): void {
         const { samples, seqLen, ppl: text } = flags;
         const windows = Object.entries({ samples, seqLen }).filter(([, n]) => n !== undefined);
         const recipe = { ...readRecipe(flags.recipe), ...Object.fromEntries(windows) };
+        // Before a model is fetched.
+        outputPlace(flags.out, { kind: "directory" });
         const model = await resolveModel(name, { progress: reporter, signal });
         using backend = openBackend({ ...flags, progress: reporter });
         reporter.debug(backend.description);

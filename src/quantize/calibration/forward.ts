@@ -40,8 +40,7 @@ export async function forwardAll(
   using arena = backend.arena();
   const hooks = plainHooks(weights);
   for (let s = 0; s < inputs.samples; s++) {
-    if (signal?.aborted)
-      throw new InterruptedError(`stopped before block ${layer}; finished blocks are kept`);
+    if (signal?.aborted) throw new InterruptedError(`stopped before block ${layer}`);
     using g = new Graph(backend, { arena });
     const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
     const y = runBlock(g, program, weights, hooks, x, { layer, batch: 1 });

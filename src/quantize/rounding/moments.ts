@@ -51,10 +51,7 @@ export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
   const moments = new Map<string, SecondMoment>();
   using arena = backend.arena();
   for (let s = 0; s < inputs.samples; s++) {
-    if (signal?.aborted)
-      throw new InterruptedError(
-        `stopped in the rounding of block ${layer}; finished ones are kept`,
-      );
+    if (signal?.aborted) throw new InterruptedError(`stopped in the rounding of block ${layer}`);
     using g = new Graph(backend, { arena });
     const hooks = bindSimulated(g, unrounded, weights, params, (activations, roles) => {
       for (const activation of new Set(activations)) {

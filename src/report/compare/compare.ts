@@ -10,9 +10,16 @@ import type { Backend } from "../../backend/backend.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer, type Tokenizer } from "../../checkpoint/tokenizer.js";
-import { InterruptedError, PlanishError, UsageError } from "../../common/errors.js";
+import {
+  asResumable,
+  InterruptedError,
+  isInterruption,
+  PlanishError,
+  UsageError,
+} from "../../common/errors.js";
 import { availableMemory } from "../../common/memory.js";
 import { packageVersion } from "../../common/package.js";
+import { describedWriteError, isWriteError, lockedPlace } from "../../common/place.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
 import { captureReference, type ReferenceStates } from "../../evaluate/reference.js";
@@ -93,6 +100,11 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
     throw new UsageError(
       `${options.model} is quantized already; give the full-precision model it was made from`,
     );
+  const { path: out, lock } = lockedPlace(options.out, {
+    kind: "directory",
+    source: options.model,
+  });
+  using _lock = lock;
   using source = openCheckpoint(options.model);
   const tokenizer = loadTokenizer(source);
   const tokens = tokenizeCorpus(tokenizer, readDocuments(text));
@@ -122,7 +134,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
     items: items.length,
   }));
   const settings = { planishVersion, hash: model.hash, ...same, epochs: options.epochs, tasks };
-  const directory = ComparisonDirectory.open(options.out, settings, options.resume ?? false);
+  const directory = ComparisonDirectory.open(out, settings, options.resume ?? false);
   using run = new Run(options, scheme, source, tokenizer, tokens, directory);
   const results = ways.map((way) => run.known(way));
   const finish = (): Comparison => {
@@ -132,12 +144,17 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
     return comparison;
   };
   // Stage by stage, so that what a stage shares between methods (calibration states, the reference) is there at once.
-  for (const stage of STAGES)
-    for (const [i, way] of ways.entries()) {
-      results[i] = await run.perform(stage, way, results[i]);
-      finish();
-    }
-  return finish();
+  try {
+    for (const stage of STAGES)
+      for (const [i, way] of ways.entries()) {
+        results[i] = await run.perform(stage, way, results[i]);
+        finish();
+      }
+    return finish();
+  } catch (error) {
+    if (!isInterruption(error) && !isWriteError(error)) throw error;
+    throw asResumable(describedWriteError(error, out), "finished stages are kept");
+  }
 }
 
 const SPEED_REMARK = "speed was not measured (--speed does)";

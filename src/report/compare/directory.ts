@@ -2,11 +2,12 @@
  * The directory of a comparison: settings that make it the same comparison, one result per method (its journal), the
  * artifacts, and the document of the whole as JSON and Markdown.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { z } from "zod";
 import { PlanishError } from "../../common/errors.js";
-import { writeAtomically } from "../../quantize/journal.js";
+import { holdsNothing } from "../../common/place.js";
+import { writeAtomically } from "../../common/temporary.js";
 import {
   comparisonSchema,
   methodResultSchema,
@@ -51,7 +52,7 @@ export class ComparisonDirectory {
           throw new PlanishError(
             `${path} was begun with another ${key}: ${JSON.stringify(found[key])}, not ${JSON.stringify(wanted[key])}; compare with that, or choose another --out`,
           );
-    } else if (existsSync(path) && readdirSync(path).length > 0) {
+    } else if (!holdsNothing(path)) {
       throw new PlanishError(`${path} is not empty and holds no comparison; choose another --out`);
     }
     mkdirSync(join(path, "results"), { recursive: true });

@@ -3,15 +3,28 @@
  * states of the calibration set and the statistics taken of them. A finished point is a file of its own, written in one
  * step, so that a sweep killed at any moment goes on at the first unfinished point; that point's own journal is used too.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
 import { z } from "zod";
 import type { Backend } from "../../backend/backend.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
-import { InterruptedError, PlanishError, UsageError } from "../../common/errors.js";
+import {
+  asResumable,
+  InterruptedError,
+  isInterruption,
+  PlanishError,
+  UsageError,
+} from "../../common/errors.js";
 import { availableMemory } from "../../common/memory.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
+import {
+  describedWriteError,
+  holdsNothing,
+  isWriteError,
+  lockedPlace,
+} from "../../common/place.js";
+import { writeAtomically } from "../../common/temporary.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
 import { captureReference, type ReferenceStates } from "../../evaluate/reference.js";
@@ -20,7 +33,7 @@ import { readQuantizationInfo, isArtifact } from "../../quantize/artifact.js";
 import { StateStore } from "../../quantize/calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
 import { quantize, resolveRecipe } from "../../quantize/index.js";
-import { Journal, writeAtomically } from "../../quantize/journal.js";
+import { Journal } from "../../quantize/journal.js";
 import { summarizeBits } from "../../quantize/linear-facts.js";
 import { loadModel } from "../../quantize/load.js";
 import { findMethod } from "../../quantize/methods/index.js";
@@ -103,7 +116,7 @@ const SPEED = { tokens: 512, rounds: 5 };
  * models, texts and directories; InterruptedError on the signal, with finished points kept.
  */
 export async function sweep(options: SweepOptions): Promise<Sweep> {
-  const { backend, model, out, seed = 0, calibration = "wikipedia", text = "wikitext2" } = options;
+  const { backend, model, seed = 0, calibration = "wikipedia", text = "wikitext2" } = options;
   const progress = options.progress ?? silentProgress;
   const method = findMethod(options.method ?? "flattenquant");
   const scheme = formatScheme(parseScheme(options.scheme ?? "w4a4kv8"));
@@ -113,6 +126,8 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
     resolveRecipe(method, options.preset, { ...options.recipe, ...point.recipe });
   if (isArtifact(model))
     throw new UsageError(`${model} is quantized already; sweep the original model`);
+  const { path: out, lock } = lockedPlace(options.out, { kind: "directory", source: model });
+  using _lock = lock;
   using source = openCheckpoint(model);
   const tokens = tokenizeCorpus(loadTokenizer(source), readDocuments(text));
   const settings = {
@@ -130,36 +145,50 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
     }));
   using _ = { [Symbol.dispose]: () => reference?.[Symbol.dispose]() };
 
-  const full = await kept(join(out, "full-precision.json"), fullSchema, async () => {
-    const { perplexity, windows, seqLen } = (await referenceStates()).perplexity;
-    const tokensPerSecond = engineSpeed(model, tokens);
-    return { perplexity, windows, seqLen, tokensPerSecond, bytes: tensorBytes(model) };
-  });
   const shared = options.sharedBytes ?? Math.min(availableMemory() / 4, 2e9);
   const states = new StateStore(shared);
-  const results: SweepPoint[] = [];
-  for (const [index, point] of points.entries()) {
-    if (options.signal?.aborted)
-      throw new InterruptedError("stopped between two points; finished ones are kept");
-    const file = join(out, "points", `${fileName(point)}.json`);
-    if (!existsSync(file)) progress.note(`point ${index + 1} of ${points.length}: ${point.name}`);
-    results.push(await kept(file, pointSchema, () => runPoint(point)));
+  try {
+    return await carryOut();
+  } catch (error) {
+    if (!isInterruption(error) && !isWriteError(error)) throw error;
+    throw asResumable(describedWriteError(error, out), "finished points are kept");
   }
-  const document: Sweep = {
-    ...{ model: options.modelName ?? basename(model), method: method.name, preset, scheme, recipe },
-    ...{ seed, calibration: basename(calibration) },
-    text: { name: basename(text), windows: full.windows, seqLen: full.seqLen },
-    fullPrecision: {
-      perplexity: full.perplexity,
-      bytes: full.bytes,
-      tokensPerSecond: full.tokensPerSecond,
-    },
-    points: results,
-  };
-  writeAtomically(join(out, "sweep.json"), `${JSON.stringify(document, undefined, 2)}\n`);
-  writeAtomically(join(out, "sweep.md"), sweepMarkdown(document));
-  writeAtomically(join(out, "sweep.html"), sweepPage(document));
-  return document;
+
+  async function carryOut(): Promise<Sweep> {
+    const full = await kept(join(out, "full-precision.json"), fullSchema, async () => {
+      const { perplexity, windows, seqLen } = (await referenceStates()).perplexity;
+      const tokensPerSecond = engineSpeed(model, tokens);
+      return { perplexity, windows, seqLen, tokensPerSecond, bytes: tensorBytes(model) };
+    });
+    const results: SweepPoint[] = [];
+    for (const [index, point] of points.entries()) {
+      if (options.signal?.aborted) throw new InterruptedError("stopped between two points");
+      const file = join(out, "points", `${fileName(point)}.json`);
+      if (!existsSync(file)) progress.note(`point ${index + 1} of ${points.length}: ${point.name}`);
+      results.push(await kept(file, pointSchema, () => runPoint(point)));
+    }
+    const document: Sweep = {
+      ...{
+        model: options.modelName ?? basename(model),
+        method: method.name,
+        preset,
+        scheme,
+        recipe,
+      },
+      ...{ seed, calibration: basename(calibration) },
+      text: { name: basename(text), windows: full.windows, seqLen: full.seqLen },
+      fullPrecision: {
+        perplexity: full.perplexity,
+        bytes: full.bytes,
+        tokensPerSecond: full.tokensPerSecond,
+      },
+      points: results,
+    };
+    writeAtomically(join(out, "sweep.json"), `${JSON.stringify(document, undefined, 2)}\n`);
+    writeAtomically(join(out, "sweep.md"), sweepMarkdown(document));
+    writeAtomically(join(out, "sweep.html"), sweepPage(document));
+    return document;
+  }
 
   async function runPoint(point: GridPoint): Promise<SweepPoint> {
     const artifact = join(out, "artifacts", fileName(point));
@@ -222,7 +251,7 @@ function openDirectory(
       throw new PlanishError(
         `${path} was begun with other settings (settings.json); sweep with those, or choose another --out`,
       );
-  } else if (existsSync(path) && readdirSync(path).length > 0)
+  } else if (!holdsNothing(path))
     throw new PlanishError(`${path} is not empty and holds no sweep; choose another --out`);
   for (const part of ["points", "artifacts"]) mkdirSync(join(path, part), { recursive: true });
   if (!existsSync(file)) writeAtomically(file, wanted);

@@ -48,7 +48,7 @@ export async function distill(job: RefineJob<FlatQuantRecipe>): Promise<RefineOu
   for (let step = job.resume?.step ?? 0; step < total; step++) {
     if (job.signal?.aborted) {
       await job.keep(stateOf(backend, students, step, losses));
-      throw new InterruptedError(`stopped in distillation at step ${step} of ${total}; it is kept`);
+      throw new InterruptedError(`stopped in distillation at step ${step} of ${total}`);
     }
     const loss = distillStep(job, students, step, work, inputs);
     losses.push(loss);

@@ -88,9 +88,7 @@ export async function modelEffect(
 
 function refuseAborted({ signal }: RefineJob<unknown>, layer: number): void {
   if (signal?.aborted)
-    throw new InterruptedError(
-      `stopped in block ${layer} while bits were chosen; calibrated blocks are kept`,
-    );
+    throw new InterruptedError(`stopped in block ${layer} while bits were chosen`);
 }
 
 function windowsLookedAt(
