@@ -236,6 +236,8 @@ void pl_free(void* pointer, int64_t bytes) {
   if (pointer && bytes > 0) munmap(pointer, static_cast<size_t>(mapped_bytes(bytes)));
 }
 
+int64_t pl_abi() { return PL_ABI; }
+
 void pl_discard(void* pointer, int64_t bytes) {
   if (!pointer || bytes <= 0) return;
 #if defined(__linux__)
@@ -247,5 +249,5 @@ void pl_discard(void* pointer, int64_t bytes) {
 
 #define PL_KERNEL(name, parameters, arguments) \
   int pl_##name parameters { return kernels().name arguments; }
-#include "kernel_list.h"
+#include "abi/kernels.h"
 #undef PL_KERNEL

@@ -1,4 +1,4 @@
-// The table of kernels that one instruction-set level fills; see kernel_list.h.
+// The table of kernels that one instruction-set level fills; see abi/kernels.h.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +6,7 @@ namespace planish {
 
 struct KernelTable {
 #define PL_KERNEL(name, parameters, arguments) int(*name) parameters;
-#include "kernel_list.h"
+#include "abi/kernels.h"
 #undef PL_KERNEL
 };
 

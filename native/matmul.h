@@ -170,17 +170,15 @@ inline int matmul(int64_t m, int64_t n, int64_t k, int64_t batch, const void* a,
                   int64_t a_batch, int32_t a_flags, const void* b, int64_t b_offset, int64_t b_stride, int64_t b_batch,
                   int32_t b_flags, float* out, int64_t out_offset, int64_t out_stride, int64_t out_batch,
                   const float* k_scale, const float* n_scale, const float* bias, double alpha, int32_t flags) {
-  constexpr int32_t TRANSPOSED = 1, CODES = 2;  // of an operand
-  constexpr int32_t ACCUMULATE = 1, BF16 = 2;   // of the product
   if (m <= 0 || n <= 0 || batch <= 0) return 0;
-  const bool a_across = (a_flags & TRANSPOSED) != 0, b_across = (b_flags & TRANSPOSED) != 0;
-  const Side left = Side{a, (a_flags & CODES) != 0, a_across ? 1 : a_stride, a_across ? a_stride : 1, k_scale, m}.advanced(a_offset);
-  const Side right = Side{b, (b_flags & CODES) != 0, b_across ? b_stride : 1, b_across ? 1 : b_stride, nullptr, n}.advanced(b_offset);
+  const bool a_across = (a_flags & OPERAND_TRANSPOSED) != 0, b_across = (b_flags & OPERAND_TRANSPOSED) != 0;
+  const Side left = Side{a, (a_flags & OPERAND_CODES) != 0, a_across ? 1 : a_stride, a_across ? a_stride : 1, k_scale, m}.advanced(a_offset);
+  const Side right = Side{b, (b_flags & OPERAND_CODES) != 0, b_across ? b_stride : 1, b_across ? 1 : b_stride, nullptr, n}.advanced(b_offset);
   const auto one = [&](int64_t index, bool parallel) {
     const Output output{out + out_offset + index * out_batch, out_stride, n_scale, bias, static_cast<float>(alpha),
-                        (flags & ACCUMULATE) != 0};
+                        (flags & PRODUCT_ACCUMULATES) != 0};
     const Side x = left.advanced(index * a_batch), y = right.advanced(index * b_batch);
-    return flags & BF16 ? real_product<UnitBf16>(m, n, k, x, y, output, parallel)
+    return flags & PRODUCT_BF16 ? real_product<UnitBf16>(m, n, k, x, y, output, parallel)
                         : real_product<UnitF32>(m, n, k, x, y, output, parallel);
   };
   const int64_t work = m * n * (k > 0 ? k : 1);

@@ -303,19 +303,19 @@ inline int packed_matmul_parts(int32_t kind, int64_t m, int64_t k, int64_t parts
   const PackedPart* const list = reinterpret_cast<const PackedPart*>(table);
   const bool add = accumulate != 0;
   switch (kind) {
-    case INT4:
+    case PACKED_KIND_INT4:
       return PackedProduct<Int4Weights>().run(kind, m, k, parts, list, add);
-    case INT8:
+    case PACKED_KIND_INT8:
       return PackedProduct<Int8Weights>().run(kind, m, k, parts, list, add);
-    case INT4_F32:
+    case PACKED_KIND_INT4_F32:
       return PackedProduct<Int4F32Weights>().run(kind, m, k, parts, list, add);
-    case INT8_F32:
+    case PACKED_KIND_INT8_F32:
       return PackedProduct<Int8F32Weights>().run(kind, m, k, parts, list, add);
-    case BF16_BF16:
+    case PACKED_KIND_BF16_BF16:
       return PackedProduct<Bf16Bf16Weights>().run(kind, m, k, parts, list, add);
-    case HALF_F32:
+    case PACKED_KIND_HALF_F32:
       return PackedProduct<HalfF32Weights>().run(kind, m, k, parts, list, add);
-    case BF16_F32:
+    case PACKED_KIND_BF16_F32:
       return PackedProduct<Bf16F32Weights>().run(kind, m, k, parts, list, add);
     default:
       return fail(PL_BAD_ARGUMENT, "no packed weights of kind %d", kind);
@@ -351,13 +351,13 @@ inline int nibble_matmul(int64_t m, int64_t n, int64_t k, const int8_t* a, const
     if (any) wide.store(true, std::memory_order_relaxed);
   });
   if (wide.load()) return 0;
-  const PackedShape shape(INT4, n, k);
+  const PackedShape shape(PACKED_KIND_INT4, n, k);
   uint8_t* const packed =
       static_cast<uint8_t*>(thread_scratch(3, static_cast<size_t>(shape.panels * shape.panel_bytes) + 64));
   if (!packed) return fail(PL_OUT_OF_MEMORY, "no memory for the operands of a matrix product");
-  if (const int code = pack_weights(INT4, n, k, b, packed)) return code;
+  if (const int code = pack_weights(PACKED_KIND_INT4, n, k, b, packed)) return code;
   done = true;
-  return packed_matmul(INT4, m, n, k, a, a_scale, packed, b_scale, bias, out, 0);
+  return packed_matmul(PACKED_KIND_INT4, m, n, k, a, a_scale, packed, b_scale, bias, out, 0);
 }
 #endif
 

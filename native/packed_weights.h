@@ -8,18 +8,6 @@
 namespace planish {
 namespace PL_LEVEL {
 
-// What a packed matrix holds, and what it is multiplied with.
-enum PackedKind : int32_t {
-  INT4 = 0,      // 4-bit codes, by int8 codes: exact
-  INT8 = 1,      // 8-bit codes, by int8 codes: exact
-  INT4_F32 = 2,  // 4-bit codes, by f32 activations
-  INT8_F32 = 3,  // 8-bit codes, by f32 activations
-  BF16_BF16 = 4,  // bf16 weights, by activations rounded to bf16
-  HALF_F32 = 5,  // IEEE half weights, by f32 activations
-  BF16_F32 = 6,  // bf16 weights, by f32 activations
-  PACKED_KINDS = 7
-};
-
 struct PackedForm {
   int group;  // consecutive k per lane
   int step;   // groups per step of the unit
@@ -28,15 +16,15 @@ struct PackedForm {
 
 inline PackedForm packed_form(int32_t kind) {
   switch (kind) {
-    case INT4:
+    case PACKED_KIND_INT4:
       return {UnitNibbles::GROUP, GROUP_STEP<UnitNibbles>, 4};
-    case INT8:
+    case PACKED_KIND_INT8:
       return {UnitI8::GROUP, GROUP_STEP<UnitI8>, 8};
-    case INT4_F32:
+    case PACKED_KIND_INT4_F32:
       return {1, 1, 4};
-    case INT8_F32:
+    case PACKED_KIND_INT8_F32:
       return {1, 1, 8};
-    case BF16_BF16:
+    case PACKED_KIND_BF16_BF16:
       return {UnitBf16::GROUP, GROUP_STEP<UnitBf16>, 16};
     default:
       return {1, 1, 16};
@@ -64,7 +52,7 @@ constexpr int SHIFT_INT4 = 8;
 constexpr int SHIFT_INT8 = PL_ISA >= 2 ? 128 : 0;
 
 inline int packed_bytes(int32_t kind, int64_t n, int64_t k, int64_t* bytes) {
-  if (kind < 0 || kind >= PACKED_KINDS || n < 0 || k < 0)
+  if (kind < 0 || kind >= PACKED_KIND_COUNT || n < 0 || k < 0)
     return fail(PL_BAD_ARGUMENT, "no packed weights of kind %d and shape %lld×%lld", kind, static_cast<long long>(n),
                 static_cast<long long>(k));
   const PackedShape shape(kind, n, k);
@@ -104,7 +92,7 @@ inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, 
     uint8_t* const out = packed + panel * shape.panel_bytes;
     memset(out, 0, static_cast<size_t>(shape.panel_bytes));
 #if PL_ISA == 1
-    if (kind == INT4) {
+    if (kind == PACKED_KIND_INT4) {
       if (uint32_t* const lanes = static_cast<uint32_t*>(thread_scratch(1, static_cast<size_t>(shape.groups * NR + 8) * 4))) {
         pack_nibbles(static_cast<const int8_t*>(source) + panel * NR * k, n - panel * NR < NR ? n - panel * NR : NR, k,
                      shape.groups, lanes, out);
@@ -121,13 +109,13 @@ inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, 
         uint8_t* const base = out + at / group * shape.group_bytes;
         if (shape.form.bits == 16) {
           const float x = exists ? static_cast<const float*>(source)[row * k + at] : 0.0f;
-          const uint16_t bits = kind == HALF_F32 ? half_of(x) : bf16_bits(x);
+          const uint16_t bits = kind == PACKED_KIND_HALF_F32 ? half_of(x) : bf16_bits(x);
           memcpy(base + 2 * (vector * LANES * group + element), &bits, sizeof bits);
           continue;
         }
         const int code = exists ? static_cast<const int8_t*>(source)[row * k + at] : 0;
         if (shape.form.bits == 8) {
-          base[vector * LANES * group + element] = static_cast<uint8_t>(code + (kind == INT8 ? SHIFT_INT8 : 0));
+          base[vector * LANES * group + element] = static_cast<uint8_t>(code + (kind == PACKED_KIND_INT8 ? SHIFT_INT8 : 0));
         } else {
           base[element] = static_cast<uint8_t>(base[element] | (((code + SHIFT_INT4) & 15) << (4 * vector)));
         }
@@ -141,7 +129,7 @@ inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, 
 // memory), [rows, k].
 inline int packed_rows(int32_t kind, int64_t n, int64_t k, const uint8_t* packed, const int32_t* ids, int64_t rows,
                        float* out) {
-  if (kind != HALF_F32 && kind != BF16_F32)
+  if (kind != PACKED_KIND_HALF_F32 && kind != PACKED_KIND_BF16_F32)
     return fail(PL_BAD_ARGUMENT, "rows are read from packed weights of 16 bits for f32 activations, not of kind %d", kind);
   for (int64_t r = 0; r < rows; r++)
     if (ids[r] < 0 || ids[r] >= n)
@@ -155,7 +143,7 @@ inline int packed_rows(int32_t kind, int64_t n, int64_t k, const uint8_t* packed
       for (int64_t c = 0; c < k; c++, at += shape.group_bytes) {
         uint16_t bits;
         memcpy(&bits, at, sizeof bits);
-        if (kind == HALF_F32) {
+        if (kind == PACKED_KIND_HALF_F32) {
           row[c] = float_of_half(bits);
         } else {
           const uint32_t wide = static_cast<uint32_t>(bits) << 16;

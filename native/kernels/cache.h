@@ -16,7 +16,6 @@
 
 namespace planish::PL_LEVEL {
 
-constexpr int64_t kPageTokens = 64;
 
 /** Where things lie in one head's part of a page. */
 struct CacheShape {
@@ -28,11 +27,11 @@ struct CacheShape {
   CacheShape(int64_t dim, int32_t bits) : headDim(dim) {
     wide = (dim + 31) / 32 * 32;
     stored = bits <= 4 ? 4 : bits <= 8 ? 8 : 16;
-    keyRow = kPageTokens * stored / 8;
+    keyRow = PAGE_TOKENS * stored / 8;
     valueRow = wide * stored / 8;
     values = dim * keyRow;
-    keyScale = values + kPageTokens * valueRow;
-    const int64_t grids = stored == 16 ? 0 : kPageTokens;
+    keyScale = values + PAGE_TOKENS * valueRow;
+    const int64_t grids = stored == 16 ? 0 : PAGE_TOKENS;
     valueScale = keyScale + grids * 4;
     keyZero = valueScale + grids * 4;
     valueZero = keyZero + grids;
@@ -125,7 +124,7 @@ static inline void writeToken(uint8_t* head, const CacheShape& shape, int64_t sl
   }
   const AsymmetricRange k = cacheCodes(key, dim, keyFactors[0], keyFactors[1], levels, codes);
   if (shape.stored == 4) {
-    for (int64_t d = 0; d < dim; ++d) putNibble(head + d * shape.keyRow, slot, kPageTokens / 2, codes[d]);
+    for (int64_t d = 0; d < dim; ++d) putNibble(head + d * shape.keyRow, slot, PAGE_TOKENS / 2, codes[d]);
   } else {
     for (int64_t d = 0; d < dim; ++d) head[d * shape.keyRow + slot] = codes[d];
   }
@@ -157,7 +156,7 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
   const CacheShape shape(headDim, bits);
   int64_t count = 0;
   for (int64_t c = 0; c < chunks; ++c)
-    count += (list[c].start + list[c].rows - 1) / kPageTokens - list[c].start / kPageTokens + 1;
+    count += (list[c].start + list[c].rows - 1) / PAGE_TOKENS - list[c].start / PAGE_TOKENS + 1;
   PageTask* const tasks = scratchOf<PageTask>(4, count);
   int64_t* const groups = scratchOf<int64_t>(3, count + 1);
   float* const matrices = scratchOf<float>(6, 2 * headDim * padded(headDim));
@@ -165,10 +164,10 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
   PageTask* next = tasks;
   for (int64_t c = 0; c < chunks; ++c)
     for (int64_t at = 0; at < list[c].rows;) {
-      const int64_t position = list[c].start + at, slot = position % kPageTokens;
-      const int64_t room = kPageTokens - slot, left = list[c].rows - at;
+      const int64_t position = list[c].start + at, slot = position % PAGE_TOKENS;
+      const int64_t room = PAGE_TOKENS - slot, left = list[c].rows - at;
       const int64_t rows = left < room ? left : room;
-      *next++ = PageTask{list[c].row + at, rows, slot, pages[list[c].pages + position / kPageTokens]};
+      *next++ = PageTask{list[c].row + at, rows, slot, pages[list[c].pages + position / PAGE_TOKENS]};
       at += rows;
     }
   // A byte of keys holds two tokens, so stretches of one page belong to one thread.

@@ -21,8 +21,6 @@ static PL_INLINE void overChunks(int64_t length, const F& f) {
 }
 
 /** Order of UnaryOp in src/backend/cpu/kernels/elementwise.ts. */
-enum UnaryCode : int32_t { kSigmoid, kSilu, kRelu, kGelu, kGeluTanh, kReciprocal, kNegate, kUnaryCodes };
-
 constexpr float kSqrt2OverPi = 0.79788456080286536f;
 constexpr float kGeluCubic = 0.044715f;
 
@@ -51,21 +49,21 @@ static PL_INLINE vf siluSlope(vf x) {
 }
 
 inline int unary(int32_t op, const float* x, int64_t length, float* out) {
-  if (op < 0 || op >= kUnaryCodes) return fail(PL_BAD_ARGUMENT, "unary: unknown operation %d", op);
+  if (op < 0 || op >= UNARY_OP_COUNT) return fail(PL_BAD_ARGUMENT, "unary: unknown operation %d", op);
   overChunks(length, [&](int64_t begin, int64_t end) {
     const auto map = [&](auto f) { mapLanes(x + begin, out + begin, end - begin, f); };
     switch (op) {
-      case kSigmoid:
+      case UNARY_OP_SIGMOID:
         return map([](vf v) { return sigmoidv(v); });
-      case kSilu:
+      case UNARY_OP_SILU:
         return map([](vf v) { return v * sigmoidv(v); });
-      case kRelu:
+      case UNARY_OP_RELU:
         return map([](vf v) { return v > vf{} ? v : vf{}; });
-      case kGelu:
+      case UNARY_OP_GELU:
         return map([](vf v) { return 0.5f * v * (1.0f + erfv(v * 0.70710678118654752f)); });
-      case kGeluTanh:
+      case UNARY_OP_GELU_TANH:
         return map([](vf v) { return 0.5f * v * (1.0f + tanhv(kSqrt2OverPi * (v + kGeluCubic * v * v * v))); });
-      case kReciprocal:
+      case UNARY_OP_RECIPROCAL:
         return map([](vf v) { return 1.0f / v; });
       default:
         return map([](vf v) { return -v; });
@@ -75,31 +73,31 @@ inline int unary(int32_t op, const float* x, int64_t length, float* out) {
 }
 
 inline int unary_backward(int32_t op, const float* x, int64_t length, const float* grad, float* gradX) {
-  if (op < 0 || op >= kUnaryCodes) return fail(PL_BAD_ARGUMENT, "unaryBackward: unknown operation %d", op);
+  if (op < 0 || op >= UNARY_OP_COUNT) return fail(PL_BAD_ARGUMENT, "unaryBackward: unknown operation %d", op);
   overChunks(length, [&](int64_t begin, int64_t end) {
     const auto map = [&](auto slope) {
       mapLanes2(x + begin, grad + begin, gradX + begin, end - begin, [&](vf v, vf g) { return slope(v) * g; });
     };
     switch (op) {
-      case kSigmoid:
+      case UNARY_OP_SIGMOID:
         return map([](vf v) {
           const vf s = sigmoidv(v);
           return s * (1.0f - s);
         });
-      case kSilu:
+      case UNARY_OP_SILU:
         return map([](vf v) { return siluSlope(v); });
-      case kRelu:
+      case UNARY_OP_RELU:
         return map([](vf v) { return v > vf{} ? splat(1.0f) : vf{}; });
-      case kGelu:
+      case UNARY_OP_GELU:
         return map([](vf v) {
           return 0.5f * (1.0f + erfv(v * 0.70710678118654752f)) + v * expv(-0.5f * v * v) * 0.39894228040143268f;
         });
-      case kGeluTanh:
+      case UNARY_OP_GELU_TANH:
         return map([](vf v) {
           const vf t = tanhv(kSqrt2OverPi * (v + kGeluCubic * v * v * v));
           return 0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * v * v);
         });
-      case kReciprocal:
+      case UNARY_OP_RECIPROCAL:
         return map([](vf v) { return -1.0f / (v * v); });
       default:
         return map([](vf) { return splat(-1.0f); });
@@ -109,15 +107,12 @@ inline int unary_backward(int32_t op, const float* x, int64_t length, const floa
 }
 
 /** Orders of BinaryOp, of broadcast and of keep in src/backend/cpu/kernels/elementwise.ts. */
-enum BinaryCode : int32_t { kAdd, kSub, kMul };
-enum BroadcastCode : int32_t { kFull, kRow, kColumn, kScalar };
-
 template <class F>
 static PL_INLINE void binaryRows(int64_t rows, int64_t cols, const float* a, const float* b, int32_t broadcast,
                                  float* out, F f) {
-  if (broadcast == kFull || broadcast == kScalar) {
+  if (broadcast == BROADCAST_FULL || broadcast == BROADCAST_SCALAR) {
     overChunks(rows * cols, [&](int64_t begin, int64_t end) {
-      if (broadcast == kFull) {
+      if (broadcast == BROADCAST_FULL) {
         mapLanes2(a + begin, b + begin, out + begin, end - begin, f);
       } else {
         const vf other = splat(b[0]);
@@ -128,7 +123,7 @@ static PL_INLINE void binaryRows(int64_t rows, int64_t cols, const float* a, con
   }
   parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      if (broadcast == kRow) {
+      if (broadcast == BROADCAST_ROW) {
         mapLanes2(a + r * cols, b, out + r * cols, cols, f);
       } else {
         const vf other = splat(b[r]);
@@ -139,15 +134,15 @@ static PL_INLINE void binaryRows(int64_t rows, int64_t cols, const float* a, con
 }
 
 inline int binary(int32_t op, int64_t rows, int64_t cols, const float* a, const float* b, int32_t broadcast, float* out) {
-  if (broadcast < kFull || broadcast > kScalar) return fail(PL_BAD_ARGUMENT, "binary: unknown broadcast %d", broadcast);
+  if (broadcast < BROADCAST_FULL || broadcast > BROADCAST_SCALAR) return fail(PL_BAD_ARGUMENT, "binary: unknown broadcast %d", broadcast);
   switch (op) {
-    case kAdd:
+    case BINARY_OP_ADD:
       binaryRows(rows, cols, a, b, broadcast, out, [](vf x, vf y) { return x + y; });
       return 0;
-    case kSub:
+    case BINARY_OP_SUB:
       binaryRows(rows, cols, a, b, broadcast, out, [](vf x, vf y) { return x - y; });
       return 0;
-    case kMul:
+    case BINARY_OP_MUL:
       binaryRows(rows, cols, a, b, broadcast, out, [](vf x, vf y) { return x * y; });
       return 0;
     default:
@@ -157,7 +152,7 @@ inline int binary(int32_t op, int64_t rows, int64_t cols, const float* a, const 
 
 /** keep: 1 a row of column sums, 2 a column of row sums, 3 one number (BroadcastCode). */
 inline int reduce(int64_t rows, int64_t cols, const float* x, const float* y, int32_t keep, double alpha, float* out) {
-  if (keep == kColumn) {
+  if (keep == BROADCAST_COLUMN) {
     parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const float* const xr = x + r * cols;
@@ -171,7 +166,7 @@ inline int reduce(int64_t rows, int64_t cols, const float* x, const float* y, in
     });
     return 0;
   }
-  if (keep == kScalar) {
+  if (keep == BROADCAST_SCALAR) {
     const int64_t length = rows * cols, chunks = (length + kChunk - 1) / kChunk;
     double* const partial = scratchOf<double>(0, chunks + 1);
     if (!partial) return fail(PL_OUT_OF_MEMORY, "reduce: no memory for %lld partial sums", (long long)chunks);
@@ -191,7 +186,7 @@ inline int reduce(int64_t rows, int64_t cols, const float* x, const float* y, in
     out[0] = static_cast<float>(alpha * total);
     return 0;
   }
-  if (keep != kRow) return fail(PL_BAD_ARGUMENT, "reduce: unknown index to keep %d", keep);
+  if (keep != BROADCAST_ROW) return fail(PL_BAD_ARGUMENT, "reduce: unknown index to keep %d", keep);
   // f32 sums over kFlushRows rows join double totals, per range of rows; ranges are added in order.
   constexpr int64_t flushRows = 32;
   const int64_t wide = padded(cols);
@@ -357,7 +352,7 @@ inline int softmax_kl(const float* teacher, const float* student, int64_t rows, 
   return 0;
 }
 
-inline int adamw(float* param, const float* grad, float* moment1, float* moment2, int64_t length, int64_t step,
+inline int adam_w(float* param, const float* grad, float* moment1, float* moment2, int64_t length, int64_t step,
                  double learningRate, double beta1, double beta2, double epsilon, double weightDecay, double gradScale,
                  double bound) {
   const float inverse1 = static_cast<float>(1.0 / (1.0 - std::pow(beta1, static_cast<double>(step))));

@@ -6,7 +6,6 @@
 
 namespace planish::PL_LEVEL {
 
-constexpr int32_t kLayerNorm = 1;  // kind: 0 rms, 1 layer
 
 struct Moments {
   float mean, inverse;
@@ -14,7 +13,7 @@ struct Moments {
 
 static PL_INLINE Moments rowMoments(int32_t kind, const float* x, int64_t cols, float epsilon) {
   double mean = 0;
-  if (kind == kLayerNorm)
+  if (kind == NORM_KIND_LAYER)
     mean = sumRow(cols, [&](int64_t i, int64_t count) { return loadUpTo(x + i, count); }) / static_cast<double>(cols);
   const float m = static_cast<float>(mean);
   const double square = sumRow(cols, [&](int64_t i, int64_t count) {
@@ -90,7 +89,7 @@ inline int norm_backward(int32_t kind, const float* x, int64_t rows, int64_t col
       if (sums && (r - begin) % kFlushRows == kFlushRows - 1) flush();
       if (!gradX) continue;
       const float meanDN = sumLanes(sumDN) / static_cast<float>(cols);
-      const float meanD = kind == kLayerNorm ? sumLanes(sumD) / static_cast<float>(cols) : 0.0f;
+      const float meanD = kind == NORM_KIND_LAYER ? sumLanes(sumD) / static_cast<float>(cols) : 0.0f;
       float* const o = gradX + r * cols;
       for (int64_t i = 0; i < cols; i += VL) {
         const int64_t count = cols - i;

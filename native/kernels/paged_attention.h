@@ -64,22 +64,22 @@ static PL_INLINE void fetch(const uint8_t* p, int64_t bytes) {
 /** What a page's keys, or values, need beside their codes. */
 static inline void fetchGrids(const uint8_t* head, const CacheShape& shape, bool keys) {
   if (shape.stored == 16) return;
-  fetch(head + (keys ? shape.keyScale : shape.valueScale), kPageTokens * 4);
-  fetch(head + (keys ? shape.keyZero : shape.valueZero), kPageTokens);
+  fetch(head + (keys ? shape.keyScale : shape.valueScale), PAGE_TOKENS * 4);
+  fetch(head + (keys ? shape.keyZero : shape.valueZero), PAGE_TOKENS);
 }
 
-/** Keys of a page, [headDim][kPageTokens]; fetches those of `next`. */
+/** Keys of a page, [headDim][PAGE_TOKENS]; fetches those of `next`. */
 static inline void unpackKeys(const uint8_t* head, const uint8_t* next, const CacheShape& shape, float* tile) {
   fetchGrids(next, shape, true);
   if (shape.stored == 16) {
     for (int64_t d = 0; d < shape.headDim; ++d) {
       fetch(next + d * shape.keyRow, shape.keyRow);
-      for (int64_t i = 0; i < kPageTokens; i += VL)
-        store(tile + d * kPageTokens + i, halvesAt(head + d * shape.keyRow + i * 2));
+      for (int64_t i = 0; i < PAGE_TOKENS; i += VL)
+        store(tile + d * PAGE_TOKENS + i, halvesAt(head + d * shape.keyRow + i * 2));
     }
     return;
   }
-  constexpr int64_t vectors = kPageTokens / VL;
+  constexpr int64_t vectors = PAGE_TOKENS / VL;
   vf scale[vectors], zero[vectors];
   for (int64_t i = 0; i < vectors; ++i) {
     scale[i] = load(reinterpret_cast<const float*>(head + shape.keyScale) + i * VL);
@@ -88,7 +88,7 @@ static inline void unpackKeys(const uint8_t* head, const uint8_t* next, const Ca
   if (shape.stored == 4) {
     for (int64_t d = 0; d < shape.headDim; ++d) {
       const uint8_t* const row = head + d * shape.keyRow;
-      float* const out = tile + d * kPageTokens;
+      float* const out = tile + d * PAGE_TOKENS;
       __builtin_prefetch(next + d * shape.keyRow);
 #pragma GCC unroll 2
       for (int64_t i = 0; i < vectors / 2; ++i) {
@@ -104,7 +104,7 @@ static inline void unpackKeys(const uint8_t* head, const uint8_t* next, const Ca
     __builtin_prefetch(next + d * shape.keyRow);
 #pragma GCC unroll 4
     for (int64_t i = 0; i < vectors; ++i)
-      store(tile + d * kPageTokens + i * VL, scale[i] * (asFloats(bytesAt(head + d * shape.keyRow + i * VL)) - zero[i]));
+      store(tile + d * PAGE_TOKENS + i * VL, scale[i] * (asFloats(bytesAt(head + d * shape.keyRow + i * VL)) - zero[i]));
   }
 }
 
@@ -168,7 +168,7 @@ struct PagedAttention {
   struct Rows {
     int64_t firstHead, heads, count, firstPosition, endPosition, firstPage, endPage;
     int64_t blind(int64_t k0) const { return k0 > firstPosition ? (k0 - firstPosition) * heads : 0; }
-    int64_t keys(int64_t k0) const { return endPosition - k0 < kPageTokens ? endPosition - k0 : kPageTokens; }
+    int64_t keys(int64_t k0) const { return endPosition - k0 < PAGE_TOKENS ? endPosition - k0 : PAGE_TOKENS; }
   };
 
   Rows rowsOf(const AttentionTask& task) const {
@@ -179,8 +179,8 @@ struct PagedAttention {
     rows.firstPosition = list[task.chunk].start + task.begin;
     rows.endPosition = list[task.chunk].start + task.end;
     const int64_t visible = window > 0 && rows.firstPosition >= window ? rows.firstPosition - window + 1 : 0;
-    rows.firstPage = visible / kPageTokens;
-    rows.endPage = (rows.endPosition + kPageTokens - 1) / kPageTokens;
+    rows.firstPage = visible / PAGE_TOKENS;
+    rows.endPage = (rows.endPosition + PAGE_TOKENS - 1) / PAGE_TOKENS;
     return rows;
   }
 
@@ -206,9 +206,9 @@ struct PagedAttention {
   /** Scores of a page, −∞ where a query may not see a key, into rows `ld` apart; queries before the page are left out. */
   void score(const AttentionTask& task, const Rows& rows, int64_t page, const float* queries, float* keys, float* scores,
              int64_t ld) const {
-    const int64_t k0 = page * kPageTokens, width = rows.keys(k0), lanes = padded(width), blind = rows.blind(k0);
+    const int64_t k0 = page * PAGE_TOKENS, width = rows.keys(k0), lanes = padded(width), blind = rows.blind(k0);
     unpackKeys(headOf(task, page), nextOf(task, rows, page), shape, keys);
-    smallProduct<float, false>(rows.count - blind, lanes, headDim, queries + blind * headDim, headDim, keys, kPageTokens,
+    smallProduct<float, false>(rows.count - blind, lanes, headDim, queries + blind * headDim, headDim, keys, PAGE_TOKENS,
                                scores + blind * ld, ld, false);
     for (int64_t r = blind; r < rows.count; ++r) {
       float* const row = scores + r * ld;
@@ -234,7 +234,7 @@ struct PagedAttention {
   /** Adds a page to the state: its scores become weights (`weights` may be `scores`), its values are mixed by them. */
   void mix(const AttentionTask& task, const Rows& rows, int64_t page, Channels channels, const float* scores, int64_t ld,
            float* weights, float* values, const State& state) const {
-    const int64_t k0 = page * kPageTokens, width = rows.keys(k0), lanes = padded(width), blind = rows.blind(k0);
+    const int64_t k0 = page * PAGE_TOKENS, width = rows.keys(k0), lanes = padded(width), blind = rows.blind(k0);
     const int64_t wide = shape.wide, half = wide / 2;
     unpackValues(headOf(task, page), nextOf(task, rows, page), shape, width, channels, values);
     for (int64_t r = blind; r < rows.count; ++r) {
@@ -257,13 +257,13 @@ struct PagedAttention {
       for (int64_t i = 0; i < lanes; i += VL) {
         const vf s = load(row + i);
         const vf weight = s == -INFINITY ? vf{} : expNegative(s - level);
-        store(weights + r * kPageTokens + i, weight);
+        store(weights + r * PAGE_TOKENS + i, weight);
         sum += weight;
       }
       store(total, load(total) + sum);
     }
     const int64_t first = channels == kHighChannels ? half : 0, count = channels == kAllChannels ? wide : half;
-    smallProduct<float, false>(rows.count - blind, count, width, weights + blind * kPageTokens, kPageTokens, values + first,
+    smallProduct<float, false>(rows.count - blind, count, width, weights + blind * PAGE_TOKENS, PAGE_TOKENS, values + first,
                                wide, state.mixed + blind * wide + first, wide, true);
   }
 
@@ -288,12 +288,12 @@ struct PagedAttention {
 
   /** Space for so many rows, of the calling thread; its tile is null where there is no memory. */
   Space spaceFor(int64_t rows) const {
-    const int64_t floats = rows * (shape.wide + kPageTokens + VL + 1 + headDim) + kPageTokens * shape.wide + VL;
+    const int64_t floats = rows * (shape.wide + PAGE_TOKENS + VL + 1 + headDim) + PAGE_TOKENS * shape.wide + VL;
     float* const tile = scratchOf<float>(5, floats);
     if (!tile) return {};
-    float* const mixed = tile + kPageTokens * shape.wide;
+    float* const mixed = tile + PAGE_TOKENS * shape.wide;
     float* const scores = mixed + rows * shape.wide;
-    float* const totals = scores + rows * kPageTokens;
+    float* const totals = scores + rows * PAGE_TOKENS;
     float* const queries = totals + rows * VL;
     return {tile, scores, queries, {queries + rows * headDim, totals, mixed}};
   }
@@ -308,9 +308,9 @@ struct PagedAttention {
     takeQueries(task, rows, queries);
     begin(rows, state);
     for (int64_t page = rows.firstPage; page < rows.endPage; ++page) {
-      score(task, rows, page, queries, keys, scores, kPageTokens);
+      score(task, rows, page, queries, keys, scores, PAGE_TOKENS);
       // One tile for keys and then values: two would not fit the first-level cache.
-      mix(task, rows, page, kAllChannels, scores, kPageTokens, scores, keys, state);
+      mix(task, rows, page, kAllChannels, scores, PAGE_TOKENS, scores, keys, state);
     }
     finish(task, rows, kAllChannels, state);
     return true;
@@ -319,11 +319,11 @@ struct PagedAttention {
   /** One page's scores of a task, for `half` of it later. */
   bool scorePage(const AttentionTask& task, int64_t page, float* scores, int64_t ld) const {
     const Rows rows = rowsOf(task);
-    float* const keys = scratchOf<float>(5, kPageTokens * headDim + rows.count * headDim + VL);
+    float* const keys = scratchOf<float>(5, PAGE_TOKENS * headDim + rows.count * headDim + VL);
     if (!keys) return false;
-    float* const queries = keys + kPageTokens * headDim;
+    float* const queries = keys + PAGE_TOKENS * headDim;
     takeQueries(task, rows, queries);
-    score(task, rows, page, queries, keys, scores + (page - rows.firstPage) * kPageTokens, ld);
+    score(task, rows, page, queries, keys, scores + (page - rows.firstPage) * PAGE_TOKENS, ld);
     return true;
   }
 
@@ -335,10 +335,10 @@ struct PagedAttention {
     const State& state = space.state;
     const uint8_t* const first = headOf(task, rows.firstPage);
     fetchGrids(first, shape, false);
-    fetch(first + shape.values, kPageTokens * shape.valueRow);
+    fetch(first + shape.values, PAGE_TOKENS * shape.valueRow);
     begin(rows, state);
     for (int64_t page = rows.firstPage; page < rows.endPage; ++page)
-      mix(task, rows, page, channels, scores + (page - rows.firstPage) * kPageTokens, ld, space.scores, space.tile, state);
+      mix(task, rows, page, channels, scores + (page - rows.firstPage) * PAGE_TOKENS, ld, space.scores, space.tile, state);
     finish(task, rows, channels, state);
     return true;
   }
@@ -385,7 +385,7 @@ inline int paged_attention(int64_t chunks, const int32_t* table, const int32_t* 
   for (int64_t i = whole; i < count; ++i) {
     const auto rows = attention.rowsOf(tasks[i]);
     pieces += rows.endPage - rows.firstPage;
-    if ((rows.endPage - rows.firstPage) * kPageTokens > ld) ld = (rows.endPage - rows.firstPage) * kPageTokens;
+    if ((rows.endPage - rows.firstPage) * PAGE_TOKENS > ld) ld = (rows.endPage - rows.firstPage) * PAGE_TOKENS;
   }
   ScoreTask* const scoreTasks = scratchOf<ScoreTask>(3, pieces + 1);
   float* const scores = scratchOf<float>(6, rest * group * ld + VL);

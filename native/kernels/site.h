@@ -12,29 +12,20 @@
 
 namespace planish::PL_LEVEL {
 
-/** How a site's activation comes from what the block holds. */
-enum SiteInput : int32_t {
-  kSitePlain = 0,
-  kSiteRms = 1,
-  kSiteLayerNorm = 2,
-  kSiteActivation = 3,  // op(x)
-  kSiteGated = 4,       // op(x) · x2
-};
-
 /** `count` rows of the site's input, before its transform. */
 static inline void siteInput(int32_t input, int32_t op, const float* x, const float* x2, int64_t count, int64_t width,
                              const float* gain, const float* bias, float epsilon, float* out) {
   const int64_t length = count * width;
   switch (input) {
-    case kSiteRms:
-    case kSiteLayerNorm:
-      norm(input == kSiteLayerNorm ? kLayerNorm : 0, x, count, width, gain, bias, epsilon, out);
+    case SITE_INPUT_RMS:
+    case SITE_INPUT_LAYER:
+      norm(input == SITE_INPUT_LAYER ? NORM_KIND_LAYER : 0, x, count, width, gain, bias, epsilon, out);
       return;
-    case kSiteActivation:
+    case SITE_INPUT_ACTIVATION:
       unary(op, x, length, out);
       return;
-    case kSiteGated:
-      if (op == kSilu) {
+    case SITE_INPUT_GATED:
+      if (op == UNARY_OP_SILU) {
         silu_mul(x, x2, length, out);
       } else {
         unary(op, x, length, out);
@@ -68,8 +59,8 @@ static PL_INLINE float quantizeRow(const float* x, int64_t cols, Extremes e, flo
 inline int site(int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t nLeft, int64_t nRight,
                 const float* gain, const float* bias, float epsilon, const float* left, const float* right, int32_t bits,
                 int64_t sets, int64_t capacity, const float* clips, int8_t* codes, float* scale, float* out) {
-  if (input < kSitePlain || input > kSiteGated) return fail(PL_BAD_ARGUMENT, "site: unknown input %d", input);
-  if (input >= kSiteActivation && (op < 0 || op >= kUnaryCodes)) return fail(PL_BAD_ARGUMENT, "site: unknown operation %d", op);
+  if (input < SITE_INPUT_PLAIN || input > SITE_INPUT_GATED) return fail(PL_BAD_ARGUMENT, "site: unknown input %d", input);
+  if (input >= SITE_INPUT_ACTIVATION && (op < 0 || op >= UNARY_OP_COUNT)) return fail(PL_BAD_ARGUMENT, "site: unknown operation %d", op);
   if (bits < 2 || (bits > 8 && bits != 16)) return fail(PL_BAD_ARGUMENT, "site: activations of %d bits; give 2 … 8, or 16", bits);
   const int64_t width = nLeft * nRight, ld = padded(nRight);
   float* const rightSpace = right ? scratchOf<float>(4, nRight * ld) : nullptr;
@@ -91,7 +82,7 @@ inline int site(int32_t input, int32_t op, const float* x, const float* x2, int6
     for (int64_t r0 = begin; r0 < end; r0 += block) {
       const int64_t count = end - r0 < block ? end - r0 : block;
       const float* values = x + r0 * width;
-      if (input != kSitePlain) {
+      if (input != SITE_INPUT_PLAIN) {
         siteInput(input, op, values, x2 ? x2 + r0 * width : nullptr, count, width, gain, bias, epsilon, entering);
         values = entering;
       }

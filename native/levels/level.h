@@ -25,6 +25,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../abi/codes.h"
 #include "../half.h"
 #include "../kernel_table.h"
 #include "../planish.h"
@@ -47,7 +48,7 @@
 #include "../kernels/site.h"
 #else
 // kernels/ has nothing of its own for tiles: this level takes those kernels from avx512.
-#define PL_MATMUL_ONLY
+#define PL_PRODUCTS_ONLY
 #endif
 #include "../matmul_vector.h"
 #include "../matmul_micro.h"
@@ -66,7 +67,7 @@ void fill_table(KernelTable& table) {
   avx512::fill_table(table);
 #endif
 #define PL_KERNEL(name, parameters, arguments) table.name = &planish::PL_LEVEL::name;
-#include "../kernel_list.h"
+#include "../abi/kernels.h"
 #undef PL_KERNEL
 }
 

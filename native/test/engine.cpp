@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "../abi/plan.h"
+
 namespace {
 
 using Floats = std::vector<float>;
@@ -127,7 +129,7 @@ DriverCase plans("a plan of a norm, and one that names no operation", [] {
   const int64_t rows = 3, cols = 17;
   auto x = pattern<float>(rows * cols);
   const auto gain = pattern<float>(cols);
-  std::vector<int64_t> plan(24);
+  std::vector<int64_t> plan(planish::PLAN_WORDS);
   const auto word = [](const void* p) { return static_cast<int64_t>(reinterpret_cast<intptr_t>(p)); };
   const double epsilon = 1e-5;
   plan[0] = 6;
@@ -136,7 +138,7 @@ DriverCase plans("a plan of a norm, and one that names no operation", [] {
   plan[4] = word(gain.data());
   memcpy(&plan[6], &epsilon, sizeof epsilon);
   plan[7] = word(x.data());
-  std::vector<double> seconds(7);
+  std::vector<double> seconds(7, 0.0);
   if (const int code = pl_run_plan(plan.data(), 1, rows, 1, seconds.data())) return code;
   plan[0] = 99;
   return pl_run_plan(plan.data(), 1, rows, 1, nullptr) == PL_BAD_ARGUMENT ? 0 : 1;

@@ -132,7 +132,7 @@ DriverCase flat_case("elementwise maps and the optimizer", [] {
     code |= pl_silu_mul(x.data(), y.data(), n, out.data());
     code |= pl_silu_mul_backward(x.data(), y.data(), n, z.data(), out.data(), other.data());
     code |= pl_mse(x.data(), y.data(), n > 0 ? n : 0, &loss);
-    code |= pl_adamw(out.data(), x.data(), moment1.data(), moment2.data(), n, 1, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 0.5);
+    code |= pl_adam_w(out.data(), x.data(), moment1.data(), moment2.data(), n, 1, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 0.5);
     if (code != 0) return code;
   }
   return 0;

@@ -9,17 +9,18 @@
  */
 import type { Buffer } from "../backend/backend.js";
 import { createCpuBackend } from "../backend/cpu/backend.js";
-import { nativeBuffer } from "../backend/cpu/memory.js";
 import { loadNativeLibrary, type NativeLibrary } from "../backend/cpu/library.js";
+import { nativeKernels } from "../backend/cpu/native-kernels.js";
 import { PlanishError } from "../common/errors.js";
 import { PEER_INSTALL, loadPeer } from "./onnxruntime.js";
 
 export type BenchType = "f32" | "bf16" | "int8";
 const TYPES: readonly BenchType[] = ["f32", "bf16", "int8"];
-const PEAK_KERNEL: Readonly<Record<BenchType, string>> = {
-  f32: "peak_f32",
-  bf16: "peak_bf16",
-  int8: "peak_i8",
+type PeakKernel = "peakF32" | "peakBf16" | "peakI8" | "peakI4";
+const PEAK_KERNEL: Readonly<Record<BenchType, PeakKernel>> = {
+  f32: "peakF32",
+  bf16: "peakBf16",
+  int8: "peakI8",
 };
 
 export interface BenchOptions {
@@ -107,33 +108,33 @@ function repetitions(run: () => void): number {
 
 /** Units' ceilings and the memory's, sampled once per call. */
 export function ceilingProbe(library: NativeLibrary, threads: number) {
+  const kernels = nativeKernels(library);
   const operations = new Float64Array(1);
-  const peak = (kernel: string) => {
-    const run = library.kernel(`int pl_${kernel}(int64_t iterations, void* operations)`);
+  const peak = (kernel: PeakKernel) => {
+    const run = (iterations: number) => kernels[kernel]({ iterations, operations });
     let iterations = 1000;
     for (let elapsed = 0; elapsed < SAMPLE_MS;) {
       const started = performance.now();
-      run(iterations, operations);
+      run(iterations);
       elapsed = performance.now() - started;
       if (elapsed < SAMPLE_MS) iterations *= 2;
     }
     return (): number => {
       const started = performance.now();
-      run(iterations, operations);
+      run(iterations);
       return operations[0] / (performance.now() - started) / 1e6;
     };
   };
-  const read = library.kernel("int pl_read_memory(const void* x, int64_t length, void* sink)");
   const sink = new Float32Array(1);
   return {
     threads,
     peaks: TYPES.map((type) => peak(PEAK_KERNEL[type])),
     /** Codes by weights of 4 bits, where a level multiplies them in a way of their own; else as int8. */
-    int4: peak("peak_i4"),
+    int4: peak("peakI4"),
     /** 10⁹ bytes per second. */
     memory(x: Buffer): number {
       const started = performance.now();
-      read(nativeBuffer(x).address, x.length, sink);
+      kernels.readMemory({ x, length: x.length, sink });
       return (x.length * 4) / (performance.now() - started) / 1e6;
     },
   };

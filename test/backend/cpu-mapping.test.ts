@@ -15,9 +15,9 @@ describe.skipIf(WITHOUT)("native memory in pieces", () => {
   const bytes = 2 * PIECE_BYTES + 4096;
   function withMapping(run: (mapping: NativeMapping) => void): void {
     const library = loadNativeLibrary();
-    const pointer = library.bind("void* pl_alloc(int64_t bytes)")(bytes);
+    const pointer = library.allocate(bytes);
     run(new NativeMapping(library, pointer, bytes));
-    library.bind("void pl_free(void* pointer, int64_t bytes)")(pointer, bytes);
+    library.release(pointer, bytes);
   }
 
   test("a range is one array, or one for each piece that it touches", () => {

@@ -1,90 +1,17 @@
 /**
  * The CPU backend: f32 in host memory, kernels from native/ at the best instruction-set level of the machine.
- *
- * Kernel bindings live in matmul.ts and kernels/*.ts; each module exports a function from the library to a part of the
- * kernel table, named in PARTS below.
  */
-import type { Backend, Buffer, DType, HostArray, Kernels } from "../backend.js";
+import type { Backend, Buffer, DType, HostArray } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
 import { newHostArray } from "../host-memory.js";
-import { loadNativeLibrary, type NativeLibrary } from "./library.js";
-import { attentionKernels } from "./kernels/attention.js";
-import { elementwiseKernels } from "./kernels/elementwise.js";
-import { flattenKernels } from "./kernels/flatten.js";
-import { kroneckerKernels } from "./kernels/kronecker.js";
-import { linalgKernels } from "./kernels/linalg.js";
-import { normKernels } from "./kernels/norm.js";
-import { quantizeKernels } from "./kernels/quantize.js";
+import { loadNativeLibrary } from "./library.js";
+import { cpuKernels } from "./kernels.js";
 import { copyArrays } from "./mapping.js";
-import { matmulKernels } from "./matmul.js";
 import { NativeArena, NativeMemory, nativeBuffer } from "./memory.js";
-
-/** Each part binds some of the kernels; together they must bind all. */
-const PARTS: readonly ((library: NativeLibrary) => Partial<Kernels>)[] = [
-  matmulKernels,
-  quantizeKernels,
-  flattenKernels,
-  kroneckerKernels,
-  normKernels,
-  attentionKernels,
-  elementwiseKernels,
-  linalgKernels,
-];
-
-const KERNEL_NAMES = [
-  "matmul",
-  "intMatmul",
-  "quantizeRows",
-  "quantizeRowsBackward",
-  "dequantizeRows",
-  "flattenRows",
-  "fakeQuantizeAsym",
-  "fakeQuantizeAsymBackward",
-  "clipRows",
-  "clipRowsBackward",
-  "kronecker",
-  "kroneckerBackward",
-  "norm",
-  "normBackward",
-  "rope",
-  "attention",
-  "attentionBackward",
-  "unary",
-  "unaryBackward",
-  "binary",
-  "reduce",
-  "columnMaxima",
-  "scale",
-  "siluMul",
-  "siluMulBackward",
-  "mse",
-  "nll",
-  "softmaxKl",
-  "gatherRows",
-  "adamW",
-  "cayley",
-  "cayleyBackward",
-  "inverse",
-] as const satisfies readonly (keyof Kernels)[];
-
-/** A kernel missing from KERNEL_NAMES makes this type, and so assembleKernels, fail to compile. */
-type EveryKernelIsNamed =
-  Exclude<keyof Kernels, (typeof KERNEL_NAMES)[number]> extends never ? Kernels : never;
 
 export interface CpuBackendOptions {
   /** Threads of the process-wide pool; default one per hardware core. */
   readonly threads?: number;
-}
-
-function assembleKernels(library: NativeLibrary): EveryKernelIsNamed {
-  const bound: Partial<Record<keyof Kernels, unknown>> = {};
-  for (const part of PARTS) Object.assign(bound, part(library));
-  for (const name of KERNEL_NAMES) {
-    bound[name] ??= () => {
-      throw new PlanishError(`cpu backend: kernel ${name} is not built yet`);
-    };
-  }
-  return bound as EveryKernelIsNamed;
 }
 
 function checkRange(buffer: Buffer, offset: number, length: number): void {
@@ -112,7 +39,7 @@ export function createCpuBackend(options: CpuBackendOptions = {}): Backend {
     description: `${library.description()}, ${count} ${count === 1 ? "thread" : "threads"}`,
     arithmetic: { level: library.level(), threads: count },
     realType: "f32",
-    kernels: assembleKernels(library),
+    kernels: cpuKernels(library),
     arena: () => new NativeArena(memory),
     alloc: (dtype: DType, length: number) => memory.alloc(dtype, length),
     free(buffer: Buffer) {

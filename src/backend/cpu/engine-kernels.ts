@@ -3,30 +3,12 @@
  * outside the engine, which itself runs them by lists of calls (src/engine/integer/plan.ts).
  */
 import { PlanishError } from "../../common/errors.js";
+import type { CODES } from "../contract/abi.js";
 import { loadNativeLibrary } from "./library.js";
+import { nativeKernels } from "./native-kernels.js";
 
-/** What a packed matrix holds and what it is multiplied with; the numbers are those of PackedKind. */
-export const PACKED_KIND = {
-  /** 4-bit codes by int8 codes, exact. */
-  int4: 0,
-  /** 8-bit codes by int8 codes, exact. */
-  int8: 1,
-  /** 4-bit codes by f32 activations. */
-  int4F32: 2,
-  int8F32: 3,
-  /** bf16 weights by activations rounded to bf16. */
-  bf16Bf16: 4,
-  /** IEEE half weights by f32 activations. */
-  halfF32: 5,
-  /** bf16 weights by f32 activations. */
-  bf16F32: 6,
-} as const;
-export type PackedKind = keyof typeof PACKED_KIND;
-
-/** SiteInput in native/kernels/site.h. */
-export const SITE_INPUT = { plain: 0, rms: 1, layer: 2, activation: 3, gated: 4 } as const;
-/** UnaryCode in native/kernels/elementwise.h. */
-export const SITE_ACTIVATION = { silu: 1, relu: 2, gelu: 3, geluTanh: 4 } as const;
+/** What a packed matrix holds and what it is multiplied with. */
+export type PackedKind = (typeof CODES.PackedKind)[number];
 
 /** Weights [n, k] in the order of the kernels; valid at the instruction-set level that packed them. */
 export interface PackedArray {
@@ -52,8 +34,8 @@ export interface PackedProductArgs {
 }
 
 export interface SiteArgs {
-  readonly input: keyof typeof SITE_INPUT;
-  readonly activation?: keyof typeof SITE_ACTIVATION;
+  readonly input: (typeof CODES.SiteInput)[number];
+  readonly activation?: (typeof CODES.UnaryOp)[number];
   /** [rows, nLeft·nRight]. */
   readonly x: Float32Array;
   /** The second factor of `gated`. */
@@ -142,182 +124,80 @@ export interface EngineKernels {
 
 /** @throws PlanishError when the native library is not built. */
 export function engineKernels(): EngineKernels {
-  const library = loadNativeLibrary();
-  const packedBytes = library.kernel(
-    "int pl_packed_bytes(int32_t kind, int64_t n, int64_t k, void* bytes)",
-  );
-  const pack = library.kernel(
-    "int pl_pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, void* packed)",
-  );
-  const product = library.kernel(
-    "int pl_packed_matmul(int32_t kind, int64_t m, int64_t n, int64_t k, const void* a, const void* aScale, " +
-      "const void* packed, const void* bScale, const void* bias, void* out, int32_t accumulate)",
-  );
-  const site = library.kernel(
-    "int pl_site(int32_t input, int32_t op, const void* x, const void* x2, int64_t rows, int64_t nLeft, int64_t nRight, " +
-      "const void* gain, const void* bias, float epsilon, const void* left, const void* right, int32_t bits, " +
-      "int64_t sets, int64_t capacity, const void* clips, void* codes, void* scale, void* out)",
-  );
-  const headBytes = library.kernel(
-    "int pl_cache_head_bytes(int64_t headDim, int32_t bits, void* bytes)",
-  );
-  const write = library.kernel(
-    "int pl_cache_write(int64_t chunks, const void* table, const void* pages, int64_t heads, int64_t kvHeads, " +
-      "int64_t headDim, void* q, void* k, void* v, const void* qGain, const void* kGain, float epsilon, " +
-      "const void* cosine, const void* sine, const void* qMatrix, const void* kMatrix, int32_t queryBits, int32_t bits, " +
-      "const void* clips, void* cache, int64_t pageBytes)",
-  );
-  const attention = library.kernel(
-    "int pl_paged_attention(int64_t chunks, const void* table, const void* pages, int64_t heads, int64_t kvHeads, " +
-      "int64_t headDim, int64_t window, float scale, const void* q, int32_t bits, const void* cache, int64_t pageBytes, " +
-      "void* out)",
-  );
+  const native = nativeKernels(loadNativeLibrary());
   return {
     packWeights(kind, n, k, values) {
       const size = new BigInt64Array(1);
-      packedBytes(PACKED_KIND[kind], n, k, size);
+      native.packedBytes({ kind, n, k, bytes: size });
       const bytes = new Uint8Array(Number(size[0]));
-      need(values, n * k, "weights");
-      pack(PACKED_KIND[kind], n, k, values, bytes);
+      native.packWeights({ kind, n, k, source: values, packed: bytes });
       return { kind, n, k, bytes };
     },
-    packedProduct({ m, a, aScale, weights, bScale, bias, out, accumulate }) {
+    packedProduct({ weights, accumulate = false, ...args }) {
       const { kind, n, k, bytes } = weights;
       const codes = kind === "int4" || kind === "int8";
       if (
-        codes !== a instanceof Int8Array ||
-        codes !== (aScale !== undefined) ||
-        (codes && !bScale)
+        codes !== args.a instanceof Int8Array ||
+        codes !== (args.aScale !== undefined) ||
+        (codes && !args.bScale)
       )
         throw new PlanishError(
           `packed product: ${kind} takes ${codes ? "int8 codes with scales" : "f32 without aScale"}`,
         );
-      need(a, m * k, "a");
-      need(aScale, m, "aScale");
-      need(bScale, n, "bScale");
-      need(bias, n, "bias");
-      need(out, m * n, "out");
-      product(
-        PACKED_KIND[kind],
-        m,
-        n,
-        k,
-        a,
-        aScale ?? null,
-        bytes,
-        bScale ?? null,
-        bias ?? null,
-        out,
-        accumulate ? 1 : 0,
-      );
+      native.packedMatmul({ ...args, kind, n, k, packed: bytes, accumulate });
     },
-    site(args) {
-      const {
-        input,
-        activation,
-        x,
-        x2,
-        rows,
-        nLeft,
-        nRight,
-        gain,
-        bias,
-        epsilon = 0,
-        bits,
-        clips,
-      } = args;
-      const length = rows * nLeft * nRight;
-      need(x, length, "x");
-      need(x2, length, "x2");
-      if (bits < 16) {
-        need(args.codes ?? new Int8Array(), clips.length * length, "codes");
-        need(args.scale ?? new Float32Array(), clips.length * rows, "scale");
-      } else need(args.out ?? new Float32Array(), length, "out");
-      site(
-        SITE_INPUT[input],
-        activation ? SITE_ACTIVATION[activation] : 0,
-        x,
-        x2 ?? null,
-        rows,
-        nLeft,
-        nRight,
-        gain ?? null,
-        bias ?? null,
+    site({ activation = "sigmoid", epsilon = 0, clips, ...args }) {
+      const { bits, codes, scale, out, rows } = args;
+      if (bits < 16 ? !codes || !scale : !out)
+        throw new PlanishError(
+          `site: rows of ${bits} bits need ${bits < 16 ? "codes and scale" : "out"}`,
+        );
+      native.site({
+        ...args,
+        op: activation,
         epsilon,
-        args.left ?? null,
-        args.right ?? null,
-        bits,
-        clips.length,
-        rows,
-        Float32Array.from(clips.flat()),
-        args.codes ?? null,
-        args.scale ?? null,
-        args.out ?? null,
-      );
+        sets: clips.length,
+        capacity: rows,
+        clips: Float32Array.from(clips.flat()),
+      });
     },
     layerCache(headDim, kvHeads, bits, pages) {
       const size = new BigInt64Array(1);
-      headBytes(headDim, bits, size);
+      native.cacheHeadBytes({ headDim, bits, bytes: size });
       const pageBytes = Number(size[0]) * kvHeads;
       return { bits, pageBytes, bytes: new Uint8Array(pageBytes * pages) };
     },
-    cacheWrite(args) {
-      const { heads, kvHeads, headDim, q, k, v, cache } = args;
-      const { table, pages } = chunkTable(args.chunks);
-      write(
-        args.chunks.length,
-        table,
-        pages,
-        heads,
-        kvHeads,
-        headDim,
-        q,
-        k,
-        v,
-        args.qGain ?? null,
-        args.kGain ?? null,
-        args.epsilon ?? 0,
-        args.cosine ?? null,
-        args.sine ?? null,
-        args.qMatrix ?? null,
-        args.kMatrix ?? null,
-        args.queryBits,
-        cache.bits,
-        Float32Array.from(args.clips),
-        cache.bytes,
-        cache.pageBytes,
-      );
+    cacheWrite({ chunks, cache, clips, epsilon = 0, ...args }) {
+      native.cacheWrite({
+        ...args,
+        ...chunkTable(chunks),
+        epsilon,
+        bits: cache.bits,
+        clips: Float32Array.from(clips),
+        cache: cache.bytes,
+        pageBytes: cache.pageBytes,
+      });
     },
-    pagedAttention({ heads, kvHeads, headDim, chunks, window = 0, q, cache, out }) {
-      const { table, pages } = chunkTable(chunks);
-      const { bits, bytes, pageBytes } = cache;
-      const scale = 1 / Math.sqrt(headDim);
-      attention(
-        chunks.length,
-        table,
-        pages,
-        heads,
-        kvHeads,
-        headDim,
+    pagedAttention({ chunks, window = 0, cache, ...args }) {
+      native.pagedAttention({
+        ...args,
+        ...chunkTable(chunks),
         window,
-        scale,
-        q,
-        bits,
-        bytes,
-        pageBytes,
-        out,
-      );
+        scale: 1 / Math.sqrt(args.headDim),
+        bits: cache.bits,
+        cache: cache.bytes,
+        pageBytes: cache.pageBytes,
+      });
     },
   };
 }
 
-function need(array: { readonly length: number } | undefined, length: number, name: string): void {
-  if (array && array.length < length)
-    throw new PlanishError(`${name} has ${array.length} elements; the kernel reaches ${length}`);
-}
-
 /** Chunks as the kernels read them: records, and one list of pages. */
-function chunkTable(chunks: readonly CacheChunk[]): { table: Int32Array; pages: Int32Array } {
+function chunkTable(chunks: readonly CacheChunk[]): {
+  readonly chunks: number;
+  readonly table: Int32Array;
+  readonly pages: Int32Array;
+} {
   let at = 0;
   const records = chunks.map(({ row, rows, start, pages }) => {
     const record = [row, rows, start, at];
@@ -325,6 +205,7 @@ function chunkTable(chunks: readonly CacheChunk[]): { table: Int32Array; pages: 
     return record;
   });
   return {
+    chunks: chunks.length,
     table: Int32Array.from(records.flat()),
     pages: Int32Array.from(chunks.flatMap(({ pages }) => pages)),
   };

@@ -10,18 +10,31 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type * as Koffi from "koffi";
 import { PlanishError } from "../../common/errors.js";
+import { FUNCTIONS, type FunctionName, type KernelName } from "../contract/abi.js";
+import { abiNumber, cName, parametersOf, type Parameter } from "../contract/abi-types.js";
 
-/** A bound foreign function. Pointers are typed arrays or null; integers and reals are numbers. */
-export type NativeFunction = (...args: unknown[]) => unknown;
+/** A bound foreign function. Pointers are typed arrays, addresses or null; integers and reals are numbers. */
+type ForeignFunction = (...args: unknown[]) => unknown;
 
 export interface NativeLibrary {
   /**
-   * Binds a C function that returns an int status (0: success), declared as in planish.h, with pointers written
-   * `void*` or `const void*`. The bound function throws PlanishError with the library's reason on any other status.
+   * Binds a kernel of the ABI's table, arguments in C's order and unchecked: for native-kernels.ts. The bound function
+   * throws PlanishError with the library's reason where the kernel fails.
    */
-  kernel(prototype: string): (...args: unknown[]) => void;
-  /** Binds any other function; what it returns is returned. */
-  bind(prototype: string): NativeFunction;
+  kernel(name: KernelName, parameters: readonly Parameter[]): (...args: unknown[]) => void;
+  /** Zero-filled memory; null where the system refuses it. */
+  allocate(bytes: number): unknown;
+  release(pointer: unknown, bytes: number): void;
+  /** Gives physical pages back; the range stays mapped and reads as zeros. */
+  discard(pointer: unknown, bytes: number): void;
+  /** Runs the calls of a plan on a step's rows and chunks; adds up seconds per operation where they are wanted. */
+  runPlan(
+    plan: bigint,
+    calls: number,
+    rows: number,
+    chunks: number,
+    seconds: Float64Array | null,
+  ): void;
   /**
    * An ArrayBuffer over native memory, which must stay mapped for as long as the ArrayBuffer is reachable. More than
    * `buffer.constants.MAX_LENGTH` bytes would end the process: NativeMapping makes these, piece by piece.
@@ -57,6 +70,34 @@ export function nativeLibraryPath(): string {
   return join(directory, "native", "build", "planish_native.so");
 }
 
+/** koffi takes a typed array, an address or null for `void*`, whatever it points to. */
+const KOFFI_TYPES = {
+  i32: "int32_t",
+  i64: "int64_t",
+  f32: "float",
+  f64: "double",
+  text: "const char*",
+  address: "void*",
+  status: "int",
+  void: "void",
+} as const;
+
+function declaration(parameter: Parameter): string {
+  const { name } = parameter;
+  if (parameter.kind === "memory") return `${parameter.readOnly ? "const void*" : "void*"} ${name}`;
+  return `${parameter.kind === "number" ? KOFFI_TYPES[parameter.type] : "int32_t"} ${name}`;
+}
+
+function functionPrototype(name: FunctionName): string {
+  const { returns, parameters } = FUNCTIONS[name];
+  const list = Object.entries(parameters).map(([parameter, type]) =>
+    type === "text" || type === "address"
+      ? `${KOFFI_TYPES[type]} ${parameter}`
+      : declaration(parametersOf({ [parameter]: type })[0]),
+  );
+  return `${KOFFI_TYPES[returns]} pl_${cName(name)}(${list.join(", ")})`;
+}
+
 /** Whether the compiled library is present. */
 export function nativeLibraryExists(): boolean {
   return existsSync(nativeLibraryPath());
@@ -86,9 +127,9 @@ export function loadNativeLibrary(): NativeLibrary {
       { cause },
     );
   }
-  const bind = (prototype: string): NativeFunction => {
+  const bind = (prototype: string): ForeignFunction => {
     try {
-      return handle.func(prototype) as NativeFunction;
+      return handle.func(prototype) as ForeignFunction;
     } catch (cause) {
       throw new PlanishError(
         `the built CPU kernels lack "${prototype.slice(0, prototype.indexOf("("))}"; run \`npm run build:native\``,
@@ -96,22 +137,30 @@ export function loadNativeLibrary(): NativeLibrary {
       );
     }
   };
-  const lastError = bind("const char* pl_last_error()");
-  const kernel = (prototype: string) => {
-    const call = bind(prototype);
+  const exported = (name: FunctionName) => bind(functionPrototype(name));
+  if (Number(exported("abi")()) !== abiNumber())
+    throw new PlanishError(
+      "the built CPU kernels are of another version; run `npm run build:native`",
+    );
+  const lastError = exported("lastError");
+  const checked = (call: ForeignFunction) => {
     return (...args: unknown[]): void => {
       if (call(...args) !== 0) throw new PlanishError(String(lastError()));
     };
   };
-  const select = kernel("int pl_select(const char* level)");
-  const level = bind("const char* pl_level()");
-  const levels = bind("const char* pl_levels()");
-  const description = bind("const char* pl_description()");
-  const setThreads = bind("int pl_set_threads(int count)");
-  const threads = bind("int pl_threads()");
+  const select = checked(exported("select"));
+  const level = exported("level");
+  const levels = exported("levels");
+  const description = exported("description");
+  const setThreads = exported("setThreads");
+  const threads = exported("threads");
   const library: NativeLibrary = {
-    kernel,
-    bind,
+    kernel: (name, parameters) =>
+      checked(bind(`int pl_${cName(name)}(${parameters.map(declaration).join(", ")})`)),
+    allocate: exported("alloc"),
+    release: exported("free"),
+    discard: exported("discard"),
+    runPlan: checked(exported("runPlan")),
     view(pointer, bytes) {
       if (bytes > constants.MAX_LENGTH)
         throw new RangeError(

@@ -11,24 +11,9 @@ import type {
   MatmulOperand,
 } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
-import type { NativeLibrary } from "./library.js";
+import { CONSTANTS } from "../contract/abi.js";
 import { NativeBuffer } from "./memory.js";
-
-const OPERAND_TRANSPOSED = 1;
-const OPERAND_CODES = 2;
-const ACCUMULATE = 1;
-const BF16 = 2;
-
-const MATMUL =
-  "int pl_matmul(int64_t m, int64_t n, int64_t k, int64_t batch, " +
-  "const void* a, int64_t aOffset, int64_t aStride, int64_t aBatch, int32_t aFlags, " +
-  "const void* b, int64_t bOffset, int64_t bStride, int64_t bBatch, int32_t bFlags, " +
-  "void* out, int64_t outOffset, int64_t outStride, int64_t outBatch, " +
-  "const void* kScale, const void* nScale, const void* bias, double alpha, int32_t flags)";
-
-const INT_MATMUL =
-  "int pl_int_matmul(int64_t m, int64_t n, int64_t k, const void* a, const void* aScale, " +
-  "const void* b, const void* bScale, const void* bias, void* out)";
+import type { NativeKernels } from "./native-kernels.js";
 
 function fail(name: string, text: string): never {
   throw new PlanishError(`matmul: ${name} ${text}`);
@@ -48,10 +33,6 @@ function typed(name: string, buffer: Buffer, accepted: readonly DType[], length:
   if (buffer.length < length)
     fail(name, `has ${buffer.length} elements; the product reaches element ${length}`);
   return buffer.address;
-}
-
-function optional(name: string, buffer: Buffer | undefined, length: number): bigint | null {
-  return buffer ? typed(name, buffer, ["f32"], length) : null;
 }
 
 /** One past the last element that a batch of rows×cols matrices touches. */
@@ -98,14 +79,14 @@ function place(
     ["f32", "i8"],
     extent(storedRows, storedCols, offset, stride, batch, batchStride),
   );
-  const flags = (transposed ? OPERAND_TRANSPOSED : 0) | (buffer.dtype === "i8" ? OPERAND_CODES : 0);
+  const flags =
+    (transposed ? CONSTANTS.operandTransposed : 0) |
+    (buffer.dtype === "i8" ? CONSTANTS.operandCodes : 0);
   return { address, offset, stride, batchStride, flags };
 }
 
 /** Binds `matmul` and `intMatmul`; see MatmulArgs and IntMatmulArgs for what they compute. */
-export function matmulKernels(library: NativeLibrary): Pick<Kernels, "matmul" | "intMatmul"> {
-  const product = library.kernel(MATMUL);
-  const intProduct = library.kernel(INT_MATMUL);
+export function matmulKernels(native: NativeKernels): Pick<Kernels, "matmul" | "intMatmul"> {
   return {
     matmul(args: MatmulArgs): void {
       const { m, n, k, batch = 1, alpha = 1 } = args;
@@ -130,48 +111,40 @@ export function matmulKernels(library: NativeLibrary): Pick<Kernels, "matmul" | 
         ["f32"],
         extent(m, n, outOffset, outStride, batch, outBatch),
       );
-      product(
+      native.matmul({
         m,
         n,
         k,
         batch,
-        a.address,
-        a.offset,
-        a.stride,
-        a.batchStride,
-        a.flags,
-        b.address,
-        b.offset,
-        b.stride,
-        b.batchStride,
-        b.flags,
-        outAddress,
+        a: a.address,
+        aOffset: a.offset,
+        aStride: a.stride,
+        aBatch: a.batchStride,
+        aFlags: a.flags,
+        b: b.address,
+        bOffset: b.offset,
+        bStride: b.stride,
+        bBatch: b.batchStride,
+        bFlags: b.flags,
+        out: outAddress,
         outOffset,
         outStride,
         outBatch,
-        optional("kScale", args.kScale, k),
-        optional("nScale", args.nScale, n),
-        optional("bias", args.bias, n),
+        kScale: args.kScale,
+        nScale: args.nScale,
+        bias: args.bias,
         alpha,
-        (args.accumulate ? ACCUMULATE : 0) | (args.precision === "bf16" ? BF16 : 0),
-      );
+        flags:
+          (args.accumulate ? CONSTANTS.productAccumulates : 0) |
+          (args.precision === "bf16" ? CONSTANTS.productBf16 : 0),
+      });
     },
     intMatmul(args: IntMatmulArgs): void {
       const { m, n, k } = args;
       checkCount("m", m);
       checkCount("n", n);
       checkCount("k", k);
-      intProduct(
-        m,
-        n,
-        k,
-        typed("a", args.a, ["i8"], m * k),
-        optional("aScale", args.aScale, m),
-        typed("b", args.b, ["i8"], n * k),
-        optional("bScale", args.bScale, n),
-        optional("bias", args.bias, n),
-        typed("out", args.out, ["f32"], m * n),
-      );
+      native.intMatmul(args);
     },
   };
 }

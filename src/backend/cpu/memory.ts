@@ -77,8 +77,6 @@ function checkLength(length: number): void {
 
 /** Blocks and chunks of one backend. */
 export class NativeMemory {
-  private readonly allocate: (bytes: number) => unknown;
-  private readonly discard: (pointer: unknown, bytes: number) => unknown;
   private readonly registry: FinalizationRegistry<{ pointer: unknown; bytes: number }>;
   private readonly freeLists: Block[][] = [];
   private slab: NativeMapping | undefined;
@@ -86,15 +84,14 @@ export class NativeMemory {
   private chunkCache: NativeMapping[] = [];
 
   constructor(private readonly library: NativeLibrary) {
-    this.allocate = library.bind("void* pl_alloc(int64_t bytes)");
-    this.discard = library.bind("void pl_discard(void* pointer, int64_t bytes)");
-    const unmap = library.bind("void pl_free(void* pointer, int64_t bytes)");
-    this.registry = new FinalizationRegistry(({ pointer, bytes }) => unmap(pointer, bytes));
+    this.registry = new FinalizationRegistry(({ pointer, bytes }) =>
+      library.release(pointer, bytes),
+    );
   }
 
   /** A zero-filled mapping of its own. */
   private map(bytes: number): NativeMapping {
-    const pointer = this.allocate(bytes);
+    const pointer = this.library.allocate(bytes);
     if (!pointer) {
       throw new PlanishError(
         `out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB more were refused by the system; use a smaller model, batch or sequence length`,
@@ -106,7 +103,7 @@ export class NativeMemory {
   }
 
   private unmap({ pointer, bytes }: NativeMapping): void {
-    this.discard(pointer, bytes);
+    this.library.discard(pointer, bytes);
   }
 
   /** Zero-filled long-lived memory. */

@@ -1,10 +1,6 @@
 /** Prepares a block program for the CPU's engine: its fused steps (`fuse.ts`) as calls of the native kernels. */
-import {
-  PACKED_KIND,
-  SITE_ACTIVATION,
-  SITE_INPUT,
-  type PackedKind,
-} from "../../backend/cpu/engine-kernels.js";
+import type { CODES } from "../../backend/contract/abi.js";
+import type { PackedKind } from "../../backend/cpu/engine-kernels.js";
 import { PlanishError } from "../../common/errors.js";
 import {
   BLOCK_INPUT,
@@ -26,7 +22,7 @@ import {
 import { MOST_SETS, STEP_ROWS, type RotaryBuffers, type StepBuffers } from "./buffers.js";
 import type { EngineMemory } from "./memory.js";
 import { clipLogits, type PlacedBlock, type PlacedNorm } from "./placed-block.js";
-import { Real, type Plan, type ProductPart } from "./plan.js";
+import type { Plan, ProductPart } from "./plan.js";
 import type { Slot, Slots } from "../slots.js";
 
 /** Everything that block plans share. */
@@ -46,10 +42,10 @@ export interface PlanContext {
 
 /** What a site's kernel reads. */
 interface SiteInput {
-  readonly input: keyof typeof SITE_INPUT;
+  readonly input: (typeof CODES.SiteInput)[number];
   readonly x: bigint;
   readonly x2?: bigint;
-  readonly op?: number;
+  readonly op?: (typeof CODES.UnaryOp)[number];
   readonly norm?: PlacedNorm;
   readonly epsilon?: number;
 }
@@ -118,16 +114,15 @@ class BlockPlanner {
     const from = this.address(x);
     if (inPlace) this.slotOf.set(out, this.slot(x));
     else this.take(out, width);
-    this.context.plan.add(
-      "norm",
-      kind === "layer" ? 1 : 0,
-      from,
-      width,
+    this.context.plan.add("norm", {
+      kind,
+      x: from,
+      cols: width,
       gain,
       bias,
-      new Real(epsilon),
-      this.address(out),
-    );
+      epsilon,
+      out: this.address(out),
+    });
   }
 
   private placedNorm({ norm }: NormStep): PlacedNorm {
@@ -144,50 +139,48 @@ class BlockPlanner {
     if (q.norm && k.norm && q.norm.epsilon !== k.norm.epsilon)
       throw new NoKernel("norms of queries and keys with different epsilons have no kernel");
     const turned = tables.get(key ?? "");
-    plan.add(
-      "cache",
-      buffers.chunks.address,
-      this.context.pages,
-      attention.heads,
-      step.heads,
-      step.headDim,
-      this.address(q.root),
-      this.address(k.root),
-      this.address(step.v),
-      q.norm ? this.placedNorm(q.norm).gain : 0n,
-      k.norm ? this.placedNorm(k.norm).gain : 0n,
-      new Real((q.norm ?? k.norm)?.epsilon ?? 0),
-      turned?.cosine.address ?? 0n,
-      turned?.sine.address ?? 0n,
-      this.block.queryMatrix,
-      this.block.keyMatrix,
-      scheme.queryBits ?? 16,
-      scheme.kvBits,
-      this.block.cacheClips,
-      this.cache,
-      this.context.pageBytes,
-    );
+    plan.add("cacheWrite", {
+      table: buffers.chunks.address,
+      pages: this.context.pages,
+      heads: attention.heads,
+      kvHeads: step.heads,
+      headDim: step.headDim,
+      q: this.address(q.root),
+      k: this.address(k.root),
+      v: this.address(step.v),
+      qGain: q.norm && this.placedNorm(q.norm).gain,
+      kGain: k.norm && this.placedNorm(k.norm).gain,
+      epsilon: (q.norm ?? k.norm)?.epsilon ?? 0,
+      cosine: turned?.cosine.address,
+      sine: turned?.sine.address,
+      qMatrix: this.block.queryMatrix,
+      kMatrix: this.block.keyMatrix,
+      queryBits: scheme.queryBits ?? 16,
+      bits: scheme.kvBits,
+      clips: this.block.cacheClips,
+      cache: this.cache,
+      pageBytes: this.context.pageBytes,
+    });
   }
 
   private attention({ step, queries }: FusedAttention): void {
     const { plan, scheme, buffers, pages, pageBytes } = this.context;
     const { heads, kvHeads, headDim, window, scale, out } = step;
     this.take(out, heads * headDim);
-    plan.add(
-      "attention",
-      buffers.chunks.address,
+    plan.add("pagedAttention", {
+      table: buffers.chunks.address,
       pages,
       heads,
       kvHeads,
       headDim,
-      window ?? 0,
-      new Real(scale),
-      this.address(queries),
-      scheme.kvBits,
-      this.cache,
+      window: window ?? 0,
+      scale,
+      q: this.address(queries),
+      bits: scheme.kvBits,
+      cache: this.cache,
       pageBytes,
-      this.address(out),
-    );
+      out: this.address(out),
+    });
   }
 
   /** A site: its activation, then its linears. */
@@ -219,30 +212,30 @@ class BlockPlanner {
 
     const untouched = real && from.input === "plain" && !transform.left && !transform.right;
     if (!untouched)
-      plan.add(
-        "site",
-        SITE_INPUT[from.input],
-        from.op ?? 0,
-        from.x,
-        from.x2 ?? 0n,
-        transform.nLeft,
-        transform.nRight,
-        from.norm?.gain ?? 0n,
-        from.norm?.bias ?? 0n,
-        new Real(from.epsilon ?? 0),
-        transform.left,
-        transform.right,
-        real ? 16 : scheme.activationBits,
-        clips.length,
-        STEP_ROWS,
-        memory.floats(clips.flat()).address,
-        buffers.codes.address,
-        buffers.scales.address,
-        buffers.reals.address,
-      );
+      plan.add("site", {
+        input: from.input,
+        // Read by inputs with an activation only.
+        op: from.op ?? "sigmoid",
+        x: from.x,
+        x2: from.x2,
+        nLeft: transform.nLeft,
+        nRight: transform.nRight,
+        gain: from.norm?.gain,
+        bias: from.norm?.bias,
+        epsilon: from.epsilon ?? 0,
+        left: transform.left,
+        right: transform.right,
+        bits: real ? 16 : scheme.activationBits,
+        sets: clips.length,
+        capacity: STEP_ROWS,
+        clips: memory.floats(clips.flat()).address,
+        codes: buffers.codes.address,
+        scale: buffers.scales.address,
+        out: buffers.reals.address,
+      });
     const x = untouched ? from.x : buffers.reals.address;
     const outputs = this.outputs(fused);
-    const accumulate = fused.accumulate ? 1 : 0;
+    const { accumulate } = fused;
     if (gridded) {
       this.gridProducts(roles, { x, width }, outputs, accumulate);
       return;
@@ -265,7 +258,13 @@ class BlockPlanner {
         },
       ];
     });
-    plan.add("product", PACKED_KIND[kind], width, parts.length, plan.parts(parts), accumulate);
+    plan.add("packedMatmulParts", {
+      kind,
+      k: width,
+      parts: parts.length,
+      table: plan.parts(parts),
+      accumulate,
+    });
   }
 
   private siteInput({ input }: FusedSite): SiteInput {
@@ -275,7 +274,7 @@ class BlockPlanner {
       return { input: kind, x: this.address(x), norm: this.placedNorm(input.step), epsilon };
     }
     const { activation, gate, x } = input.step;
-    const op = SITE_ACTIVATION[activation];
+    const op = activation;
     return gate === undefined
       ? { input: "activation", x: this.address(x), op }
       : { input: "gated", x: this.address(gate), x2: this.address(x), op };
@@ -299,7 +298,7 @@ class BlockPlanner {
     roles: readonly LinearName[],
     from: { readonly x: bigint; readonly width: number },
     outputs: ReadonlyMap<LinearName, ProductOutput>,
-    accumulate: 0 | 1,
+    accumulate: boolean,
   ): void {
     const { plan, buffers } = this.context;
     const groups = new Map<string, LinearName[]>();
@@ -316,20 +315,19 @@ class BlockPlanner {
       const first = this.block.linears[members[0]];
       if (!grid || !first) continue;
       const columns = first.shape[1];
-      plan.add(
-        "flatten",
-        from.x,
-        from.width,
-        grid.bits,
-        new Real(grid.step),
-        grid.factor,
-        grid.extras,
-        grid.channel,
-        grid.part,
-        columns,
-        buffers.codes.address,
-        buffers.scales.address,
-      );
+      plan.add("flattenRows", {
+        x: from.x,
+        cols: from.width,
+        bits: grid.bits,
+        step: grid.step,
+        factor: grid.factor,
+        extras: grid.extras,
+        channel: grid.channel,
+        part: grid.part,
+        stride: columns,
+        codes: buffers.codes.address,
+        scale: buffers.scales.address,
+      });
       const parts = members.flatMap((role): ProductPart[] => {
         const matrix = this.block.linears[role];
         const out = outputs.get(role);
@@ -347,14 +345,13 @@ class BlockPlanner {
           },
         ];
       });
-      plan.add(
-        "product",
-        PACKED_KIND[first.kind],
-        columns,
-        parts.length,
-        plan.parts(parts),
+      plan.add("packedMatmulParts", {
+        kind: first.kind,
+        k: columns,
+        parts: parts.length,
+        table: plan.parts(parts),
         accumulate,
-      );
+      });
     }
   }
 }

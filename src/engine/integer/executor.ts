@@ -5,8 +5,10 @@
  * Every kernel treats rows one by one in an order of its own, fixed by positions in the sequence; so a row's result does
  * not depend on chunks or on what shares the step (test/engine/integer/executor.test.ts checks it bit for bit).
  */
-import { PACKED_KIND, type PackedKind } from "../../backend/cpu/engine-kernels.js";
+import { CONSTANTS, PLAN_OPERATIONS, type PlanOperation } from "../../backend/contract/abi.js";
+import type { PackedKind } from "../../backend/cpu/engine-kernels.js";
 import type { NativeLibrary } from "../../backend/cpu/library.js";
+import { nativeKernels, type NativeKernels } from "../../backend/cpu/native-kernels.js";
 import { PlanishError } from "../../common/errors.js";
 import type { ModelConfig } from "../../models/config.js";
 import { blockPrograms } from "../../models/architectures/index.js";
@@ -26,17 +28,14 @@ import { EngineMemory, type Place, type Region } from "./memory.js";
 import { placeOuter, type PlacedOuter } from "./outer.js";
 import { placeBlock, type PlacedBlock } from "./placed-block.js";
 import { MatrixPacker, type PackedMatrix } from "./packed-matrix.js";
-import { OPERATION, Plan, type Operation } from "./plan.js";
+import { Plan } from "./plan.js";
 import { Slots, type Slot } from "../slots.js";
 import { linearKind, type EngineSource } from "./source.js";
 
-/** kPageTokens in native/kernels/cache.h. */
-export const PAGE_TOKENS = 64;
-
-type Kernel = (...args: unknown[]) => void;
+export const PAGE_TOKENS = CONSTANTS.pageTokens;
 
 /** Seconds spent per kind of kernel since the profile was asked for. */
-export type StepProfile = Readonly<Record<Operation | "logits", number>>;
+export type StepProfile = Readonly<Record<PlanOperation | "logits", number>>;
 
 /** A stretch of a chunk that goes through the blocks at once. */
 interface Piece {
@@ -66,7 +65,7 @@ export class IntegerExecutor implements Executor {
   private readonly output: Slot;
   /** Where each layer's part of a page begins. */
   private readonly layerOffsets: readonly number[];
-  private readonly kernels: Readonly<Record<"run" | "gather" | "norm" | "product", Kernel>>;
+  private readonly kernels: NativeKernels;
 
   private cache:
     { readonly memory: EngineMemory; readonly place: Region; readonly pages: number } | undefined;
@@ -88,7 +87,7 @@ export class IntegerExecutor implements Executor {
     this.kind = linearKind(scheme);
     this.programs = blockPrograms(config);
     this.memory = new EngineMemory(library);
-    this.kernels = bindKernels(library);
+    this.kernels = nativeKernels(library);
     const packer = new MatrixPacker(library, this.memory);
     try {
       this.blocks = Array.from({ length: config.numLayers }, (_, layer) =>
@@ -171,16 +170,16 @@ export class IntegerExecutor implements Executor {
 
   /** Starts (or restarts) timing kernels; `profile` reads what was spent since. */
   startProfile(): void {
-    this.seconds = new Float64Array(Object.keys(OPERATION).length);
+    this.seconds = new Float64Array(PLAN_OPERATIONS.length);
     this.logitSeconds = 0;
   }
 
   profile(): StepProfile | undefined {
     const { seconds } = this;
     if (!seconds) return undefined;
-    const entries = Object.entries(OPERATION).map(([name, index]) => [name, seconds[index]]);
+    const entries = PLAN_OPERATIONS.map((name, index) => [name, seconds[index]]);
     return {
-      ...(Object.fromEntries(entries) as Record<Operation, number>),
+      ...(Object.fromEntries(entries) as Record<PlanOperation, number>),
       logits: this.logitSeconds,
     };
   }
@@ -220,7 +219,7 @@ export class IntegerExecutor implements Executor {
         }
       }
     });
-    this.kernels.run(address, calls, row, pieces.length, this.seconds);
+    this.library.runPlan(address, calls, row, pieces.length, this.seconds);
     return row;
   }
 
@@ -238,35 +237,34 @@ export class IntegerExecutor implements Executor {
     }
     if (count === 0) return 0;
     const { hiddenSize, norm, vocabSize } = config;
-    kernels.gather(
-      this.places[this.output].address,
-      rows,
-      hiddenSize,
-      buffers.chosen.address,
-      count,
-      buffers.last.address,
-    );
+    kernels.gatherRows({
+      table: this.places[this.output].address,
+      tableRows: rows,
+      cols: hiddenSize,
+      ids: buffers.chosen.address,
+      rows: count,
+      out: buffers.last.address,
+    });
     let { address } = buffers.last;
     if (outer.finalNorm) {
       const { gain, bias } = outer.finalNorm;
-      const kind = norm.kind === "layer" ? 1 : 0;
-      kernels.norm(
-        kind,
-        address,
-        count,
-        hiddenSize,
+      kernels.norm({
+        kind: norm.kind,
+        x: address,
+        rows: count,
+        cols: hiddenSize,
         gain,
         bias,
-        norm.epsilon,
-        buffers.normed.address,
-      );
+        epsilon: norm.epsilon,
+        out: buffers.normed.address,
+      });
       ({ address } = buffers.normed);
     }
     const multiply = (
       { kind, shape: [n, k], address: packed }: PackedMatrix,
       a: bigint,
       to: Float32Array,
-    ) => kernels.product(PACKED_KIND[kind], count, n, k, a, 0n, packed, 0n, 0n, to, 0);
+    ) => kernels.packedMatmul({ kind, m: count, n, k, a, packed, out: to, accumulate: false });
     if (outer.projectOut) {
       multiply(outer.projectOut, address, buffers.embedded.data);
       ({ address } = buffers.embedded);
@@ -332,14 +330,11 @@ export class IntegerExecutor implements Executor {
 
   /** Where each layer's keys and values lie in a page. */
   private layOutPages(): { readonly offsets: readonly number[]; readonly bytes: number } {
-    const measure = this.library.kernel(
-      "int pl_cache_head_bytes(int64_t headDim, int32_t bits, void* bytes)",
-    );
     const size = new BigInt64Array(1);
     let bytes = 0;
     const offsets = this.programs.map((program) => {
       const { heads, headDim } = cacheShape(program);
-      measure(headDim, this.scheme.kvBits, size);
+      this.kernels.cacheHeadBytes({ headDim, bits: this.scheme.kvBits, bytes: size });
       const offset = bytes;
       bytes += heads * Number(size[0]);
       return offset;
@@ -355,15 +350,14 @@ export class IntegerExecutor implements Executor {
     const { embedding, projectIn, positions } = outer;
     const width = embedding.shape[1];
     const into = projectIn ? buffers.embedded.address : x;
-    plan.add(
-      "embed",
-      PACKED_KIND[embedding.kind],
-      vocabSize,
-      width,
-      embedding.address,
-      buffers.ids.address,
-      into,
-    );
+    plan.add("packedRows", {
+      kind: embedding.kind,
+      n: vocabSize,
+      k: width,
+      packed: embedding.address,
+      ids: buffers.ids.address,
+      out: into,
+    });
     if (projectIn) {
       const part = {
         n: hiddenSize,
@@ -375,18 +369,32 @@ export class IntegerExecutor implements Executor {
         out: x,
         outStride: hiddenSize,
       };
-      plan.add("product", PACKED_KIND[projectIn.kind], width, 1, plan.parts([part]), 0);
+      plan.add("packedMatmulParts", {
+        kind: projectIn.kind,
+        k: width,
+        parts: 1,
+        table: plan.parts([part]),
+        accumulate: false,
+      });
     }
-    if (positions)
-      plan.add(
-        "positions",
-        positions.address,
-        positions.rows,
-        hiddenSize,
-        buffers.positions.address,
-        buffers.embedded.address,
-        x,
-      );
+    if (positions) {
+      const learned = buffers.embedded.address;
+      plan.add("gatherRows", {
+        table: positions.address,
+        tableRows: positions.rows,
+        cols: hiddenSize,
+        ids: buffers.positions.address,
+        out: learned,
+      });
+      plan.add("binary", {
+        op: "add",
+        cols: hiddenSize,
+        a: x,
+        b: learned,
+        broadcast: "full",
+        out: x,
+      });
+    }
   }
 
   private dropPlan(): void {
@@ -432,24 +440,4 @@ function* matricesOf(blocks: readonly PlacedBlock[], outer: PlacedOuter): Genera
   for (const { linears } of blocks) yield* Object.values(linears);
   const { embedding, head, projectIn, projectOut } = outer;
   yield* new Set([embedding, head, projectIn, projectOut].filter((matrix) => matrix !== undefined));
-}
-
-function bindKernels(
-  library: NativeLibrary,
-): Record<"run" | "gather" | "norm" | "product", Kernel> {
-  return {
-    run: library.kernel(
-      "int pl_run_plan(int64_t plan, int64_t calls, int64_t rows, int64_t chunks, void* seconds)",
-    ),
-    gather: library.kernel(
-      "int pl_gather_rows(int64_t table, int64_t tableRows, int64_t cols, int64_t ids, int64_t rows, int64_t out)",
-    ),
-    norm: library.kernel(
-      "int pl_norm(int32_t kind, int64_t x, int64_t rows, int64_t cols, int64_t gain, int64_t bias, float epsilon, int64_t out)",
-    ),
-    product: library.kernel(
-      "int pl_packed_matmul(int32_t kind, int64_t m, int64_t n, int64_t k, int64_t a, int64_t aScale, int64_t packed, " +
-        "int64_t bScale, int64_t bias, void* out, int32_t accumulate)",
-    ),
-  };
 }

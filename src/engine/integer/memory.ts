@@ -30,13 +30,8 @@ export class EngineMemory implements Disposable {
   private readonly mappings: NativeMapping[] = [];
   private slab: NativeMapping | undefined;
   private used = 0;
-  private readonly allocate: (bytes: number) => unknown;
-  private readonly release: (pointer: unknown, bytes: number) => unknown;
 
-  constructor(private readonly library: NativeLibrary) {
-    this.allocate = library.bind("void* pl_alloc(int64_t bytes)");
-    this.release = library.bind("void pl_free(void* pointer, int64_t bytes)");
-  }
+  constructor(private readonly library: NativeLibrary) {}
 
   /**
    * Zero-filled memory that JavaScript reads and writes, of at most PIECE_BYTES.
@@ -93,7 +88,7 @@ export class EngineMemory implements Disposable {
   }
 
   private map(bytes: number): NativeMapping {
-    const pointer = Number.isSafeInteger(bytes) ? this.allocate(bytes) : null;
+    const pointer = Number.isSafeInteger(bytes) ? this.library.allocate(bytes) : null;
     if (!pointer)
       throw new PlanishError(
         `out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB more were refused by the system; use a smaller model or a smaller cache`,
@@ -104,7 +99,7 @@ export class EngineMemory implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const { pointer, bytes } of this.mappings.splice(0)) this.release(pointer, bytes);
+    for (const { pointer, bytes } of this.mappings.splice(0)) this.library.release(pointer, bytes);
     this.slab = undefined;
   }
 }

@@ -1,6 +1,7 @@
 /** Weights in the order of the native kernels (native/packed_weights.h): packed once, when a model is opened. */
 import type { NativeLibrary } from "../../backend/cpu/library.js";
-import { PACKED_KIND, type PackedKind } from "../../backend/cpu/engine-kernels.js";
+import type { PackedKind } from "../../backend/cpu/engine-kernels.js";
+import { nativeKernels, type NativeKernels } from "../../backend/cpu/native-kernels.js";
 import type { EngineMemory } from "./memory.js";
 
 export interface PackedMatrix {
@@ -23,28 +24,22 @@ export interface MatrixSource {
 
 /** Packs matrices into an engine's memory. */
 export class MatrixPacker {
-  private readonly sizeOf: (...args: unknown[]) => void;
-  private readonly pack: (...args: unknown[]) => void;
+  private readonly kernels: NativeKernels;
 
   constructor(
     library: NativeLibrary,
     private readonly memory: EngineMemory,
   ) {
-    this.sizeOf = library.kernel(
-      "int pl_packed_bytes(int32_t kind, int64_t n, int64_t k, void* bytes)",
-    );
-    this.pack = library.kernel(
-      "int pl_pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, int64_t packed)",
-    );
+    this.kernels = nativeKernels(library);
   }
 
   packed(kind: PackedKind, shape: readonly [number, number], source: MatrixSource): PackedMatrix {
     const [n, k] = shape;
     const size = new BigInt64Array(1);
-    this.sizeOf(PACKED_KIND[kind], n, k, size);
+    this.kernels.packedBytes({ kind, n, k, bytes: size });
     const bytes = Number(size[0]);
     const { address } = this.memory.reserve(bytes);
-    this.pack(PACKED_KIND[kind], n, k, source.values, address);
+    this.kernels.packWeights({ kind, n, k, source: source.values, packed: address });
     return {
       kind,
       shape,

@@ -1,25 +1,49 @@
-/** Lists of kernel calls that the native side runs in one go (native/plan.cpp); the numbers are those of Operation. */
+/** Lists of kernel calls that the native side runs in one go (native/plan.cpp), from the ABI's table. */
+import {
+  CODES,
+  PLAN_OPERATIONS,
+  type PlanArguments,
+  type PlanOperation,
+} from "../../backend/contract/abi.js";
+import { PLAN_WORDS, planParameters, type Parameter } from "../../backend/contract/abi-types.js";
 import type { EngineMemory, Place } from "./memory.js";
 
-export const OPERATION = {
-  embed: 0,
-  positions: 1,
-  site: 2,
-  product: 3,
-  cache: 4,
-  attention: 5,
-  norm: 6,
-  flatten: 7,
-} as const;
-export type Operation = keyof typeof OPERATION;
-
-const WORDS = 24;
-
-/** A real parameter, told from an integer by its wrapper. */
-export class Real {
-  constructor(readonly value: number) {}
+/** Writes one argument where its word lies. */
+function writer(parameter: Parameter): (view: DataView, at: number, value: unknown) => void {
+  const integer = (view: DataView, at: number, value: number | bigint) =>
+    view.setBigInt64(at, BigInt(value), true);
+  switch (parameter.kind) {
+    case "number":
+      return parameter.type === "f32" || parameter.type === "f64"
+        ? (view, at, value) => view.setFloat64(at, value as number, true)
+        : (view, at, value) => integer(view, at, value as number);
+    case "flag":
+      return (view, at, value) => integer(view, at, value ? 1 : 0);
+    case "code": {
+      const words: readonly string[] = CODES[parameter.code];
+      return (view, at, value) => {
+        const code = words.indexOf(value as string);
+        if (code < 0) throw new RangeError(`plan: ${parameter.name} is ${String(value)}`);
+        integer(view, at, code);
+      };
+    }
+    case "memory":
+      return (view, at, value) => {
+        const address = value ?? (parameter.optional ? 0n : undefined);
+        // Typed arrays move; a plan outlives the call that makes it.
+        if (typeof address !== "bigint")
+          throw new RangeError(`plan: ${parameter.name} is no address`);
+        integer(view, at, address);
+      };
+  }
 }
-export type Word = number | bigint | Real;
+
+const WRITERS = PLAN_OPERATIONS.map((name) =>
+  planParameters(name).map((parameter) => ({
+    name: parameter.name,
+    write: writer(parameter),
+  })),
+);
 
 /** What a multi-part product is made of (PackedPart in native/packed_matmul.h). */
 export interface ProductPart {
@@ -34,15 +58,20 @@ export interface ProductPart {
 }
 
 export class Plan {
-  private readonly calls: { readonly operation: Operation; readonly words: readonly Word[] }[] = [];
+  private readonly calls: {
+    readonly operation: number;
+    readonly args: Readonly<Record<string, unknown>>;
+  }[] = [];
   private place: Place<Uint8Array> | undefined;
 
   constructor(private readonly memory: EngineMemory) {}
 
-  /** Appends a call: its kernel's parameters in order, without rows and chunks. */
-  add(operation: Operation, ...words: Word[]): void {
-    if (words.length >= WORDS) throw new RangeError(`plan: ${operation} has ${words.length} words`);
-    this.calls.push({ operation, words });
+  /** Appends a call of a kernel: everything but rows and chunks, and of a `length` one row's part. */
+  add<K extends PlanOperation>(operation: K, args: PlanArguments<K>): void {
+    this.calls.push({
+      operation: PLAN_OPERATIONS.indexOf(operation),
+      args: args,
+    });
   }
 
   /** A table of parts, as `product` takes it. */
@@ -73,15 +102,13 @@ export class Plan {
 
   /** Writes the calls to native memory; returns their address. */
   finish(): bigint {
-    this.place = this.memory.alloc<Uint8Array>("u8", this.calls.length * WORDS * 8);
+    this.place = this.memory.alloc<Uint8Array>("u8", this.calls.length * PLAN_WORDS * 8);
     const view = new DataView(this.place.data.buffer, this.place.data.byteOffset);
-    this.calls.forEach(({ operation, words }, call) => {
-      const base = call * WORDS * 8;
-      view.setBigInt64(base, BigInt(OPERATION[operation]), true);
-      words.forEach((word, i) => {
-        const at = base + 8 * (i + 1);
-        if (word instanceof Real) view.setFloat64(at, word.value, true);
-        else view.setBigInt64(at, BigInt(word), true);
+    this.calls.forEach(({ operation, args }, call) => {
+      const base = call * PLAN_WORDS * 8;
+      view.setBigInt64(base, BigInt(operation), true);
+      WRITERS[operation].forEach(({ name, write }, i) => {
+        write(view, base + 8 * (i + 1), args[name]);
       });
     });
     return this.place.address;

@@ -5,26 +5,31 @@ import {
   nativeLibraryExists,
   type NativeLibrary,
 } from "../../backend/cpu/library.js";
+import { nativeKernels } from "../../backend/cpu/native-kernels.js";
 import { plainGptq, type GptqSolver } from "./gptq.js";
 
 function bindSolver(library: NativeLibrary): GptqSolver {
-  const factor = library.kernel(
-    "int pl_gptq_factor(int64_t n, const void* moment, const void* order, double damp, void* factor, void* factored)",
-  );
-  const round = library.kernel(
-    "int pl_gptq_round(int64_t rows, int64_t cols, const void* weight, const void* scale, int64_t scales, int32_t bits, const void* factor, const void* order, void* codes)",
-  );
+  const { gptqFactor, gptqRound } = nativeKernels(library);
   return {
     factor(moment, cols, order, damp) {
       const out = new Float64Array(cols * cols);
       const factored = new Int32Array(1);
-      factor(cols, moment, order, damp, out, factored);
+      gptqFactor({ n: cols, moment, order, damp, factor: out, factored });
       return factored[0] === 1 ? out : undefined;
     },
     round({ weight, rows, cols, scale, bits }, factored, order) {
       const codes = new Int8Array(rows * cols);
-      const [weights, scales] = [Float64Array.from(weight), Float64Array.from(scale)];
-      round(rows, cols, weights, scales, scales.length, bits, factored, order, codes);
+      gptqRound({
+        rows,
+        cols,
+        weight: Float64Array.from(weight),
+        scale: Float64Array.from(scale),
+        scales: scale.length,
+        bits,
+        factor: factored,
+        order,
+        codes,
+      });
       return codes;
     },
   };

@@ -1,0 +1,671 @@
+/**
+ * The ABI between TypeScript and native/, once: kernels, their parameters, types and lengths. From it come the C
+ * prototypes, the levels' tables, plans and codes (native/abi/, `npm run generate:abi`), the foreign calls with their
+ * checks (cpu/native-kernels.ts) and the words of plans (cpu/infer/plan.ts).
+ *
+ * A parameter's type is one of
+ * - `i32`, `i64`, `f32`, `f64`: a number;
+ * - `flag`: a boolean, 0 or 1 in C;
+ * - a name of CODES: one of its words, a number in C;
+ * - `f32[rows*cols]`: memory of at least so many elements that the kernel writes, `const f32[…]` that it only reads. The
+ *   length is a product or quotient of integers and other parameters' names; `reach(a:b, c:d)` is one past the last
+ *   element of a strided view of `a` by `c` elements, nothing where one of them is 0; `*` leaves it to the caller.
+ *   A question mark at the end: the memory may be absent (null).
+ */
+
+/** Words that are numbers in C; their order is their number. */
+export const CODES = {
+  /** What is done to each element. */
+  UnaryOp: ["sigmoid", "silu", "relu", "gelu", "geluTanh", "reciprocal", "negate"],
+  BinaryOp: ["add", "sub", "mul"],
+  /** How the smaller operand spreads over rows and columns, or which axis a sum keeps. */
+  Broadcast: ["full", "row", "column", "scalar"],
+  NormKind: ["rms", "layer"],
+  /** What a site reads: x, a norm of x, op(x), op(x)·x2. */
+  SiteInput: ["plain", "rms", "layer", "activation", "gated"],
+  /**
+   * What a packed matrix holds and what it is multiplied with: 4- or 8-bit codes by int8 codes, exact; codes by f32
+   * activations; bf16 by activations rounded to bf16; halves or bf16 by f32 activations.
+   */
+  PackedKind: ["int4", "int8", "int4F32", "int8F32", "bf16Bf16", "halfF32", "bf16F32"],
+} as const satisfies Readonly<Record<string, readonly string[]>>;
+
+/** Numbers that both sides count with. */
+export const CONSTANTS = {
+  /** Rows of keys and values in a page of the cache. */
+  pageTokens: 64,
+  /** Flags of a matrix product's operands and of the product. */
+  operandTransposed: 1,
+  operandCodes: 2,
+  productAccumulates: 1,
+  productBf16: 2,
+} as const;
+
+export type CodeName = keyof typeof CODES;
+type Element = "f32" | "f64" | "i8" | "u8" | "i32" | "i64" | "any";
+type Memory = `${"" | "const "}${Element}[${string}]${"" | "?"}`;
+export type ParameterType = "i32" | "i64" | "f32" | "f64" | "flag" | CodeName | Memory;
+/** Parameters in C's order. */
+export type Parameters = Readonly<Record<string, ParameterType>>;
+
+const ATTENTION_SHAPE = {
+  batch: "i64",
+  heads: "i64",
+  kvHeads: "i64",
+  headDim: "i64",
+  queryLength: "i64",
+  keyLength: "i64",
+  causal: "flag",
+  window: "i64",
+  scale: "f32",
+  q: "const f32[reach(batch:qBatch,queryLength:qTime,heads:qHead,headDim:1)]",
+  qBatch: "i64",
+  qTime: "i64",
+  qHead: "i64",
+  k: "const f32[reach(batch:kvBatch,keyLength:kvTime,kvHeads:kvHead,headDim:1)]",
+  v: "const f32[reach(batch:kvBatch,keyLength:kvTime,kvHeads:kvHead,headDim:1)]",
+  kvBatch: "i64",
+  kvTime: "i64",
+  kvHead: "i64",
+} as const;
+
+/** Kernels of every instruction-set level; each returns 0 or an error code. */
+export const KERNELS = {
+  // peaks.h. Measured ceilings: register-only loops on every thread; `operations`: multiply-adds times two.
+  peakF32: { iterations: "i64", operations: "f64[1]" },
+  peakBf16: { iterations: "i64", operations: "f64[1]" },
+  peakI8: { iterations: "i64", operations: "f64[1]" },
+  peakI4: { iterations: "i64", operations: "f64[1]" },
+  readMemory: { x: "const f32[length]", length: "i64", sink: "f32[1]" },
+
+  // matmul.h. Offsets, strides and batch strides count elements; flags are those of CONSTANTS.
+  matmul: {
+    m: "i64",
+    n: "i64",
+    k: "i64",
+    batch: "i64",
+    a: "const any[*]",
+    aOffset: "i64",
+    aStride: "i64",
+    aBatch: "i64",
+    aFlags: "i32",
+    b: "const any[*]",
+    bOffset: "i64",
+    bStride: "i64",
+    bBatch: "i64",
+    bFlags: "i32",
+    out: "f32[*]",
+    outOffset: "i64",
+    outStride: "i64",
+    outBatch: "i64",
+    kScale: "const f32[k]?",
+    nScale: "const f32[n]?",
+    bias: "const f32[n]?",
+    alpha: "f64",
+    flags: "i32",
+  },
+  /** out[m,n] = aScale[m]·bScale[n]·Σ a[m,k]·b[n,k] (+ bias[n]). */
+  intMatmul: {
+    m: "i64",
+    n: "i64",
+    k: "i64",
+    a: "const i8[m*k]",
+    aScale: "const f32[m]?",
+    b: "const i8[n*k]",
+    bScale: "const f32[n]?",
+    bias: "const f32[n]?",
+    out: "f32[m*n]",
+  },
+
+  // packed_weights.h, packed_matmul.h. Weights of the engine, in the kernels' own order.
+  packedBytes: { kind: "PackedKind", n: "i64", k: "i64", bytes: "i64[1]" },
+  packWeights: {
+    kind: "PackedKind",
+    n: "i64",
+    k: "i64",
+    source: "const any[n*k]",
+    packed: "u8[*]",
+  },
+  packedRows: {
+    kind: "PackedKind",
+    n: "i64",
+    k: "i64",
+    packed: "const u8[*]",
+    ids: "const i32[rows]",
+    rows: "i64",
+    out: "f32[rows*k]",
+  },
+  /** Several products of the same rows; `table`: a PackedPart each. */
+  packedMatmulParts: {
+    kind: "PackedKind",
+    rows: "i64",
+    k: "i64",
+    parts: "i64",
+    table: "const i64[8*parts]",
+    accumulate: "flag",
+  },
+  packedMatmul: {
+    kind: "PackedKind",
+    m: "i64",
+    n: "i64",
+    k: "i64",
+    a: "const any[m*k]",
+    aScale: "const f32[m]?",
+    packed: "const u8[*]",
+    bScale: "const f32[n]?",
+    bias: "const f32[n]?",
+    out: "f32[m*n]",
+    accumulate: "flag",
+  },
+
+  // quantize.h
+  quantizeRows: {
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    bits: "i32",
+    clipMax: "const f32[1]?",
+    clipMin: "const f32[1]?",
+    scaleFloor: "f32",
+    offset: "const f32[rows*cols]?",
+    codes: "i8[rows*cols]",
+    scale: "f32[rows]",
+  },
+  quantizeRowsBackward: {
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    bits: "i32",
+    clipMax: "const f32[1]?",
+    clipMin: "const f32[1]?",
+    scaleFloor: "f32",
+    offset: "const f32[rows*cols]?",
+    codes: "const i8[rows*cols]",
+    scale: "const f32[rows]",
+    grad: "const f32[rows*cols]",
+    gradX: "f32[rows*cols]?",
+    gradClipMax: "f32[1]?",
+    gradClipMin: "f32[1]?",
+    gradOffset: "f32[rows*cols]?",
+  },
+  dequantizeRows: {
+    codes: "const i8[rows*cols]",
+    scale: "const f32[rows]",
+    rows: "i64",
+    cols: "i64",
+    out: "f32[rows*cols]",
+  },
+  fakeQuantizeAsym: {
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    bits: "i32",
+    clipMax: "const f32[1]?",
+    clipMin: "const f32[1]?",
+    out: "f32[rows*cols]",
+  },
+  fakeQuantizeAsymBackward: {
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    bits: "i32",
+    clipMax: "const f32[1]?",
+    clipMin: "const f32[1]?",
+    grad: "const f32[rows*cols]",
+    gradX: "f32[rows*cols]",
+    gradClipMax: "f32[1]?",
+    gradClipMin: "f32[1]?",
+  },
+  clipRows: {
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    clipMax: "const f32[rows]",
+    clipMin: "const f32[rows]",
+    out: "f32[rows*cols]",
+  },
+  clipRowsBackward: {
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    clipMax: "const f32[rows]",
+    clipMin: "const f32[rows]",
+    grad: "const f32[rows*cols]",
+    gradX: "f32[rows*cols]",
+    gradClipMax: "f32[rows]?",
+    gradClipMin: "f32[rows]?",
+  },
+
+  // flatten.h
+  flattenRows: {
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    bits: "i32",
+    step: "f32",
+    factor: "const f32[cols]?",
+    extras: "i64",
+    channel: "const i32[extras]?",
+    part: "const i32[extras]?",
+    stride: "i64",
+    copies: "const i32[cols]?",
+    codes: "i8[rows*stride]",
+    scale: "f32[rows]?",
+    clipped: "i32[rows]?",
+  },
+
+  // kronecker.h
+  kronecker: {
+    x: "const f32[rows*nLeft*nRight]",
+    rows: "i64",
+    nLeft: "i64",
+    nRight: "i64",
+    left: "const f32[nLeft*nLeft]?",
+    right: "const f32[nRight*nRight]?",
+    diag: "const f32[nLeft*nRight]?",
+    out: "f32[rows*nLeft*nRight]",
+  },
+  kroneckerBackward: {
+    x: "const f32[rows*nLeft*nRight]",
+    rows: "i64",
+    nLeft: "i64",
+    nRight: "i64",
+    left: "const f32[nLeft*nLeft]?",
+    right: "const f32[nRight*nRight]?",
+    diag: "const f32[nLeft*nRight]?",
+    grad: "const f32[rows*nLeft*nRight]",
+    gradX: "f32[rows*nLeft*nRight]?",
+    gradLeft: "f32[nLeft*nLeft]?",
+    gradRight: "f32[nRight*nRight]?",
+    gradDiag: "f32[nLeft*nRight]?",
+  },
+
+  // norm.h
+  norm: {
+    kind: "NormKind",
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    gain: "const f32[cols]",
+    bias: "const f32[cols]?",
+    epsilon: "f32",
+    out: "f32[rows*cols]",
+  },
+  normBackward: {
+    kind: "NormKind",
+    x: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    gain: "const f32[cols]",
+    epsilon: "f32",
+    grad: "const f32[rows*cols]",
+    gradX: "f32[rows*cols]?",
+    gradGain: "f32[cols]?",
+    gradBias: "f32[cols]?",
+  },
+  /** Row r turns by the angles of row r mod `period` of cos and sin [period, headDim/2]. */
+  rope: {
+    x: "const f32[rows*heads*headDim]",
+    rows: "i64",
+    heads: "i64",
+    headDim: "i64",
+    period: "i64",
+    cos: "const f32[period*headDim/2]",
+    sin: "const f32[period*headDim/2]",
+    inverse: "flag",
+    out: "f32[rows*heads*headDim]",
+  },
+  gatherRows: {
+    table: "const f32[tableRows*cols]",
+    tableRows: "i64",
+    cols: "i64",
+    ids: "const i32[rows]",
+    rows: "i64",
+    out: "f32[rows*cols]",
+  },
+
+  // attention.h, attention_backward.h
+  attention: {
+    ...ATTENTION_SHAPE,
+    out: "f32[reach(batch:outBatch,queryLength:outTime,heads:outHead,headDim:1)]",
+    outBatch: "i64",
+    outTime: "i64",
+    outHead: "i64",
+    logSumExp: "f32[batch*heads*queryLength]?",
+    half: "flag",
+  },
+  attentionBackward: {
+    ...ATTENTION_SHAPE,
+    out: "const f32[reach(batch:outBatch,queryLength:outTime,heads:outHead,headDim:1)]",
+    grad: "const f32[reach(batch:outBatch,queryLength:outTime,heads:outHead,headDim:1)]",
+    outBatch: "i64",
+    outTime: "i64",
+    outHead: "i64",
+    logSumExp: "const f32[batch*heads*queryLength]",
+    gradQ: "f32[reach(batch:qBatch,queryLength:qTime,heads:qHead,headDim:1)]",
+    gradK: "f32[reach(batch:kvBatch,keyLength:kvTime,kvHeads:kvHead,headDim:1)]",
+    gradV: "f32[reach(batch:kvBatch,keyLength:kvTime,kvHeads:kvHead,headDim:1)]",
+    half: "flag",
+  },
+
+  // elementwise.h
+  unary: { op: "UnaryOp", x: "const f32[length]", length: "i64", out: "f32[length]" },
+  unaryBackward: {
+    op: "UnaryOp",
+    x: "const f32[length]",
+    length: "i64",
+    grad: "const f32[length]",
+    gradX: "f32[length]",
+  },
+  /** `b` has rows·cols, cols, rows or 1 elements. */
+  binary: {
+    op: "BinaryOp",
+    rows: "i64",
+    cols: "i64",
+    a: "const f32[rows*cols]",
+    b: "const f32[*]",
+    broadcast: "Broadcast",
+    out: "f32[rows*cols]",
+  },
+  /** `out` has cols, rows or 1 elements. */
+  reduce: {
+    rows: "i64",
+    cols: "i64",
+    x: "const f32[rows*cols]",
+    y: "const f32[rows*cols]?",
+    keep: "Broadcast",
+    alpha: "f64",
+    out: "f32[*]",
+  },
+  scale: {
+    x: "const f32[length]",
+    length: "i64",
+    alpha: "f32",
+    accumulate: "flag",
+    out: "f32[length]",
+  },
+  siluMul: {
+    gate: "const f32[length]",
+    up: "const f32[length]",
+    length: "i64",
+    out: "f32[length]",
+  },
+  siluMulBackward: {
+    gate: "const f32[length]",
+    up: "const f32[length]",
+    length: "i64",
+    grad: "const f32[length]",
+    gradGate: "f32[length]",
+    gradUp: "f32[length]",
+  },
+  mse: { a: "const f32[length]", b: "const f32[length]", length: "i64", loss: "f32[1]" },
+  nll: {
+    logits: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    targets: "const i32[rows]",
+    nll: "f32[rows]",
+  },
+  softmaxKl: {
+    teacher: "const f32[rows*cols]",
+    student: "const f32[rows*cols]",
+    rows: "i64",
+    cols: "i64",
+    kl: "f32[rows]",
+    gradStudent: "f32[rows*cols]?",
+    gradScale: "f32",
+  },
+  /** `bound` below zero: none. */
+  adamW: {
+    param: "f32[length]",
+    grad: "const f32[length]",
+    moment1: "f32[length]",
+    moment2: "f32[length]",
+    length: "i64",
+    step: "i64",
+    learningRate: "f64",
+    beta1: "f64",
+    beta2: "f64",
+    epsilon: "f64",
+    weightDecay: "f64",
+    gradScale: "f64",
+    bound: "f64",
+  },
+
+  // linalg.h
+  inverse: { x: "const f32[n*n]", n: "i64", out: "f32[n*n]" },
+  cayley: { seed: "const f32[n*n]", n: "i64", out: "f32[n*n]" },
+  cayleyBackward: {
+    seed: "const f32[n*n]",
+    n: "i64",
+    out: "const f32[n*n]",
+    grad: "const f32[n*n]",
+    gradSeed: "f32[n*n]",
+  },
+
+  // gptq.h
+  gptqFactor: {
+    n: "i64",
+    moment: "const f64[n*n]",
+    order: "const i32[n]?",
+    damp: "f64",
+    factor: "f64[n*n]",
+    factored: "i32[1]",
+  },
+  gptqRound: {
+    rows: "i64",
+    cols: "i64",
+    weight: "const f64[rows*cols]",
+    scale: "const f64[scales]",
+    scales: "i64",
+    bits: "i32",
+    factor: "const f64[cols*cols]",
+    order: "const i32[cols]?",
+    codes: "i8[rows*cols]",
+  },
+
+  // site.h. Sets of codes are `capacity` rows apart.
+  site: {
+    input: "SiteInput",
+    op: "UnaryOp",
+    x: "const f32[rows*nLeft*nRight]",
+    x2: "const f32[rows*nLeft*nRight]?",
+    rows: "i64",
+    nLeft: "i64",
+    nRight: "i64",
+    gain: "const f32[nLeft*nRight]?",
+    bias: "const f32[nLeft*nRight]?",
+    epsilon: "f32",
+    left: "const f32[nLeft*nLeft]?",
+    right: "const f32[nRight*nRight]?",
+    bits: "i32",
+    sets: "i64",
+    capacity: "i64",
+    clips: "const f32[2*sets]?",
+    codes: "i8[sets*capacity*nLeft*nRight]?",
+    scale: "f32[sets*capacity]?",
+    out: "f32[rows*nLeft*nRight]?",
+  },
+
+  // cache.h, paged_attention.h. `table`: row, rows, start and first page of each chunk of a sequence.
+  cacheHeadBytes: { headDim: "i64", bits: "i32", bytes: "i64[1]" },
+  cacheWrite: {
+    chunks: "i64",
+    table: "const i32[4*chunks]",
+    pages: "const i32[*]",
+    heads: "i64",
+    kvHeads: "i64",
+    headDim: "i64",
+    q: "f32[*]",
+    k: "f32[*]",
+    v: "f32[*]",
+    qGain: "const f32[headDim]?",
+    kGain: "const f32[headDim]?",
+    epsilon: "f32",
+    cosine: "const f32[*]?",
+    sine: "const f32[*]?",
+    qMatrix: "const f32[headDim*headDim]?",
+    kMatrix: "const f32[headDim*headDim]?",
+    queryBits: "i32",
+    bits: "i32",
+    clips: "const f32[4]",
+    cache: "u8[*]",
+    pageBytes: "i64",
+  },
+  pagedAttention: {
+    chunks: "i64",
+    table: "const i32[4*chunks]",
+    pages: "const i32[*]",
+    heads: "i64",
+    kvHeads: "i64",
+    headDim: "i64",
+    window: "i64",
+    scale: "f32",
+    q: "const f32[*]",
+    bits: "i32",
+    cache: "const u8[*]",
+    pageBytes: "i64",
+    out: "f32[*]",
+  },
+} as const satisfies Readonly<Record<string, Parameters>>;
+
+export type KernelName = keyof typeof KERNELS;
+
+/** What a level of its own multiply-add unit brings; it takes the others from the level below. */
+export const PRODUCT_KERNELS: readonly KernelName[] = [
+  "peakF32",
+  "peakBf16",
+  "peakI8",
+  "peakI4",
+  "readMemory",
+  "matmul",
+  "intMatmul",
+  "packedBytes",
+  "packWeights",
+  "packedRows",
+  "packedMatmulParts",
+  "packedMatmul",
+];
+
+/**
+ * Parameters that a plan (native/plan.cpp) fills in when it runs: rows and chunks of the step. A `length` counts the
+ * elements of all rows; the plan holds those of one.
+ */
+export type StepParameter = "rows" | "chunks" | "length";
+
+type Plannable = {
+  [K in KernelName]: StepParameter & keyof (typeof KERNELS)[K] extends never ? never : K;
+}[KernelName];
+
+/** Kernels that plans call; any other with a StepParameter can join. Their order is their number. */
+export const PLAN_OPERATIONS = [
+  "packedRows",
+  "gatherRows",
+  "site",
+  "packedMatmulParts",
+  "cacheWrite",
+  "pagedAttention",
+  "norm",
+  "flattenRows",
+  "binary",
+  "scale",
+  "unary",
+  "rope",
+] as const satisfies readonly Plannable[];
+export type PlanOperation = (typeof PLAN_OPERATIONS)[number];
+
+/** Everything else that the library exports; `text` is a C string, `address` a void*, `status` as a kernel's. */
+export const FUNCTIONS = {
+  /** A number of this table, so that a library built from another one is not called. */
+  abi: { returns: "i64", parameters: {} },
+  /** Why this thread's last call failed, in one line. */
+  lastError: { returns: "text", parameters: {} },
+  /** Chooses the instruction-set level by name, or the best one that this machine runs for null or "". */
+  select: { returns: "status", parameters: { level: "text" } },
+  /** The chosen level's name. */
+  level: { returns: "text", parameters: {} },
+  /** One line on the processor: "AMD EPYC, avx512 (vnni, bf16)". */
+  description: { returns: "text", parameters: {} },
+  /** Comma-separated names of the levels that this machine runs and this build has, best last. */
+  levels: { returns: "text", parameters: {} },
+  /** Threads of the pool, the calling one included; 0 asks for one per hardware core. Returns what was set, or 0. */
+  setThreads: { returns: "i32", parameters: { count: "i32" } },
+  threads: { returns: "i32", parameters: {} },
+  /** Zero-filled memory aligned to 64 bytes at least (2 MiB for big blocks, which ask for huge pages), or null. */
+  alloc: { returns: "address", parameters: { bytes: "i64" } },
+  free: { returns: "void", parameters: { pointer: "address", bytes: "i64" } },
+  /** Gives the physical pages back at once; the range stays mapped, reads as zeros and may be written again. */
+  discard: { returns: "void", parameters: { pointer: "address", bytes: "i64" } },
+  /**
+   * Runs `calls` prepared kernel calls on `rows` rows of `chunks` sequences. `seconds`, where not null, receives the time
+   * spent per operation, added up.
+   */
+  runPlan: {
+    returns: "status",
+    parameters: {
+      plan: "const i64[*]",
+      calls: "i64",
+      rows: "i64",
+      chunks: "i64",
+      seconds: "f64[*]?",
+    },
+  },
+} as const satisfies Readonly<
+  Record<
+    string,
+    {
+      readonly returns: "i32" | "i64" | "text" | "address" | "status" | "void";
+      readonly parameters: Readonly<Record<string, ParameterType | "text" | "address">>;
+    }
+  >
+>;
+export type FunctionName = keyof typeof FUNCTIONS;
+
+interface Arrays {
+  readonly f32: Float32Array;
+  readonly f64: Float64Array;
+  readonly i8: Int8Array;
+  readonly u8: Uint8Array;
+  readonly i32: Int32Array;
+  readonly i64: BigInt64Array;
+  readonly any: Int8Array | Float32Array;
+}
+
+/** What a caller gives for memory: a typed array, a device's buffer, or an address that nobody checks. */
+type MemoryValue<P, Handle> = P extends `const ${infer Written}`
+  ? MemoryValue<Written, Handle>
+  : P extends `${infer E extends keyof Arrays}[${string}`
+    ? Arrays[E] | bigint | Handle
+    : never;
+
+type Value<P, Handle> = P extends "i32" | "i64" | "f32" | "f64"
+  ? number
+  : P extends "flag"
+    ? boolean
+    : P extends CodeName
+      ? (typeof CODES)[P][number]
+      : MemoryValue<P, Handle>;
+
+type OptionalKeys<S> = { [N in keyof S]: S[N] extends `${string}?` ? N : never }[keyof S];
+
+/** One object type, so that a name too many is refused. */
+type Flat<T> = { [N in keyof T]: T[N] };
+
+/** Arguments by name. `Handle`: what the device calls a buffer. */
+export type Arguments<S, Handle = never> = Flat<
+  {
+    readonly [N in Exclude<keyof S, OptionalKeys<S>>]: Value<S[N], Handle>;
+  } & {
+    readonly [N in OptionalKeys<S>]?: Value<S[N], Handle> | null;
+  }
+>;
+
+/** Every kernel, called by names. */
+export type NativeKernels<Handle> = {
+  readonly [K in KernelName]: (args: Arguments<(typeof KERNELS)[K], Handle>) => void;
+};
+
+/** A plan's call: addresses, and nothing that the step fills in but a row's part of a `length`. */
+export type PlanArguments<K extends PlanOperation> = Arguments<
+  Omit<(typeof KERNELS)[K], "rows" | "chunks">
+>;
