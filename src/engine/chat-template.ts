@@ -4,6 +4,7 @@
  */
 import { Template } from "@huggingface/jinja";
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
+import { oneLine } from "../common/bounds.js";
 import { EngineError, type ChatMessage } from "./request.js";
 
 export interface RenderOptions {
@@ -55,6 +56,9 @@ export const NO_TEMPLATE =
   "the model has no chat template (it is a base model, or its tokenizer_config.json is not the original one); " +
   "give one with chatTemplate (--chat-template FILE), or use plain completions";
 
+/** Characters of a template's own message that are passed on: it may repeat what a client wrote. */
+const LONGEST_MESSAGE = 300;
+
 function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message.replace(/\s+/g, " ") : String(error);
+  return oneLine(error instanceof Error ? error.message : String(error), LONGEST_MESSAGE);
 }

@@ -5,6 +5,7 @@
 import { extname } from "node:path";
 import { Worker } from "node:worker_threads";
 import type { Device } from "../backend/open.js";
+import { finiteIn } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { EventQueue } from "./event-queue.js";
@@ -46,6 +47,11 @@ export interface EngineOptions {
   readonly stepTokens?: number;
   /** Jinja source of a chat template, in place of the model's own. */
   readonly chatTemplate?: string;
+  /**
+   * Seconds that writing down one prompt may take (default 10): rendering its chat template and cutting it into tokens,
+   * which happens in processes beside the engine. Prompts that take longer are refused.
+   */
+  readonly promptSeconds?: number;
   /** Where warnings go. */
   readonly progress?: ProgressSink;
 }
@@ -79,6 +85,8 @@ export interface HostConnection {
 
 /** Milliseconds that a closing thread has before it is ended: the longest step, with much to spare. */
 const CLOSE_PATIENCE = 30_000;
+/** The largest `promptSeconds`. */
+export const MOST_PROMPT_SECONDS = 3600;
 
 export class Engine implements AsyncDisposable {
   private readonly requests = new Map<number, EventQueue<GenerateEvent>>();
@@ -124,12 +132,14 @@ export class Engine implements AsyncDisposable {
       maxRunning: 32,
       maxWaiting: 256,
       stepTokens: 256,
+      promptSeconds: 10,
       ...withoutUndefined(rest),
       path,
     };
     for (const name of ["maxRunning", "stepTokens"] as const)
       if (!Number.isInteger(input[name]) || input[name] < 1)
         throw new PlanishError(`${name} is ${input[name]}; give an integer of at least 1`);
+    finiteIn(input.promptSeconds, "promptSeconds", { above: 0, max: MOST_PROMPT_SECONDS });
     const file = new URL(`./worker${extname(import.meta.url)}`, import.meta.url);
     const worker = new Worker(file, { workerData: input, name: "planish-engine" });
     return Engine.connect(connectionOf(worker), progress);

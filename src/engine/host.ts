@@ -8,11 +8,12 @@ import type { MessagePort } from "node:worker_threads";
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { formatBytes } from "../common/format.js";
 import { Random } from "../common/random.js";
-import { ChatTemplate, NO_TEMPLATE } from "./chat-template.js";
 import type { Executor } from "./executor.js";
 import { MOST_UNREAD, type EngineInfo, type FromHost, type ToHost } from "./protocol.js";
 import { EngineError, type EngineRequest, type GenerateEvent } from "./request.js";
 import { rootOf } from "./pages.js";
+import { PromptWriter, type Prompt } from "./prompt.js";
+import type { PromptPool } from "./prompt-pool.js";
 import { Sampler } from "./sampling.js";
 import { Scheduler } from "./scheduler.js";
 import { Sequence, type SequenceSink } from "./sequence.js";
@@ -34,7 +35,12 @@ export interface HostParts {
   readonly tokenizer: Tokenizer;
   readonly arithmetic: EngineInfo["arithmetic"];
   readonly scheme?: string;
+  /** Writes down the prompts that are not quick (default: all are written in this thread). */
+  readonly prompts?: Prompts;
 }
+
+/** What the host needs of a pool. */
+export type Prompts = Pick<PromptPool, "write" | typeof Symbol.dispose>;
 
 type HostPort = Pick<MessagePort, "postMessage" | "on" | "close">;
 
@@ -48,16 +54,22 @@ interface Active {
   cachedTokens: number;
 }
 
+/** A request whose prompt is being written down elsewhere. */
+interface Preparing {
+  readonly client: string;
+  readonly leaving: AbortController;
+}
+
 export class EngineHost {
   private readonly scheduler: Scheduler;
-  private readonly template: ChatTemplate | undefined;
+  private readonly writer: PromptWriter;
   private readonly texts: TokenTexts;
+  private readonly preparing = new Map<number, Preparing>();
   private readonly active = new Map<number, Active>();
   private events: { id: number; event: GenerateEvent }[] = [];
   private readonly totals = { promptTokens: 0, cachedTokens: 0, generatedTokens: 0 };
   /** A vocabulary may be padded beyond the tokenizer's ids, which nothing could spell. */
   private readonly candidates: number;
-  private readonly longestToken: number;
   /** Ids without a spelling. */
   private readonly unspelled: readonly number[];
   private wake: () => void = () => undefined;
@@ -73,13 +85,10 @@ export class EngineHost {
   ) {
     const { executor, tokenizer } = parts;
     this.scheduler = new Scheduler(executor, options);
-    const source = options.chatTemplate ?? tokenizer.chatTemplate;
-    this.template =
-      source === undefined ? undefined : new ChatTemplate(source, tokenizer.specialTokens);
+    this.writer = new PromptWriter(tokenizer, options.chatTemplate);
     this.texts = new TokenTexts(tokenizer);
     this.candidates = Math.min(executor.config.vocabSize, tokenizer.vocabSize);
     this.unspelled = unspelledTokens(tokenizer, this.candidates);
-    this.longestToken = longestSpelling(tokenizer);
     port.on("message", (message: ToHost) => this.receive(message));
     this.send({ type: "ready", info: this.info(), stats: this.stats() });
     this.done = this.loop();
@@ -101,7 +110,7 @@ export class EngineHost {
       weightBytes: executor.weightBytes,
       maxRunning,
       maxWaiting,
-      hasChatTemplate: this.template !== undefined,
+      hasChatTemplate: this.writer.hasTemplate,
     };
   }
 
@@ -114,7 +123,8 @@ export class EngineHost {
   }
 
   private stats() {
-    return { ...this.scheduler.stats, ...this.totals };
+    const { waiting, ...stats } = this.scheduler.stats;
+    return { ...stats, waiting: waiting + this.preparing.size, ...this.totals };
   }
 
   private send(message: FromHost): void {
@@ -128,6 +138,7 @@ export class EngineHost {
         break;
       case "cancel":
         this.scheduler.cancel(message.id);
+        this.leave(message.id);
         this.active.delete(message.id);
         this.flush();
         break;
@@ -152,8 +163,9 @@ export class EngineHost {
         await new Promise<void>((resolve) => (this.wake = resolve));
       }
     }
-    for (const id of this.active.keys())
+    for (const id of [...this.preparing.keys(), ...this.active.keys()])
       this.fail(id, new EngineError("the engine is closing", "closed"));
+    this.parts.prompts?.[Symbol.dispose]();
     this.parts.executor[Symbol.dispose]();
     this.port.close();
   }
@@ -192,51 +204,90 @@ export class EngineHost {
   private accept(id: number, request: EngineRequest): void {
     try {
       if (this.closed) throw new EngineError("the engine is closing", "closed");
-      const { waiting } = this.scheduler.stats;
-      if (waiting >= this.options.maxWaiting)
+      const client = request.client ?? "";
+      const { waiting } = this.stats();
+      if (waiting >= this.options.maxWaiting && !this.makeRoom(client))
         throw new EngineError(
           `${waiting} requests are waiting already, the most that may; try again later`,
           "busy",
         );
-      const prompt = this.promptTokens(request);
-      const contextTokens = this.room(prompt.length, request.maxTokens);
-      const seed = request.seed ?? randomInt(2 ** 32);
-      const n = request.n ?? 1;
-      this.active.set(id, {
-        unread: 0,
-        paused: false,
-        open: n,
-        generatedTokens: 0,
-        cachedTokens: 0,
-      });
-      this.emit(id, { type: "accepted", promptTokens: prompt.length, seed });
-      this.totals.promptTokens += prompt.length;
-      const sequences = Array.from({ length: n }, (_, choice) =>
-        this.sequence(id, choice, request, prompt, seed, contextTokens),
-      );
-      sequences[0].siblings = sequences.slice(1);
-      this.scheduler.submit(sequences[0]);
-      this.flush();
+      const { prompts } = this.parts;
+      if (prompts && !this.writer.isQuick(request)) this.prepare(id, request, client, prompts);
+      else this.start(id, request, this.writer.write(request, this.contextTokens));
     } catch (error) {
       this.fail(id, error);
     }
   }
 
-  private promptTokens(request: EngineRequest): number[] {
-    const { tokenizer } = this.parts;
-    const isChat = request.kind === "chat";
-    const prompt = isChat ? this.render(request) : request.prompt;
-    // Spares the tokenizer what cannot fit however it is cut.
-    if (prompt.length > this.contextTokens * this.longestToken)
-      throw new EngineError(
-        `the prompt has ${prompt.length} ${typeof prompt === "string" ? "characters" : "tokens"}, too many for the context of ${this.contextTokens} tokens; shorten it`,
-        "context",
-      );
-    const tokens =
-      typeof prompt === "string" ? tokenizer.encode(prompt, { addSpecialTokens: !isChat }) : prompt;
-    if (tokens.length === 0)
+  /** Has a prompt written down elsewhere; meanwhile its request counts among those that wait. */
+  private prepare(id: number, request: EngineRequest, client: string, prompts: Prompts): void {
+    const leaving = new AbortController();
+    this.preparing.set(id, { client, leaving });
+    this.flush();
+    const { contextTokens } = this;
+    // Only what the prompt is made of goes to another process.
+    const prompt: Prompt =
+      request.kind === "chat"
+        ? { kind: "chat", messages: request.messages, tools: request.tools }
+        : { kind: "generate", prompt: request.prompt };
+    prompts
+      .write(prompt, { client, contextTokens }, leaving.signal)
+      .then((tokens) => {
+        if (this.preparing.delete(id)) this.start(id, request, tokens);
+      })
+      .catch((error: unknown) => {
+        if (!leaving.signal.aborted) this.fail(id, error);
+      })
+      .finally(() => this.wake());
+  }
+
+  private leave(id: number): void {
+    this.preparing.get(id)?.leaving.abort();
+    this.preparing.delete(id);
+  }
+
+  /** Of a full line, whoever has most prompts being written down gives up the latest to one who has fewer. */
+  private makeRoom(client: string): boolean {
+    const latest = new Map<string, { count: number; id: number }>();
+    for (const [id, each] of this.preparing)
+      latest.set(each.client, { count: (latest.get(each.client)?.count ?? 0) + 1, id });
+    const own = latest.get(client)?.count ?? 0;
+    const [most] = [...latest.values()].sort((a, b) => b.count - a.count);
+    if (most === undefined || most.count <= own + 1) return false;
+    this.fail(
+      most.id,
+      new EngineError("too many of your requests are waiting; try again later", "busy"),
+    );
+    return true;
+  }
+
+  private start(id: number, request: EngineRequest, prompt: readonly number[]): void {
+    this.check(request, prompt);
+    const contextTokens = this.room(prompt.length, request.maxTokens);
+    const seed = request.seed ?? randomInt(2 ** 32);
+    const n = request.n ?? 1;
+    this.active.set(id, {
+      unread: 0,
+      paused: false,
+      open: n,
+      generatedTokens: 0,
+      cachedTokens: 0,
+    });
+    this.emit(id, { type: "accepted", promptTokens: prompt.length, seed });
+    this.totals.promptTokens += prompt.length;
+    const sequences = Array.from({ length: n }, (_, choice) =>
+      this.sequence(id, choice, request, prompt, seed, contextTokens),
+    );
+    sequences[0].siblings = sequences.slice(1);
+    this.scheduler.submit(sequences[0]);
+    this.flush();
+  }
+
+  /** @throws EngineError when a request names tokens that there are not, or none. */
+  private check(request: EngineRequest, prompt: readonly number[]): void {
+    if (prompt.length === 0)
       throw new EngineError("the prompt has no tokens; give some text", "invalid");
-    const unknown = tokens.find((token) => token >= this.candidates);
+    const unknown = prompt.find((token) => token >= this.candidates);
     if (unknown !== undefined)
       throw new EngineError(
         `prompt: token id ${unknown} is outside the vocabulary of ${this.candidates}`,
@@ -248,12 +299,6 @@ export class EngineHost {
           `logitBias: token id ${token} is outside the vocabulary of ${this.candidates}`,
           "invalid",
         );
-    return [...tokens];
-  }
-
-  private render(request: EngineRequest & { kind: "chat" }): string {
-    if (!this.template) throw new EngineError(NO_TEMPLATE, "invalid");
-    return this.template.render(request.messages, { tools: request.tools });
   }
 
   /** Positions that the sequence may use. @throws EngineError when the request can never fit. */
@@ -350,6 +395,7 @@ export class EngineHost {
   }
 
   private fail(id: number, error: unknown): void {
+    this.leave(id);
     this.active.delete(id);
     // What was generated before it comes first.
     if (this.events.length > 0) this.flush();
@@ -357,12 +403,4 @@ export class EngineHost {
     const code = error instanceof EngineError ? error.code : "failed";
     this.send({ type: "failed", id, error: { message, code } });
   }
-}
-
-/** Characters of the longest token: no text of n tokens is longer than n times this. */
-function longestSpelling(tokenizer: Tokenizer): number {
-  let longest = 1;
-  for (let id = 0; id < tokenizer.vocabSize; id++)
-    longest = Math.max(longest, tokenizer.idToToken(id)?.length ?? 0);
-  return longest;
 }

@@ -1,4 +1,8 @@
-/** Messages between the engine's two halves: the caller's thread, and the one that computes. */
+/**
+ * Messages between the engine's two halves, the caller's thread and the one that computes; and between the latter and the
+ * processes that write prompts down for it.
+ */
+import type { Prompt } from "./prompt.js";
 import type { EngineErrorCode, EngineRequest, GenerateEvent } from "./request.js";
 import type { SchedulerStats } from "./scheduler.js";
 
@@ -63,3 +67,24 @@ export interface EngineStats extends SchedulerStats {
 export const MOST_UNREAD = 64;
 /** The reader reports so many events at a time. */
 export const TAKEN_AT_ONCE = 16;
+
+export type ToPromptProcess =
+  /** Comes first, once. */
+  | { readonly type: "load"; readonly path: string; readonly chatTemplate: string | undefined }
+  | {
+      readonly type: "write";
+      readonly prompt: Prompt;
+      readonly contextTokens: number;
+      /** Time for this prompt; the process ends itself when it is over. */
+      readonly milliseconds: number;
+    };
+
+export type FromPromptProcess =
+  | { readonly type: "ready" }
+  /** Nothing follows. */
+  | { readonly type: "unloadable"; readonly message: string }
+  | { readonly type: "written"; readonly tokens: Uint32Array }
+  | { readonly type: "refused"; readonly error: SentError };
+
+/** The exit code that says that a prompt took too long. */
+export const OVER_TIME = 75;

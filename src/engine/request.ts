@@ -72,6 +72,8 @@ const settings = {
    * `cachedTokens` tells what others have asked.
    */
   cacheSalt: z.string().min(1).max(REQUEST_LIMITS.stopCharacters).optional(),
+  /** Who asks (default: all are one): no client can keep the others' prompts from being prepared. */
+  client: z.string().max(REQUEST_LIMITS.stopCharacters).optional(),
 };
 
 export const generateRequestSchema = z.strictObject({

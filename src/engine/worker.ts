@@ -9,12 +9,15 @@ import {
   type CacheOptions,
   type OpenExecutorOptions,
 } from "./open-executor.js";
+import { PromptPool } from "./prompt-pool.js";
 import type { FromHost } from "./protocol.js";
 
 /** What `Engine.load` hands over. */
 export interface WorkerInput
   extends Omit<OpenExecutorOptions, "progress">, CacheOptions, Omit<HostOptions, "pages"> {
   readonly path: string;
+  /** Seconds that writing down one prompt may take. */
+  readonly promptSeconds: number;
 }
 
 async function main(port: MessagePort, input: WorkerInput): Promise<void> {
@@ -23,7 +26,9 @@ async function main(port: MessagePort, input: WorkerInput): Promise<void> {
   try {
     using opened = openExecutor(input.path, { ...input, progress });
     const pages = pagesFor(opened.executor, input);
-    const host = new EngineHost(port, opened, { ...input, pages });
+    const { path, chatTemplate, promptSeconds: seconds } = input;
+    using prompts = new PromptPool({ path, chatTemplate, seconds });
+    const host = new EngineHost(port, { ...opened, prompts }, { ...input, pages });
     await host.done;
   } catch (error) {
     // An error in our own logic is for the engine's other half to report as a crash.

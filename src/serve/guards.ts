@@ -2,6 +2,7 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
+import { normalizeIP } from "@fastify/rate-limit";
 import type { FastifyRequest } from "fastify";
 import { PlanishError } from "../common/errors.js";
 import { ApiError } from "./errors.js";
@@ -56,11 +57,13 @@ export class Keys {
     return this.digests.reduce((found, each) => timingSafeEqual(each, given) || found, false);
   }
 
-  /** Whose requests count together: those of one key, or of one address. */
+  /** Whose requests count together: those of one key, or of one address (of IPv6, one network of 64 bits). */
   clientOf(request: FastifyRequest): string {
     const key = /^Bearer (.+)$/.exec(request.headers.authorization ?? "")?.[1]?.trim();
     if (key !== undefined && this.areSet && this.has(key)) return digest(key).toString("hex");
-    return request.ip;
+    // A socket that is gone already has no address any more.
+    const { ip }: { ip?: string } = request;
+    return normalizeIP(ip ?? "");
   }
 }
 

@@ -168,28 +168,30 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
         return work(request, reply);
       });
     };
-    const saltOf = (request: FastifyRequest): { cacheSalt?: string } =>
-      options.separateKeys === true ? { cacheSalt: keys.clientOf(request) } : {};
+    const askerOf = (request: FastifyRequest): { client: string; cacheSalt?: string } => {
+      const client = keys.clientOf(request);
+      return options.separateKeys === true ? { client, cacheSalt: client } : { client };
+    };
     post("/v1/completions", (request, reply) => {
       const translated = checked(translateCompletion(request.body), options.model);
-      const salt = saltOf(request);
+      const asker = askerOf(request);
       return answer(
         context,
         completionStyle,
         translated,
-        (each) => engine.generate({ ...each, ...salt }),
+        (each) => engine.generate({ ...each, ...asker }),
         request,
         reply,
       );
     });
     post("/v1/chat/completions", (request, reply) => {
       const translated = checked(translateChat(request.body), options.model);
-      const salt = saltOf(request);
+      const asker = askerOf(request);
       return answer(
         context,
         chatStyle,
         translated,
-        (each) => engine.chat({ ...each, ...salt }),
+        (each) => engine.chat({ ...each, ...asker }),
         request,
         reply,
       );

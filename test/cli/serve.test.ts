@@ -139,6 +139,50 @@ describe("planish serve", () => {
     expect(await gauge(server.url, "generations_open")).toBe(0);
   });
 
+  it("keeps others' tokens coming while a client's prompt loops or is long without end", async () => {
+    const template = directory.file("loop.jinja");
+    const loops = "{% for i in range(10000) %}";
+    writeFileSync(
+      template,
+      `{% if messages[0].content == "loop" %}${loops.repeat(3)}${"{% endfor %}".repeat(3)}{% endif %}{{ messages[0].content }}`,
+    );
+    const { child, url, client, exit } = await start(["--chat-template", template]);
+    const post = (path: string, body: object): Promise<Response> =>
+      fetch(`${url}/v1/${path}`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify(body),
+      });
+    let answered = false;
+    const looping = post("chat/completions", { messages: [{ role: "user", content: "loop" }] });
+    void looping.then(() => (answered = true));
+    await until(async () => (await gauge(url, "sequences_waiting")) === 1);
+    const long = await post("completions", { prompt: "a".repeat(300_000) });
+    expect([400, 413]).toContain(long.status);
+    expect(await long.json()).toMatchObject({ error: { code: "context_length_exceeded" } });
+    const plain = await client.completions.create({ model: "chat-llama", prompt: "The ship was" });
+    expect(plain.usage?.completion_tokens).toBeGreaterThan(0);
+    const other = await client.chat.completions.create(chat);
+    expect(other.usage?.completion_tokens).toBeGreaterThan(0);
+    expect((await fetch(`${url}/health`, { signal: AbortSignal.timeout(1000) })).status).toBe(200);
+    // All of that while the first one was still at it.
+    expect(answered).toBe(false);
+    const refused = await looping;
+    expect(refused.status).toBe(400);
+    const { error } = (await refused.json()) as { error: { message: string } };
+    expect(error.message).toMatch(/^writing the prompt down .* took more than 10 s; /);
+    child.kill("SIGTERM");
+    expect(await exit).toBe(0);
+  });
+
+  it("tells the second of two servers on one port so, in a line", async () => {
+    const { port } = new URL(server.url);
+    const second = await planish(["serve", model, "--port", port]);
+    expect(second).toMatchObject({ code: 1, stdout: "" });
+    expect(second.stderr).toMatch(/^planish: address 127\.0\.0\.1:\d+ is taken .*\n$/);
+    expect((await server.client.chat.completions.create(chat)).choices).toHaveLength(1);
+  });
+
   it("finishes what runs on SIGTERM, refuses what comes, and exits with 0", async () => {
     const { client, child, url, exit, stdout } = await start();
     const request = { ...chat, max_completion_tokens: 600, logit_bias: { 0: -100 } };

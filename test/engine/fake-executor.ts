@@ -5,7 +5,7 @@
 import { MessageChannel } from "node:worker_threads";
 import type { Tokenizer } from "../../src/checkpoint/tokenizer.js";
 import { Engine } from "../../src/engine/engine.js";
-import { EngineHost, type HostOptions } from "../../src/engine/host.js";
+import { EngineHost, type HostOptions, type Prompts } from "../../src/engine/host.js";
 import type { ModelConfig } from "../../src/models/config.js";
 import type { Chunk, Executor } from "../../src/engine/executor.js";
 import { Random } from "../../src/common/random.js";
@@ -105,7 +105,10 @@ export async function fakeEngine(
   executor: Executor,
   options: Partial<HostOptions> = {},
   tokenizer = fakeTokenizer(),
-  { onHold = () => undefined }: { onHold?: (busy: boolean) => void } = {},
+  {
+    onHold = () => undefined,
+    prompts,
+  }: { onHold?: (busy: boolean) => void; prompts?: Prompts } = {},
 ): Promise<{ engine: Engine; crash: (error: Error) => void }> {
   const { port1, port2 } = new MessageChannel();
   let crash: (error: Error) => void = () => undefined;
@@ -124,7 +127,7 @@ export async function fakeEngine(
   });
   new EngineHost(
     port2,
-    { executor, tokenizer, arithmetic: "simulated" },
+    { executor, tokenizer, arithmetic: "simulated", prompts },
     { pages: 64, maxRunning: 8, maxWaiting: 8, stepTokens: 64, ...options },
   );
   return { engine: await connecting, crash: (error) => crash(error) };

@@ -7,7 +7,7 @@ import pino from "pino";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { PlanishError } from "../../common/errors.js";
 import { formatBytes, formatNumber } from "../../common/format.js";
-import { Engine } from "../../engine/engine.js";
+import { Engine, MOST_PROMPT_SECONDS } from "../../engine/engine.js";
 import { isLoopback, readApiKeys } from "../../serve/guards.js";
 import { createServer, type ChatServer } from "../../serve/server.js";
 import { perform } from "../action.js";
@@ -36,6 +36,7 @@ interface ServeFlags extends DeviceFlags, EngineFlags {
   readonly maxBody: number;
   readonly maxConnections: number;
   readonly clientTimeout: number;
+  readonly promptTimeout: number;
   readonly drainTimeout: number;
   readonly logLevel: string;
 }
@@ -71,6 +72,12 @@ export function register(program: Command): void {
     )
     .option("--max-connections <n>", "connections at the same time", integer({ min: 1 }), 1024)
     .option(
+      "--prompt-timeout <seconds>",
+      "a chat or text that takes longer to be turned into tokens gets 400",
+      decimal({ above: 0, max: MOST_PROMPT_SECONDS }),
+      10,
+    )
+    .option(
       "--client-timeout <seconds>",
       "a client that takes nothing for so long is given up",
       decimal({ min: 0.1 }),
@@ -100,6 +107,7 @@ export function register(program: Command): void {
             ...engineOptions(flags, reporter),
             maxRunning: flags.concurrency,
             maxWaiting: flags.queue,
+            promptSeconds: flags.promptTimeout,
           });
           const model = flags.modelName ?? nameOf(name);
           const level = flags.logLevel ?? (reporter.quiet ? "warn" : "info");
