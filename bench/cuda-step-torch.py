@@ -30,6 +30,8 @@ class Small:
         return (u * self.s) @ v.T, (u / self.s) @ v.T
 
 
+# Not compiled: PyTorch's compiler fails in `solve`.
+@torch.compiler.disable
 def cayley(x):
     with torch.autocast("cuda", enabled=False):
         lower = x.tril()

@@ -117,15 +117,6 @@ __device__ __forceinline__ void keep(float (&acc)[Product::PER_WARP][8], u16* to
   });
 }
 
-// acc += A·B for pairs of parts; the product of the low parts is below what f32 sums keep.
-template <class Product>
-__device__ __forceinline__ void runParts(const u16* a, const u16* aLow, int aStride, const u16* b, const u16* bLow,
-                                         int bStride, float (&acc)[Product::PER_WARP][8]) {
-  Product::run(aLow, aStride, b, bStride, acc);
-  Product::run(a, aStride, bLow, bStride, acc);
-  Product::run(a, aStride, b, bStride, acc);
-}
-
 __device__ __forceinline__ void storePair(float* to, const Tile& tile, int i, int j, float v0, float v1) {
   if (i >= tile.rows) return;
   float* at = to + tile.base + (i64)i * tile.stride + j;
@@ -163,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float acc[LeftTransposed::PER_WARP][8];
     LeftTransposed::clear(acc);
     if (LEFT)
-      runParts<LeftTransposed>(matrixLeft, leftLow, LEFT_STRIDE, tileX, tileLow, TILE_STRIDE, acc);
+      LeftTransposed::runParts(matrixLeft, leftLow, LEFT_STRIDE, tileX, tileLow, TILE_STRIDE, acc);
     if (LEFT && RIGHT) {
       __syncthreads();
       keep<LeftTransposed>(acc, tileX, tileLow);
@@ -171,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       LeftTransposed::clear(acc);
     }
     if (RIGHT)
-      runParts<RightPlain>(tileX, tileLow, TILE_STRIDE, matrixRight, rightLow, RIGHT_STRIDE, acc);
+      RightPlain::runParts(tileX, tileLow, TILE_STRIDE, matrixRight, rightLow, RIGHT_STRIDE, acc);
     RightPlain::each(acc, [&](int i, int j, float v0, float v1) { storePair(out, tile, i, j, v0, v1); });
   }
 }

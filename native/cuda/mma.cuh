@@ -50,30 +50,67 @@ __device__ __forceinline__ void loadB(u32 (&b)[4], const u16* base, int stride, 
   }
 }
 
-// C (M16·16 × N16·16) += A·B. Its 16×16 tiles are dealt to WARPS warps in turn; acc holds this warp's.
+// C (M16·16 × N16·16) += A·B. Its 16×16 tiles are dealt to WARPS warps; acc holds this warp's: squares of four where sixteen warps
+// have up to 8×8 tiles, so that each piece of A and of B is read for two of them; else in turn.
 template <int M16, int N16, int K16, bool TA, bool TB, int WARPS>
 struct TileProduct {
+  static constexpr bool SQUARES = WARPS == 16 && M16 > 4 && M16 <= 8 && N16 > 4 && N16 <= 8;
   static constexpr int TILES = M16 * N16;
-  static constexpr int PER_WARP = (TILES + WARPS - 1) / WARPS;
+  static constexpr int PER_WARP = SQUARES ? 4 : (TILES + WARPS - 1) / WARPS;
+
+  // The warp's tile `s` is at (m, n), if there is one.
+  static __device__ __forceinline__ bool place(int s, int& m, int& n) {
+    const int warp = threadIdx.x / 32;
+    if (SQUARES) {
+      m = warp / 4 * 2 + s / 2, n = warp % 4 * 2 + s % 2;
+      return m < M16 && n < N16;
+    }
+    m = (warp + s * WARPS) / N16, n = (warp + s * WARPS) % N16;
+    return warp + s * WARPS < TILES;
+  }
 
   static __device__ __forceinline__ void run(const u16* a, int aStride, const u16* b, int bStride,
                                              float (&acc)[PER_WARP][8]) {
+    multiply<false>(a, nullptr, aStride, b, nullptr, bStride, acc);
+  }
+
+  // The same of pairs of parts; the product of the low parts is below what f32 sums keep.
+  static __device__ __forceinline__ void runParts(const u16* a, const u16* aLow, int aStride, const u16* b, const u16* bLow,
+                                                  int bStride, float (&acc)[PER_WARP][8]) {
+    multiply<true>(a, aLow, aStride, b, bLow, bStride, acc);
+  }
+
+  template <bool PARTS>
+  static __device__ __forceinline__ void multiply(const u16* a, const u16* aLow, int aStride, const u16* b, const u16* bLow,
+                                               int bStride, float (&acc)[PER_WARP][8]) {
     // Where the warps are a multiple of a row of tiles, a warp's tiles lie in one column and share B.
-    constexpr bool ONE_COLUMN = WARPS % N16 == 0;
-    const int warp = threadIdx.x / 32;
+    constexpr bool ONE_COLUMN = !SQUARES && WARPS % N16 == 0;
+    constexpr int COLUMNS = SQUARES ? 2 : 1, PIECES = PARTS ? 2 : 1;
 #pragma unroll
     for (int k = 0; k < K16; k++) {
-      u32 fb[4];
-      if (ONE_COLUMN) loadB<TB>(fb, b, bStride, k * 16, warp % N16 * 16);
+      u32 fa[PIECES][4], fb[COLUMNS][PIECES][4];
 #pragma unroll
       for (int s = 0; s < PER_WARP; s++) {
-        const int tile = warp + s * WARPS;
-        if (tile >= TILES) continue;
-        u32 fa[4];
-        loadA<TA>(fa, a, aStride, tile / N16 * 16, k * 16);
-        if (!ONE_COLUMN) loadB<TB>(fb, b, bStride, k * 16, tile % N16 * 16);
-        mma(acc[s], fa, fb[0], fb[1]);
-        mma(acc[s] + 4, fa, fb[2], fb[3]);
+        int m, n;
+        const bool there = place(s, m, n);
+        const int column = SQUARES ? s % 2 : 0;
+        if (SQUARES ? s < 2 && n < N16 : ONE_COLUMN ? s == 0 : there) {
+          loadB<TB>(fb[column][0], b, bStride, k * 16, n * 16);
+          if (PARTS) loadB<TB>(fb[column][PIECES - 1], bLow, bStride, k * 16, n * 16);
+        }
+        if (SQUARES ? s % 2 == 0 && m < M16 : there) {
+          loadA<TA>(fa[0], a, aStride, m * 16, k * 16);
+          if (PARTS) loadA<TA>(fa[PIECES - 1], aLow, aStride, m * 16, k * 16);
+        }
+        if (!there) continue;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          if (PARTS) {
+            mma(acc[s] + 4 * half, fa[PIECES - 1], fb[column][0][2 * half], fb[column][0][2 * half + 1]);
+            mma(acc[s] + 4 * half, fa[0], fb[column][PIECES - 1][2 * half], fb[column][PIECES - 1][2 * half + 1]);
+          }
+          mma(acc[s] + 4 * half, fa[0], fb[column][0][2 * half], fb[column][0][2 * half + 1]);
+        }
       }
     }
   }
@@ -81,12 +118,12 @@ struct TileProduct {
   // visit(i, j, v0, v1) for this thread's elements, two neighbours of a row at a time.
   template <class Visit>
   static __device__ __forceinline__ void each(float (&acc)[PER_WARP][8], Visit visit) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < PER_WARP; s++) {
-      const int tile = warp + s * WARPS;
-      if (tile >= TILES) continue;
-      const int m = tile / N16 * 16 + lane / 4, n = tile % N16 * 16 + lane % 4 * 2;
+      int m, n;
+      if (!place(s, m, n)) continue;
+      m = m * 16 + lane / 4, n = n * 16 + lane % 4 * 2;
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         visit(m, n + half * 8, acc[s][half * 4 + 0], acc[s][half * 4 + 1]);
