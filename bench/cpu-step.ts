@@ -9,7 +9,7 @@ import { profiledBackend } from "../src/backend/profile.js";
 import { Random } from "../src/common/random.js";
 import { type ModelConfig } from "../src/models/config.js";
 import { uploadBlock, type HostBlock } from "../src/models/weights.js";
-import { sitesOf } from "../src/models/program.js";
+import { sitesOf } from "../src/backend/contract/program.js";
 import { mapValues } from "../src/common/records.js";
 import { BlockTrainer } from "../src/quantize/block-training.js";
 import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";

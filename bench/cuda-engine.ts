@@ -128,11 +128,11 @@ const head = { pointer: random("halves", vocabSize * hiddenSize, 0.02), bf16: fa
 
 function modelOf(sets: boolean): CudaModel {
   return {
-    config,
+    shape: { hiddenSize, vocabSize, maxPositions: config.maxPositions, learnedPositions: false },
     programs: blockPrograms(config),
     scheme: { weightBits: 4, activationBits: 4, kvBits: 4 },
     blocks: Array.from({ length: layers }, () => block(sets)),
-    outer: { embedding, head, finalGain: ones },
+    outer: { embedding, head, finalNorm: { gain: ones, epsilon: 1e-5 } },
     weightBytes: 0,
   };
 }
@@ -146,14 +146,14 @@ const tokens = Int32Array.from({ length: 8192 }, (_, i) => 100 + ((i * 7919) % (
 const pagesEach = CACHED / 64 + 2;
 
 /** An executor whose sequences hold CACHED tokens each. */
-function filled(
+async function filled(
   model: CudaModel,
   sequences: number,
   options: CudaExecutorOptions = {},
-): CudaExecutor {
+): Promise<CudaExecutor> {
   const engine = new CudaExecutor(device, model, options);
   engine.reserve(sequences * pagesEach);
-  engine.step([
+  await engine.step([
     { tokens: tokens.subarray(0, CACHED), start: 0, pages: pagesOf(0), logits: "none" },
   ]);
   for (let s = 1; s < sequences; s++)
@@ -165,9 +165,9 @@ function pagesOf(sequence: number): Int32Array {
   return Int32Array.from({ length: pagesEach }, (_, i) => sequence * pagesEach + i);
 }
 
-function decodeStep(engine: CudaExecutor, batch: number, position: number): number {
+async function decodeStep(engine: CudaExecutor, batch: number, position: number): Promise<number> {
   const start = performance.now();
-  const logits = engine.step(
+  const logits = await engine.step(
     Array.from({ length: batch }, (_, s) => ({
       tokens: tokens.subarray(s + position, s + position + 1),
       start: position,
@@ -180,11 +180,11 @@ function decodeStep(engine: CudaExecutor, batch: number, position: number): numb
   return time;
 }
 
-function prefillTime(engine: CudaExecutor, length: number, rounds = 5): number {
+async function prefillTime(engine: CudaExecutor, length: number, rounds = 5): Promise<number> {
   const times: number[] = [];
   for (let round = -1; round < rounds; round++) {
     const start = performance.now();
-    engine.step([
+    await engine.step([
       { tokens: tokens.subarray(0, length), start: 0, pages: pagesOf(0), logits: "last" },
     ]);
     if (round >= 0) times.push(performance.now() - start);
@@ -192,12 +192,12 @@ function prefillTime(engine: CudaExecutor, length: number, rounds = 5): number {
   return median(times);
 }
 
-function measure(title: string, sets: boolean, batches: readonly number[]): void {
+async function measure(title: string, sets: boolean, batches: readonly number[]): Promise<void> {
   const model = modelOf(sets);
-  const engine = filled(model, 1);
+  const engine = await filled(model, 1);
   if (title !== "") print(`${title}: ${engine.description}`);
   for (const length of [512, 2048]) {
-    const time = prefillTime(engine, length);
+    const time = await prefillTime(engine, length);
     print(
       `  prefill ${length}: ${time.toFixed(2)} ms, ${((1000 * length) / time).toFixed(0)} tokens/s, ${((1000 * time) / layers).toFixed(0)} µs per layer`,
     );
@@ -205,11 +205,11 @@ function measure(title: string, sets: boolean, batches: readonly number[]): void
   }
   for (const batch of batches) {
     const variants: [string, CudaExecutor][] = [
-      ["graphs", filled(model, batch)],
-      ["no graphs", filled(model, batch, { graphs: false })],
+      ["graphs", await filled(model, batch)],
+      ["no graphs", await filled(model, batch, { graphs: false })],
       [
         "splits by the batch",
-        filled(model, batch, {
+        await filled(model, batch, {
           splits: kernels.splitsFor({ heads: numHeads, kvHeads: numHeads }, batch, pagesEach),
         }),
       ],
@@ -217,10 +217,10 @@ function measure(title: string, sets: boolean, batches: readonly number[]): void
     const times = variants.map((): number[] => []);
     // The first two steps load and capture.
     for (let round = -3; round < 21; round++)
-      variants.forEach(([, each], i) => {
-        const time = decodeStep(each, batch, CACHED + round + 3);
+      for (const [i, [, each]] of variants.entries()) {
+        const time = await decodeStep(each, batch, CACHED + round + 3);
         if (round >= 0) times[i].push(time);
-      });
+      }
     variants.forEach(([name], i) => {
       const time = median(times[i]);
       print(
@@ -234,6 +234,6 @@ function measure(title: string, sets: boolean, batches: readonly number[]): void
 }
 
 print(`${device.driver.info.name}, driver ${device.driver.info.driverVersion}, ${layers} layers`);
-measure("one set of codes per site", false, [1, 16, 64]);
-measure("a set of codes per linear", true, [1, 16]);
+await measure("one set of codes per site", false, [1, 16, 64]);
+await measure("a set of codes per linear", true, [1, 16]);
 if (jsonFile) writeFileSync(jsonFile, `${JSON.stringify(results, null, 2)}\n`);

@@ -7,7 +7,7 @@ import { createCudaBackend, type CudaBackend } from "../src/backend/cuda/backend
 import { Random } from "../src/common/random.js";
 import { type ModelConfig } from "../src/models/config.js";
 import { uploadBlock, type HostBlock } from "../src/models/weights.js";
-import { sitesOf } from "../src/models/program.js";
+import { sitesOf } from "../src/backend/contract/program.js";
 import { mapValues } from "../src/common/records.js";
 import { BatchFeed } from "../src/quantize/calibration/feed.js";
 import type { Activations } from "../src/quantize/calibration/windows.js";

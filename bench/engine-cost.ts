@@ -27,7 +27,7 @@ const tokens = Number(values.tokens);
 
 /** Ids spread over the vocabulary: what they are changes no timing. */
 function prompt(engine: IntegerExecutor): Int32Array {
-  return Int32Array.from({ length: tokens }, (_, i) => (i * 7919 + 3) % engine.config.vocabSize);
+  return Int32Array.from({ length: tokens }, (_, i) => (i * 7919 + 3) % engine.shape.vocabSize);
 }
 
 function prepare(engine: IntegerExecutor): () => void {

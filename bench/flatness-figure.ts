@@ -10,13 +10,13 @@ import { openBackend } from "../src/backend/open.js";
 import { packageRoot } from "../src/common/package.js";
 import { plainHooks } from "../src/models/interpret.js";
 import { LanguageModel } from "../src/models/language-model.js";
-import { siteNamed } from "../src/models/program.js";
+import { siteNamed } from "../src/backend/contract/program.js";
 import { openCheckpoint } from "../src/checkpoint/open.js";
 import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { readDocuments, tokenizeCorpus } from "../src/quantize/calibration/text.js";
 import { readPackedBlock } from "../src/quantize/packed-tensors.js";
 import { readQuantizationInfo } from "../src/quantize/artifact.js";
-import { parseScheme } from "../src/quantize/scheme.js";
+import { parseScheme } from "../src/backend/contract/scheme.js";
 import { kronecker } from "../src/tensor/ops/index.js";
 import { frozen, Graph } from "../src/tensor/tensor.js";
 

@@ -14,10 +14,10 @@ import { evaluatePerplexity } from "../src/evaluate/perplexity.js";
 import { readQuantizationInfo } from "../src/quantize/artifact.js";
 import { readDocuments, tokenizeCorpus } from "../src/quantize/calibration/text.js";
 import type { ParameterValues } from "../src/quantize/fold.js";
-import { parseScheme } from "../src/quantize/scheme.js";
+import { parseScheme } from "../src/backend/contract/scheme.js";
 import { readKeptParameters, simulatedModel } from "../src/quantize/simulated-model.js";
 import { blockProgram, parseModelConfig } from "../src/models/architectures/index.js";
-import { siteOfLinear } from "../src/models/program.js";
+import { siteOfLinear } from "../src/backend/contract/program.js";
 
 const [pathA, pathB] = process.argv.slice(2);
 const windows = Number(process.argv.at(4) ?? "200");

@@ -17,7 +17,7 @@ import { openBackend } from "../src/backend/open.js";
 import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { formatTable } from "../src/common/format.js";
 import { packageVersion } from "../src/common/package.js";
-import type { Executor } from "../src/engine/executor.js";
+import type { Executor } from "../src/backend/contract/inference.js";
 import { openIntegerExecutor } from "../src/engine/integer/index.js";
 import { pairEncoder, type EncodedPair } from "../src/evaluate/encode-pair.js";
 import { parseTasks, readTask, type TaskData } from "../src/evaluate/tasks/index.js";
@@ -58,16 +58,19 @@ function scoreAlone(model: LanguageModel, pair: EncodedPair, everyLogit: boolean
 }
 
 /** The same by one step of the engine, logits of every position. */
-function scoreAloneInEngine(executor: Executor, { context, continuation }: EncodedPair): number {
+async function scoreAloneInEngine(
+  executor: Executor,
+  { context, continuation }: EncodedPair,
+): Promise<number> {
   const ids = Int32Array.from([...context, ...continuation]).slice(0, -1);
   const pages = Int32Array.from(
     { length: Math.ceil(ids.length / executor.pageTokens) },
     (_, i) => i,
   );
   executor.reserve(pages.length);
-  const [logits] = executor.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
+  const [logits] = await executor.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
   if (!logits) throw new Error("no logits");
-  const { vocabSize } = executor.config;
+  const { vocabSize } = executor.shape;
   const first = ids.length - continuation.length;
   let sum = 0;
   for (const [t, token] of continuation.entries()) {
@@ -117,15 +120,16 @@ async function measure(
       const { metrics } = await evaluateTask(model, tokenizer, some, { tokensPerStep, precision });
       return Math.round((metrics.acc?.value ?? 0) * some.items.length);
     },
-    "engine: each choice separately": ({ items }) => {
+    "engine: each choice separately": async ({ items }) => {
       const encode = pairEncoder(tokenizer);
-      return items.filter(({ options, gold }) => {
-        const sums = options.map(({ context, continuation }) => {
-          const pair = encode(context, continuation);
-          return scoreAloneInEngine(executor, pair);
-        });
-        return sums.indexOf(Math.max(...sums)) === gold;
-      }).length;
+      let right = 0;
+      for (const { options, gold } of items) {
+        const sums: number[] = [];
+        for (const { context, continuation } of options)
+          sums.push(await scoreAloneInEngine(executor, encode(context, continuation)));
+        if (sums.indexOf(Math.max(...sums)) === gold) right++;
+      }
+      return right;
     },
     "engine: contexts shared by pages, batched": async (some) => {
       const { metrics } = await evaluateTask(model, tokenizer, some, { executor });

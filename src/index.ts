@@ -59,7 +59,7 @@ export { readDocuments, tokenizeCorpus } from "./quantize/calibration/text.js";
 export { quantize, type QuantizeOptions, type QuantizeResult } from "./quantize/index.js";
 export { loadModel, loadRounded, loadSimulated, type LoadedModel } from "./quantize/load.js";
 export { planRun, type PlanOptions, type RunPlan } from "./quantize/plan.js";
-export { formatScheme, parseScheme, type Bits, type Scheme } from "./quantize/scheme.js";
+export { formatScheme, parseScheme, type Bits, type Scheme } from "./backend/contract/scheme.js";
 export { compare, type CompareOptions } from "./report/compare/compare.js";
 export { readComparison } from "./report/compare/directory.js";
 export type { Comparison, MethodResult } from "./report/compare/result.js";

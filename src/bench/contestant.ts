@@ -55,26 +55,21 @@ function openPlanish(settings: ContestantSettings): Contestant {
   const count = Math.ceil((prompt + generate) / engine.pageTokens);
   engine.reserve(count);
   const pages = Int32Array.from({ length: count }, (_, i) => i);
-  const tokens = Int32Array.from(someTokens(prompt + generate, engine.config.vocabSize));
+  const tokens = Int32Array.from(someTokens(prompt + generate, engine.shape.vocabSize));
   return {
     description: `${engine.description}; weights ${(engine.weightBytes / 1e6).toFixed(0)} MB`,
-    run: () => {
+    run: async () => {
       profiled?.startProfile();
       const started = performance.now();
-      engine.step([{ tokens: tokens.subarray(0, prompt), start: 0, pages, logits: "last" }]);
+      await engine.step([{ tokens: tokens.subarray(0, prompt), start: 0, pages, logits: "last" }]);
       const prefill = performance.now() - started;
       const prefillProfile = profiled?.profile();
       profiled?.startProfile();
       const begun = performance.now();
       for (let t = prompt; t < prompt + generate; t++)
-        engine.step([{ tokens: tokens.subarray(t, t + 1), start: t, pages, logits: "last" }]);
+        await engine.step([{ tokens: tokens.subarray(t, t + 1), start: t, pages, logits: "last" }]);
       const decode = (performance.now() - begun) / generate;
-      return Promise.resolve({
-        prefill,
-        decode,
-        prefillProfile,
-        decodeProfile: profiled?.profile(),
-      });
+      return { prefill, decode, prefillProfile, decodeProfile: profiled?.profile() };
     },
   };
 }

@@ -8,7 +8,7 @@ import type { MessagePort } from "node:worker_threads";
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { formatBytes } from "../common/format.js";
 import { Random } from "../common/random.js";
-import type { Executor } from "./executor.js";
+import type { Executor } from "../backend/contract/inference.js";
 import { MOST_UNREAD, type EngineInfo, type FromHost, type ToHost } from "./protocol.js";
 import { EngineError, type EngineRequest, type GenerateEvent } from "./request.js";
 import { rootOf } from "./pages.js";
@@ -87,7 +87,7 @@ export class EngineHost {
     this.scheduler = new Scheduler(executor, options);
     this.writer = new PromptWriter(tokenizer, options.chatTemplate);
     this.texts = new TokenTexts(tokenizer);
-    this.candidates = Math.min(executor.config.vocabSize, tokenizer.vocabSize);
+    this.candidates = Math.min(executor.shape.vocabSize, tokenizer.vocabSize);
     this.unspelled = unspelledTokens(tokenizer, this.candidates);
     port.on("message", (message: ToHost) => this.receive(message));
     this.send({ type: "ready", info: this.info(), stats: this.stats() });
@@ -102,7 +102,7 @@ export class EngineHost {
       arithmetic,
       scheme,
       contextTokens: this.contextTokens,
-      modelPositions: executor.config.maxPositions,
+      modelPositions: executor.shape.maxPositions,
       vocabSize: this.candidates,
       pageTokens: executor.pageTokens,
       pages,
@@ -115,7 +115,7 @@ export class EngineHost {
   }
 
   private get contextTokens(): number {
-    return Math.min(this.parts.executor.config.maxPositions, this.cacheTokens);
+    return Math.min(this.parts.executor.shape.maxPositions, this.cacheTokens);
   }
 
   private get cacheTokens(): number {
@@ -154,7 +154,7 @@ export class EngineHost {
 
   private async loop(): Promise<void> {
     while (!this.closed) {
-      const worked = this.scheduler.step();
+      const worked = await this.scheduler.step();
       if (worked) {
         this.flush();
         // Requests, cancellations and reports of readers come in between steps.
@@ -303,7 +303,7 @@ export class EngineHost {
 
   /** Positions that the sequence may use. @throws EngineError when the request can never fit. */
   private room(promptTokens: number, maxTokens: number | undefined): number {
-    const { maxPositions } = this.parts.executor.config;
+    const { maxPositions } = this.parts.executor.shape;
     if (promptTokens >= maxPositions)
       throw new EngineError(
         `the prompt has ${promptTokens} tokens, and the model's context is ${maxPositions}; shorten it`,

@@ -9,11 +9,11 @@ import { availableMemory } from "../common/memory.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { isArtifact, readQuantizationInfo } from "../quantize/artifact.js";
 import { loadModel } from "../quantize/load.js";
-import { parseScheme } from "../quantize/scheme.js";
+import { parseScheme } from "../backend/contract/scheme.js";
 import { NoCudaKernel, openCudaExecutor, requireCuda } from "./cuda/index.js";
-import type { Executor } from "./executor.js";
+import type { Executor } from "../backend/contract/inference.js";
 import { openIntegerExecutor } from "./integer/index.js";
-import { linearKind } from "./integer/source.js";
+import { linearKind } from "./integer/linear-kind.js";
 import type { EngineInfo } from "./protocol.js";
 import { SimulatedExecutor } from "./simulated-executor.js";
 
@@ -154,7 +154,7 @@ export interface CacheOptions {
 
 /** Pages that fit the budget. @throws PlanishError when none does, or the budget exceeds the free memory. */
 export function pagesFor(executor: Executor, { kvMemory, maxRunning }: CacheOptions): number {
-  const { config, pageTokens, bytesPerPage } = executor;
+  const { shape, pageTokens, bytesPerPage } = executor;
   const onDevice = executor.freeBytes?.();
   const free = onDevice ?? availableMemory();
   if (kvMemory !== undefined && kvMemory > free)
@@ -163,7 +163,7 @@ export function pagesFor(executor: Executor, { kvMemory, maxRunning }: CacheOpti
     );
   const budget =
     kvMemory ?? free * (onDevice === undefined ? DEFAULT_SHARE.machine : DEFAULT_SHARE.device);
-  const useful = maxRunning * Math.ceil(config.maxPositions / pageTokens);
+  const useful = maxRunning * Math.ceil(shape.maxPositions / pageTokens);
   const pages = Math.min(useful, Math.floor(budget / bytesPerPage));
   if (pages < 1)
     throw new PlanishError(

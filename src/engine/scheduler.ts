@@ -8,7 +8,7 @@
  * first can always go on, and one that could not fit alone is refused before it comes here: everybody gets done.
  */
 import { PlanishError } from "../common/errors.js";
-import type { Chunk, Executor } from "./executor.js";
+import type { Chunk, Executor, StepLogits } from "../backend/contract/inference.js";
 import { PagePool } from "./pages.js";
 import type { Sequence } from "./sequence.js";
 
@@ -88,21 +88,24 @@ export class Scheduler {
         for (const each of [sequence, ...sequence.siblings]) each.paused = paused;
   }
 
-  /** Runs one step; returns false when there was nothing to do. */
-  step(): boolean {
+  /** Runs one step; false when there was nothing to do. The next one begins when this one has ended. */
+  async step(): Promise<boolean> {
     this.admit();
     const planned = this.plan();
     if (planned.length === 0) return false;
     const chunks = planned.map(({ sequence, count }) => chunkOf(sequence, count));
-    let results: readonly (Float32Array | undefined)[];
+    let results: StepLogits;
     try {
-      results = this.executor.step(chunks);
+      results = await this.executor.step(chunks);
     } catch (error) {
       this.failAll(planned, asError(error));
       return true;
     }
     this.steps += 1;
-    planned.forEach(({ sequence, count }, i) => this.settle(sequence, count, results[i]));
+    planned.forEach(({ sequence, count }, i) => {
+      // It may have been cancelled while the step ran.
+      if (this.running.includes(sequence)) this.settle(sequence, count, results[i]);
+    });
     return true;
   }
 

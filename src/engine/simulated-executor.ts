@@ -5,13 +5,12 @@
  */
 import type { Backend, Buffer } from "../backend/backend.js";
 import { PlanishError } from "../common/errors.js";
-import type { ModelConfig } from "../models/config.js";
 import { outerTensors, type LanguageModel } from "../models/language-model.js";
-import { cacheWidth, type AttentionStep } from "../models/program.js";
+import { cacheWidth, type AttentionStep } from "../backend/contract/program.js";
 import { blockTensors } from "../models/weights.js";
 import { attention, gatherRows } from "../tensor/ops/index.js";
 import { Graph, Tensor } from "../tensor/tensor.js";
-import type { Chunk, Executor } from "./executor.js";
+import type { Chunk, Executor, ModelShape, StepLogits } from "../backend/contract/inference.js";
 
 /**
  * Native products of few rows sum in another order than those of many. A step is padded to this many rows (one more
@@ -35,7 +34,7 @@ interface PageMemory {
 }
 
 export class SimulatedExecutor implements Executor {
-  readonly config: ModelConfig;
+  readonly shape: ModelShape;
   readonly pageTokens = SIMULATED_PAGE_TOKENS;
   readonly bytesPerPage: number;
   readonly weightBytes: number;
@@ -53,7 +52,13 @@ export class SimulatedExecutor implements Executor {
     arithmetic: string,
   ) {
     const { backend, config } = model;
-    this.config = config;
+    const { hiddenSize, vocabSize, maxPositions, positions } = config;
+    this.shape = {
+      hiddenSize,
+      vocabSize,
+      maxPositions,
+      learnedPositions: positions.kind === "learned",
+    };
     this.widths = model.programs.map(cacheWidth);
     const total = this.widths.reduce((sum, width) => sum + width, 0);
     this.bytesPerPage = 2 * this.pageTokens * total * realBytes(backend);
@@ -82,7 +87,11 @@ export class SimulatedExecutor implements Executor {
       });
   }
 
-  step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
+  async step(chunks: readonly Chunk[]): Promise<StepLogits> {
+    return Promise.resolve(this.compute(chunks));
+  }
+
+  private compute(chunks: readonly Chunk[]): StepLogits {
     for (const chunk of chunks) this.check(chunk);
     const { ids, positions } = this.rows(chunks);
     using g = new Graph(this.model.backend, { arena: this.arena });
@@ -226,7 +235,7 @@ export class SimulatedExecutor implements Executor {
     let at = 0;
     return counts.map((count) => {
       if (count === 0) return undefined;
-      const size = count * this.config.vocabSize;
+      const size = count * this.shape.vocabSize;
       at += size;
       return Float32Array.from(all.subarray(at - size, at));
     });

@@ -6,7 +6,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../backend/backend.js";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress } from "../common/progress.js";
-import type { Executor } from "../engine/executor.js";
+import type { Executor } from "../backend/contract/inference.js";
 import { negativeLogLikelihood } from "../tensor/ops/index.js";
 import { Graph } from "../tensor/tensor.js";
 import {
@@ -31,11 +31,11 @@ export async function evaluateEnginePerplexity(
   tokens: Int32Array,
   options: PerplexityOptions = {},
 ): Promise<PerplexityResult> {
-  const { config, pageTokens } = executor;
-  const { seqLen, windows } = textWindows(config, tokens, options);
-  if (seqLen > config.maxPositions)
+  const { shape, pageTokens } = executor;
+  const { seqLen, windows } = textWindows(shape, tokens, options);
+  if (seqLen > shape.maxPositions)
     throw new PlanishError(
-      `windows of ${seqLen} tokens are longer than the model's ${config.maxPositions} positions`,
+      `windows of ${seqLen} tokens are longer than the model's ${shape.maxPositions} positions`,
     );
   const task = (options.progress ?? silentProgress).task(options.label ?? "engine", windows);
   const started = performance.now();
@@ -50,12 +50,12 @@ export async function evaluateEnginePerplexity(
       if (options.signal?.aborted)
         throw new InterruptedError(`stopped after ${window} of ${windows} windows`);
       const end = Math.min(start + ROWS_PER_STEP, seqLen - 1);
-      const [logits] = executor.step([
+      const [logits] = await executor.step([
         { tokens: ids.slice(start, end), start, pages, logits: "all" },
       ]);
       if (!logits) throw new PlanishError("the executor gave no logits");
       using g = new Graph(backend, { arena });
-      const rows = g.constant([end - start, config.vocabSize], logits);
+      const rows = g.constant([end - start, shape.vocabSize], logits);
       const targets = g.indices(ids.slice(start + 1, end + 1));
       for (const nll of g.read(negativeLogLikelihood(g, rows, targets))) sum += nll;
       await nextTurn();

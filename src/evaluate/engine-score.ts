@@ -4,7 +4,7 @@
  * second one all of their continuations.
  */
 import { PlanishError } from "../common/errors.js";
-import type { Chunk, Executor } from "../engine/executor.js";
+import type { Chunk, Executor } from "../backend/contract/inference.js";
 import type { EncodedPair } from "./encode-pair.js";
 import type { ContinuationScore } from "./score.js";
 
@@ -26,17 +26,17 @@ const ROWS_PER_STEP = 512;
  * Scores of pairs, in their order. Neighbouring pairs with the same context share it.
  * @throws PlanishError for a sequence longer than the model's positions.
  */
-export function scoreWithExecutor(
+export async function scoreWithExecutor(
   executor: Executor,
   pairs: readonly EncodedPair[],
   options: EngineScoreOptions = {},
-): ContinuationScore[] {
-  const { maxPositions } = executor.config;
+): Promise<ContinuationScore[]> {
+  const { maxPositions } = executor.shape;
   const groups: Group[] = [];
   let rows = 0;
   const scores = pairs.map(() => ({ logLikelihood: 0, greedy: true }));
-  const flush = (): void => {
-    if (groups.length > 0) runGroups(executor, groups, scores, options.greedy ?? false);
+  const flush = async (): Promise<void> => {
+    if (groups.length > 0) await runGroups(executor, groups, scores, options.greedy ?? false);
     groups.length = 0;
     rows = 0;
   };
@@ -48,27 +48,27 @@ export function scoreWithExecutor(
       );
     const same = last?.length === context.length && last.every((id, i) => id === context[i]);
     if (!same) {
-      if (rows > ROWS_PER_STEP) flush();
+      if (rows > ROWS_PER_STEP) await flush();
       groups.push({ context: Int32Array.from(context), members: [] });
     }
     groups[groups.length - 1].members.push({ pair, continuation });
     rows += continuation.length;
     last = context;
   }
-  flush();
+  await flush();
   return scores.map(({ logLikelihood, greedy }) =>
     options.greedy ? { logLikelihood, greedy } : { logLikelihood },
   );
 }
 
-function runGroups(
+async function runGroups(
   executor: Executor,
   groups: readonly Group[],
   scores: { logLikelihood: number; greedy: boolean }[],
   greedy: boolean,
-): void {
+): Promise<void> {
   const { pageTokens } = executor;
-  const { vocabSize } = executor.config;
+  const { vocabSize } = executor.shape;
   let pages = 0;
   const take = (count: number): Int32Array => Int32Array.from({ length: count }, () => pages++);
   const contextPages = groups.map(({ context }) => take(Math.ceil(context.length / pageTokens)));
@@ -82,7 +82,7 @@ function runGroups(
     }),
   );
   executor.reserve(pages);
-  const firsts = executor.step(
+  const firsts = await executor.step(
     groups.map(({ context }, i): Chunk => ({
       tokens: context,
       start: 0,
@@ -107,7 +107,7 @@ function runGroups(
       owners.push(pair);
     }
   if (chunks.length === 0) return;
-  const found = executor.step(chunks);
+  const found = await executor.step(chunks);
   const continuations = new Map(
     groups.flatMap(({ members }) => members.map(({ pair, continuation }) => [pair, continuation])),
   );

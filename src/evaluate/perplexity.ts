@@ -40,7 +40,7 @@ export interface TextWindows {
 
 /** @throws PlanishError when the text has fewer tokens than one window. */
 export function textWindows(
-  config: ModelConfig,
+  config: Pick<ModelConfig, "maxPositions">,
   tokens: Int32Array,
   options: Pick<PerplexityOptions, "seqLen" | "limit"> = {},
 ): TextWindows {

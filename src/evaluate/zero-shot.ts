@@ -8,7 +8,7 @@ import type { Precision } from "../backend/backend.js";
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
-import type { Executor } from "../engine/executor.js";
+import type { Executor } from "../backend/contract/inference.js";
 import type { ModelConfig } from "../models/config.js";
 import type { LanguageModel } from "../models/language-model.js";
 import { scoreWithExecutor } from "./engine-score.js";
@@ -136,7 +136,7 @@ export async function evaluateTask(
       const pairs = step.flatMap((item) => item.pairs);
       const greedy = task.kind === "cloze";
       const scores = options.executor
-        ? scoreWithExecutor(options.executor, pairs.map(fitting(model.config)), { greedy })
+        ? await scoreWithExecutor(options.executor, pairs.map(fitting(model.config)), { greedy })
         : scoreContinuations(model, pairs, { arena, greedy, precision: options.precision });
       let first = 0;
       for (const item of step) {

@@ -13,7 +13,7 @@ import {
   type Rotary,
   type Step,
   type ValueName,
-} from "./program.js";
+} from "../backend/contract/program.js";
 
 /** A linear or norm of the checkpoint: the part it plays, and its path inside the block. */
 export interface Named {

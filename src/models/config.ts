@@ -1,7 +1,7 @@
 /** What a decoder model is made of, whatever its architecture's config file called it. */
 
 import type { Range } from "../common/bounds.js";
-import type { Activation, BlockProgram, Rotary } from "./program.js";
+import type { Activation, BlockProgram, Rotary } from "../backend/contract/program.js";
 
 export interface ModelConfig {
   /** Architecture name in our table, e.g. "llama". */
@@ -40,7 +40,7 @@ export interface ModelConfig {
 }
 
 /** 2048 tokens, or half of the positions of models trained for fewer (512 for the tiny ones). */
-export function defaultSequenceLength(config: ModelConfig): number {
+export function defaultSequenceLength(config: Pick<ModelConfig, "maxPositions">): number {
   return config.maxPositions >= 2048 ? 2048 : Math.floor(config.maxPositions / 2);
 }
 

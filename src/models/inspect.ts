@@ -4,7 +4,7 @@ import type { Checkpoint, StoredTensor } from "../checkpoint/checkpoint.js";
 import { blockProgram, blockPrograms, parseModelConfig } from "./architectures/index.js";
 import { expectedNames } from "./source.js";
 import type { ModelConfig } from "./config.js";
-import { sitesOf, type LinearSite } from "./program.js";
+import { sitesOf, type LinearSite } from "../backend/contract/program.js";
 
 /** A place where one activation feeds linears, alike in every block. */
 export interface SiteDescription {

@@ -32,7 +32,7 @@ import {
   type SiteStep,
   type Step,
   type ValueName,
-} from "./program.js";
+} from "../backend/contract/program.js";
 import { rotaryTables, type RotaryTables } from "./rope.js";
 
 export interface LinearWeights {

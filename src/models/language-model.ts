@@ -19,7 +19,7 @@ import {
   type KeyValueCache,
   type NormWeights,
 } from "./interpret.js";
-import { cacheWidth, type BlockProgram } from "./program.js";
+import { cacheWidth, type BlockProgram } from "../backend/contract/program.js";
 import { rotaryTables, rotaryTablesAt } from "./rope.js";
 import { attentionRows, type SequenceTree } from "./sequence-tree.js";
 import { freeBlock, readBlock, readTensor, uploadBlock } from "./weights.js";

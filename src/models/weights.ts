@@ -1,32 +1,14 @@
 /** Reads a checkpoint's tensors into the roles of a block; block by block, never the whole model. */
 import { PlanishError } from "../common/errors.js";
-import type { Backend, RealArray } from "../backend/backend.js";
+import type { Backend } from "../backend/backend.js";
+import type { HostLinear, HostNorm, HostTensor } from "../backend/contract/packed.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { freeTensor, frozen, type Tensor } from "../tensor/tensor.js";
 import { mapValues } from "../common/records.js";
 import { blockProgram } from "./architectures/index.js";
 import type { Architecture, ModelConfig } from "./config.js";
 import type { BlockWeights } from "./interpret.js";
-import type { LinearName, NormName } from "./program.js";
-
-/** A weight before it is put on a device. */
-export interface HostTensor {
-  readonly shape: readonly number[];
-  readonly data: RealArray;
-}
-
-export interface HostLinear {
-  /** Path inside the block, e.g. "self_attn.q_proj". */
-  readonly path: string;
-  readonly weight: HostTensor;
-  readonly bias?: HostTensor;
-}
-
-export interface HostNorm {
-  readonly path: string;
-  readonly gain: HostTensor;
-  readonly bias?: HostTensor;
-}
+import type { LinearName, NormName } from "../backend/contract/program.js";
 
 /** One block's weights in host memory, by the names that its program gives them. */
 export interface HostBlock {

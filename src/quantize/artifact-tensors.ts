@@ -3,6 +3,7 @@
  * method decided for each block. The one description that writing, loading, `planish inspect` and size estimates use
  * (docs/formats.md has it as a table). Names follow the packed layout that FlatQuant publishes where it has one.
  */
+import type { PackedBlock, PackedLinear } from "../backend/contract/packed.js";
 import type { Checkpoint, StoredTensor } from "../checkpoint/checkpoint.js";
 import { ELEMENT_BYTES, type ElementType } from "../checkpoint/element-types.js";
 import { PlanishError } from "../common/errors.js";
@@ -15,10 +16,9 @@ import {
   type BlockProgram,
   type LinearSite,
   type SitePlace,
-} from "../models/program.js";
+} from "../backend/contract/program.js";
 import { packedRowBytes } from "./pack.js";
-import type { PackedBlock, PackedLinear } from "./packed-block.js";
-import type { Scheme } from "./scheme.js";
+import type { Scheme } from "../backend/contract/scheme.js";
 
 const TRANSFORM_MODULES: Readonly<Partial<Record<LinearSite, string>>> = {
   attn_in: "self_attn.ln_trans",

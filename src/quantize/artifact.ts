@@ -2,6 +2,7 @@
  * The artifact: a directory with the packed model, its config and tokenizer as they came, and `quantization.json`.
  * Written under a temporary name and renamed, so a directory with the final name is complete (DESIGN, The artifact).
  */
+import type { PackedBlock } from "../backend/contract/packed.js";
 import { existsSync, readdirSync, renameSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { Backend } from "../backend/backend.js";
@@ -18,7 +19,7 @@ import type { Architecture, ModelConfig } from "../models/config.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { checkTensors, outerTensors, valueProblem } from "./artifact-tensors.js";
 import { ClipCounter } from "./clipping.js";
-import { packedLayer, type PackedBlock } from "./packed-block.js";
+import { packedLayer } from "./packed-block.js";
 import type { ParameterValues } from "./fold.js";
 import { readPackedBlock } from "./packed-tensors.js";
 import {
@@ -27,7 +28,7 @@ import {
   readQuantizationInfo,
   type QuantizationInfo,
 } from "./quantization-info.js";
-import { parseScheme, type Scheme } from "./scheme.js";
+import { parseScheme, type Scheme } from "../backend/contract/scheme.js";
 import { writeParameters } from "./simulated-model.js";
 
 export {

@@ -8,7 +8,7 @@ import { availableMemory } from "../common/memory.js";
 import type { ModelConfig } from "../models/config.js";
 import { blockProgram, blockPrograms } from "../models/architectures/index.js";
 import type { CalibrationNeed } from "./method.js";
-import type { Scheme } from "./scheme.js";
+import type { Scheme } from "../backend/contract/scheme.js";
 
 export interface RunEstimate {
   /** Floating-point and integer operations of the large products, two per multiply-add. */

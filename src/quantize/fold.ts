@@ -2,30 +2,31 @@
  * Folds a block's parameters into its weights, in float64: transforms into weights, diag into the norm or the
  * upstream rows, P_v into v_proj, then codes and scales. Source: spec/flatquant.md, Calibration ("After training").
  */
+import type {
+  ClipLogits,
+  HostNorm,
+  PackedBlock,
+  PackedGrid,
+  PackedLinear,
+  PackedTransform,
+} from "../backend/contract/packed.js";
 import { createReferenceBackend } from "../backend/reference/index.js";
 import { roundHalfEven } from "../backend/reference/quantize.js";
 import type { RealArray } from "../backend/backend.js";
 import { mapValues } from "../common/records.js";
-import { uploadBlock, type HostBlock, type HostNorm } from "../models/weights.js";
+import { uploadBlock, type HostBlock } from "../models/weights.js";
 import {
   siteOfLinear,
   sitesOf,
   type LinearName,
   type LinearSite,
   type Upstream,
-} from "../models/program.js";
+} from "../backend/contract/program.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
 import type { WeightRounder } from "./rounding/rounder.js";
 import { gridStep, type TensorGrid } from "./grids/tensor.js";
 import { bindSimulated, WEIGHT_SCALE_FLOOR, type BlockDescription } from "./simulated-block.js";
 import { diagFolds, settleParameters, type ParameterValues } from "./settle.js";
-import type {
-  ClipLogits,
-  PackedBlock,
-  PackedGrid,
-  PackedLinear,
-  PackedTransform,
-} from "./packed-block.js";
 
 export { diagFolds, type ParameterValues } from "./settle.js";
 

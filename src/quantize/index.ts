@@ -40,7 +40,7 @@ import type { BlockReport, CalibrationNeed } from "./method.js";
 import { findMethod, type AnyMethod } from "./methods/index.js";
 import { packBlocks } from "./packing.js";
 import type { Machine } from "./quantization-info.js";
-import { formatScheme, parseScheme, type Scheme } from "./scheme.js";
+import { formatScheme, parseScheme, type Scheme } from "../backend/contract/scheme.js";
 import { calibrateSideBySide, type BlockRange, type Workers } from "./workers.js";
 
 export interface QuantizeOptions {

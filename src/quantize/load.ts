@@ -12,7 +12,7 @@ import {
   type QuantizationInfo,
 } from "./artifact.js";
 import type { ClipCounter } from "./clipping.js";
-import { parseScheme, type Scheme } from "./scheme.js";
+import { parseScheme, type Scheme } from "../backend/contract/scheme.js";
 import { readKeptParameters, simulatedModel } from "./simulated-model.js";
 
 export interface LoadedModel extends Disposable {

@@ -10,11 +10,11 @@ import type { BlockWeights } from "../models/interpret.js";
 import type { ModelConfig } from "../models/config.js";
 import type { OuterWeights } from "../models/language-model.js";
 import type { HostBlock } from "../models/weights.js";
-import type { BlockProgram, SiteName } from "../models/program.js";
+import type { BlockProgram, SiteName } from "../backend/contract/program.js";
 import type { Activations, TokenWindows } from "./calibration/windows.js";
 import type { ParameterValues } from "./fold.js";
 import type { GptqSettings } from "./rounding/settings.js";
-import type { Scheme } from "./scheme.js";
+import type { Scheme } from "../backend/contract/scheme.js";
 
 /** What calibration a recipe asks for; none for methods that look at weights only. */
 export interface CalibrationNeed {

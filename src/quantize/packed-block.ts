@@ -1,7 +1,4 @@
-/**
- * A quantized block as it is kept and run: integer weights, the small run-time transforms, clipping logits.
- * `packedLayer` runs it with simulated arithmetic on any backend; the integer engine reads the same record.
- */
+/** Runs packed blocks with simulated arithmetic on any backend; the engines read the same records. */
 import type { Backend } from "../backend/backend.js";
 import { mapValues } from "../common/records.js";
 import {
@@ -13,14 +10,20 @@ import {
   type NormWeights,
 } from "../models/interpret.js";
 import type { Layer } from "../models/language-model.js";
-import type { HostNorm, HostTensor } from "../models/weights.js";
+import type {
+  ClipLogits,
+  HostNorm,
+  HostTensor,
+  PackedBlock,
+  PackedLinear,
+  PackedTransform,
+} from "../backend/contract/packed.js";
 import {
   siteNamed,
   type BlockProgram,
   type LinearName,
   type LinearSite,
-  type NormName,
-} from "../models/program.js";
+} from "../backend/contract/program.js";
 import {
   flattenRows,
   kronecker,
@@ -30,66 +33,9 @@ import {
   type FlattenOptions,
 } from "../tensor/ops/index.js";
 import { frozen, Tensor, type Graph } from "../tensor/tensor.js";
-import type { Scheme } from "./scheme.js";
+import type { Scheme } from "../backend/contract/scheme.js";
 import { quantizeCache, quantizeQueries } from "./simulated-block.js";
 import { copiesOf } from "./transforms/split.js";
-
-/** Clipping logits of one grid. */
-export interface ClipLogits {
-  readonly max: number;
-  readonly min: number;
-}
-
-/**
- * A static grid with one step for the whole activation, some channels split over further columns
- * (`src/quantize/transforms/split.ts`); the weight's codes have the same columns.
- */
-export interface PackedGrid {
-  readonly activationBits: number;
-  /** Width of this linear's own codes, whatever the scheme says. */
-  readonly weightBits: number;
-  /** Step of the activation's grid. */
-  readonly step: number;
-  /** Of the columns beyond the channels' own: channel, and which copy of it. */
-  readonly channel: Int32Array;
-  readonly part: Int32Array;
-  /** Multiplies the activation's channels before they are rounded, [in]. */
-  readonly factor?: Float32Array;
-}
-
-export interface PackedLinear {
-  /** Path inside the block, e.g. "self_attn.q_proj". */
-  readonly path: string;
-  readonly shape: readonly [number, number];
-  /**
-   * Integer codes [out, in] with one scale per output row; absent when weights stay at 16 bits. With a grid, codes have
-   * its further columns too, and all scales are equal.
-   */
-  readonly quantized?: { readonly codes: Int8Array; readonly scale: Float32Array };
-  /** 16-bit weights, when not quantized. */
-  readonly weight?: Float32Array;
-  readonly bias?: Float32Array;
-  readonly activationClip?: ClipLogits;
-  /** Absent: the activation's scale is found per token. */
-  readonly grid?: PackedGrid;
-}
-
-/** Run-time transform of a site: Kronecker factors (either may be absent) or one matrix. Row-major squares. */
-export interface PackedTransform {
-  readonly left?: Float32Array;
-  readonly right?: Float32Array;
-}
-
-export interface PackedBlock {
-  readonly norms: Readonly<Record<NormName, HostNorm>>;
-  readonly linears: Readonly<Record<LinearName, PackedLinear>>;
-  /** The matrix at attention's output acts over heads and is its `left`. */
-  readonly transforms: Readonly<Partial<Record<LinearSite, PackedTransform>>>;
-  /** P_k [headDim, headDim] on keys, and P_k⁻ᵀ on queries. */
-  readonly keyTransform?: { readonly matrix: Float32Array; readonly inverseT: Float32Array };
-  readonly keyClip?: ClipLogits;
-  readonly valueClip?: ClipLogits;
-}
 
 /** Hears how many of the values that met a linear's static grid lay beyond its reach. */
 export type ClipObserver = (linear: string, clipped: number, values: number) => void;

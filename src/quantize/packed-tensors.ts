@@ -1,6 +1,14 @@
 /**
  * A packed block as named tensors and back; which tensors those are is `artifact-tensors.ts`'s to say.
  */
+import type {
+  ClipLogits,
+  HostNorm,
+  PackedBlock,
+  PackedGrid,
+  PackedLinear,
+  PackedTransform,
+} from "../backend/contract/packed.js";
 import type { TensorEntry } from "../checkpoint/safetensors.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { floatsToHalfBytes } from "../checkpoint/half.js";
@@ -8,8 +16,7 @@ import { PlanishError } from "../common/errors.js";
 import { mapValues } from "../common/records.js";
 import { blockProgram } from "../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
-import { sitesOf, type LinearName, type LinearSite } from "../models/program.js";
-import { type HostNorm } from "../models/weights.js";
+import { sitesOf, type LinearName, type LinearSite } from "../backend/contract/program.js";
 import {
   blockTensors,
   CACHE_QUANTIZERS,
@@ -24,14 +31,7 @@ import {
   type TensorDescription,
 } from "./artifact-tensors.js";
 import { packNibbles, unpackNibbles } from "./pack.js";
-import type {
-  ClipLogits,
-  PackedBlock,
-  PackedGrid,
-  PackedLinear,
-  PackedTransform,
-} from "./packed-block.js";
-import type { Scheme } from "./scheme.js";
+import type { Scheme } from "../backend/contract/scheme.js";
 import { invertMatrix } from "./transforms/matrix.js";
 
 /**

@@ -3,6 +3,7 @@
  * file of the journal. With GPTQ the calibration set goes through the full-precision model once more, because
  * second moments depend on the final parameters.
  */
+import type { PackedBlock } from "../backend/contract/packed.js";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
@@ -18,13 +19,13 @@ import { Prefix, type StateStore } from "./calibration/prefix.js";
 import { sampleRange, type Activations, type TokenWindows } from "./calibration/windows.js";
 import { foldBlock, type ParameterValues } from "./fold.js";
 import type { Journal, PackReport } from "./journal.js";
-import { packedLayer, type PackedBlock } from "./packed-block.js";
+import { packedLayer } from "./packed-block.js";
 import { packedEntries } from "./packed-tensors.js";
 import { collectMoments } from "./rounding/moments.js";
 import { gptqSolver } from "./rounding/native.js";
 import { gptqRounder } from "./rounding/rounder.js";
 import type { GptqSettings } from "./rounding/settings.js";
-import type { Scheme } from "./scheme.js";
+import type { Scheme } from "../backend/contract/scheme.js";
 import { settleParameters } from "./settle.js";
 
 export interface PackJob {

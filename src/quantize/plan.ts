@@ -17,7 +17,7 @@ import { estimateRun, type RunEstimate } from "./estimate.js";
 import { limitedNeed, resolveRecipe } from "./index.js";
 import type { BlockPlan, CalibrationNeed } from "./method.js";
 import { findMethod } from "./methods/index.js";
-import { formatScheme, type Scheme } from "./scheme.js";
+import { formatScheme, type Scheme } from "../backend/contract/scheme.js";
 
 export interface PlanOptions {
   /** Its speed is measured for the estimate of time. */

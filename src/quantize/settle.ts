@@ -3,12 +3,18 @@
  * rounds them first, so that everything derived from them (inverses, folded weights, integer codes) belongs to the
  * values that will run, and the simulated model of settled parameters is the artifact's own arithmetic.
  */
+import type { HostNorm } from "../backend/contract/packed.js";
 import type { RealArray } from "../backend/backend.js";
 import { createReferenceBackend } from "../backend/reference/index.js";
 import { halfFloats } from "../checkpoint/element-types.js";
 import { floatToHalfBits } from "../checkpoint/half.js";
-import type { HostBlock, HostNorm } from "../models/weights.js";
-import { siteNamed, sitesOf, type BlockProgram, type LinearSite } from "../models/program.js";
+import type { HostBlock } from "../models/weights.js";
+import {
+  siteNamed,
+  sitesOf,
+  type BlockProgram,
+  type LinearSite,
+} from "../backend/contract/program.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
 import { bindMatrix, type Side } from "./transforms/affine.js";
 

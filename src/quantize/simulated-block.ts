@@ -17,7 +17,7 @@ import {
   type LinearSite,
   type SiteName,
   type SitePlace,
-} from "../models/program.js";
+} from "../backend/contract/program.js";
 import {
   binary,
   clipRows,
@@ -32,7 +32,7 @@ import {
 } from "../tensor/ops/index.js";
 import type { Graph, Tensor } from "../tensor/tensor.js";
 import { gridStep, readTensorGrid, type TensorGrid } from "./grids/tensor.js";
-import type { Scheme } from "./scheme.js";
+import type { Scheme } from "../backend/contract/scheme.js";
 import {
   bindTransform,
   formOrthogonals,

@@ -15,7 +15,7 @@ import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { readBlock, uploadBlock } from "../models/weights.js";
 import { frozen, type Graph, type Tensor } from "../tensor/tensor.js";
 import type { ParameterValues } from "./fold.js";
-import type { Scheme } from "./scheme.js";
+import type { Scheme } from "../backend/contract/scheme.js";
 import { bindSimulated, type BlockDescription, type SimulatedBlock } from "./simulated-block.js";
 
 /** `parameters`: one map per block; none for methods without parameters (plain rounding). */

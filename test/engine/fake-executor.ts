@@ -6,30 +6,10 @@ import { MessageChannel } from "node:worker_threads";
 import type { Tokenizer } from "../../src/checkpoint/tokenizer.js";
 import { Engine } from "../../src/engine/engine.js";
 import { EngineHost, type HostOptions, type Prompts } from "../../src/engine/host.js";
-import type { ModelConfig } from "../../src/models/config.js";
-import type { Chunk, Executor } from "../../src/engine/executor.js";
+import type { Chunk, Executor } from "../../src/backend/contract/inference.js";
 import { Random } from "../../src/common/random.js";
 
 export const FAKE_VOCABULARY = 24;
-
-export function fakeConfig(maxPositions = 1000): ModelConfig {
-  return {
-    architecture: "llama",
-    hiddenSize: 8,
-    intermediateSize: 8,
-    numLayers: 1,
-    numHeads: 1,
-    numKvHeads: 1,
-    headDim: 8,
-    vocabSize: FAKE_VOCABULARY,
-    maxPositions,
-    norm: { kind: "rms", epsilon: 1e-5 },
-    positions: { kind: "rope", theta: 1e4, scaling: { type: "default" } },
-    mlp: { gated: true, activation: "silu" },
-    qkNorm: false,
-    tiedEmbeddings: true,
-  };
-}
 
 /** Logits after some tokens. */
 export function fakeLogits(tokens: readonly number[]): Float32Array {
@@ -53,7 +33,12 @@ export function fakeExecutor({
 } {
   let memory = new Int32Array();
   return {
-    config: fakeConfig(maxPositions),
+    shape: {
+      hiddenSize: 8,
+      vocabSize: FAKE_VOCABULARY,
+      maxPositions: maxPositions ?? 1000,
+      learnedPositions: false,
+    },
     description: "fake",
     pageTokens,
     bytesPerPage: 4 * pageTokens,
@@ -65,7 +50,8 @@ export function fakeExecutor({
     copyPage(from, to) {
       memory.copyWithin(to * pageTokens, from * pageTokens, (from + 1) * pageTokens);
     },
-    step(chunks) {
+    async step(chunks) {
+      await Promise.resolve();
       onStep?.(chunks);
       const slot = (pages: Int32Array, position: number): number =>
         pages[Math.floor(position / pageTokens)] * pageTokens + (position % pageTokens);

@@ -1,12 +1,17 @@
 /** Programs as the engines' kernels compute them: what is computed together, and when a value's place is free again. */
 import { describe, expect, it } from "vitest";
 import { planCudaBlock } from "../../src/engine/cuda/block-plan.js";
-import { fuse, NoKernel, type FusedStep } from "../../src/engine/fuse.js";
-import { Slots } from "../../src/engine/slots.js";
+import { fuse, NoKernel, type FusedStep } from "../../src/backend/contract/fuse.js";
+import { Slots } from "../../src/backend/contract/slots.js";
 import { blockProgram } from "../../src/models/architectures/index.js";
 import { BlockBuilder } from "../../src/models/builder.js";
 import type { ModelConfig } from "../../src/models/config.js";
-import { BLOCK_INPUT, inputsOf, outputsOf, type BlockProgram } from "../../src/models/program.js";
+import {
+  BLOCK_INPUT,
+  inputsOf,
+  outputsOf,
+  type BlockProgram,
+} from "../../src/backend/contract/program.js";
 
 const llama: ModelConfig = {
   architecture: "llama",

@@ -9,7 +9,7 @@ import { packageRoot } from "../../src/common/package.js";
 import { silentProgress } from "../../src/common/progress.js";
 import { openExecutor, pagesFor } from "../../src/engine/open-executor.js";
 import { quantize } from "../../src/quantize/index.js";
-import { parseScheme } from "../../src/quantize/scheme.js";
+import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { fakeExecutor } from "./fake-executor.js";
 
 const directory = mkdtempSync(join(tmpdir(), "planish-open-"));

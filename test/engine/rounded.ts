@@ -2,25 +2,23 @@
  * Models rounded to nearest on a scheme's grids, for engines and for the simulated arithmetic alike; with transforms and
  * clips at every place where an artifact can have them, where asked for. No test framework: GPU lanes use it too.
  */
+import type { PackedBlock, PackedLinear } from "../../src/backend/contract/packed.js";
 import type { Backend } from "../../src/backend/backend.js";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.js";
 import { elementsToFloat32 } from "../../src/checkpoint/element-types.js";
 import { floatsToHalfBytes } from "../../src/checkpoint/half.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { Random } from "../../src/common/random.js";
-import type { EngineSource } from "../../src/engine/integer/source.js";
+import type { InferenceSource } from "../../src/backend/contract/inference.js";
+import { inferenceSource } from "../../src/engine/source.js";
 import { blockProgram, parseModelConfig } from "../../src/models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../../src/models/config.js";
 import { LanguageModel, loadOuter } from "../../src/models/language-model.js";
 import { readBlock } from "../../src/models/weights.js";
-import type { LinearName, LinearSite } from "../../src/models/program.js";
+import type { LinearName, LinearSite } from "../../src/backend/contract/program.js";
 import { foldBlock } from "../../src/quantize/fold.js";
-import {
-  packedLayer,
-  type PackedBlock,
-  type PackedLinear,
-} from "../../src/quantize/packed-block.js";
-import { parseScheme } from "../../src/quantize/scheme.js";
+import { packedLayer } from "../../src/quantize/packed-block.js";
+import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { Graph } from "../../src/tensor/tensor.js";
 
 function halved(values: ArrayLike<number>, name: string): Float32Array {
@@ -44,7 +42,9 @@ export function withHalves(checkpoint: Checkpoint, { names }: Architecture): Che
 }
 
 export interface RoundedModel extends Disposable {
-  readonly source: EngineSource;
+  readonly checkpoint: Checkpoint;
+  readonly config: ModelConfig;
+  readonly source: InferenceSource;
   /** The same blocks with simulated arithmetic; disposed with the rest. */
   simulated(backend: Backend): LanguageModel;
 }
@@ -70,14 +70,15 @@ export function roundedModel(path: string, scheme: string, extras: Extras = {}):
   });
   const models: LanguageModel[] = [];
   return {
-    source: {
+    checkpoint,
+    config,
+    source: inferenceSource({
       checkpoint,
       architecture,
       config,
       scheme: parsed,
       block: (layer) => blocks[layer],
-      [Symbol.dispose]: () => undefined,
-    },
+    }),
     simulated: (backend) => {
       const model = new LanguageModel(
         backend,

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Random } from "../../src/common/random.js";
-import type { Chunk } from "../../src/engine/executor.js";
+import type { Chunk } from "../../src/backend/contract/inference.js";
 import { Sampler, type SamplingOptions } from "../../src/engine/sampling.js";
 import { Scheduler } from "../../src/engine/scheduler.js";
 import { Sequence } from "../../src/engine/sequence.js";
@@ -94,9 +94,9 @@ const job = (prompt: readonly number[], rest: Partial<Job> = {}): Job => ({
   ...rest,
 });
 
-function finish(scheduler: Scheduler, limit = 10_000): number {
+async function finish(scheduler: Scheduler, limit = 10_000): Promise<number> {
   let steps = 0;
-  while (scheduler.step()) if (++steps > limit) throw new Error("the scheduler does not end");
+  while (await scheduler.step()) if (++steps > limit) throw new Error("the scheduler does not end");
   return steps;
 }
 
@@ -104,7 +104,7 @@ const range = (length: number, from = 1): number[] =>
   Array.from({ length }, (_, i) => from + (i % 20));
 
 describe("Scheduler", () => {
-  it("gives each request what it gives alone, whatever comes and goes beside it, and loses no page", () => {
+  it("gives each request what it gives alone, whatever comes and goes beside it, and loses no page", async () => {
     // Few distinct tokens and lengths around page borders make prompts that share beginnings.
     const prompt = fc.array(fc.constantFrom(1, 2), { minLength: 1, maxLength: 18 });
     const jobs = fc.record({
@@ -125,21 +125,21 @@ describe("Scheduler", () => {
       which: fc.nat({ max: 30 }),
       steps: fc.integer({ min: 0, max: 6 }),
     });
-    fc.assert(
-      fc.property(
+    await fc.assert(
+      fc.asyncProperty(
         fc.array(event, { minLength: 1, maxLength: 25 }),
         fc.record({
           pages: fc.integer({ min: 8, max: 14 }),
           maxRunning: fc.integer({ min: 1, max: 5 }),
           stepTokens: fc.integer({ min: 1, max: 40 }),
         }),
-        (events, options) => {
+        async (events, options) => {
           const contextTokens = options.pages * 4;
           const scheduler = new Scheduler(fakeExecutor({ pageTokens: 4 }), options);
           const requests: { job: Job; result: Result }[] = [];
           const cancelled = new Set<number>();
-          const step = (): boolean => {
-            const worked = scheduler.step();
+          const step = async (): Promise<boolean> => {
+            const worked = await scheduler.step();
             const { running, pagesUsed } = scheduler.stats;
             expect(running).toBeLessThanOrEqual(options.maxRunning);
             expect(pagesUsed).toBeLessThanOrEqual(options.pages);
@@ -155,10 +155,11 @@ describe("Scheduler", () => {
               scheduler.cancel(id);
               cancelled.add(id);
             } else if (kind !== "steps") scheduler.pause(id, kind === "pause");
-            for (let i = 0; i < steps; i++) step();
+            for (let i = 0; i < steps; i++) await step();
           }
           requests.forEach((_, id) => scheduler.pause(id, false));
-          for (let i = 0; step(); i++) if (i > 5000) throw new Error("the scheduler does not end");
+          for (let i = 0; await step(); i++)
+            if (i > 5000) throw new Error("the scheduler does not end");
           requests.forEach(({ job, result }, id) => {
             expect(result.error).toBeUndefined();
             const expected = alone(job, contextTokens);
@@ -176,7 +177,7 @@ describe("Scheduler", () => {
     );
   });
 
-  it("lets those who decode go on while a long prompt is read", () => {
+  it("lets those who decode go on while a long prompt is read", async () => {
     const sizes: number[][] = [];
     const onStep = (chunks: readonly Chunk[]): void =>
       void sizes.push(chunks.map(({ tokens }) => tokens.length));
@@ -187,9 +188,9 @@ describe("Scheduler", () => {
     });
     const short = sequencesOf(job([3], { maxTokens: 30, sampling: { temperature: 0 } }), 0, 800);
     scheduler.submit(short.first);
-    scheduler.step();
+    await scheduler.step();
     scheduler.submit(sequencesOf(job(range(200), { maxTokens: 1 }), 1, 800).first);
-    for (let i = 0; i < 5; i++) scheduler.step();
+    for (let i = 0; i < 5; i++) await scheduler.step();
     // One token of the first in each step; the rest of the step's 40 tokens go to the prompt.
     expect(sizes.slice(1)).toEqual([
       [1, 39],
@@ -200,36 +201,36 @@ describe("Scheduler", () => {
     ]);
   });
 
-  it("cuts prompts between pages for executors that ask for it", () => {
+  it("cuts prompts between pages for executors that ask for it", async () => {
     const parts: number[][] = [];
     const onStep = (chunks: readonly Chunk[]): void =>
       void parts.push(chunks.map(({ start, tokens }) => start + tokens.length));
     const executor = { ...fakeExecutor({ pageTokens: 16, onStep }), cutAtPages: true };
     const scheduler = new Scheduler(executor, { pages: 50, maxRunning: 4, stepTokens: 70 });
     scheduler.submit(sequencesOf(job(range(200), { maxTokens: 1 }), 0, 800).first);
-    for (let i = 0; i < 4; i++) scheduler.step();
+    for (let i = 0; i < 4; i++) await scheduler.step();
     expect(parts.map(([end]) => end)).toEqual([64, 128, 192, 200]);
     // A share below a page is taken as it is: a prompt must go on.
     parts.length = 0;
     const small = new Scheduler(executor, { pages: 50, maxRunning: 4, stepTokens: 32 });
     for (const id of [1, 2, 3, 4])
       small.submit(sequencesOf(job(range(90, id), { maxTokens: 1 }), id, 800).first);
-    small.step();
+    await small.step();
     expect(parts).toEqual([[8, 8, 8, 8]]);
   });
 
-  it("shares a step among prompts, so that a short one is not kept behind a long one", () => {
+  it("shares a step among prompts, so that a short one is not kept behind a long one", async () => {
     const scheduler = new Scheduler(fakeExecutor(), { pages: 400, maxRunning: 4, stepTokens: 64 });
     const long = sequencesOf(job(range(640), { maxTokens: 1 }), 0, 1600);
     const short = sequencesOf(job(range(20, 5), { maxTokens: 1 }), 1, 1600);
     scheduler.submit(long.first);
     scheduler.submit(short.first);
-    scheduler.step();
+    await scheduler.step();
     expect(short.result.reasons).toHaveLength(1);
     expect(long.result.reasons).toEqual([]);
   });
 
-  it("computes a common beginning once", () => {
+  it("computes a common beginning once", async () => {
     let computed = 0;
     const onStep = (chunks: readonly Chunk[]): void =>
       chunks.forEach(({ tokens }) => (computed += tokens.length));
@@ -240,17 +241,17 @@ describe("Scheduler", () => {
     });
     const first = sequencesOf(job([...range(16), 7], { maxTokens: 1 }), 0, 396);
     scheduler.submit(first.first);
-    finish(scheduler);
+    await finish(scheduler);
     expect(computed).toBe(17);
     const second = sequencesOf(job([...range(16), 9], { maxTokens: 1 }), 1, 396);
     scheduler.submit(second.first);
-    finish(scheduler);
+    await finish(scheduler);
     expect(computed).toBe(18);
     expect(second.first.cachedTokens).toBe(16);
     expect(second.result).toEqual(alone(job([...range(16), 9], { maxTokens: 1 }), 396));
   });
 
-  it("computes the prompt of several choices once", () => {
+  it("computes the prompt of several choices once", async () => {
     let prefilled = 0;
     const onStep = (chunks: readonly Chunk[]): void =>
       chunks.forEach(({ tokens }) => (prefilled += tokens.length > 1 ? tokens.length : 0));
@@ -262,12 +263,12 @@ describe("Scheduler", () => {
     const several = job(range(18), { n: 4 });
     const { first, result } = sequencesOf(several, 0, 396);
     scheduler.submit(first);
-    finish(scheduler);
+    await finish(scheduler);
     expect(prefilled).toBe(18);
     expect(result).toEqual(alone(several, 396));
   });
 
-  it("takes pages back from who came last when they run out, and nobody's text changes", () => {
+  it("takes pages back from who came last when they run out, and nobody's text changes", async () => {
     const scheduler = new Scheduler(fakeExecutor(), { pages: 8, maxRunning: 4, stepTokens: 64 });
     const jobs = [1, 2, 3].map((seed) =>
       job([seed, 5, 6, 7, 8, 9], {
@@ -281,7 +282,7 @@ describe("Scheduler", () => {
       scheduler.submit(first);
       return result;
     });
-    finish(scheduler);
+    await finish(scheduler);
     expect(scheduler.stats.preemptions).toBeGreaterThan(0);
     results.forEach((result, id) => expect(result).toEqual(alone(jobs[id], 32)));
   });
@@ -293,7 +294,7 @@ describe("Scheduler", () => {
     );
   });
 
-  it("fails those whose step fails, and serves the next", () => {
+  it("fails those whose step fails, and serves the next", async () => {
     let broken = true;
     const onStep = (): void => {
       if (broken) throw new Error("the device is gone");
@@ -305,13 +306,13 @@ describe("Scheduler", () => {
     });
     const failing = sequencesOf(job([1, 2, 3], { n: 2 }), 0, 36);
     scheduler.submit(failing.first);
-    finish(scheduler);
+    await finish(scheduler);
     expect(failing.result.error?.message).toBe("the device is gone");
     expect(scheduler.stats).toMatchObject({ running: 0, pagesUsed: 0 });
     broken = false;
     const good = sequencesOf(job([1, 2, 3]), 1, 36);
     scheduler.submit(good.first);
-    finish(scheduler);
+    await finish(scheduler);
     expect(good.result).toEqual(alone(job([1, 2, 3]), 36));
   });
 });

@@ -8,7 +8,7 @@ import { createReferenceBackend } from "../../src/backend/reference/index.js";
 import { packageRoot } from "../../src/common/package.js";
 import { SimulatedExecutor } from "../../src/engine/simulated-executor.js";
 import { loadModel, loadRounded, type LoadedModel } from "../../src/quantize/load.js";
-import { parseScheme } from "../../src/quantize/scheme.js";
+import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { Graph } from "../../src/tensor/tensor.js";
 
 const backend = openBackend({});
@@ -39,18 +39,18 @@ function plainLogits(on: Backend, { model }: LoadedModel, ids: Int32Array): Floa
 }
 
 /** Runs a sequence in chunks that end at `cuts`, beside another one in each step where asked. */
-function inChunks(
+async function inChunks(
   executor: SimulatedExecutor,
   ids: Int32Array,
   cuts: readonly number[],
   firstPage: number,
   beside: boolean,
-): Float32Array {
+): Promise<Float32Array> {
   const count = Math.ceil(ids.length / executor.pageTokens);
   // Backwards, so that nothing relies on pages being neighbours.
   const pages = Int32Array.from({ length: count }, (_, i) => firstPage + count - 1 - i);
   const otherPages = pages.map((page) => page + count);
-  const out = new Float32Array(ids.length * executor.config.vocabSize);
+  const out = new Float32Array(ids.length * executor.shape.vocabSize);
   let start = 0;
   for (const end of [...new Set([...cuts, ids.length])].sort((a, b) => a - b)) {
     const chunk = { tokens: ids.slice(start, end), start, pages, logits: "all" } as const;
@@ -60,8 +60,8 @@ function inChunks(
       pages: otherPages,
       logits: "last",
     } as const;
-    const results = executor.step(beside ? [other, chunk] : [chunk]);
-    out.set(results[results.length - 1] ?? [], start * executor.config.vocabSize);
+    const results = await executor.step(beside ? [other, chunk] : [chunk]);
+    out.set(results[results.length - 1] ?? [], start * executor.shape.vocabSize);
     start = end;
   }
   return out;
@@ -70,53 +70,57 @@ function inChunks(
 const sameBits = (a: Float32Array, b: Float32Array): boolean =>
   Buffer.from(a.buffer).equals(Buffer.from(b.buffer));
 
-describe.each(Object.entries(models))("the simulated executor on %s", (_name, load) => {
+describe.each(Object.entries(models))("the simulated executor on %s", async (_name, load) => {
   const loaded = load();
   const executor = executorOf(loaded, 40);
   const ids = Int32Array.from({ length: 100 }, (_, i) => ((i * 7919) % 4000) + 5);
-  const whole = inChunks(executor, ids, [], 0, false);
+  const whole = await inChunks(executor, ids, [], 0, false);
 
-  it("gives a row the same bits however the sequence is cut, alone or beside another", () => {
-    fc.assert(
-      fc.property(
+  it("gives a row the same bits however the sequence is cut, alone or beside another", async () => {
+    await fc.assert(
+      fc.asyncProperty(
         fc.uniqueArray(fc.integer({ min: 1, max: 99 }), { maxLength: 5 }),
         fc.boolean(),
-        (cuts, beside) => {
-          expect(sameBits(inChunks(executor, ids, cuts, 20, beside), whole)).toBe(true);
+        async (cuts, beside) => {
+          expect(sameBits(await inChunks(executor, ids, cuts, 20, beside), whole)).toBe(true);
         },
       ),
       { numRuns: 8 },
     );
   });
 
-  it("goes on from a copied page as from its original", () => {
+  it("goes on from a copied page as from its original", async () => {
     const pages = Int32Array.of(0, 1);
-    const first = executor.step([{ tokens: ids.slice(0, 20), start: 0, pages, logits: "none" }]);
+    const first = await executor.step([
+      { tokens: ids.slice(0, 20), start: 0, pages, logits: "none" },
+    ]);
     expect(first).toEqual([undefined]);
     executor.copyPage(1, 2);
     const rest = { tokens: ids.slice(20, 24), start: 20, logits: "all" } as const;
-    const [copied] = executor.step([{ ...rest, pages: Int32Array.of(0, 2) }]);
-    const vocab = executor.config.vocabSize;
+    const [copied] = await executor.step([{ ...rest, pages: Int32Array.of(0, 2) }]);
+    const vocab = executor.shape.vocabSize;
     expect(sameBits(copied ?? new Float32Array(), whole.slice(20 * vocab, 24 * vocab))).toBe(true);
   });
 
-  it("refuses a chunk that its pages do not hold", () => {
+  it("refuses a chunk that its pages do not hold", async () => {
     const chunk = {
       tokens: ids.slice(0, 17),
       start: 0,
       pages: Int32Array.of(0),
       logits: "none",
     } as const;
-    expect(() => executor.step([chunk])).toThrow("ends at position 17, its 1 pages hold 16");
+    await expect(executor.step([chunk])).rejects.toThrow(
+      "ends at position 17, its 1 pages hold 16",
+    );
   });
 });
 
 describe("the simulated executor", () => {
-  it.each(["tiny-llama", "tiny-opt"])("computes what %s computes", (name) => {
+  it.each(["tiny-llama", "tiny-opt"])("computes what %s computes", async (name) => {
     const loaded = loadModel(backend, path(name));
     const ids = Int32Array.from({ length: 100 }, (_, i) => ((i * 7919) % 4000) + 5);
     const plain = plainLogits(backend, loaded, ids);
-    const paged = inChunks(executorOf(loaded, 16), ids, [30, 31], 0, true);
+    const paged = await inChunks(executorOf(loaded, 16), ids, [30, 31], 0, true);
     let worst = 0;
     let largest = 0;
     plain.forEach((value, i) => {
@@ -128,12 +132,12 @@ describe("the simulated executor", () => {
     expect(worst).toBeLessThan(1e-5 * largest);
   });
 
-  it("computes the very same in plain loops, with 4-bit weights, activations and cache", () => {
+  it("computes the very same in plain loops, with 4-bit weights, activations and cache", async () => {
     const reference = createReferenceBackend({ realType: "f32" });
     const loaded = loadRounded(reference, path("tiny-llama"), parseScheme("w4a4kv4"));
     open.unshift(reference);
     const ids = Int32Array.of(464, 12, 900, 33, 4000, 7, 7, 7, 100, 2000);
-    const paged = inChunks(executorOf(loaded, 2), ids, [3, 4], 0, true);
+    const paged = await inChunks(executorOf(loaded, 2), ids, [3, 4], 0, true);
     expect(sameBits(paged, plainLogits(reference, loaded, ids))).toBe(true);
   });
 });

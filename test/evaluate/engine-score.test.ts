@@ -26,9 +26,9 @@ const pairs: EncodedPair[] = contexts.flatMap((context) =>
 );
 
 describe("scoring through an executor", () => {
-  it("equals whole sequences, wherever a context ends in its page", () => {
+  it("equals whole sequences, wherever a context ends in its page", async () => {
     using executor = new SimulatedExecutor(model, "float64");
-    const found = scoreWithExecutor(executor, pairs, { greedy: true });
+    const found = await scoreWithExecutor(executor, pairs, { greedy: true });
     const expected = scoreContinuations(model, pairs, { greedy: true });
     for (const [i, { logLikelihood, greedy }] of found.entries()) {
       // Executors hand logits out in float32: 2⁻²⁴ of logits up to about 20, for each of up to ten tokens.
@@ -37,11 +37,11 @@ describe("scoring through an executor", () => {
     }
   });
 
-  it("comes close with the engine's own kernels, whose products are bfloat16", () => {
+  it("comes close with the engine's own kernels, whose products are bfloat16", async () => {
     using native = openBackend({ device: "cpu" });
     const { model: same } = embeddedModel(native, "tiny-llama");
     using executor = openIntegerExecutor(join(packageRoot, "models", "tiny-llama"));
-    const found = scoreWithExecutor(executor, pairs);
+    const found = await scoreWithExecutor(executor, pairs);
     const expected = scoreContinuations(same, pairs);
     // 2⁻⁸ relative in every product's operands; logits of some units move by hundredths, a few at each token.
     for (const [i, { logLikelihood }] of found.entries())
@@ -50,10 +50,10 @@ describe("scoring through an executor", () => {
       );
   });
 
-  it("refuses what is longer than the model's positions", () => {
+  it("refuses what is longer than the model's positions", async () => {
     using executor = new SimulatedExecutor(model, "float64");
     const context = Array.from({ length: model.config.maxPositions }, () => 5);
-    expect(() => scoreWithExecutor(executor, [{ context, continuation: [6, 7] }])).toThrow(
+    await expect(scoreWithExecutor(executor, [{ context, continuation: [6, 7] }])).rejects.toThrow(
       /longer than the model's 1024 positions/,
     );
   });

@@ -6,7 +6,7 @@ import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { loadTokenizer, type Tokenizer } from "../../src/checkpoint/tokenizer.js";
 import { packageRoot } from "../../src/common/package.js";
 import { LanguageModel } from "../../src/models/language-model.js";
-import { parseScheme } from "../../src/quantize/scheme.js";
+import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { simulatedModel } from "../../src/quantize/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 

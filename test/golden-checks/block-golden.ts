@@ -1,10 +1,11 @@
 /** Golden vectors of one block's training as Planish's own types: shared by every backend's check of them. */
+import type { HostTensor } from "../../src/backend/contract/packed.js";
 import { blockProgram } from "../../src/models/architectures/index.js";
 import { mapValues } from "../../src/common/records.js";
 import type { ModelConfig } from "../../src/models/config.js";
-import type { HostBlock, HostTensor } from "../../src/models/weights.js";
+import type { HostBlock } from "../../src/models/weights.js";
 import { flatQuantPresets } from "../../src/quantize/methods/flatquant/recipe.js";
-import type { Bits } from "../../src/quantize/scheme.js";
+import type { Bits } from "../../src/backend/contract/scheme.js";
 import type { GoldenTensors } from "./support.js";
 
 export interface BlockSettings {

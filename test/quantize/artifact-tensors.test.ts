@@ -13,13 +13,13 @@ import { floatToHalfBits } from "../../src/checkpoint/half.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { writeSafetensors } from "../../src/checkpoint/safetensors.js";
 import { packageRoot } from "../../src/common/package.js";
-import { openSource } from "../../src/engine/integer/source.js";
+import { openSource } from "../../src/engine/source.js";
 import { openArtifact } from "../../src/quantize/artifact.js";
 import { outerTensors } from "../../src/quantize/artifact-tensors.js";
 import { quantize } from "../../src/quantize/index.js";
 import { loadModel } from "../../src/quantize/load.js";
 import { planRun } from "../../src/quantize/plan.js";
-import { parseScheme } from "../../src/quantize/scheme.js";
+import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { writeFirstBlocks } from "../models/first-blocks.js";
 import { smallCalibration } from "./methods/support.js";
 

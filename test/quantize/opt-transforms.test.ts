@@ -18,7 +18,7 @@ import { flatQuantPresets } from "../../src/quantize/methods/flatquant/recipe.js
 import { quantize } from "../../src/quantize/index.js";
 import { loadModel } from "../../src/quantize/load.js";
 import { packedLayer } from "../../src/quantize/packed-block.js";
-import { parseScheme } from "../../src/quantize/scheme.js";
+import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { simulatedModel } from "../../src/quantize/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 import type { ModelConfig } from "../../src/models/config.js";

@@ -16,7 +16,7 @@ import { readDocuments, tokenizeCorpus } from "../../src/quantize/calibration/te
 import { quantize, type QuantizeOptions } from "../../src/quantize/index.js";
 import { loadModel } from "../../src/quantize/load.js";
 import { readPackedBlock } from "../../src/quantize/packed-tensors.js";
-import { parseScheme } from "../../src/quantize/scheme.js";
+import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { bindSimulated } from "../../src/quantize/simulated-block.js";
 import { readKeptParameters, simulatedModel } from "../../src/quantize/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";

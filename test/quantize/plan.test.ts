@@ -5,7 +5,7 @@ import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { Random } from "../../src/common/random.js";
 import { blockProgram, parseModelConfig } from "../../src/models/architectures/index.js";
 import { readBlock } from "../../src/models/weights.js";
-import { sitesOf } from "../../src/models/program.js";
+import { sitesOf } from "../../src/backend/contract/program.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
 import { planBlock } from "../../src/quantize/methods/flatquant/plan.js";
 import {
@@ -14,7 +14,7 @@ import {
 } from "../../src/quantize/methods/flatquant/recipe.js";
 import { METHODS } from "../../src/quantize/methods/index.js";
 import { planRun } from "../../src/quantize/plan.js";
-import { parseScheme } from "../../src/quantize/scheme.js";
+import { parseScheme } from "../../src/backend/contract/scheme.js";
 
 const model = (name: string) =>
   openCheckpoint(fileURLToPath(new URL(`../../models/${name}`, import.meta.url)));

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { UsageError } from "../../src/common/errors.js";
-import { formatScheme, LEGAL_BITS, parseScheme } from "../../src/quantize/scheme.js";
+import { formatScheme, LEGAL_BITS, parseScheme } from "../../src/backend/contract/scheme.js";
 
 describe("parseScheme", () => {
   it("reads every legal combination back as it was written", () => {

@@ -11,11 +11,11 @@ import { benchKernels, formatBenchReport } from "../../bench/kernels.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { cudaObstacle, requireCuda } from "../../engine/cuda/index.js";
-import { parseModelConfig } from "../../models/architectures/index.js";
 import { outputPlace } from "../../common/place.js";
+import { openSource } from "../../engine/source.js";
 import { isArtifact } from "../../quantize/artifact.js";
 import { quantize } from "../../quantize/index.js";
-import { formatScheme, parseScheme } from "../../quantize/scheme.js";
+import { formatScheme, parseScheme } from "../../backend/contract/scheme.js";
 import { perform, type CommandContext } from "../action.js";
 import { integer, nameList } from "../flags.js";
 import { addExamples } from "../program.js";
@@ -138,15 +138,13 @@ async function rounded(
   flags: BenchFlags,
 ): Promise<string[]> {
   const artifacts: string[] = [];
+  using original = openSource(path);
   using source = openCheckpoint(path);
   using backend = openBackend({ threads: flags.threads });
   const hash = (await source.hash()).slice(0, 12);
   for (const text of flags.schemes) {
     const scheme = parseScheme(text);
-    const obstacle =
-      flags.device === "cuda"
-        ? cudaObstacle(parseModelConfig(source.config).config, scheme)
-        : undefined;
+    const obstacle = flags.device === "cuda" ? cudaObstacle({ ...original, scheme }) : undefined;
     if (obstacle !== undefined) {
       reporter.warn(`${formatScheme(scheme)} is left out: ${obstacle}`);
       continue;

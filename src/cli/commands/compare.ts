@@ -5,7 +5,7 @@ import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { outputPlace } from "../../common/place.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
-import { parseScheme } from "../../quantize/scheme.js";
+import { parseScheme } from "../../backend/contract/scheme.js";
 import { compare } from "../../report/compare/compare.js";
 import { comparisonText } from "../../report/compare/table.js";
 import { parseWays, wayNames } from "../../report/compare/ways.js";

@@ -6,7 +6,7 @@ import { loadTokenizer, type Tokenizer } from "../../checkpoint/tokenizer.js";
 import { UsageError } from "../../common/errors.js";
 import { isArtifact } from "../../quantize/artifact.js";
 import { loadModel, loadRounded, loadSimulated, type LoadedModel } from "../../quantize/load.js";
-import { formatScheme, parseScheme } from "../../quantize/scheme.js";
+import { formatScheme, parseScheme } from "../../backend/contract/scheme.js";
 import type { CommandContext } from "../action.js";
 
 export interface SimulationFlags {

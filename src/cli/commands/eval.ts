@@ -10,7 +10,7 @@ import { outputPlace } from "../../common/place.js";
 import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
 import { evaluateEnginePerplexity } from "../../evaluate/engine-perplexity.js";
 import { openCudaExecutor } from "../../engine/cuda/index.js";
-import type { Executor } from "../../engine/executor.js";
+import type { Executor } from "../../backend/contract/inference.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perplexity.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";

@@ -22,7 +22,7 @@ import {
 import { verifyArtifact, type VerifiedArtifact } from "../../quantize/verify.js";
 import { METHODS } from "../../quantize/methods/index.js";
 import { planRun, type RunPlan } from "../../quantize/plan.js";
-import { parseScheme } from "../../quantize/scheme.js";
+import { parseScheme } from "../../backend/contract/scheme.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
 import { linearSections } from "./linear-table.js";

@@ -10,7 +10,7 @@ import { outputPlace } from "../../common/place.js";
 import { calibrateBlocks, quantize, type QuantizeResult } from "../../quantize/index.js";
 import { movedGroups, type MovedGroup } from "../../quantize/moved.js";
 import { METHODS } from "../../quantize/methods/index.js";
-import { LEGAL_BITS, parseScheme } from "../../quantize/scheme.js";
+import { LEGAL_BITS, parseScheme } from "../../backend/contract/scheme.js";
 import type { BlockRange } from "../../quantize/workers.js";
 import { perform } from "../action.js";
 import { decimal, integer } from "../flags.js";

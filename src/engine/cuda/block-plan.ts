@@ -9,9 +9,9 @@ import {
   type BlockProgram,
   type NormStep,
   type ValueName,
-} from "../../models/program.js";
-import { fuse, type FusedCache, type FusedSite } from "../fuse.js";
-import type { Slot, Slots } from "../slots.js";
+} from "../../backend/contract/program.js";
+import { fuse, type FusedCache, type FusedSite } from "../../backend/contract/fuse.js";
+import type { Slot, Slots } from "../../backend/contract/slots.js";
 import { NoCudaKernel } from "./support.js";
 import type { CudaBlock } from "./weights.js";
 

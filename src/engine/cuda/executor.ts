@@ -9,6 +9,7 @@
  * which stand for what the page holds after the row. And a cut that leaves a single token: it takes decoding's attention,
  * whose queries and weights have 22 bits, and prompts that of prefill, which has 11. docs/cuda.md says how far apart.
  */
+import { rotaryFrequencies } from "../../backend/contract/rotary.js";
 import type {
   DevicePointer,
   Event,
@@ -17,12 +18,17 @@ import type {
 } from "../../backend/cuda/driver.js";
 import { PlanishError } from "../../common/errors.js";
 import { formatBytes } from "../../common/format.js";
-import type { ModelConfig } from "../../models/config.js";
-import { rotariesOf } from "../../models/program.js";
-import { rotaryFrequencies } from "../../models/rope.js";
-import { formatScheme } from "../../quantize/scheme.js";
-import { checkChunk, checkPage } from "../chunk-checks.js";
-import type { Chunk, Executor } from "../executor.js";
+import { attentionsOf, rotariesOf } from "../../backend/contract/program.js";
+import { formatScheme } from "../../backend/contract/scheme.js";
+import {
+  checkChunk,
+  checkPage,
+  checkReserve,
+  type Chunk,
+  type Executor,
+  type ModelShape,
+  type StepLogits,
+} from "../../backend/contract/inference.js";
 import { PAGE_TOKENS } from "./layout.js";
 import { OuterKernels } from "./outer-kernels.js";
 import {
@@ -75,7 +81,7 @@ export interface CudaExecutorOptions {
 }
 
 export class CudaExecutor implements Executor {
-  readonly config: ModelConfig;
+  readonly shape: ModelShape;
   readonly description: string;
   readonly pageTokens = PAGE_TOKENS;
   readonly cutAtPages: boolean;
@@ -108,18 +114,15 @@ export class CudaExecutor implements Executor {
     private readonly model: CudaModel,
     options: CudaExecutorOptions = {},
   ) {
-    const { config, scheme } = model;
-    this.config = config;
-    const { numHeads, numKvHeads, hiddenSize, vocabSize, maxPositions } = config;
+    const { shape, scheme } = model;
+    this.shape = shape;
+    const { hiddenSize, vocabSize, maxPositions } = shape;
+    const [attention] = model.programs.flatMap(attentionsOf);
     const [rotary] = rotariesOf(model.programs);
     if (!rotary) throw new PlanishError("learned positions have no CUDA kernel");
     const pages = Math.ceil(maxPositions / PAGE_TOKENS);
     this.splits =
-      options.splits ??
-      Math.min(
-        MOST_SPLITS,
-        device.kernels.splitsFor({ heads: numHeads, kvHeads: numKvHeads }, 1, pages),
-      );
+      options.splits ?? Math.min(MOST_SPLITS, device.kernels.splitsFor(attention, 1, pages));
     this.exact = options.exact ?? false;
     this.cutAtPages = !this.exact;
     this.graphs = options.graphs === false ? undefined : new Map();
@@ -161,8 +164,7 @@ export class CudaExecutor implements Executor {
 
   reserve(pages: number): void {
     this.checkLive();
-    if (!Number.isSafeInteger(pages) || pages < 1)
-      throw new PlanishError(`cannot reserve ${pages} pages; give an integer of at least 1`);
+    checkReserve(pages);
     const { device } = this;
     this.dropGraphs();
     if (this.cache) device.free(this.cache.pointer);
@@ -190,10 +192,14 @@ export class CudaExecutor implements Executor {
     driver.copyOnDevice(pointer + to * size, pointer + from * size, size, stream);
   }
 
-  step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
+  async step(chunks: readonly Chunk[]): Promise<StepLogits> {
+    return Promise.resolve(this.compute(chunks));
+  }
+
+  private compute(chunks: readonly Chunk[]): StepLogits {
     this.checkLive();
-    for (const chunk of chunks) checkChunk(chunk, this.config, PAGE_TOKENS, this.cache?.pages);
-    const { vocabSize } = this.config;
+    for (const chunk of chunks) checkChunk(chunk, this.shape, PAGE_TOKENS, this.cache?.pages);
+    const { vocabSize } = this.shape;
     const results = chunks.map(({ logits, tokens }) =>
       logits === "none"
         ? undefined
@@ -253,7 +259,7 @@ export class CudaExecutor implements Executor {
     else device.driver.launchGraph(captured.graph, device.stream);
     const wanted = pieces.filter(({ index }) => results[index] !== undefined);
     if (wanted.length === 0) return;
-    const { vocabSize } = this.config;
+    const { vocabSize } = this.shape;
     const [first] = wanted;
     // Alone, the caller's array is filled as it is.
     if (pieces.length === 1 && results[first.index]) {
@@ -285,7 +291,7 @@ export class CudaExecutor implements Executor {
     this.send(tables);
     const { layout } = tables;
     this.forward(layout, this.passOf(layout, this.exact, TASK_ROWS));
-    const { vocabSize } = this.config;
+    const { vocabSize } = this.shape;
     for (let at = 0; at < chosen.length; at += LOGIT_ROWS) {
       const count = Math.min(LOGIT_ROWS, chosen.length - at);
       this.logits(layout, at, count);
@@ -319,13 +325,13 @@ export class CudaExecutor implements Executor {
 
   /** Enqueues embedding and blocks. */
   private forward(layout: TableLayout, pass: Pass): void {
-    const { buffers, config, frequencies, half, model, outer, tables } = this;
+    const { buffers, shape, frequencies, half, model, outer, tables } = this;
     outer.embed({
       table: model.outer.embedding,
       ids: tables.device + 4 * layout.ids,
       positions: tables.device + 4 * layout.positions,
       rows: layout.rows,
-      cols: config.hiddenSize,
+      cols: shape.hiddenSize,
       frequencies,
       half,
       x: buffers.slots[0],
@@ -337,16 +343,16 @@ export class CudaExecutor implements Executor {
 
   /** Enqueues the logits of `count` of the rows listed as chosen, from the `first` on. */
   private logits(layout: TableLayout, first: number, count: number): void {
-    const { buffers, config, model, outer, tables } = this;
+    const { buffers, shape, model, outer, tables } = this;
     outer.logits({
       x: buffers.slots[this.plan.output.slot],
       chosen: tables.device + 4 * (layout.chosen + first),
       rows: count,
-      cols: config.hiddenSize,
-      gain: model.outer.finalGain,
-      epsilon: config.norm.epsilon,
+      cols: shape.hiddenSize,
+      gain: model.outer.finalNorm?.gain,
+      epsilon: model.outer.finalNorm?.epsilon ?? 0,
       table: model.outer.head,
-      vocab: config.vocabSize,
+      vocab: shape.vocabSize,
       parts: this.parts,
       out: this.logitBuffer,
     });

@@ -2,8 +2,8 @@
 import { cudaDeviceCount } from "../../backend/cuda/driver.js";
 import { openCudaLibrary } from "../../backend/cuda/libraries.js";
 import { PlanishError } from "../../common/errors.js";
-import { blockPrograms } from "../../models/architectures/index.js";
-import { openSource, type EngineSource } from "../integer/source.js";
+import type { InferenceSource } from "../../backend/contract/inference.js";
+import { openSource } from "../source.js";
 import { CudaEngineDevice } from "./device.js";
 import { CudaExecutor, type CudaExecutorOptions } from "./executor.js";
 import { cudaObstacle, NoCudaKernel } from "./support.js";
@@ -33,22 +33,21 @@ export function openCudaExecutor(path: string, options: CudaExecutorOptions = {}
 
 /** An executor of a source's blocks. The device becomes the executor's, and is disposed where there is none. */
 export function cudaExecutorOf(
-  source: EngineSource,
+  source: InferenceSource,
   device: MemoryDevice & Disposable,
   options: CudaExecutorOptions = {},
 ): CudaExecutor {
-  const { config, scheme, checkpoint, architecture } = source;
+  const { shape, programs, scheme } = source;
   try {
-    const obstacle = cudaObstacle(config, scheme);
+    const obstacle = cudaObstacle(source);
     if (obstacle !== undefined) throw new NoCudaKernel(obstacle);
-    using placer = new WeightPlacer(device, config, scheme);
-    const programs = blockPrograms(config);
+    using placer = new WeightPlacer(device, scheme);
     const blocks = programs.map((program, layer) => placer.block(program, source.block(layer)));
-    const outer = placer.outerOf(checkpoint, architecture);
+    const outer = placer.outerOf(source.outer);
     const { weightBytes } = placer;
     return new CudaExecutor(
       device,
-      { config, programs, scheme, blocks, outer, weightBytes },
+      { shape, programs, scheme, blocks, outer, weightBytes },
       options,
     );
   } catch (error) {

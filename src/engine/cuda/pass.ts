@@ -6,8 +6,8 @@ import {
   rotariesOf,
   sitesOf,
   type BlockProgram,
-} from "../../models/program.js";
-import { Slots } from "../slots.js";
+} from "../../backend/contract/program.js";
+import { Slots } from "../../backend/contract/slots.js";
 import {
   planCudaBlock,
   type PlannedBlock,

@@ -1,27 +1,30 @@
 /** What the engine's CUDA kernels take; everything else runs simulated, with the reason told. */
 import { PlanishError } from "../../common/errors.js";
-import { blockPrograms } from "../../models/architectures/index.js";
-import type { ModelConfig } from "../../models/config.js";
-import { rotariesOf, type BlockProgram, type Step } from "../../models/program.js";
-import type { Scheme } from "../../quantize/scheme.js";
-import { fuse, NoKernel } from "../fuse.js";
+import type { InferenceSource, OuterSource } from "../../backend/contract/inference.js";
+import { rotariesOf, type BlockProgram, type Step } from "../../backend/contract/program.js";
+import { fuse, NoKernel } from "../../backend/contract/fuse.js";
 import { siteGeometry, siteSharedBytes, type SiteShape } from "./layout.js";
 
 /** A model that the kernels do not take. The message is a reason, as it stands after "because". */
 export class NoCudaKernel extends PlanishError {}
 
 /** The first reason why a model of this scheme cannot run on the kernels; undefined when it can. */
-export function cudaObstacle(config: ModelConfig, scheme: Scheme | undefined): string | undefined {
-  if (scheme === undefined) return "a model that is not quantized has no CUDA engine";
+export function cudaObstacle(
+  source: Pick<InferenceSource, "shape" | "programs" | "scheme"> & {
+    readonly outer: Pick<OuterSource, "projectIn" | "finalNorm">;
+  },
+): string | undefined {
+  const { shape, programs, scheme, outer } = source;
   const { weightBits, activationBits, kvBits, queryBits = 16 } = scheme;
+  if (weightBits >= 16 && activationBits >= 16)
+    return "a model that is not quantized has no CUDA engine";
   if (weightBits >= 16) return "weights of 16 bits have no integer kernels";
   if (activationBits >= 16) return "activations of 16 bits have no integer kernels on CUDA";
   if (kvBits > 4 && kvBits < 16)
     return `a cache of ${kvBits} bits has no CUDA kernel; 2 to 4, and 16, have`;
   if (queryBits < 16) return "quantized queries have no CUDA kernel";
-  const { hiddenSize, positions, embeddingSize, norm } = config;
-  if (norm.kind !== "rms") return "layer norms have no CUDA kernel";
-  const programs = blockPrograms(config);
+  const { hiddenSize, learnedPositions } = shape;
+  if (outer.finalNorm?.kind === "layer") return "layer norms have no CUDA kernel";
   for (const program of programs)
     for (const step of program.steps) {
       const reason = stepObstacle(step);
@@ -29,11 +32,11 @@ export function cudaObstacle(config: ModelConfig, scheme: Scheme | undefined): s
     }
   const notFused = fusionObstacle(programs);
   if (notFused !== undefined) return notFused;
-  if (positions.kind !== "rope") return "learned positions have no CUDA kernel";
+  if (learnedPositions || rotariesOf(programs).length === 0)
+    return "learned positions have no CUDA kernel";
   if (rotariesOf(programs).length > 1)
     return "rotary positions of several kinds have no CUDA kernel";
-  if (embeddingSize !== undefined && embeddingSize !== hiddenSize)
-    return "an embedding with a width of its own has no CUDA kernel";
+  if (outer.projectIn) return "an embedding with a width of its own has no CUDA kernel";
   if (hiddenSize % 8 !== 0) return `hidden states of ${hiddenSize} columns are no multiple of 8`;
   return undefined;
 }

@@ -3,7 +3,7 @@
  * the kernels. One list of 32-bit words, sent to the device in one copy; the parts of a decoding pass lie at offsets that
  * depend on nothing but the number of rows, so that a captured graph finds them.
  */
-import type { Chunk } from "../executor.js";
+import type { Chunk } from "../../backend/contract/inference.js";
 import { PAGE_TOKENS } from "./layout.js";
 
 /** A stretch of a chunk that goes through the blocks at once. */

@@ -2,13 +2,18 @@
  * A model's weights on the GPU: integer codes in the order of the matrix units (packed there, by a kernel), scales,
  * transforms as halves, clipping factors; embedding and head in the 16 bits of the checkpoint.
  */
+import type {
+  ClipLogits,
+  HostNorm,
+  PackedBlock,
+  PackedLinear,
+  PackedTransform,
+} from "../../backend/contract/packed.js";
 import type { DevicePointer } from "../../backend/cuda/driver.js";
-import type { Checkpoint } from "../../checkpoint/checkpoint.js";
+import type { ModelShape, OuterSource, StoredMatrix } from "../../backend/contract/inference.js";
 import { floatsToHalfBytes } from "../../checkpoint/half.js";
 import { PlanishError } from "../../common/errors.js";
 import { mapValues } from "../../common/records.js";
-import type { Architecture, ModelConfig } from "../../models/config.js";
-import { readTensor, type HostNorm } from "../../models/weights.js";
 import {
   cacheShape,
   type BlockProgram,
@@ -16,15 +21,9 @@ import {
   type LinearSite,
   type NormName,
   type SitePlace,
-} from "../../models/program.js";
-import { fuse, type FusedSite } from "../fuse.js";
-import type {
-  ClipLogits,
-  PackedBlock,
-  PackedLinear,
-  PackedTransform,
-} from "../../quantize/packed-block.js";
-import type { Scheme } from "../../quantize/scheme.js";
+} from "../../backend/contract/program.js";
+import { fuse, type FusedSite } from "../../backend/contract/fuse.js";
+import type { Scheme } from "../../backend/contract/scheme.js";
 import type { EngineKernels } from "./kernels.js";
 import {
   featureTiles,
@@ -92,12 +91,12 @@ export interface CudaBlock {
 export interface CudaOuter {
   readonly embedding: HalfTable;
   readonly head: HalfTable;
-  readonly finalGain?: DevicePointer;
+  readonly finalNorm?: { readonly gain: DevicePointer; readonly epsilon: number };
 }
 
 /** A model as the executor runs it. */
 export interface CudaModel {
-  readonly config: ModelConfig;
+  readonly shape: ModelShape;
   readonly programs: readonly BlockProgram[];
   readonly scheme: Scheme;
   readonly blocks: readonly CudaBlock[];
@@ -161,7 +160,6 @@ export class WeightPlacer implements Disposable {
 
   constructor(
     private readonly device: MemoryDevice,
-    private readonly config: ModelConfig,
     private readonly scheme: Scheme,
   ) {
     this.outer = new OuterKernels(device);
@@ -193,34 +191,24 @@ export class WeightPlacer implements Disposable {
     };
   }
 
-  /** Embedding, head and final norm of a checkpoint. */
-  outerOf(checkpoint: Checkpoint, { names }: Architecture): CudaOuter {
-    const { config, device } = this;
-    const { hiddenSize, vocabSize } = config;
-    const embedding = this.table(checkpoint, names.embedding, [vocabSize, hiddenSize]);
-    const tied = config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead);
-    const gain =
-      config.finalNorm === false
-        ? undefined
-        : Float32Array.from(readTensor(checkpoint, names.finalNorm, [hiddenSize]).data);
+  /** Embedding, head and final norm. */
+  outerOf({ embedding: stored, head, finalNorm }: OuterSource): CudaOuter {
+    const embedding = this.table(stored);
     return {
       embedding,
-      head: tied ? embedding : this.table(checkpoint, names.lmHead, [vocabSize, hiddenSize]),
-      finalGain: gain && device.put(gain),
+      head: head ? this.table(head) : embedding,
+      finalNorm: finalNorm && {
+        gain: this.device.put(Float32Array.from(finalNorm.gain.data)),
+        epsilon: finalNorm.epsilon,
+      },
     };
   }
 
   /** As the checkpoint stores it, where that is 16 bits; else rounded to halves. */
-  private table(checkpoint: Checkpoint, name: string, shape: readonly [number, number]): HalfTable {
-    const stored = checkpoint.tensors.get(name);
-    const kept = stored?.type === "BF16" || stored?.type === "F16";
-    const fits = stored?.shape.join() === shape.join();
-    const bytes =
-      kept && fits
-        ? checkpoint.readBytes(name)
-        : floatsToHalfBytes(readTensor(checkpoint, name, shape).data, name);
+  private table(matrix: StoredMatrix): HalfTable {
+    const bytes = matrix.halves() ?? floatsToHalfBytes(matrix.values(), "embedding");
     this.bytes += bytes.byteLength;
-    return { pointer: this.device.put(bytes), bf16: stored?.type === "BF16" };
+    return { pointer: this.device.put(bytes), bf16: matrix.type === "BF16" };
   }
 
   private gain({ gain, bias, path }: HostNorm): DevicePointer {

@@ -9,8 +9,8 @@ import {
   type LinearName,
   type NormStep,
   type ValueName,
-} from "../../models/program.js";
-import type { Scheme } from "../../quantize/scheme.js";
+} from "../../backend/contract/program.js";
+import type { Scheme } from "../../backend/contract/scheme.js";
 import {
   fuse,
   NoKernel,
@@ -18,12 +18,12 @@ import {
   type FusedCache,
   type FusedNorm,
   type FusedSite,
-} from "../fuse.js";
+} from "../../backend/contract/fuse.js";
 import { MOST_SETS, STEP_ROWS, type RotaryBuffers, type StepBuffers } from "./buffers.js";
 import type { EngineMemory } from "./memory.js";
 import { clipLogits, type PlacedBlock, type PlacedNorm } from "./placed-block.js";
 import type { Plan, ProductPart } from "./plan.js";
-import type { Slot, Slots } from "../slots.js";
+import type { Slot, Slots } from "../../backend/contract/slots.js";
 
 /** Everything that block plans share. */
 export interface PlanContext {

@@ -1,7 +1,11 @@
 /** Where a step's rows live between kernels. Sized once, for the most rows that go through the blocks together. */
-import type { ModelConfig } from "../../models/config.js";
-import { rotariesOf, rotaryKey, sitesOf, type BlockProgram } from "../../models/program.js";
-import { rotaryFrequencies } from "../../models/rope.js";
+import { rotaryFrequencies } from "../../backend/contract/rotary.js";
+import {
+  rotariesOf,
+  rotaryKey,
+  sitesOf,
+  type BlockProgram,
+} from "../../backend/contract/program.js";
 import type { EngineMemory, Place } from "./memory.js";
 
 /** Rows that go through the blocks together; longer steps are cut. */
@@ -43,10 +47,10 @@ export function widestSite(programs: readonly BlockProgram[]): number {
 
 export function stepBuffers(
   memory: EngineMemory,
-  { hiddenSize, embeddingSize }: ModelConfig,
+  hiddenSize: number,
+  embeddingSize: number,
   programs: readonly BlockProgram[],
 ): StepBuffers {
-  const embedding = embeddingSize ?? hiddenSize;
   const widest = widestSite(programs);
   const rows = (width: number) => memory.alloc<Float32Array>("f32", STEP_ROWS * width);
   const integers = (count: number) => memory.alloc<Int32Array>("i32", count);
@@ -54,13 +58,13 @@ export function stepBuffers(
     ids: integers(STEP_ROWS),
     positions: integers(STEP_ROWS),
     chunks: integers(STEP_ROWS * 4),
-    embedded: rows(Math.max(embedding, hiddenSize)),
+    embedded: rows(Math.max(embeddingSize, hiddenSize)),
     codes: memory.alloc<Int8Array>("i8", MOST_SETS * STEP_ROWS * widest),
     scales: rows(MOST_SETS),
     reals: rows(widest),
     chosen: integers(STEP_ROWS),
     last: rows(hiddenSize),
-    normed: rows(Math.max(embedding, hiddenSize)),
+    normed: rows(Math.max(embeddingSize, hiddenSize)),
   };
 }
 

@@ -10,12 +10,18 @@ import type { PackedKind } from "../../backend/cpu/engine-kernels.js";
 import type { NativeLibrary } from "../../backend/cpu/library.js";
 import { nativeKernels, type NativeKernels } from "../../backend/cpu/native-kernels.js";
 import { PlanishError } from "../../common/errors.js";
-import type { ModelConfig } from "../../models/config.js";
-import { blockPrograms } from "../../models/architectures/index.js";
-import { cacheShape, type BlockProgram } from "../../models/program.js";
-import { formatScheme, type Scheme } from "../../quantize/scheme.js";
-import { checkChunk, checkPage } from "../chunk-checks.js";
-import type { Chunk, Executor } from "../executor.js";
+import { cacheShape, type BlockProgram } from "../../backend/contract/program.js";
+import { formatScheme, type Scheme } from "../../backend/contract/scheme.js";
+import {
+  checkChunk,
+  checkPage,
+  checkReserve,
+  type Chunk,
+  type Executor,
+  type InferenceSource,
+  type ModelShape,
+  type StepLogits,
+} from "../../backend/contract/inference.js";
 import { planBlock, type PlanContext } from "./block-plan.js";
 import {
   rotaryBuffers,
@@ -29,8 +35,8 @@ import { placeOuter, type PlacedOuter } from "./outer.js";
 import { placeBlock, type PlacedBlock } from "./placed-block.js";
 import { MatrixPacker, type PackedMatrix } from "./packed-matrix.js";
 import { Plan } from "./plan.js";
-import { Slots, type Slot } from "../slots.js";
-import { linearKind, type EngineSource } from "./source.js";
+import { Slots, type Slot } from "../../backend/contract/slots.js";
+import { linearKind } from "./linear-kind.js";
 
 export const PAGE_TOKENS = CONSTANTS.pageTokens;
 
@@ -45,7 +51,7 @@ interface Piece {
 }
 
 export class IntegerExecutor implements Executor {
-  readonly config: ModelConfig;
+  readonly shape: ModelShape;
   readonly description: string;
   readonly pageTokens = PAGE_TOKENS;
   readonly bytesPerPage: number;
@@ -79,23 +85,28 @@ export class IntegerExecutor implements Executor {
   constructor(
     private readonly library: NativeLibrary,
     threads: number,
-    source: EngineSource,
+    source: InferenceSource,
   ) {
-    const { config, scheme } = source;
-    this.config = config;
+    const { shape, programs, scheme } = source;
+    this.shape = shape;
     this.scheme = scheme;
     this.kind = linearKind(scheme);
-    this.programs = blockPrograms(config);
+    this.programs = programs;
     this.memory = new EngineMemory(library);
     this.kernels = nativeKernels(library);
     const packer = new MatrixPacker(library, this.memory);
     try {
-      this.blocks = Array.from({ length: config.numLayers }, (_, layer) =>
-        placeBlock(this.memory, packer, this.programs[layer], this.kind, source.block(layer)),
+      this.blocks = programs.map((program, layer) =>
+        placeBlock(this.memory, packer, program, this.kind, source.block(layer)),
       );
-      this.outer = placeOuter(this.memory, packer, source.checkpoint, source.architecture, config);
-      this.buffers = stepBuffers(this.memory, config, this.programs);
-      this.rotary = rotaryBuffers(this.memory, this.programs);
+      this.outer = placeOuter(this.memory, packer, source.outer);
+      this.buffers = stepBuffers(
+        this.memory,
+        shape.hiddenSize,
+        this.outer.embedding.shape[1],
+        programs,
+      );
+      this.rotary = rotaryBuffers(this.memory, programs);
       const pages = this.layOutPages();
       this.layerOffsets = pages.offsets;
       this.bytesPerPage = pages.bytes;
@@ -123,8 +134,7 @@ export class IntegerExecutor implements Executor {
 
   reserve(pages: number): void {
     this.checkLive();
-    if (!Number.isSafeInteger(pages) || pages < 1)
-      throw new PlanishError(`cannot reserve ${pages} pages; give an integer of at least 1`);
+    checkReserve(pages);
     this.cache?.memory[Symbol.dispose]();
     this.cache = undefined;
     this.dropPlan();
@@ -145,10 +155,15 @@ export class IntegerExecutor implements Executor {
     if (from !== to) place.copy(from * size, to * size, size);
   }
 
-  step(chunks: readonly Chunk[]): readonly (Float32Array | undefined)[] {
+  // The kernels run on threads of their own and this one waits for them; what refuses a step rejects.
+  async step(chunks: readonly Chunk[]): Promise<StepLogits> {
+    return Promise.resolve(this.compute(chunks));
+  }
+
+  private compute(chunks: readonly Chunk[]): StepLogits {
     this.checkLive();
-    for (const chunk of chunks) checkChunk(chunk, this.config, PAGE_TOKENS, this.cache?.pages);
-    const { vocabSize } = this.config;
+    for (const chunk of chunks) checkChunk(chunk, this.shape, PAGE_TOKENS, this.cache?.pages);
+    const { vocabSize } = this.shape;
     const wanted = chunks.map(({ logits, tokens }) =>
       logits === "all" ? tokens.length : logits === "last" ? 1 : 0,
     );
@@ -194,8 +209,8 @@ export class IntegerExecutor implements Executor {
 
   /** Runs the blocks over the pieces' rows; returns their number. */
   private forward(pieces: readonly Piece[]): number {
-    const { buffers, rotary, config } = this;
-    const offset = config.positions.kind === "learned" ? config.positions.offset : 0;
+    const { buffers, rotary, outer } = this;
+    const offset = outer.positions?.offset ?? 0;
     const listed = pieces.reduce((sum, piece) => sum + pagesOf(piece), 0);
     const { address, calls, pages } = this.plan(listed);
     let row = 0;
@@ -225,7 +240,7 @@ export class IntegerExecutor implements Executor {
 
   /** Logits of the rows that the pieces ask for, into `out`; returns their number. */
   private logits(pieces: readonly Piece[], rows: number, out: Float32Array): number {
-    const { buffers, config, outer, kernels } = this;
+    const { buffers, shape, outer, kernels } = this;
     const started = this.seconds ? performance.now() : 0;
     let count = 0;
     let row = 0;
@@ -236,7 +251,7 @@ export class IntegerExecutor implements Executor {
           buffers.chosen.data[count++] = row;
     }
     if (count === 0) return 0;
-    const { hiddenSize, norm, vocabSize } = config;
+    const { hiddenSize, vocabSize } = shape;
     kernels.gatherRows({
       table: this.places[this.output].address,
       tableRows: rows,
@@ -247,15 +262,15 @@ export class IntegerExecutor implements Executor {
     });
     let { address } = buffers.last;
     if (outer.finalNorm) {
-      const { gain, bias } = outer.finalNorm;
+      const { kind, epsilon, gain, bias } = outer.finalNorm;
       kernels.norm({
-        kind: norm.kind,
+        kind,
         x: address,
         rows: count,
         cols: hiddenSize,
         gain,
         bias,
-        epsilon: norm.epsilon,
+        epsilon,
         out: buffers.normed.address,
       });
       ({ address } = buffers.normed);
@@ -315,7 +330,7 @@ export class IntegerExecutor implements Executor {
           input,
           cache + BigInt(this.layerOffsets[layer]),
         ),
-      where.slots.take(this.config.hiddenSize),
+      where.slots.take(this.shape.hiddenSize),
     );
   }
 
@@ -343,10 +358,10 @@ export class IntegerExecutor implements Executor {
   }
 
   private planEmbedding(plan: Plan): void {
-    const { buffers, config, outer } = this;
+    const { buffers, shape, outer } = this;
     // The first block's input is the first slot.
     const x = this.places[0].address;
-    const { hiddenSize, vocabSize } = config;
+    const { hiddenSize, vocabSize } = shape;
     const { embedding, projectIn, positions } = outer;
     const width = embedding.shape[1];
     const into = projectIn ? buffers.embedded.address : x;

@@ -2,7 +2,7 @@
 import { loadNativeLibrary } from "../../backend/cpu/library.js";
 import { PlanishError } from "../../common/errors.js";
 import { IntegerExecutor } from "./executor.js";
-import { openSource } from "./source.js";
+import { openSource } from "../source.js";
 
 export { IntegerExecutor, PAGE_TOKENS, type StepProfile } from "./executor.js";
 

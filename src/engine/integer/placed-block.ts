@@ -1,4 +1,12 @@
 /** A packed block in the engine's memory: matrices in the order of the kernels, norms, transforms, grids. */
+import type {
+  ClipLogits,
+  HostNorm,
+  PackedBlock,
+  PackedGrid,
+  PackedLinear,
+  PackedTransform,
+} from "../../backend/contract/packed.js";
 import type { PackedKind } from "../../backend/cpu/engine-kernels.js";
 import { PlanishError } from "../../common/errors.js";
 import { mapValues } from "../../common/records.js";
@@ -9,15 +17,7 @@ import {
   type LinearSite,
   type NormName,
   type SitePlace,
-} from "../../models/program.js";
-import type { HostNorm } from "../../models/weights.js";
-import type {
-  ClipLogits,
-  PackedBlock,
-  PackedGrid,
-  PackedLinear,
-  PackedTransform,
-} from "../../quantize/packed-block.js";
+} from "../../backend/contract/program.js";
 import { MOST_SETS, widestSite } from "./buffers.js";
 import type { EngineMemory } from "./memory.js";
 import type { MatrixPacker, PackedMatrix } from "./packed-matrix.js";

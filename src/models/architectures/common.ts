@@ -3,7 +3,7 @@ import { LIMITS, shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import { BlockBuilder, type Named } from "../builder.js";
 import type { ConfigReader, ModelConfig } from "../config.js";
-import type { BlockProgram, Rotary, ValueName } from "../program.js";
+import type { BlockProgram, Rotary, ValueName } from "../../backend/contract/program.js";
 import { activation } from "./reader.js";
 import { ropePositions } from "./rope-config.js";
 

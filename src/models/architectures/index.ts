@@ -3,7 +3,7 @@ import { refuseQuantizedConfig } from "../../checkpoint/quantized-source.js";
 import { shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import type { Architecture, ModelConfig } from "../config.js";
-import type { BlockProgram } from "../program.js";
+import type { BlockProgram } from "../../backend/contract/program.js";
 import { refuseUnreadKeys } from "./keys.js";
 import { configReader } from "./reader.js";
 import { llama } from "./llama.js";

@@ -7,7 +7,7 @@ import { LIMITS } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import { BlockBuilder } from "../builder.js";
 import type { Architecture, ModelConfig } from "../config.js";
-import type { BlockProgram, ValueName } from "../program.js";
+import type { BlockProgram, ValueName } from "../../backend/contract/program.js";
 import { attentionPart, decoderBlock, mlpPart } from "./common.js";
 import { activation } from "./reader.js";
 

@@ -5,7 +5,7 @@
 import { finiteIn, integerIn, LIMITS, quoted, shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import type { ConfigReader, ModelConfig } from "../config.js";
-import type { RopeScaling } from "../program.js";
+import type { RopeScaling } from "../../backend/contract/program.js";
 
 type Rope = Extract<ModelConfig["positions"], { kind: "rope" }>;
 type JsonRecord = Readonly<Record<string, unknown>>;

@@ -4,7 +4,7 @@ import type { Backend } from "../../backend/backend.js";
 import { InterruptedError } from "../../common/errors.js";
 import { runBlock, plainHooks, type BlockWeights } from "../../models/interpret.js";
 import type { ModelConfig } from "../../models/config.js";
-import type { BlockProgram } from "../../models/program.js";
+import type { BlockProgram } from "../../backend/contract/program.js";
 import { embed, outerTensors, type OuterWeights } from "../../models/language-model.js";
 import { freeTensor, Graph } from "../../tensor/tensor.js";
 import { sampleRange, type Activations, type TokenWindows } from "./windows.js";

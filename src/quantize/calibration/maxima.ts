@@ -11,7 +11,7 @@ import {
   type BlockProgram,
   type LinearName,
   type LinearSite,
-} from "../../models/program.js";
+} from "../../backend/contract/program.js";
 import { Graph, type Tensor } from "../../tensor/tensor.js";
 import type { BlockJob } from "../method.js";
 import { sampleRange, type Activations } from "./windows.js";

@@ -6,7 +6,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../backend/backend.js";
 import { InterruptedError } from "../../common/errors.js";
 import { runBlock, type BlockWeights } from "../../models/interpret.js";
-import type { LinearName } from "../../models/program.js";
+import type { LinearName } from "../../backend/contract/program.js";
 import { norm } from "../../tensor/ops/index.js";
 import { frozen, freeTensor, Graph, type Tensor } from "../../tensor/tensor.js";
 import { sampleRange, type Activations } from "../calibration/windows.js";

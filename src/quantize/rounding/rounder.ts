@@ -9,7 +9,7 @@ import {
 } from "./gptq.js";
 import type { SecondMoment } from "./moments.js";
 import type { GptqSettings } from "./settings.js";
-import type { LinearName } from "../../models/program.js";
+import type { LinearName } from "../../backend/contract/program.js";
 
 /**
  * Chooses the codes of one linear's weight, [rows, cols], as it is folded and clipped, on the grid with this scale per row.

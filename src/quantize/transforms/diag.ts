@@ -1,5 +1,5 @@
+import type { HostLinear } from "../../backend/contract/packed.js";
 /** A positive factor per channel that moves an activation's outliers into the weights that read it. */
-import type { HostLinear } from "../../models/weights.js";
 
 /** Channels that never fire, and weights that are all zero, count as this much. */
 const FLOOR = 1e-5;

@@ -2,6 +2,7 @@
  * Where a block's transforms stand, and how large their matrices are. Every method that transforms uses the same places
  * (spec/flatquant.md, Sites), so that a comparison compares the matrices.
  */
+import type { HostLinear } from "../../backend/contract/packed.js";
 import {
   attentionsOf,
   sitesOf,
@@ -9,9 +10,9 @@ import {
   type BlockProgram,
   type LinearSite,
   type SiteName,
-} from "../../models/program.js";
-import type { HostBlock, HostLinear } from "../../models/weights.js";
-import type { Scheme } from "../scheme.js";
+} from "../../backend/contract/program.js";
+import type { HostBlock } from "../../models/weights.js";
+import type { Scheme } from "../../backend/contract/scheme.js";
 import { kroneckerFactors, type Side } from "./affine.js";
 
 /** Which transforms a scheme needs. */

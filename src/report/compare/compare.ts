@@ -23,7 +23,7 @@ import { describedWriteError, isWriteError, lockedPlace } from "../../common/pla
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
 import { captureReference, type ReferenceStates } from "../../evaluate/reference.js";
-import type { Executor } from "../../engine/executor.js";
+import type { Executor } from "../../backend/contract/inference.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import type { TaskData } from "../../evaluate/tasks/index.js";
 import { averageOfTasks, evaluateTask } from "../../evaluate/zero-shot.js";
@@ -37,7 +37,7 @@ import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.j
 import { quantize, resolveRecipe } from "../../quantize/index.js";
 import { Journal } from "../../quantize/journal.js";
 import { loadModel } from "../../quantize/load.js";
-import { formatScheme, parseScheme, type Scheme } from "../../quantize/scheme.js";
+import { formatScheme, parseScheme, type Scheme } from "../../backend/contract/scheme.js";
 import { ComparisonDirectory } from "./directory.js";
 import type { Comparison, MethodResult } from "./result.js";
 import { measureSpeed } from "./speed.js";
@@ -256,7 +256,7 @@ class Run implements Disposable {
         await this.scoreTasks(way, () => result, keep);
         break;
       case "speed":
-        if (this.options.speed && result.speed === undefined) keep(this.measureSpeed(way));
+        if (this.options.speed && result.speed === undefined) keep(await this.measureSpeed(way));
     }
     return result;
   }
@@ -368,10 +368,10 @@ class Run implements Disposable {
     }
   }
 
-  private measureSpeed(way: Way): Partial<MethodResult> {
+  private async measureSpeed(way: Way): Promise<Partial<MethodResult>> {
     const { model, threads } = this.options;
     try {
-      const speed = measureSpeed(this.pathOf(way), model, this.tokens, { threads });
+      const speed = await measureSpeed(this.pathOf(way), model, this.tokens, { threads });
       return { speed, speedReason: undefined };
     } catch (error) {
       if (!(error instanceof PlanishError)) throw error;

@@ -3,7 +3,7 @@
  * Both stand in memory and take turns, so that what else the machine does hits both; medians are told, with their spread.
  */
 import { PlanishError } from "../../common/errors.js";
-import type { Executor } from "../../engine/executor.js";
+import type { Executor } from "../../backend/contract/inference.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 
 /** Tokens per second: median over rounds, and the smallest and largest. */
@@ -38,12 +38,12 @@ interface Round {
  * Speed of the model at `path` beside the one at `original` (the same path: it is the original).
  * @throws PlanishError when either has no kernels in the engine, or the text is too short.
  */
-export function measureSpeed(
+export async function measureSpeed(
   path: string,
   original: string,
   tokens: Int32Array,
   options: SpeedOptions = {},
-): Speed {
+): Promise<Speed> {
   const { promptTokens = 256, decodedTokens = 32, rounds = 5, threads } = options;
   if (tokens.length < promptTokens + decodedTokens)
     throw new PlanishError(
@@ -55,12 +55,12 @@ export function measureSpeed(
   for (const side of sides) {
     side.reserve(Math.ceil((promptTokens + decodedTokens) / side.pageTokens));
     // The first steps make room for what later ones reuse.
-    runOnce(side, tokens, promptTokens, 2);
+    await runOnce(side, tokens, promptTokens, 2);
   }
   const found: Round[][] = sides.map(() => []);
   for (let round = 0; round < rounds; round++)
     for (const [i, side] of sides.entries())
-      found[i].push(runOnce(side, tokens, promptTokens, decodedTokens));
+      found[i].push(await runOnce(side, tokens, promptTokens, decodedTokens));
   const [mine, reference = mine] = found;
   const ratio = (key: keyof Round): number =>
     median(mine.map((round, i) => round[key] / reference[i][key]));
@@ -73,26 +73,26 @@ export function measureSpeed(
 }
 
 /** Tokens per second of a prompt in one step, and of tokens after it in a step each. */
-function runOnce(
+async function runOnce(
   executor: Executor,
   tokens: Int32Array,
   promptTokens: number,
   decodedTokens: number,
-): Round {
+): Promise<Round> {
   const pages = Int32Array.from(
     { length: Math.ceil((promptTokens + decodedTokens) / executor.pageTokens) },
     (_, page) => page,
   );
-  const seconds = (first: number, count: number): number => {
+  const seconds = async (first: number, count: number): Promise<number> => {
     const started = performance.now();
-    executor.step([
+    await executor.step([
       { tokens: tokens.slice(first, first + count), start: first, pages, logits: "last" },
     ]);
     return (performance.now() - started) / 1000;
   };
-  const prefill = promptTokens / seconds(0, promptTokens);
+  const prefill = promptTokens / (await seconds(0, promptTokens));
   let sum = 0;
-  for (let t = 0; t < decodedTokens; t++) sum += seconds(promptTokens + t, 1);
+  for (let t = 0; t < decodedTokens; t++) sum += await seconds(promptTokens + t, 1);
   return { prefill, decode: decodedTokens / sum };
 }
 

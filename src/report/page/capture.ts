@@ -3,6 +3,7 @@
  * artifact has them, and what that costs at the site. Blocks are read one at a time; each artifact's block reads the
  * full-precision model's states, so that its errors are its own.
  */
+import type { PackedBlock, PackedGrid, PackedLinear } from "../../backend/contract/packed.js";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../backend/backend.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
@@ -27,17 +28,12 @@ import {
   type LinearName,
   type LinearSite,
   type SitePlace,
-} from "../../models/program.js";
+} from "../../backend/contract/program.js";
 import { openArtifact, type OpenArtifact } from "../../quantize/artifact.js";
 import { freeOuter } from "../../quantize/calibration/forward.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
-import {
-  packedLayer,
-  type PackedBlock,
-  type PackedGrid,
-  type PackedLinear,
-} from "../../quantize/packed-block.js";
-import { parseScheme, type Scheme } from "../../quantize/scheme.js";
+import { packedLayer } from "../../quantize/packed-block.js";
+import { parseScheme, type Scheme } from "../../backend/contract/scheme.js";
 import { kronecker } from "../../tensor/ops/index.js";
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
 import type { SiteView } from "./data.js";

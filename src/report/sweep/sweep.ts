@@ -37,7 +37,7 @@ import { Journal } from "../../quantize/journal.js";
 import { summarizeBits } from "../../quantize/linear-facts.js";
 import { loadModel } from "../../quantize/load.js";
 import { findMethod } from "../../quantize/methods/index.js";
-import { formatScheme, parseScheme } from "../../quantize/scheme.js";
+import { formatScheme, parseScheme } from "../../backend/contract/scheme.js";
 import { gridPoints, type GridField, type GridPoint } from "./grid.js";
 import { sweepMarkdown, sweepPage } from "./output.js";
 
@@ -157,7 +157,7 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
   async function carryOut(): Promise<Sweep> {
     const full = await kept(join(out, "full-precision.json"), fullSchema, async () => {
       const { perplexity, windows, seqLen } = (await referenceStates()).perplexity;
-      const tokensPerSecond = engineSpeed(model, tokens);
+      const tokensPerSecond = await engineSpeed(model, tokens);
       return { perplexity, windows, seqLen, tokensPerSecond, bytes: tensorBytes(model) };
     });
     const results: SweepPoint[] = [];
@@ -219,7 +219,7 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
       ...summarizeBits(readQuantizationInfo(artifact).layers),
       clippedShare:
         clipping && clipping.values > 0 ? clipping.clipped / clipping.values : undefined,
-      tokensPerSecond: engineSpeed(artifact, tokens),
+      tokensPerSecond: await engineSpeed(artifact, tokens),
       quantizeSeconds,
     };
     if (!options.keepArtifacts) rmSync(artifact, { recursive: true, force: true });
@@ -267,10 +267,10 @@ function tensorBytes(path: string): number {
 }
 
 /** Prompt tokens per second of the integer engine, median of a few rounds; undefined without kernels for the scheme. */
-function engineSpeed(path: string, tokens: Int32Array): number | undefined {
+async function engineSpeed(path: string, tokens: Int32Array): Promise<number | undefined> {
   try {
     using engine = openIntegerExecutor(path);
-    const count = Math.min(SPEED.tokens, engine.config.maxPositions, tokens.length);
+    const count = Math.min(SPEED.tokens, engine.shape.maxPositions, tokens.length);
     const prompt = tokens.slice(0, count);
     const pages = Int32Array.from(
       { length: Math.ceil(count / engine.pageTokens) },
@@ -280,7 +280,7 @@ function engineSpeed(path: string, tokens: Int32Array): number | undefined {
     const seconds: number[] = [];
     for (let round = 0; round <= SPEED.rounds; round++) {
       const started = performance.now();
-      engine.step([{ tokens: prompt, start: 0, pages, logits: "last" }]);
+      await engine.step([{ tokens: prompt, start: 0, pages, logits: "last" }]);
       // The first round warms up.
       if (round > 0) seconds.push((performance.now() - started) / 1000);
     }

@@ -14,7 +14,7 @@ import type { Backend } from "../../../src/backend/backend.js";
 import { cudaExecutorOf, type CudaExecutor } from "../../../src/engine/cuda/index.js";
 import type { CudaExecutorOptions } from "../../../src/engine/cuda/executor.js";
 import type { MemoryDevice } from "../../../src/engine/cuda/weights.js";
-import type { Chunk } from "../../../src/engine/executor.js";
+import type { Chunk } from "../../../src/backend/contract/inference.js";
 import { LanguageModel } from "../../../src/models/language-model.js";
 import {
   mean,
@@ -77,19 +77,19 @@ const chunk = (
 ): Chunk => ({ tokens: tokens.subarray(start, end), start, pages, logits });
 
 /** Logits of all tokens, in chunks of the given lengths. */
-function inChunks(
+async function inChunks(
   engine: CudaExecutor,
   tokens: Int32Array,
   lengths: readonly number[],
   pages: Int32Array,
-): Float32Array {
+): Promise<Float32Array> {
   let start = 0;
-  return joined(
-    ...lengths.flatMap((length) => {
-      start += length;
-      return engine.step([chunk(tokens, start - length, start, pages)]);
-    }),
-  );
+  const parts: (Float32Array | undefined)[] = [];
+  for (const length of lengths) {
+    start += length;
+    parts.push(...(await engine.step([chunk(tokens, start - length, start, pages)])));
+  }
+  return joined(...parts);
 }
 
 const ones = (count: number) => Array<number>(count).fill(1);
@@ -119,14 +119,14 @@ export function describeExecutor(suite: ExecutorSuite): void {
       };
       const text = (start: number, count: number) => item.text().subarray(start, start + count);
 
-      it("short sequences, decoded together, are the simulated model's", () => {
+      it("short sequences, decoded together, are the simulated model's", async () => {
         const { model, engine } = get();
-        const { vocabSize } = engine.config;
+        const { vocabSize } = engine.shape;
         const simulated = model.simulated(suite.backend());
         const sequences = Array.from({ length: 16 }, (_, i) => text(7 * i, 4));
         let last: readonly (Float32Array | undefined)[] = [];
         for (let t = 0; t < 4; t++)
-          last = engine.step(
+          last = await engine.step(
             sequences.map((ids, i) => chunk(ids, t, t + 1, Int32Array.of(39 - i))),
           );
         const distances = sequences.map((ids, i) => {
@@ -141,24 +141,24 @@ export function describeExecutor(suite: ExecutorSuite): void {
         expect(median(distances)).toBeLessThanOrEqual(bound);
       });
 
-      it("a text in one chunk, and token by token, is nearer to the simulated model than that to the original", () => {
+      it("a text in one chunk, and token by token, is nearer to the simulated model than that to the original", async () => {
         const { model, engine } = get();
-        const { vocabSize } = engine.config;
+        const { vocabSize } = engine.shape;
         const backend = suite.backend();
         const ids = text(0, length);
         const simulated = modelLogits(model.simulated(backend), ids);
-        using whole = LanguageModel.load(backend, model.source.checkpoint);
+        using whole = LanguageModel.load(backend, model.checkpoint);
         const original = new LanguageModel(
           backend,
           whole.architecture,
-          model.source.config,
+          model.config,
           whole.outer,
-          whole.layers.slice(0, model.source.config.numLayers),
+          whole.layers.slice(0, model.config.numLayers),
         );
         const noise = mean(rowDistances(simulated, modelLogits(original, ids), vocabSize));
         const pages = pagesOf(Math.ceil(length / 64));
-        const prefilled = engine.step([chunk(ids, 0, length, pages)])[0];
-        const decoded = inChunks(engine, ids, ones(length), pages);
+        const prefilled = (await engine.step([chunk(ids, 0, length, pages)]))[0];
+        const decoded = await inChunks(engine, ids, ones(length), pages);
         const distances = [joined(prefilled), decoded].map((logits) =>
           rowDistances(logits, simulated, vocabSize),
         );
@@ -173,33 +173,36 @@ export function describeExecutor(suite: ExecutorSuite): void {
         expect(byDecoding).toBeLessThanOrEqual(noise * share);
       });
 
-      it("cuts at pages, batches and graphs give the same bits, and other cuts nearly", () => {
+      it("cuts at pages, batches and graphs give the same bits, and other cuts nearly", async () => {
         const { engine } = get();
-        const { vocabSize } = engine.config;
+        const { vocabSize } = engine.shape;
         const ids = text(0, 150);
         const other = text(150, 150);
         const pages = pagesOf(3);
         /** Numbers that differ in a bit, by what was compared. */
         const found: Record<string, number> = {};
-        const whole = joined(engine.step([chunk(ids, 0, 150, pages)])[0]);
-        found["cuts at pages"] = differentBits(inChunks(engine, ids, [64, 64, 22], pages), whole);
+        const whole = joined((await engine.step([chunk(ids, 0, 150, pages)]))[0]);
+        found["cuts at pages"] = differentBits(
+          await inChunks(engine, ids, [64, 64, 22], pages),
+          whole,
+        );
         // Beside others, at other places.
         const there = pagesOf(3, 9);
-        const first = engine.step([
+        const first = await engine.step([
           chunk(other, 0, 70, pagesOf(3, 20)),
           chunk(ids, 0, 64, there),
           chunk(other, 0, 1, pagesOf(1, 30)),
         ]);
-        const then = engine.step([
+        const then = await engine.step([
           chunk(ids, 64, 150, there),
           chunk(other, 70, 71, pagesOf(3, 20)),
         ]);
         found["beside others"] = differentBits(joined(first[1], then[0]), whole);
         // The cache holds the same now, so decoding goes on alike, alone and beside eleven others.
         const continued = (at: Int32Array): Chunk => ({ ...chunk(other, 40, 41, at), start: 150 });
-        const [alone] = engine.step([continued(pages)]);
-        const [again] = engine.step([continued(pages)]);
-        const beside = engine.step([
+        const [alone] = await engine.step([continued(pages)]);
+        const [again] = await engine.step([continued(pages)]);
+        const beside = await engine.step([
           ...Array.from({ length: 11 }, (_, i) => chunk(other, 0, 1, pagesOf(1, 25 + i))),
           continued(there),
         ]);
@@ -213,7 +216,7 @@ export function describeExecutor(suite: ExecutorSuite): void {
           [100, 50],
           [2, 3, 13, 47, 5, 80],
         ]) {
-          const cut = inChunks(engine, ids, lengths, pages);
+          const cut = await inChunks(engine, ids, lengths, pages);
           const distance = mean(rowDistances(cut, whole, vocabSize));
           print(
             `     ${item.name} ${item.scheme}: cut ${lengths.join("+")}, ${differentBits(cut, whole)} of ${whole.length} ` +
@@ -223,15 +226,15 @@ export function describeExecutor(suite: ExecutorSuite): void {
         }
       });
 
-      it("exact: cuts of any kind, token by token too, are equal up to last bits", () => {
+      it("exact: cuts of any kind, token by token too, are equal up to last bits", async () => {
         const { model, engine } = open({ exact: true });
         engine.reserve(4);
-        const { vocabSize } = engine.config;
+        const { vocabSize } = engine.shape;
         const ids = text(0, 140);
         const pages = pagesOf(3);
-        const whole = joined(engine.step([chunk(ids, 0, 140, pages)])[0]);
+        const whole = joined((await engine.step([chunk(ids, 0, 140, pages)]))[0]);
         for (const lengths of [[100, 40], [2, 3, 13, 47, 5, 70], ones(140)]) {
-          const cut = inChunks(engine, ids, lengths, pages);
+          const cut = await inChunks(engine, ids, lengths, pages);
           const distance = mean(rowDistances(cut, whole, vocabSize));
           print(
             `     ${item.name} ${item.scheme}: exact, ${lengths.length} parts, ${differentBits(cut, whole)} of ${whole.length} ` +
@@ -243,15 +246,18 @@ export function describeExecutor(suite: ExecutorSuite): void {
         model[Symbol.dispose]();
       });
 
-      it("greedy texts are the same alone and in a batch, with graphs and without", () => {
+      it("greedy texts are the same alone and in a batch, with graphs and without", async () => {
         const { engine } = get();
         const prompts = [0, 1, 2, 3, 4].map((i) => text(31 * i, 9 + 6 * i));
-        const generate = (by: CudaExecutor, which: readonly number[]): number[][] => {
+        const generate = async (
+          by: CudaExecutor,
+          which: readonly number[],
+        ): Promise<number[][]> => {
           const texts = which.map((i) => [...prompts[i]]);
           let computed = which.map(() => 0);
           const added = which.map((): number[] => []);
           for (let step = 0; step < 12; step++) {
-            const logits = by.step(
+            const logits = await by.step(
               texts.map((ids, i) =>
                 chunk(Int32Array.from(ids), computed[i], ids.length, pagesOf(2, 2 * i), "last"),
               ),
@@ -265,32 +271,33 @@ export function describeExecutor(suite: ExecutorSuite): void {
           }
           return added;
         };
-        const together = generate(engine, [0, 1, 2, 3, 4]);
-        const alone = [0, 1, 2, 3, 4].map((i) => generate(engine, [i])[0]);
+        const together = await generate(engine, [0, 1, 2, 3, 4]);
+        const alone: number[][] = [];
+        for (const i of [0, 1, 2, 3, 4]) alone.push((await generate(engine, [i]))[0]);
         expect(alone).toEqual(together);
         const eager = open({ graphs: false });
         using plain = eager.engine;
         plain.reserve(40);
-        expect(generate(plain, [0, 1, 2, 3, 4])).toEqual(together);
+        expect(await generate(plain, [0, 1, 2, 3, 4])).toEqual(together);
         eager.model[Symbol.dispose]();
       });
 
-      it("a copied page continues as the original does", () => {
+      it("a copied page continues as the original does", async () => {
         const { engine } = get();
         const ids = text(0, 50);
-        engine.step([chunk(ids, 0, 40, Int32Array.of(2), "none")]);
+        await engine.step([chunk(ids, 0, 40, Int32Array.of(2), "none")]);
         engine.copyPage(2, 0);
-        const next = (page: number) =>
-          joined(engine.step([chunk(ids, 40, 50, Int32Array.of(page))])[0]);
-        const copy = next(0);
-        expect(differentBits(next(2), copy)).toBe(0);
+        const next = async (page: number) =>
+          joined((await engine.step([chunk(ids, 40, 50, Int32Array.of(page))]))[0]);
+        const copy = await next(0);
+        expect(differentBits(await next(2), copy)).toBe(0);
       });
 
-      it("none, the last or all rows of logits", () => {
+      it("none, the last or all rows of logits", async () => {
         const { engine } = get();
         const ids = text(0, 20);
-        const { vocabSize } = engine.config;
-        const [none, last, all, one] = engine.step([
+        const { vocabSize } = engine.shape;
+        const [none, last, all, one] = await engine.step([
           chunk(ids, 0, 20, Int32Array.of(3), "none"),
           chunk(ids, 0, 20, Int32Array.of(4), "last"),
           chunk(ids, 0, 20, Int32Array.of(5), "all"),

@@ -86,7 +86,7 @@ describe("what the executor refuses", () => {
     }
   });
 
-  it("a cache that does not fit, and goes on with one that does", () => {
+  it("a cache that does not fit, and goes on with one that does", async () => {
     const { engine, device } = open();
     const allocate = device.allocate.bind(device);
     device.allocate = () => {
@@ -94,31 +94,31 @@ describe("what the executor refuses", () => {
     };
     expect(() => engine.reserve(1000)).toThrow(/KV cache of .* does not fit.*--kv-memory/);
     device.allocate = allocate;
-    expect(() => engine.step([one])).toThrow(/no cache pages are reserved/);
+    await expect(engine.step([one])).rejects.toThrow(/no cache pages are reserved/);
     engine.reserve(1);
-    expect(engine.step([one])[0]).toHaveLength(engine.config.vocabSize);
+    expect((await engine.step([one]))[0]).toHaveLength(engine.shape.vocabSize);
   });
 
-  it("chunks that do not fit", () => {
+  it("chunks that do not fit", async () => {
     const { engine, device } = open();
-    expect(() => engine.step([one])).toThrow(/no cache pages are reserved/);
+    await expect(engine.step([one])).rejects.toThrow(/no cache pages are reserved/);
     engine.reserve(2);
-    expect(() => engine.step([{ ...one, start: 63 }])).toThrow(/the chunk ends at 65/);
-    expect(() => engine.step([{ ...one, pages: Int32Array.of(2) }])).toThrow(
+    await expect(engine.step([{ ...one, start: 63 }])).rejects.toThrow(/the chunk ends at 65/);
+    await expect(engine.step([{ ...one, pages: Int32Array.of(2) }])).rejects.toThrow(
       /page 2 does not exist; 2 are reserved/,
     );
-    expect(() => engine.step([{ ...one, tokens: Int32Array.of(1, 99) }])).toThrow(
+    await expect(engine.step([{ ...one, tokens: Int32Array.of(1, 99) }])).rejects.toThrow(
       /outside the voc/,
     );
-    expect(() => engine.step([{ ...one, tokens: new Int32Array() }])).toThrow(/no tokens/);
+    await expect(engine.step([{ ...one, tokens: new Int32Array() }])).rejects.toThrow(/no tokens/);
     expect(() => engine.copyPage(0, 5)).toThrow(/page 5 does not exist/);
     engine[Symbol.dispose]();
     expect(device.disposed).toBe(true);
-    expect(() => engine.step([one])).toThrow(/was disposed/);
+    await expect(engine.step([one])).rejects.toThrow(/was disposed/);
   });
 });
 
-it("what a page held before does not show", () => {
+it("what a page held before does not show", async () => {
   using model = roundedModel(pathOf("window"), "w4a4kv4");
   const device = new EmulatedDevice();
   using engine = cudaExecutorOf(model.source, device);
@@ -135,11 +135,11 @@ it("what a page held before does not show", () => {
     pages,
     logits: "none" as const,
   });
-  engine.step([chunk(0, 40)]);
-  engine.step([chunk(40, 41)]);
+  await engine.step([chunk(0, 40)]);
+  await engine.step([chunk(40, 41)]);
   expect(cleared).toEqual([engine.bytesPerPage]);
-  engine.step([chunk(41, 70)]);
-  engine.step([chunk(64, 65)]);
+  await engine.step([chunk(41, 70)]);
+  await engine.step([chunk(64, 65)]);
   expect(cleared).toHaveLength(3);
 });
 
@@ -151,33 +151,33 @@ describe("graphs", () => {
     logits: "last" as const,
   });
 
-  it("the second step of a size captures, later ones replay; reserving starts anew", () => {
+  it("the second step of a size captures, later ones replay; reserving starts anew", async () => {
     using model = roundedModel(pathOf("window"), "w4a4kv4");
     const device = new EmulatedDevice();
     using engine = cudaExecutorOf(model.source, device);
     engine.reserve(4);
     const pages = Int32Array.of(0);
-    for (let t = 0; t < 5; t++) engine.step([step(t, pages)]);
+    for (let t = 0; t < 5; t++) await engine.step([step(t, pages)]);
     expect(device.counts).toMatchObject({ captures: 1, replays: 4 });
     engine.reserve(4);
-    for (let t = 0; t < 2; t++) engine.step([step(t, pages)]);
+    for (let t = 0; t < 2; t++) await engine.step([step(t, pages)]);
     expect(device.counts).toMatchObject({ captures: 2, replays: 5 });
   });
 
-  it("a longer list of pages than there was room for moves the tables, and the graphs with them", () => {
+  it("a longer list of pages than there was room for moves the tables, and the graphs with them", async () => {
     // A window of 70 tokens lets a sequence be as long as it likes: it reads its last two pages.
     using model = roundedModel(pathOf("window"), "w4a4kv4");
     const device = new EmulatedDevice();
     using engine = cudaExecutorOf(model.source, device);
     engine.reserve(4);
     const long = new Int32Array(70_000).fill(3);
-    for (let t = 0; t < 3; t++) engine.step([step(t, Int32Array.of(0))]);
-    const at = (start: number) => engine.step([step(start, long)])[0];
-    const first = at(64 * 69_999);
+    for (let t = 0; t < 3; t++) await engine.step([step(t, Int32Array.of(0))]);
+    const at = async (start: number) => (await engine.step([step(start, long)]))[0];
+    const first = await at(64 * 69_999);
     expect(device.counts.captures).toBe(1);
     // Captured anew, with the tables at their new place.
-    expect(at(64 * 69_999)).toEqual(first);
-    expect(at(64 * 69_999)).toEqual(first);
+    expect(await at(64 * 69_999)).toEqual(first);
+    expect(await at(64 * 69_999)).toEqual(first);
     expect(device.counts.captures).toBe(2);
   });
 });

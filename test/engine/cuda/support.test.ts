@@ -11,9 +11,9 @@ import {
   planSite,
 } from "../../../src/engine/cuda/support.js";
 import { codeSets, groupLinears } from "../../../src/engine/cuda/weights.js";
-import { parseModelConfig } from "../../../src/models/architectures/index.js";
+import { blockPrograms, parseModelConfig } from "../../../src/models/architectures/index.js";
 import type { ModelConfig } from "../../../src/models/config.js";
-import { parseScheme } from "../../../src/quantize/scheme.js";
+import { parseScheme, type Scheme } from "../../../src/backend/contract/scheme.js";
 
 const SHARED = 227 * 1024;
 
@@ -22,11 +22,22 @@ function configOf(name: string): ModelConfig {
   return parseModelConfig(checkpoint.config).config;
 }
 
+/** Why a model of some configuration cannot run; by default quantized. */
+function obstacle(config: ModelConfig, scheme: Scheme): string | undefined {
+  const { hiddenSize, vocabSize, maxPositions, positions } = config;
+  return cudaObstacle({
+    shape: { hiddenSize, vocabSize, maxPositions, learnedPositions: positions.kind === "learned" },
+    programs: blockPrograms(config),
+    scheme,
+    outer: {},
+  });
+}
+
 describe("what stands in the way", () => {
   const llama = configOf("tiny-llama");
 
   it.each(["w4a4kv4", "w2a2kv2", "w3a8kv3", "w8a8kv16", "w6a6kv4"])("nothing: %s", (scheme) => {
-    expect(cudaObstacle(llama, parseScheme(scheme))).toBeUndefined();
+    expect(obstacle(llama, parseScheme(scheme))).toBeUndefined();
   });
 
   it.each([
@@ -34,19 +45,19 @@ describe("what stands in the way", () => {
     ["w4a16kv4", /activations of 16/],
     ["w16a4kv4", /weights of 16/],
   ])("%s", (scheme, reason) => {
-    expect(cudaObstacle(llama, parseScheme(scheme))).toMatch(reason);
+    expect(obstacle(llama, parseScheme(scheme))).toMatch(reason);
   });
 
   it("an original, an OPT, heads, and MLPs of another kind", () => {
     const scheme = parseScheme("w4a4kv4");
-    expect(cudaObstacle(llama, undefined)).toMatch(/not quantized/);
-    expect(cudaObstacle(configOf("tiny-opt"), scheme)).toMatch(/layer norms/);
-    expect(cudaObstacle({ ...llama, headDim: 80 }, scheme)).toMatch(/heads of 80 columns/);
-    expect(cudaObstacle({ ...llama, headDim: 256 }, scheme)).toMatch(/heads of 256 columns/);
+    expect(obstacle(llama, parseScheme("w16a16kv16"))).toMatch(/not quantized/);
+    expect(obstacle(configOf("tiny-opt"), scheme)).toMatch(/layer norms/);
+    expect(obstacle({ ...llama, headDim: 80 }, scheme)).toMatch(/heads of 80 columns/);
+    expect(obstacle({ ...llama, headDim: 256 }, scheme)).toMatch(/heads of 256 columns/);
     const mlp = { gated: true, activation: "gelu" } as const;
-    expect(cudaObstacle({ ...llama, mlp }, scheme)).toMatch(/gated MLP with gelu/);
+    expect(obstacle({ ...llama, mlp }, scheme)).toMatch(/gated MLP with gelu/);
     // Norms after residual sums: test/engine/fuse.test.ts.
-    expect(cudaObstacle(llama, { ...scheme, queryBits: 4 })).toMatch(/queries/);
+    expect(obstacle(llama, { ...scheme, queryBits: 4 })).toMatch(/queries/);
   });
 });
 

@@ -10,7 +10,7 @@ import {
   prefillTables,
   type Piece,
 } from "../../../src/engine/cuda/tables.js";
-import type { Chunk } from "../../../src/engine/executor.js";
+import type { Chunk } from "../../../src/backend/contract/inference.js";
 
 /** Chunks of given starts and lengths, on pages of their own, numbered apart. */
 function chunksOf(sizes: readonly (readonly [number, number])[]): Chunk[] {

@@ -62,28 +62,31 @@ describe.each(["llama", "opt"] as const)("tiny-%s", (name) => {
     ["w8a8kv16", 1],
     ["w4a16kv16", 10],
     ["w8a16kv4", 10],
-  ])("%s: logits are the simulated model's to rounding, perplexity to 0.2%%", (scheme, nearer) => {
-    using pair = roundedPair(models[name], scheme);
-    const { vocabSize } = pair.engine.config;
-    const losses: [number, number][] = [];
-    for (let window = 0; window < 4; window++) {
-      const tokens = ids(name, window);
-      const simulated = modelLogits(pair.simulated, tokens);
-      const engine = engineLogits(pair.engine, tokens);
-      losses.push([meanLoss(engine, tokens, vocabSize), meanLoss(simulated, tokens, vocabSize)]);
-      if (window > 0) continue;
-      const noise = mean(rowDistances(simulated, modelLogits(pair.original, tokens), vocabSize));
-      const distances = rowDistances(engine, simulated, vocabSize);
-      expect(mean(distances)).toBeLessThan(noise / nearer);
-      if (/a4kv/.test(scheme)) expect(median(distances)).toBeLessThan(1e-5);
-    }
-    // Below 4 bits a flip is too large a step for 600 tokens to average out.
-    if (scheme.startsWith("w3")) return;
-    const [ours, theirs] = [0, 1].map((side) =>
-      Math.exp(mean(losses.map((pairOf) => pairOf[side]))),
-    );
-    expect(Math.abs(ours / theirs - 1)).toBeLessThan(0.002);
-  });
+  ])(
+    "%s: logits are the simulated model's to rounding, perplexity to 0.2%%",
+    async (scheme, nearer) => {
+      using pair = roundedPair(models[name], scheme);
+      const { vocabSize } = pair.engine.shape;
+      const losses: [number, number][] = [];
+      for (let window = 0; window < 4; window++) {
+        const tokens = ids(name, window);
+        const simulated = modelLogits(pair.simulated, tokens);
+        const engine = await engineLogits(pair.engine, tokens);
+        losses.push([meanLoss(engine, tokens, vocabSize), meanLoss(simulated, tokens, vocabSize)]);
+        if (window > 0) continue;
+        const noise = mean(rowDistances(simulated, modelLogits(pair.original, tokens), vocabSize));
+        const distances = rowDistances(engine, simulated, vocabSize);
+        expect(mean(distances)).toBeLessThan(noise / nearer);
+        if (/a4kv/.test(scheme)) expect(median(distances)).toBeLessThan(1e-5);
+      }
+      // Below 4 bits a flip is too large a step for 600 tokens to average out.
+      if (scheme.startsWith("w3")) return;
+      const [ours, theirs] = [0, 1].map((side) =>
+        Math.exp(mean(losses.map((pairOf) => pairOf[side]))),
+      );
+      expect(Math.abs(ours / theirs - 1)).toBeLessThan(0.002);
+    },
+  );
 });
 
 describe("architectures", () => {
@@ -94,7 +97,7 @@ describe("architectures", () => {
     await writeRandomLlama(path, LLAMA_VARIANTS[name], 5);
     using pair = roundedPair(path, "w4a4kv4");
     const distances = rowDistances(
-      engineLogits(pair.engine, tokens),
+      await engineLogits(pair.engine, tokens),
       modelLogits(pair.simulated, tokens),
       61,
     );
@@ -107,19 +110,19 @@ describe("architectures", () => {
     using pair = roundedPair(path, "w4a4kv4");
     const some = tokens.subarray(0, 20).map((id) => id % 31);
     const distances = rowDistances(
-      engineLogits(pair.engine, some),
+      await engineLogits(pair.engine, some),
       modelLogits(pair.simulated, some),
       31,
     );
     expect(median(distances)).toBeLessThan(1e-5);
   });
 
-  test("an original runs with bf16 weights: nearer to it than 8-bit rounding is", () => {
+  test("an original runs with bf16 weights: nearer to it than 8-bit rounding is", async () => {
     using engine = openIntegerExecutor(models.llama);
     using pair = roundedPair(models.llama, "w8a8kv16");
-    const { vocabSize } = engine.config;
+    const { vocabSize } = engine.shape;
     const truth = modelLogits(pair.original, ids("llama"));
-    const distance = mean(rowDistances(engineLogits(engine, ids("llama")), truth, vocabSize));
+    const distance = mean(rowDistances(await engineLogits(engine, ids("llama")), truth, vocabSize));
     expect(distance).toBeLessThan(
       mean(rowDistances(modelLogits(pair.simulated, ids("llama")), truth, vocabSize)),
     );
@@ -138,16 +141,16 @@ test("a FlatQuant artifact: transforms at every site, clips, cache clips", async
   expect(engine.description).toMatch(/w4a4kv4, integer$/);
   const simulated = modelLogits(loaded.model, ids("llama"));
   const distances = rowDistances(
-    engineLogits(engine, ids("llama")),
+    await engineLogits(engine, ids("llama")),
     simulated,
-    engine.config.vocabSize,
+    engine.shape.vocabSize,
   );
   expect(median(distances)).toBeLessThan(1e-5);
 });
 
 describe("a row depends on the tokens before it and on nothing else", () => {
   /** Logits of all tokens, computed in chunks of the given lengths. */
-  function inChunks(
+  async function inChunks(
     engine: IntegerExecutor,
     tokens: Int32Array,
     lengths: readonly number[],
@@ -162,7 +165,7 @@ describe("a row depends on the tokens before it and on nothing else", () => {
         pages,
         logits: "all" as const,
       };
-      parts.push(...engine.step([chunk]).filter((part) => part !== undefined));
+      parts.push(...(await engine.step([chunk])).filter((part) => part !== undefined));
       start += length;
     }
     return join(...parts);
@@ -188,34 +191,37 @@ describe("a row depends on the tokens before it and on nothing else", () => {
 
   test.each(["w4a4kv4", "w8a8kv16", "w4a16kv8", "w16a16kv16"])(
     "%s: chunks and batches give the same bits",
-    (scheme) => {
+    async (scheme) => {
       using pair = roundedPair(models.llama, scheme);
       const { engine } = pair;
       const tokens = ids("llama");
       const other = ids("llama", 1);
-      const whole = engineLogits(engine, tokens);
+      const whole = await engineLogits(engine, tokens);
       engine.reserve(8);
       const pages = Int32Array.of(0, 1, 2);
       for (const lengths of [Array<number>(WINDOW).fill(1), [1, 3, 13, 47, 5, 1, 80]])
-        expect(different(inChunks(engine, tokens, lengths, pages), whole)).toBe(0);
+        expect(different(await inChunks(engine, tokens, lengths, pages), whole)).toBe(0);
       // Beside others, at other places.
       const chunk = (of: Int32Array, start: number, end: number, at: Int32Array) =>
         ({ tokens: of.subarray(start, end), start, pages: at, logits: "all" }) as const;
       const second = Int32Array.of(7, 5, 6);
-      const first = engine.step([chunk(other, 0, 70, second), chunk(tokens, 0, 100, pages)]);
-      const then = engine.step([chunk(tokens, 100, 150, pages), chunk(other, 70, 71, second)]);
+      const first = await engine.step([chunk(other, 0, 70, second), chunk(tokens, 0, 100, pages)]);
+      const then = await engine.step([
+        chunk(tokens, 100, 150, pages),
+        chunk(other, 70, 71, second),
+      ]);
       expect(different(join(first[1], then[0]), whole)).toBe(0);
     },
   );
 
-  test("a step longer than what goes through the blocks at once", () => {
+  test("a step longer than what goes through the blocks at once", async () => {
     using pair = roundedPair(models.llama, "w4a4kv4");
     const { engine } = pair;
     const tokens = (text.get("llama") ?? new Int32Array()).subarray(0, 500);
     const pages = Int32Array.from({ length: 16 }, (_, i) => i);
     engine.reserve(24);
-    const alone = engine.step([{ tokens, start: 0, pages, logits: "last" }])[0];
-    const beside = engine.step([
+    const alone = (await engine.step([{ tokens, start: 0, pages, logits: "last" }]))[0];
+    const beside = await engine.step([
       {
         tokens: tokens.subarray(0, 300),
         start: 0,
@@ -228,21 +234,23 @@ describe("a row depends on the tokens before it and on nothing else", () => {
     expect(beside[1]).toEqual(alone);
   });
 
-  test("a copied page continues as the original does", () => {
+  test("a copied page continues as the original does", async () => {
     using pair = roundedPair(models.llama, "w4a4kv4");
     const { engine } = pair;
     const tokens = ids("llama");
     engine.reserve(4);
-    engine.step([
+    await engine.step([
       { tokens: tokens.subarray(0, 40), start: 0, pages: Int32Array.of(2), logits: "none" },
     ]);
     engine.copyPage(2, 0);
-    const next = (page: number) =>
-      engine.step([
-        { tokens: tokens.subarray(40, 50), start: 40, pages: Int32Array.of(page), logits: "all" },
-      ])[0];
-    const copy = next(0);
-    expect(next(2)).toEqual(copy);
+    const next = async (page: number) =>
+      (
+        await engine.step([
+          { tokens: tokens.subarray(40, 50), start: 40, pages: Int32Array.of(page), logits: "all" },
+        ])
+      )[0];
+    const copy = await next(0);
+    expect(await next(2)).toEqual(copy);
   });
 });
 
@@ -253,7 +261,7 @@ describe("what is refused", () => {
     );
   });
 
-  test("chunks that do not fit", () => {
+  test("chunks that do not fit", async () => {
     using engine = openIntegerExecutor(models.opt);
     const chunk = {
       tokens: Int32Array.of(1, 2),
@@ -261,19 +269,21 @@ describe("what is refused", () => {
       pages: Int32Array.of(0),
       logits: "last" as const,
     };
-    expect(() => engine.step([chunk])).toThrow(/no cache pages are reserved/);
+    await expect(engine.step([chunk])).rejects.toThrow(/no cache pages are reserved/);
     engine.reserve(2);
-    expect(() => engine.step([{ ...chunk, start: 63 }])).toThrow(
+    await expect(engine.step([{ ...chunk, start: 63 }])).rejects.toThrow(
       /1 pages hold 64 positions; the chunk ends at 65/,
     );
-    expect(() => engine.step([{ ...chunk, pages: Int32Array.of(2) }])).toThrow(
+    await expect(engine.step([{ ...chunk, pages: Int32Array.of(2) }])).rejects.toThrow(
       /page 2 does not exist; 2 are reserved/,
     );
-    expect(() => engine.step([{ ...chunk, tokens: Int32Array.of(1, 99999) }])).toThrow(
+    await expect(engine.step([{ ...chunk, tokens: Int32Array.of(1, 99999) }])).rejects.toThrow(
       /token id 99999 is outside/,
     );
-    expect(() => engine.step([{ ...chunk, tokens: new Int32Array() }])).toThrow(/no tokens/);
-    const far = { ...chunk, start: engine.config.maxPositions, pages: new Int32Array(99) };
-    expect(() => engine.step([far])).toThrow(/learned positions/);
+    await expect(engine.step([{ ...chunk, tokens: new Int32Array() }])).rejects.toThrow(
+      /no tokens/,
+    );
+    const far = { ...chunk, start: engine.shape.maxPositions, pages: new Int32Array(99) };
+    await expect(engine.step([far])).rejects.toThrow(/learned positions/);
   });
 });

@@ -57,9 +57,9 @@ describe("static grids", () => {
     using simulated = loadModel(backend, out);
     using original = loadModel(backend, path);
     using engine = openIntegerExecutor(out);
-    const { vocabSize } = engine.config;
+    const { vocabSize } = engine.shape;
     const expected = modelLogits(simulated.model, tokens);
-    const distances = rowDistances(engineLogits(engine, tokens), expected, vocabSize);
+    const distances = rowDistances(await engineLogits(engine, tokens), expected, vocabSize);
     const noise = mean(rowDistances(expected, modelLogits(original.model, tokens), vocabSize));
     // Attention and head sum in another order; a code within an ulp of a tie flips by a step, and the flips of half the
     // rows stay far below the rounding's own noise.

@@ -12,7 +12,7 @@ const model = join(packageRoot, "models", "tiny-llama");
 const LIMIT = 2 ** 32;
 const tokens = Int32Array.from({ length: 90 }, (_, i) => 100 + 7 * i);
 
-test.skipIf(process.env.PLANISH_NO_NATIVE === "1")("pages beyond 4 GiB", () => {
+test.skipIf(process.env.PLANISH_NO_NATIVE === "1")("pages beyond 4 GiB", async () => {
   using pair = roundedPair(model, "w4a4kv4");
   const { engine } = pair;
   const { bytesPerPage } = engine;
@@ -29,13 +29,15 @@ test.skipIf(process.env.PLANISH_NO_NATIVE === "1")("pages beyond 4 GiB", () => {
     [Math.floor(PIECE_BYTES / bytesPerPage), Math.floor((2 * PIECE_BYTES) / bytesPerPage)],
   ].map((list) => Int32Array.from(list));
   const begin = placed.map((list) => ({ tokens, start: 0, pages: list, logits: "last" as const }));
-  const [first, ...others] = engine.step(begin);
+  const [first, ...others] = await engine.step(begin);
   for (const logits of others) expect(logits).toEqual(first);
 
   engine.copyPage(straddling, pages - 2);
   engine.copyPage(straddling + 1, 2);
-  const next = (list: Int32Array) =>
-    engine.step([{ tokens: tokens.subarray(0, 5), start: 90, pages: list, logits: "all" }])[0];
-  const copied = next(Int32Array.of(pages - 2, 2));
-  for (const list of placed) expect(next(list)).toEqual(copied);
+  const next = async (list: Int32Array) =>
+    (
+      await engine.step([{ tokens: tokens.subarray(0, 5), start: 90, pages: list, logits: "all" }])
+    )[0];
+  const copied = await next(Int32Array.of(pages - 2, 2));
+  for (const list of placed) expect(await next(list)).toEqual(copied);
 });

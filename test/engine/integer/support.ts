@@ -8,8 +8,9 @@ import { LanguageModel, loadOuter } from "../../../src/models/language-model.js"
 import { readBlock } from "../../../src/models/weights.js";
 import { foldBlock } from "../../../src/quantize/fold.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
-import { parseScheme } from "../../../src/quantize/scheme.js";
+import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { withHalves } from "../rounded.js";
+import { inferenceSource } from "../../../src/engine/source.js";
 
 export { mean, median, modelLogits, rowDistances } from "../rounded.js";
 
@@ -37,14 +38,17 @@ export function roundedPair(path: string, scheme: string): Pair {
     loadOuter(backend, withHalves(checkpoint, architecture), architecture, config),
     blocks.map((block, layer) => packedLayer(backend, blockProgram(config, layer), parsed, block)),
   );
-  const engine = new IntegerExecutor(library, library.threads(), {
-    checkpoint,
-    architecture,
-    config,
-    scheme: parsed,
-    block: (layer) => blocks[layer],
-    [Symbol.dispose]: () => {},
-  });
+  const engine = new IntegerExecutor(
+    library,
+    library.threads(),
+    inferenceSource({
+      checkpoint,
+      architecture,
+      config,
+      scheme: parsed,
+      block: (layer) => blocks[layer],
+    }),
+  );
   const original = LanguageModel.load(backend, checkpoint);
   return {
     engine,
@@ -60,11 +64,14 @@ export function roundedPair(path: string, scheme: string): Pair {
 }
 
 /** Logits of every token from an engine, [tokens, vocab], in one chunk on pages that are neither first nor in order. */
-export function engineLogits(engine: IntegerExecutor, ids: Int32Array): Float32Array {
+export async function engineLogits(
+  engine: IntegerExecutor,
+  ids: Int32Array,
+): Promise<Float32Array> {
   const count = Math.ceil(ids.length / engine.pageTokens);
   engine.reserve(count + 2);
   const pages = Int32Array.from({ length: count }, (_, i) => count + 1 - i);
-  const [logits] = engine.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
+  const [logits] = await engine.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
   if (!logits) throw new Error("no logits");
   return logits;
 }

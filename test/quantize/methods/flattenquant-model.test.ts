@@ -7,7 +7,7 @@ import { packageRoot } from "../../../src/common/package.js";
 import { loadTokenizer } from "../../../src/checkpoint/tokenizer.js";
 import { LanguageModel } from "../../../src/models/language-model.js";
 import { readBlock } from "../../../src/models/weights.js";
-import type { LinearName } from "../../../src/models/program.js";
+import type { LinearName } from "../../../src/backend/contract/program.js";
 import { readQuantizationInfo } from "../../../src/quantize/artifact.js";
 import { embedAll, forwardAll } from "../../../src/quantize/calibration/forward.js";
 import { StateStore } from "../../../src/quantize/calibration/prefix.js";
@@ -20,7 +20,7 @@ import { flattenquant } from "../../../src/quantize/methods/flattenquant/index.j
 import { modelEffect } from "../../../src/quantize/methods/flattenquant/model-effect.js";
 import { flattenQuantPresets } from "../../../src/quantize/methods/flattenquant/recipe.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
-import { parseScheme } from "../../../src/quantize/scheme.js";
+import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { Graph } from "../../../src/tensor/tensor.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
 import { smallCalibration } from "./support.js";

@@ -25,7 +25,7 @@ import {
 } from "../../../src/quantize/grids/divergence.js";
 import { foldBlock } from "../../../src/quantize/fold.js";
 import { packedLayer } from "../../../src/quantize/packed-block.js";
-import { parseScheme } from "../../../src/quantize/scheme.js";
+import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { bindSimulated } from "../../../src/quantize/simulated-block.js";
 import { readKeptParameters } from "../../../src/quantize/simulated-model.js";
 import { frozen, Graph, type Tensor } from "../../../src/tensor/tensor.js";
@@ -44,7 +44,7 @@ import { columnMaxima, splitRows } from "../../../src/quantize/transforms/split.
 import { Random } from "../../../src/common/random.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
 import { writeFirstBlocks } from "../../models/first-blocks.js";
-import { sitesOf, type LinearName } from "../../../src/models/program.js";
+import { sitesOf, type LinearName } from "../../../src/backend/contract/program.js";
 import { plantOutliers } from "./outliers.js";
 import { digest, FEW, smallCalibration } from "./support.js";
 

@@ -9,7 +9,7 @@ import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { writeSafetensors, type TensorEntry } from "../../../src/checkpoint/safetensors.js";
 import { Random } from "../../../src/common/random.js";
 import { blockProgram, parseModelConfig } from "../../../src/models/architectures/index.js";
-import { sitesOf } from "../../../src/models/program.js";
+import { sitesOf } from "../../../src/backend/contract/program.js";
 
 export interface Planting {
   readonly seed: number;

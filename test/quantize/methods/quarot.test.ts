@@ -5,7 +5,7 @@ import { openBackend } from "../../../src/backend/open.js";
 import { Random } from "../../../src/common/random.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
 import { rotations } from "../../../src/quantize/methods/quarot/rotations.js";
-import { parseScheme } from "../../../src/quantize/scheme.js";
+import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
 import { digest, FEW, fewBlocks, identityErrors, smallCalibration, tinyLlama } from "./support.js";
 

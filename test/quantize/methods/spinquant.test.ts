@@ -6,7 +6,7 @@ import { createReferenceBackend } from "../../../src/backend/reference/index.js"
 import { Random } from "../../../src/common/random.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
 import { rotationSeeds } from "../../../src/quantize/methods/spinquant/seeds.js";
-import { parseScheme } from "../../../src/quantize/scheme.js";
+import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { readKeptParameters } from "../../../src/quantize/simulated-model.js";
 import { bindMatrix } from "../../../src/quantize/transforms/affine.js";
 import { frozen, Graph } from "../../../src/tensor/tensor.js";

@@ -4,14 +4,14 @@ import { createReferenceBackend } from "../../../src/backend/reference/index.js"
 import { Random } from "../../../src/common/random.js";
 import type { ModelConfig } from "../../../src/models/config.js";
 import { uploadBlock, type HostBlock } from "../../../src/models/weights.js";
-import type { LinearName } from "../../../src/models/program.js";
+import type { LinearName } from "../../../src/backend/contract/program.js";
 import { foldBlock, type ParameterValues } from "../../../src/quantize/fold.js";
 import { initialParameters } from "../../../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../../../src/quantize/methods/flatquant/recipe.js";
 import { settleParameters } from "../../../src/quantize/settle.js";
 import { collectMoments, type SecondMoment } from "../../../src/quantize/rounding/moments.js";
 import { gptqRounder, type WeightRounder } from "../../../src/quantize/rounding/rounder.js";
-import { parseScheme, type Scheme } from "../../../src/quantize/scheme.js";
+import { parseScheme, type Scheme } from "../../../src/backend/contract/scheme.js";
 import { blockProgram } from "../../../src/models/architectures/index.js";
 import { mapValues } from "../../../src/common/records.js";
 

@@ -9,7 +9,7 @@
  */
 import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
-import { sitesOf, type LinearName } from "../../../models/program.js";
+import { sitesOf, type LinearName } from "../../../backend/contract/program.js";
 import { measureBlock } from "../../block-training.js";
 import { captureMeans } from "../../calibration/maxima.js";
 import { diagFolds, type ParameterValues } from "../../fold.js";
@@ -17,7 +17,7 @@ import type { BlockJob, BlockOutcome, Method } from "../../method.js";
 import { collectMoments } from "../../rounding/moments.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
-import { formatScheme, type Scheme } from "../../scheme.js";
+import { formatScheme, type Scheme } from "../../../backend/contract/scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { kroneckerSites, linearsAt } from "../../transforms/sites.js";
 import { clipLogit, searchClips, searchScales } from "./search.js";

@@ -3,11 +3,11 @@
  * learning rate each gets. Names are `<site>.<part>` and `clip.<linear>.<bound>`, `round.<linear>`.
  */
 import type { Random } from "../../../common/random.js";
-import { siteNamed, type BlockProgram } from "../../../models/program.js";
+import { siteNamed, type BlockProgram } from "../../../backend/contract/program.js";
 import type { HostBlock } from "../../../models/weights.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
 import { diagFolds } from "../../fold.js";
-import type { Scheme } from "../../scheme.js";
+import type { Scheme } from "../../../backend/contract/scheme.js";
 import { initMatrix, type InitialValues } from "../../transforms/affine.js";
 import { balancingDiag } from "../../transforms/diag.js";
 import { activeSites, kroneckerSites, linearsAt, matrixPlaces } from "../../transforms/sites.js";

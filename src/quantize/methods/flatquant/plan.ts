@@ -1,7 +1,7 @@
 /** What FlatQuant would learn in a block, from the model's sizes alone: the shapes that `initialParameters` fills. */
-import type { BlockProgram } from "../../../models/program.js";
+import type { BlockProgram } from "../../../backend/contract/program.js";
 import type { BlockPlan } from "../../method.js";
-import type { Scheme } from "../../scheme.js";
+import type { Scheme } from "../../../backend/contract/scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 

@@ -8,7 +8,7 @@ import type { ParameterValues } from "../../fold.js";
 import type { LinearFacts, RefineJob, RefineOutcome } from "../../method.js";
 import { modelEffect } from "./model-effect.js";
 import type { FlattenQuantRecipe } from "./recipe.js";
-import type { LinearName } from "../../../models/program.js";
+import type { LinearName } from "../../../backend/contract/program.js";
 
 /** Before the names of parameters that hold a linear's grids at 4 bits, while it is undecided. */
 const AT_FOUR = "four.";

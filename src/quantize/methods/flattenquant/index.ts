@@ -18,7 +18,7 @@ import { gridParameters, type TensorGrid } from "../../grids/tensor.js";
 import type { BlockJob, BlockOutcome, LinearFacts, Method } from "../../method.js";
 import { needOfWindows } from "../../calibration/windows-recipe.js";
 import { gptqOf } from "../../rounding/settings.js";
-import { formatScheme, type Scheme } from "../../scheme.js";
+import { formatScheme, type Scheme } from "../../../backend/contract/scheme.js";
 import { bindSimulated } from "../../simulated-block.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { columnMaxima, copiesOf, NO_SPLIT, splitRows } from "../../transforms/split.js";
@@ -35,7 +35,11 @@ import {
   type SmoothingFactors,
 } from "./smoothing.js";
 import { countOutliers, flatten, type Flattening } from "./thresholds.js";
-import { siteOfLinear, type LinearName, type LinearSite } from "../../../models/program.js";
+import {
+  siteOfLinear,
+  type LinearName,
+  type LinearSite,
+} from "../../../backend/contract/program.js";
 
 /** Rows of an activation in its histogram, at most: a few million values for one curve. Maxima are those of all rows. */
 const HISTOGRAM_ROWS = 16384;

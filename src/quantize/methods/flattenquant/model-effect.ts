@@ -3,6 +3,7 @@
  * that this linear adds, with all others at 8 bits. Blocks are read one at a time: every linear's variant is a state that
  * travels through the blocks behind it together with all others', so that one pass over the checkpoint serves them all.
  */
+import type { PackedBlock } from "../../../backend/contract/packed.js";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../../backend/backend.js";
 import { InterruptedError } from "../../../common/errors.js";
@@ -11,13 +12,13 @@ import { runBlock } from "../../../models/interpret.js";
 import type { ModelConfig } from "../../../models/config.js";
 import { embed, finalNorm, type Layer, type OuterWeights } from "../../../models/language-model.js";
 import { freeBlock, type HostBlock } from "../../../models/weights.js";
-import type { LinearName } from "../../../models/program.js";
+import type { LinearName } from "../../../backend/contract/program.js";
 import { linear } from "../../../tensor/ops/index.js";
 import { Graph } from "../../../tensor/tensor.js";
 import { sampleRange } from "../../calibration/windows.js";
 import { foldBlock, type ParameterValues } from "../../fold.js";
 import type { RefineJob } from "../../method.js";
-import { packedLayer, type PackedBlock } from "../../packed-block.js";
+import { packedLayer } from "../../packed-block.js";
 
 /** Calibration tokens that are looked at: fewer where each costs more, so that a model takes minutes. */
 const TOKENS = { least: 512, most: 2048, weightsTimesTokens: 5e10 };

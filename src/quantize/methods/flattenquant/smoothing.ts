@@ -14,7 +14,7 @@ import {
   type LinearName,
   type LinearSite,
   type SitePlace,
-} from "../../../models/program.js";
+} from "../../../backend/contract/program.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
 import { valueRows } from "../../simulated-block.js";
 import { settleParameters } from "../../settle.js";

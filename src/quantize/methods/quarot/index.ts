@@ -13,7 +13,7 @@ import { measureBlock } from "../../block-training.js";
 import type { Method } from "../../method.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
-import { formatScheme } from "../../scheme.js";
+import { formatScheme } from "../../../backend/contract/scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { rotations } from "./rotations.js";

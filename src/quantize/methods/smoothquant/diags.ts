@@ -1,5 +1,5 @@
 /** SmoothQuant's only parameters: one factor per channel at each site that lets it fold. */
-import { sitesOf, type BlockProgram } from "../../../models/program.js";
+import { sitesOf, type BlockProgram } from "../../../backend/contract/program.js";
 import type { HostBlock } from "../../../models/weights.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
 import type { ParameterValues } from "../../fold.js";

@@ -20,7 +20,7 @@ import {
 import type { BlockJob, BlockOutcome, Method } from "../../method.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
-import { formatScheme } from "../../scheme.js";
+import { formatScheme } from "../../../backend/contract/scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { diagFolds } from "../../settle.js";
 import { kroneckerSites } from "../../transforms/sites.js";

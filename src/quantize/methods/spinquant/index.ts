@@ -12,7 +12,7 @@ import { Random } from "../../../common/random.js";
 import { trainBlock } from "../../block-training.js";
 import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
-import { formatScheme } from "../../scheme.js";
+import { formatScheme } from "../../../backend/contract/scheme.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { rotationSeeds } from "./seeds.js";

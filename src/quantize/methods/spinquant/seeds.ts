@@ -3,8 +3,8 @@
  * Hadamard matrix (as the paper finds best), so that learning goes on where QuaRot stops.
  */
 import type { Random } from "../../../common/random.js";
-import type { BlockProgram } from "../../../models/program.js";
-import type { Scheme } from "../../scheme.js";
+import type { BlockProgram } from "../../../backend/contract/program.js";
+import type { Scheme } from "../../../backend/contract/scheme.js";
 import { initOrthogonal, type InitialValues } from "../../transforms/affine.js";
 import { randomizedHadamard } from "../../transforms/hadamard.js";
 import { matrixPlaces } from "../../transforms/sites.js";

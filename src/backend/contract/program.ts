@@ -6,7 +6,7 @@
  *
  * Every value is written once. Rows are tokens: a value is [rows, width] unless its step says otherwise.
  */
-import { PlanishError } from "../common/errors.js";
+import { PlanishError } from "../../common/errors.js";
 
 /** A value between two steps, named within its block. */
 export type ValueName = string;
@@ -253,16 +253,21 @@ export function flowOf(program: BlockProgram): Flow {
   const consumers = new Map<ValueName, Step[]>();
   for (const step of program.steps) {
     for (const value of inputsOf(step)) {
-      if (!producers.has(value)) throw new PlanishError(`block program: ${step.op} reads "${value}", which no step before it writes`);
+      if (!producers.has(value))
+        throw new PlanishError(
+          `block program: ${step.op} reads "${value}", which no step before it writes`,
+        );
       const list = consumers.get(value) ?? [];
       if (!list.includes(step)) consumers.set(value, [...list, step]);
     }
     for (const value of outputsOf(step)) {
-      if (producers.has(value)) throw new PlanishError(`block program: "${value}" is written twice`);
+      if (producers.has(value))
+        throw new PlanishError(`block program: "${value}" is written twice`);
       producers.set(value, step);
     }
   }
-  if (!producers.has(program.out)) throw new PlanishError(`block program: no step writes its output "${program.out}"`);
+  if (!producers.has(program.out))
+    throw new PlanishError(`block program: no step writes its output "${program.out}"`);
   const flow: Flow = {
     producer: (value) => producers.get(value),
     consumers: (value) => consumers.get(value) ?? [],
@@ -281,7 +286,10 @@ export function sitesOf(program: BlockProgram): readonly SitePlace[] {
   const places = program.steps.flatMap((step): SitePlace[] => {
     if (step.op !== "site") return [];
     const linears = flow.consumers(step.out).map((reader) => {
-      if (reader.op !== "product") throw new PlanishError(`block program: ${reader.op} reads the site ${step.site}; only products can`);
+      if (reader.op !== "product")
+        throw new PlanishError(
+          `block program: ${reader.op} reads the site ${step.site}; only products can`,
+        );
       return reader.linear;
     });
     const source = flow.producer(step.x);
@@ -304,8 +312,10 @@ function upstreamOf(flow: Flow, step: SiteStep): Upstream | undefined {
   const alone = flow.consumers(step.x).length === 1;
   if (!source || !alone) return undefined;
   if (source.op === "norm") return { kind: "norm", norm: source.norm };
-  if (source.op === "attention") return { kind: "values", linear: attentionPlace(flow, source).values };
-  if (source.op !== "activation" || (source.gate === undefined && source.activation !== "relu")) return undefined;
+  if (source.op === "attention")
+    return { kind: "values", linear: attentionPlace(flow, source).values };
+  if (source.op !== "activation" || (source.gate === undefined && source.activation !== "relu"))
+    return undefined;
   const linear = flow.producer(source.x);
   if (linear?.op !== "product" || flow.consumers(source.x).length !== 1) return undefined;
   return { kind: "rows", linear: linear.linear };
@@ -314,21 +324,32 @@ function upstreamOf(flow: Flow, step: SiteStep): Upstream | undefined {
 function attentionPlace(flow: Flow, { heads, kvHeads, headDim, v }: AttentionStep): AttentionPlace {
   const cache = flow.producer(v);
   const product = cache?.op === "cache" ? flow.producer(cache.v) : undefined;
-  if (product?.op !== "product") throw new PlanishError("block program: attention's values are not a linear's output through the cache");
+  if (product?.op !== "product")
+    throw new PlanishError(
+      "block program: attention's values are not a linear's output through the cache",
+    );
   return { heads, kvHeads, headDim, values: product.linear };
 }
 
 /** @throws PlanishError when the block has no such site. */
 export function siteNamed(program: BlockProgram, site: LinearSite): SitePlace {
   const found = sitesOf(program).find((place) => place.site === site);
-  if (!found) throw new PlanishError(`the block has no site "${site}"; it has ${sitesOf(program).map((s) => s.site).join(", ")}`);
+  if (!found)
+    throw new PlanishError(
+      `the block has no site "${site}"; it has ${sitesOf(program)
+        .map((s) => s.site)
+        .join(", ")}`,
+    );
   return found;
 }
 
 /** The site whose activation a linear reads. @throws PlanishError when the block has no such linear. */
 export function siteOfLinear(program: BlockProgram, linear: LinearName): SitePlace {
   const found = sitesOf(program).find(({ linears }) => linears.includes(linear));
-  if (!found) throw new PlanishError(`the block has no linear "${linear}"; it has ${Object.keys(program.linears).join(", ")}`);
+  if (!found)
+    throw new PlanishError(
+      `the block has no linear "${linear}"; it has ${Object.keys(program.linears).join(", ")}`,
+    );
   return found;
 }
 
@@ -340,7 +361,10 @@ export function attentionsOf(program: BlockProgram): readonly AttentionStep[] {
 /** KV heads and their channels that a token leaves in a block's cache. @throws PlanishError unless it has one cache. */
 export function cacheShape(program: BlockProgram): Pick<CacheStep, "heads" | "headDim"> {
   const caches = program.steps.filter((step) => step.op === "cache");
-  if (caches.length !== 1) throw new PlanishError(`a block with ${caches.length} caches cannot be run with one; exactly 1 is accepted`);
+  if (caches.length !== 1)
+    throw new PlanishError(
+      `a block with ${caches.length} caches cannot be run with one; exactly 1 is accepted`,
+    );
   return caches[0];
 }
 
@@ -354,7 +378,8 @@ export function cacheWidth(program: BlockProgram): number {
 export function rotariesOf(programs: readonly BlockProgram[]): readonly Rotary[] {
   const found = new Map<string, Rotary>();
   for (const { steps } of programs)
-    for (const step of steps) if (step.op === "rope") found.set(rotaryKey(step.rotary), step.rotary);
+    for (const step of steps)
+      if (step.op === "rope") found.set(rotaryKey(step.rotary), step.rotary);
   return [...found.values()];
 }
 

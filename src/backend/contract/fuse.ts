@@ -4,7 +4,7 @@
  * of heads, rotary embedding, head transforms) by the kernel that writes the cache. What comes out is a list of few calls
  * in the program's order, with the values that each of them reads for the last time.
  */
-import { PlanishError } from "../common/errors.js";
+import { PlanishError } from "../../common/errors.js";
 import {
   BLOCK_INPUT,
   flowOf,
@@ -23,7 +23,7 @@ import {
   type SiteStep,
   type Step,
   type ValueName,
-} from "../models/program.js";
+} from "./program.js";
 
 /** A block that the engines' kernels cannot compute as they are. The message is a reason. */
 export class NoKernel extends PlanishError {}

@@ -1,6 +1,6 @@
 /** Quantization schemes as people write them: `w<bits>a<bits>kv<bits>`, where 16 means "not quantized". */
 
-import { UsageError } from "../common/errors.js";
+import { UsageError } from "../../common/errors.js";
 
 /** Every bit width a scheme may name. */
 export const LEGAL_BITS = [2, 3, 4, 6, 8, 16] as const;

@@ -1,0 +1,136 @@
+/** What an executor is prepared from: an artifact's packed blocks, or an original's as blocks without grids. */
+import type { RealArray } from "../backend/backend.js";
+import type { InferenceSource, OuterSource, StoredMatrix } from "../backend/contract/inference.js";
+import type { PackedBlock, PackedLinear } from "../backend/contract/packed.js";
+import { parseScheme } from "../backend/contract/scheme.js";
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { openCheckpoint } from "../checkpoint/open.js";
+import { mapValues } from "../common/records.js";
+import { blockPrograms } from "../models/architectures/index.js";
+import { parseSource } from "../models/source.js";
+import type { Architecture, ModelConfig } from "../models/config.js";
+import { readBlock, readTensor, type HostBlock } from "../models/weights.js";
+import { isArtifact, openArtifact } from "../quantize/artifact.js";
+
+/** A source that holds files open until it is disposed. */
+export interface OpenSource extends InferenceSource, Disposable {
+  readonly config: ModelConfig;
+}
+
+/** @throws PlanishError when the path holds no model. The caller disposes the source once the executor is prepared. */
+export function openSource(path: string): OpenSource {
+  const opened = isArtifact(path) ? openArtifact(path) : openOriginal(path);
+  return {
+    ...inferenceSource(opened),
+    config: opened.config,
+    [Symbol.dispose]: () => opened[Symbol.dispose](),
+  };
+}
+
+/** A model's parts as executors take them. */
+export function inferenceSource({
+  checkpoint,
+  architecture,
+  config,
+  scheme,
+  block,
+}: Pick<InferenceSource, "scheme" | "block"> & {
+  readonly checkpoint: Checkpoint;
+  readonly architecture: Architecture;
+  readonly config: ModelConfig;
+}): InferenceSource {
+  const { hiddenSize, vocabSize, maxPositions, positions } = config;
+  return {
+    shape: { hiddenSize, vocabSize, maxPositions, learnedPositions: positions.kind === "learned" },
+    programs: blockPrograms(config),
+    scheme,
+    outer: outerSource(checkpoint, architecture, config),
+    block,
+  };
+}
+
+function openOriginal(path: string) {
+  const checkpoint = openCheckpoint(path);
+  try {
+    const { architecture, config } = parseSource(checkpoint);
+    return {
+      checkpoint,
+      architecture,
+      config,
+      scheme: parseScheme("w16a16kv16"),
+      block: (layer: number) => unquantized(readBlock(checkpoint, architecture, config, layer)),
+      [Symbol.dispose]: () => checkpoint[Symbol.dispose](),
+    };
+  } catch (error) {
+    checkpoint[Symbol.dispose]();
+    throw error;
+  }
+}
+
+function unquantized(host: HostBlock): PackedBlock {
+  const linears = mapValues(host.linears, ({ path, weight, bias }): PackedLinear => ({
+    path,
+    shape: [weight.shape[0], weight.shape[1]],
+    weight: singles(weight.data),
+    bias: bias && singles(bias.data),
+  }));
+  return { norms: host.norms, linears, transforms: {} };
+}
+
+/** As f32, without a copy of what is f32 already: an embedding is a model's largest matrix. */
+function singles(values: RealArray): Float32Array {
+  return values instanceof Float32Array ? values : Float32Array.from(values);
+}
+
+function outerSource(
+  checkpoint: Checkpoint,
+  { names }: Architecture,
+  { hiddenSize, embeddingSize, vocabSize, ...config }: ModelConfig,
+): OuterSource {
+  const width = embeddingSize ?? hiddenSize;
+  const matrix = (name: string, shape: readonly [number, number]): StoredMatrix => {
+    const type = checkpoint.tensors.get(name)?.type ?? "";
+    return {
+      shape,
+      type,
+      values: () => singles(readTensor(checkpoint, name, shape).data),
+      halves: () => {
+        if (type !== "BF16" && type !== "F16") return undefined;
+        const stored = checkpoint.tensors.get(name)?.shape.join();
+        return stored === shape.join() ? checkpoint.readBytes(name) : undefined;
+      },
+    };
+  };
+  const projection = (name: string | undefined, shape: readonly [number, number]) =>
+    embeddingSize === undefined || name === undefined ? undefined : matrix(name, shape);
+  const tied = config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead);
+  return {
+    embedding: matrix(names.embedding, [vocabSize, width]),
+    head: tied ? undefined : matrix(names.lmHead, [vocabSize, width]),
+    projectIn: projection(names.projectIn, [hiddenSize, width]),
+    projectOut: projection(names.projectOut, [width, hiddenSize]),
+    positions: learnedPositions(),
+    finalNorm: finalNorm(),
+  };
+
+  function learnedPositions(): OuterSource["positions"] {
+    const { positions, maxPositions } = config;
+    if (positions.kind !== "learned" || names.positions === undefined) return undefined;
+    const { offset } = positions;
+    const rows = maxPositions + offset;
+    return { rows, offset, data: readTensor(checkpoint, names.positions, [rows, hiddenSize]).data };
+  }
+
+  function finalNorm(): OuterSource["finalNorm"] {
+    if (config.finalNorm === false) return undefined;
+    const biasName = names.finalNorm.replace(/\.weight$/, ".bias");
+    return {
+      ...config.norm,
+      path: names.finalNorm.replace(/\.weight$/, ""),
+      gain: readTensor(checkpoint, names.finalNorm, [hiddenSize]),
+      bias: checkpoint.tensors.has(biasName)
+        ? readTensor(checkpoint, biasName, [hiddenSize])
+        : undefined,
+    };
+  }
+}
