@@ -64,6 +64,8 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
   const app = Fastify({
     loggerInstance: options.logger,
     bodyLimit: options.bodyLimit,
+    // Node's own refusal has no body; see `checkHeaders`.
+    http: { requireHostHeader: false },
     requestTimeout: REQUEST_TIMEOUT,
     // Sockets that are kept open between requests must not hold up closing.
     forceCloseConnections: "idle",
@@ -81,6 +83,8 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
     requestIdHeader: false,
   });
   app.server.maxConnections = options.maxConnections;
+  // Node answers expectations that it does not know by itself, without a body: they go the way of all requests.
+  app.server.on("checkExpectation", (request, response) => app.routing(request, response));
   const metrics = new Metrics(engine);
   const keys = new Keys(options.apiKeys);
   let draining = false;
@@ -100,6 +104,7 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       const status = reply.raw.writableFinished ? reply.raw.statusCode : CLIENT_GONE;
       metrics.answered(route, status, reply.elapsedTime / 1000);
     });
+    checkHeaders(request);
     if (isLoopback(options.host)) checkHost(request);
     done();
   });
@@ -216,6 +221,14 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       return left;
     },
   };
+}
+
+/** @throws ApiError for what HTTP/1.1 does not allow in a request's headers. */
+function checkHeaders({ headers, raw }: FastifyRequest): void {
+  if (headers.host === undefined && raw.httpVersion === "1.1")
+    throw new ApiError(400, "the request has no Host header");
+  if (headers.expect !== undefined && !/^100-continue$/i.test(headers.expect))
+    throw new ApiError(417, "of expectations only 100-continue is known");
 }
 
 /** JSON, refused before it is parsed where it is nested deeper than any request. */

@@ -165,6 +165,12 @@ describe("errors have one shape", () => {
 
   it.each([
     ["no HTTP", "hello\r\n\r\n", 400],
+    ["no Host", "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n", 400],
+    [
+      "an unknown expectation",
+      "GET / HTTP/1.1\r\nHost: localhost\r\nExpect: tea\r\nConnection: close\r\n\r\n",
+      417,
+    ],
     [
       "headers without end",
       `GET / HTTP/1.1\r\nHost: localhost\r\nX: ${"a".repeat(40_000)}\r\n\r\n`,
