@@ -102,20 +102,20 @@ PL_KERNEL(gather_rows,
           (table, table_rows, cols, ids, rows, out))
 PL_KERNEL(attention,
           (int64_t batch, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t query_length, int64_t key_length,
-          int32_t causal, int64_t window, float scale, const float* q, int64_t q_batch, int64_t q_time,
+          int32_t causal, int64_t window, float scale, float softcap, const float* q, int64_t q_batch, int64_t q_time,
           int64_t q_head, const float* k, const float* v, int64_t kv_batch, int64_t kv_time, int64_t kv_head,
           float* out, int64_t out_batch, int64_t out_time, int64_t out_head, float* log_sum_exp, int32_t half),
-          (batch, heads, kv_heads, head_dim, query_length, key_length, causal, window, scale, q, q_batch, q_time,
-          q_head, k, v, kv_batch, kv_time, kv_head, out, out_batch, out_time, out_head, log_sum_exp, half))
+          (batch, heads, kv_heads, head_dim, query_length, key_length, causal, window, scale, softcap, q, q_batch,
+          q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, out_batch, out_time, out_head, log_sum_exp, half))
 PL_KERNEL(attention_backward,
           (int64_t batch, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t query_length, int64_t key_length,
-          int32_t causal, int64_t window, float scale, const float* q, int64_t q_batch, int64_t q_time,
+          int32_t causal, int64_t window, float scale, float softcap, const float* q, int64_t q_batch, int64_t q_time,
           int64_t q_head, const float* k, const float* v, int64_t kv_batch, int64_t kv_time, int64_t kv_head,
           const float* out, const float* grad, int64_t out_batch, int64_t out_time, int64_t out_head,
           const float* log_sum_exp, float* grad_q, float* grad_k, float* grad_v, int32_t half),
-          (batch, heads, kv_heads, head_dim, query_length, key_length, causal, window, scale, q, q_batch, q_time,
-          q_head, k, v, kv_batch, kv_time, kv_head, out, grad, out_batch, out_time, out_head, log_sum_exp, grad_q,
-          grad_k, grad_v, half))
+          (batch, heads, kv_heads, head_dim, query_length, key_length, causal, window, scale, softcap, q, q_batch,
+          q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, grad, out_batch, out_time, out_head, log_sum_exp,
+          grad_q, grad_k, grad_v, half))
 PL_KERNEL(unary,
           (int32_t op, const float* x, int64_t length, float* out),
           (op, x, length, out))
@@ -187,7 +187,7 @@ PL_KERNEL(cache_write,
           k_matrix, query_bits, bits, clips, cache, page_bytes))
 PL_KERNEL(paged_attention,
           (int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
-          int64_t head_dim, int64_t window, float scale, const float* q, int32_t bits, const uint8_t* cache,
-          int64_t page_bytes, float* out),
-          (chunks, table, pages, heads, kv_heads, head_dim, window, scale, q, bits, cache, page_bytes, out))
+          int64_t head_dim, int64_t window, float scale, float softcap, const float* q, int32_t bits,
+          const uint8_t* cache, int64_t page_bytes, float* out),
+          (chunks, table, pages, heads, kv_heads, head_dim, window, scale, softcap, q, bits, cache, page_bytes, out))
 #endif

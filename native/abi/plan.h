@@ -53,8 +53,9 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
     case 5:
       return pl_paged_attention(
           chunks, pointer<const int32_t>(word[1]), pointer<const int32_t>(word[2]), word[3], word[4], word[5],
-          word[6], static_cast<float>(real(word[7])), pointer<const float>(word[8]), static_cast<int32_t>(word[9]),
-          pointer<const uint8_t>(word[10]), word[11], pointer<float>(word[12]));
+          word[6], static_cast<float>(real(word[7])), static_cast<float>(real(word[8])),
+          pointer<const float>(word[9]), static_cast<int32_t>(word[10]), pointer<const uint8_t>(word[11]), word[12],
+          pointer<float>(word[13]));
     case 6:
       return pl_norm(
           static_cast<int32_t>(word[1]), pointer<const float>(word[2]), rows, word[3], pointer<const float>(word[4]),

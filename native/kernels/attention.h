@@ -109,6 +109,7 @@ static int attentionForward(const AttentionShape& shape, const float* q, int64_t
         for (int64_t r = 0; r < m; ++r) {
           float* const row = tile + r * kKeyBlock;
           float* const total = totals + (r0 + r) * VL;
+          if (shape.softcap > 0.0f) capRow(row, wide, shape.softcap);
           if (cut) maskRow(row, q0 + r0 + r, k0, wide, shape, -INFINITY);
           vf best = load(row);
           for (int64_t i = VL; i < wide; i += VL) best = vmax(best, load(row + i));
@@ -146,11 +147,12 @@ static int attentionForward(const AttentionShape& shape, const float* q, int64_t
 
 /** `half`: products of bfloat16 pairs, where the level has them. */
 inline int attention(int64_t batch, int64_t heads, int64_t kvHeads, int64_t headDim, int64_t queryLength,
-                     int64_t keyLength, int32_t causal, int64_t window, float scale, const float* q, int64_t qBatch,
+                     int64_t keyLength, int32_t causal, int64_t window, float scale, float softcap,
+                              const float* q, int64_t qBatch,
                      int64_t qTime, int64_t qHead, const float* k, const float* v, int64_t kvBatch, int64_t kvTime,
                      int64_t kvHead, float* out, int64_t outBatch, int64_t outTime, int64_t outHead, float* logSumExp,
                      int32_t half) {
-  const AttentionShape shape{batch, heads, kvHeads, headDim, queryLength, keyLength, window, causal != 0, scale};
+  const AttentionShape shape{batch, heads, kvHeads, headDim, queryLength, keyLength, window, causal != 0, scale, softcap};
 #if defined(PL_PAIRS)
   if (half)
     return attentionForward<Pair>(shape, q, qBatch, qTime, qHead, k, v, kvBatch, kvTime, kvHead, out, outBatch, outTime,

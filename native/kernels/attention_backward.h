@@ -63,8 +63,20 @@ struct BackwardTiles {
   }
 };
 
-/** From scores and dP of one query: weights p = exp(scale·s − lse) and score gradients p·(dP − delta)·scale, in place. */
-static PL_INLINE void gradientRow(float* w, float* ds, int64_t wide, float scale, float lse, float delta) {
+/**
+ * From scores and dP of one query: weights p = exp(scale·s − lse) and score gradients p·(dP − delta)·scale, in place. A soft
+ * cap acts on scale·s, and multiplies the gradient by its slope.
+ */
+static PL_INLINE void gradientRow(float* w, float* ds, int64_t wide, float scale, float softcap, float lse, float delta) {
+  if (softcap > 0.0f) {
+    for (int64_t i = 0; i < wide; i += VL) {
+      const vf t = tanhv(load(w + i) * (scale / softcap));
+      const vf p = expNegative(softcap * t - lse);
+      store(w + i, p);
+      store(ds + i, p * (load(ds + i) - delta) * (1.0f - t * t) * scale);
+    }
+    return;
+  }
   for (int64_t i = 0; i < wide; i += VL) {
     const vf p = expNegative(fma(load(w + i), splat(scale), splat(-lse)));
     store(w + i, p);
@@ -175,7 +187,7 @@ static int attentionGradient(const AttentionShape& shape, const float* q, int64_
             for (int64_t r = r0; r < r0 + m; ++r) {
               float* const w = tiles.weights + r * kKeyBlock;
               float* const ds = tiles.gradScores + r * kKeyBlock;
-              gradientRow(w, ds, wide, shape.scale, logSumExp[row0 + r], deltas[row0 + r]);
+              gradientRow(w, ds, wide, shape.scale, shape.softcap, logSumExp[row0 + r], deltas[row0 + r]);
               if (cut) {
                 maskRow(w, q0 + r, k0, wide, shape, 0.0f);
                 maskRow(ds, q0 + r, k0, wide, shape, 0.0f);
@@ -222,12 +234,13 @@ static int attentionGradient(const AttentionShape& shape, const float* q, int64_
 
 /** `half`: products of bfloat16 pairs, where the level has them. */
 inline int attention_backward(int64_t batch, int64_t heads, int64_t kvHeads, int64_t headDim, int64_t queryLength,
-                              int64_t keyLength, int32_t causal, int64_t window, float scale, const float* q,
+                              int64_t keyLength, int32_t causal, int64_t window, float scale, float softcap,
+                              const float* q,
                               int64_t qBatch, int64_t qTime, int64_t qHead, const float* k, const float* v,
                               int64_t kvBatch, int64_t kvTime, int64_t kvHead, const float* out, const float* grad,
                               int64_t outBatch, int64_t outTime, int64_t outHead, const float* logSumExp, float* gradQ,
                               float* gradK, float* gradV, int32_t half) {
-  const AttentionShape shape{batch, heads, kvHeads, headDim, queryLength, keyLength, window, causal != 0, scale};
+  const AttentionShape shape{batch, heads, kvHeads, headDim, queryLength, keyLength, window, causal != 0, scale, softcap};
 #if defined(PL_PAIRS)
   if (half)
     return attentionGradient<Pair>(shape, q, qBatch, qTime, qHead, k, v, kvBatch, kvTime, kvHead, out, grad, outBatch,

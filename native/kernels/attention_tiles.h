@@ -16,6 +16,8 @@ struct AttentionShape {
   int64_t batch, heads, kvHeads, headDim, queryLength, keyLength, window;
   bool causal;
   float scale;
+  /** Scores s become softcap·tanh(s/softcap); 0: they stay. */
+  float softcap;
 
   /** One past the last key that query t sees. */
   int64_t lastKey(int64_t t) const {
@@ -39,6 +41,12 @@ static PL_INLINE void maskRow(float* row, int64_t t, int64_t k0, int64_t count, 
   const int64_t first = shape.firstKey(t) - k0, last = shape.lastKey(t) - k0;
   for (int64_t j = 0; j < first && j < count; ++j) row[j] = value;
   for (int64_t j = last < 0 ? 0 : last; j < count; ++j) row[j] = value;
+}
+
+/** Caps a row of scores, which are scaled already. */
+static PL_INLINE void capRow(float* row, int64_t count, float softcap) {
+  const float inverse = 1.0f / softcap;
+  for (int64_t i = 0; i < count; i += VL) store(row + i, softcap * tanhv(load(row + i) * inverse));
 }
 
 /** Steps along the depth of a product over n elements of type T. */

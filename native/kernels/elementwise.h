@@ -24,17 +24,6 @@ static PL_INLINE void overChunks(int64_t length, const F& f) {
 constexpr float kSqrt2OverPi = 0.79788456080286536f;
 constexpr float kGeluCubic = 0.044715f;
 
-static PL_INLINE vf tanhv(vf x) {
-  // 1 − 2/(e^{2x}+1); where |x| is small the odd series keeps the relative error down.
-  const vf wide = 1.0f - 2.0f / (expv(2.0f * x) + 1.0f);
-  const vf square = x * x;
-  vf p = splat(-17.0f / 315.0f);
-  p = fma(p, square, splat(2.0f / 15.0f));
-  p = fma(p, square, splat(-1.0f / 3.0f));
-  const vf narrow = fma(x * square, p, x);
-  return vabs(x) < splat(0.1f) ? narrow : wide;
-}
-
 /** erf by the C library, lane by lane: used by gelu only, which no hot path needs. */
 static inline vf erfv(vf x) {
   float a[VL];

@@ -169,6 +169,17 @@ static PL_INLINE vf expv(vf x) {
   return x < lowest ? vf{} : result;
 }
 
+static PL_INLINE vf tanhv(vf x) {
+  // 1 − 2/(e^{2x}+1); where |x| is small the odd series keeps the relative error down.
+  const vf wide = 1.0f - 2.0f / (expv(2.0f * x) + 1.0f);
+  const vf square = x * x;
+  vf p = splat(-17.0f / 315.0f);
+  p = fma(p, square, splat(2.0f / 15.0f));
+  p = fma(p, square, splat(-1.0f / 3.0f));
+  const vf narrow = fma(x * square, p, x);
+  return vabs(x) < splat(0.1f) ? narrow : wide;
+}
+
 /**
  * e^x for x ≤ 0 (up to rounding), as softmax needs it: relative error below 2e-7 + |x|·2e-8, never below e^−87.3, so
  * that what must be zero has to be cleared by the caller. A third fewer instructions than expv. NaN stays NaN.

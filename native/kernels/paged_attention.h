@@ -212,6 +212,7 @@ struct PagedAttention {
                                scores + blind * ld, ld, false);
     for (int64_t r = blind; r < rows.count; ++r) {
       float* const row = scores + r * ld;
+      if (mapping.softcap > 0.0f) capRow(row, lanes, mapping.softcap);
       const int64_t position = rows.firstPosition + r / rows.heads;
       const int64_t end = position - k0 + 1 < width ? position - k0 + 1 : width;
       const int64_t begin = window > 0 && position - window + 1 > k0 ? position - window + 1 - k0 : 0;
@@ -354,12 +355,12 @@ struct ScoreTask {
  * as for cache_write, which has stored this step's keys and values. window: keys further back are not seen; 0: all are.
  */
 inline int paged_attention(int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kvHeads,
-                           int64_t headDim, int64_t window, float scale, const float* q, int32_t bits,
+                           int64_t headDim, int64_t window, float scale, float softcap, const float* q, int32_t bits,
                            const uint8_t* cache, int64_t pageBytes, float* out) {
   const CacheChunk* const list = reinterpret_cast<const CacheChunk*>(table);
   const PagedAttention attention{list, pages, heads, headDim, window, scale, q, cache, pageBytes, out,
                                  CacheShape(headDim, bits),
-                                 AttentionShape{1, heads, kvHeads, headDim, 0, 0, 0, true, scale}};
+                                 AttentionShape{1, heads, kvHeads, headDim, 0, 0, 0, true, scale, softcap}};
   const int64_t group = (heads + kvHeads - 1) / kvHeads;
   const int64_t most = kTaskRows / group > 0 ? kTaskRows / group : 1;
   int64_t count = 0, longest = 0;

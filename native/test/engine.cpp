@@ -105,13 +105,13 @@ int cache(int64_t heads, int64_t kv, int64_t dim, int bits, int64_t window, int 
                                       norm, 1e-5f, table_of, table_of, square, square, extras ? 8 : 16, bits, clips.data(),
                                       memory.data(), page_bytes))
     return code;
-  if (const int code = pl_paged_attention(2, table.data(), pages.data(), heads, kv, dim, window, 0.1f, q.data(), bits,
+  if (const int code = pl_paged_attention(2, table.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f, q.data(), bits,
                                           memory.data(), page_bytes, out.data()))
     return code;
   // Their last tokens alone: tasks that threads share.
   const std::vector<int32_t> last{0, 1, 69, 0, 1, 1, 66, 2};
   Floats queries(static_cast<size_t>(2 * heads * dim), 0.5f), mixed(queries.size());
-  return pl_paged_attention(2, last.data(), pages.data(), heads, kv, dim, window, 0.1f, queries.data(), bits, memory.data(),
+  return pl_paged_attention(2, last.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f, queries.data(), bits, memory.data(),
                             page_bytes, mixed.data());
 }
 

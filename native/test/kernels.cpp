@@ -17,10 +17,10 @@ DriverCase attention_case("attention and its gradient", [] {
         const auto grad = pattern<float>(qCount);
         Floats out(qCount), lse(batch * heads * queries), gradQ(qCount), gradK(kCount), gradV(kCount);
         const int64_t qb = queries * heads * dim, qt = heads * dim, kb = keys * kv * dim, kt = kv * dim;
-        int code = pl_attention(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f, q.data(), qb, qt, dim,
+        int code = pl_attention(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f, window > 0 ? 0.5f : 0.0f, q.data(), qb, qt, dim,
                                 k.data(), v.data(), kb, kt, dim, out.data(), qb, qt, dim, lse.data(), half);
         if (code == 0)
-          code = pl_attention_backward(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f, q.data(), qb, qt,
+          code = pl_attention_backward(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f, window > 0 ? 0.5f : 0.0f, q.data(), qb, qt,
                                        dim, k.data(), v.data(), kb, kt, dim, out.data(), grad.data(), qb, qt, dim,
                                        lse.data(), gradQ.data(), gradK.data(), gradV.data(), half);
         if (code != 0) return code;

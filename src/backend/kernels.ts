@@ -301,6 +301,8 @@ export interface AttentionArgs {
   readonly window?: number;
   /** Multiplies the scores, customarily 1/√headDim. */
   readonly scale: number;
+  /** Scores s, after `scale`, become cap·tanh(s/cap); absent: they stay. */
+  readonly softcap?: number;
   readonly precision: Precision;
   readonly q: Buffer;
   readonly qLayout: HeadLayout;

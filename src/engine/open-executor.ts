@@ -9,6 +9,7 @@ import { availableMemory } from "../common/memory.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { isArtifact, readQuantizationInfo } from "../quantize/artifact.js";
 import { loadModel } from "../quantize/load.js";
+import { NoKernel } from "../backend/contract/fuse.js";
 import { parseScheme } from "../backend/contract/scheme.js";
 import { NoCudaKernel, openCudaExecutor, requireCuda } from "./cuda/index.js";
 import type { Executor } from "../backend/contract/inference.js";
@@ -46,8 +47,10 @@ export function openExecutor(path: string, options: OpenExecutorOptions = {}): O
     if (device === "cuda") {
       const executor = openOnGpu(path, chosen);
       if (executor) return opened(path, scheme, executor);
-    } else if (runsOnKernels(scheme, chosen))
-      return opened(path, scheme, openIntegerExecutor(path, { threads: options.threads }));
+    } else if (runsOnKernels(scheme, chosen)) {
+      const executor = openOnProcessor(path, chosen);
+      if (executor) return opened(path, scheme, executor);
+    }
   }
   return openSimulated(path, scheme, chosen);
 }
@@ -76,6 +79,20 @@ function openOnGpu(
   } catch (error) {
     if (!(error instanceof NoCudaKernel)) throw error;
     progress.warn(`${error.message}: it runs simulated in float32 on the GPU, slower`);
+    return undefined;
+  }
+}
+
+/** The executor on the processor's kernels, or undefined, with the reason told, for blocks that they do not take. */
+function openOnProcessor(
+  path: string,
+  { threads, progress = silentProgress }: OpenExecutorOptions,
+): Executor | undefined {
+  try {
+    return openIntegerExecutor(path, { threads });
+  } catch (error) {
+    if (!(error instanceof NoKernel)) throw error;
+    progress.warn(`${error.message} in the engine: it runs simulated in float32, slower`);
     return undefined;
   }
 }

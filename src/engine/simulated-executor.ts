@@ -93,10 +93,14 @@ export class SimulatedExecutor implements Executor {
 
   private compute(chunks: readonly Chunk[]): StepLogits {
     for (const chunk of chunks) this.check(chunk);
-    const { ids, positions } = this.rows(chunks);
+    const { ids, positions, lengths } = this.rows(chunks);
     using g = new Graph(this.model.backend, { arena: this.arena });
-    const hidden = this.model.hiddenOfRows(g, ids, positions, (inner, layer, step, q, k, v) =>
-      this.attend(inner, layer, step, chunks, q, k, v),
+    const hidden = this.model.hiddenOfRows(
+      g,
+      ids,
+      positions,
+      (inner, layer, step, q, k, v) => this.attend(inner, layer, step, chunks, q, k, v),
+      lengths,
     );
     return this.logits(g, chunks, hidden);
   }
@@ -110,32 +114,38 @@ export class SimulatedExecutor implements Executor {
       );
   }
 
-  /** Tokens and positions of all chunks in order, then padding. */
-  private rows(chunks: readonly Chunk[]): { ids: Int32Array; positions: Int32Array } {
+  /** Tokens, positions and sequences' lengths of all chunks in order, then padding. */
+  private rows(chunks: readonly Chunk[]): {
+    ids: Int32Array;
+    positions: Int32Array;
+    lengths: Int32Array;
+  } {
     const count = chunks.reduce((sum, { tokens }) => sum + tokens.length, 0);
     const ids = new Int32Array(Math.max(count, this.fewestRows));
     const positions = new Int32Array(ids.length);
+    const lengths = new Int32Array(ids.length);
     let row = 0;
     for (const { tokens, start } of chunks)
       for (let t = 0; t < tokens.length; t++, row++) {
         ids[row] = tokens[t];
         positions[row] = start + t;
+        lengths[row] = start + tokens.length;
       }
-    return { ids, positions };
+    return { ids, positions, lengths };
   }
 
   /** Writes each chunk's keys and values into its pages, and lets its queries see all of its sequence's. */
   private attend(
     g: Graph,
     layer: number,
-    { heads, kvHeads, headDim, window, scale }: AttentionStep,
+    step: AttentionStep,
     chunks: readonly Chunk[],
     q: Tensor,
     k: Tensor,
     v: Tensor,
   ): Tensor {
     const { backend } = this.model;
-    const width = kvHeads * headDim;
+    const width = step.kvHeads * step.headDim;
     const out = g.real(q.size);
     // Padding sees nothing, and what comes after must be numbers.
     backend.fill(out, 0);
@@ -155,7 +165,7 @@ export class SimulatedExecutor implements Executor {
         queries,
         this.gather(inner, this.memory.keys[layer], width, chunk, to),
         this.gather(inner, this.memory.values[layer], width, chunk, to),
-        { batch: 1, heads, kvHeads, headDim, window, scale },
+        { ...step, batch: 1 },
       );
       backend.copy(inner.values(mixed), out, count * q.cols, offset, row * q.cols);
       row += count;

@@ -9,7 +9,7 @@ import { mapValues } from "../common/records.js";
 import { blockPrograms } from "../models/architectures/index.js";
 import { parseSource } from "../models/source.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
-import { readBlock, readTensor, type HostBlock } from "../models/weights.js";
+import { readBlock, readFinalNorm, readTensor, type HostBlock } from "../models/weights.js";
 import { isArtifact, openArtifact } from "../quantize/artifact.js";
 
 /** A source that holds files open until it is disposed. */
@@ -84,9 +84,11 @@ function singles(values: RealArray): Float32Array {
 
 function outerSource(
   checkpoint: Checkpoint,
-  { names }: Architecture,
-  { hiddenSize, embeddingSize, vocabSize, ...config }: ModelConfig,
+  architecture: Architecture,
+  config: ModelConfig,
 ): OuterSource {
+  const { names } = architecture;
+  const { hiddenSize, embeddingSize, vocabSize, embeddingScale, logitSoftcap } = config;
   const width = embeddingSize ?? hiddenSize;
   const matrix = (name: string, shape: readonly [number, number]): StoredMatrix => {
     const type = checkpoint.tensors.get(name)?.type ?? "";
@@ -111,6 +113,8 @@ function outerSource(
     projectOut: projection(names.projectOut, [width, hiddenSize]),
     positions: learnedPositions(),
     finalNorm: finalNorm(),
+    embeddingScale,
+    logitSoftcap,
   };
 
   function learnedPositions(): OuterSource["positions"] {
@@ -122,15 +126,7 @@ function outerSource(
   }
 
   function finalNorm(): OuterSource["finalNorm"] {
-    if (config.finalNorm === false) return undefined;
-    const biasName = names.finalNorm.replace(/\.weight$/, ".bias");
-    return {
-      ...config.norm,
-      path: names.finalNorm.replace(/\.weight$/, ""),
-      gain: readTensor(checkpoint, names.finalNorm, [hiddenSize]),
-      bias: checkpoint.tensors.has(biasName)
-        ? readTensor(checkpoint, biasName, [hiddenSize])
-        : undefined,
-    };
+    const final = readFinalNorm(checkpoint, architecture, config);
+    return final && { ...config.norm, path: names.finalNorm.replace(/\.weight$/, ""), ...final };
   }
 }

@@ -11,14 +11,26 @@ import {
   type NormPlace,
   type NormStep,
   type Rotary,
+  type StoredRows,
   type Step,
   type ValueName,
 } from "../backend/contract/program.js";
 
-/** A linear or norm of the checkpoint: the part it plays, and its path inside the block. */
+/** A linear or norm of the checkpoint: the part it plays, its path inside the block, and where it is stored otherwise. */
 export interface Named {
   readonly name: string;
   readonly path: string;
+  readonly stored?: StoredRows;
+}
+
+export interface NamedLinear extends Named, Pick<LinearPlace, "factor"> {
+  /** Output features. */
+  readonly out: number;
+}
+
+export interface NamedNorm extends Named, Pick<NormPlace, "offset"> {
+  /** Channels of the gain, where groups have gains of their own. */
+  readonly channels?: number;
 }
 
 /** How a norm computes, whichever it is. */
@@ -34,9 +46,10 @@ export class BlockBuilder {
   readonly input: ValueName = BLOCK_INPUT;
 
   /** `width`: of the groups that are normalized, a row's or a head's channels. */
-  norm(x: ValueName, { name, path }: Named, width: number, { kind, epsilon }: NormKind): ValueName {
+  norm(x: ValueName, place: NamedNorm, width: number, { kind, epsilon }: NormKind): ValueName {
+    const { name, channels, ...rest } = place;
     const out = this.fresh(`${name}_normed`);
-    this.norms[name] = { path, width };
+    this.norms[name] = { ...rest, width: channels ?? width };
     this.steps.push({ op: "norm", norm: name, kind, width, epsilon, x, out });
     return out;
   }
@@ -45,14 +58,14 @@ export class BlockBuilder {
   site(
     x: ValueName,
     site: LinearSite,
-    linears: readonly (Named & { readonly out: number })[],
+    linears: readonly NamedLinear[],
     width: number,
   ): ValueName[] {
     const read = this.fresh(site);
     this.steps.push({ op: "site", site, width, x, out: read });
-    return linears.map(({ name, path, out: rows }) => {
+    return linears.map(({ name, out: rows, ...rest }) => {
       const out = this.fresh(name);
-      this.linears[name] = { path, shape: [rows, width] };
+      this.linears[name] = { ...rest, shape: [rows, width] };
       this.steps.push({ op: "product", linear: name, x: read, out });
       return out;
     });

@@ -26,7 +26,7 @@ export interface ModelConfig {
   readonly embeddingSize?: number;
   /** Positions: rotary, or a learned table whose row for position p is p + offset. */
   readonly positions:
-    | ({ readonly kind: "rope" } & Omit<Rotary, "dims">)
+    | RopePositions
     | { readonly kind: "learned"; readonly offset: number };
   /** Gated MLPs compute act(gate)·up; the others act(up). */
   readonly mlp: { readonly gated: boolean; readonly activation: Activation };
@@ -35,9 +35,37 @@ export interface ModelConfig {
   readonly tiedEmbeddings: boolean;
   /** Keys further back than this are not seen; undefined: all are. */
   readonly slidingWindow?: number;
+  /** One for each layer, where layers differ in what attention sees or in their positions. */
+  readonly layers?: readonly LayerConfig[];
+  /** Channels of a head that turn (default: all), and whether neighbours make pairs rather than halves of the head. */
+  readonly rotary?: { readonly dims?: number; readonly interleaved?: boolean };
+  /** What multiplies attention's scores (default 1/√headDim), and a cap on them: cap·tanh(s/cap). */
+  readonly attention?: { readonly scale?: number; readonly softcap?: number };
+  /** Whether attention and MLP read one norm side by side, where an architecture has both forms. */
+  readonly parallel?: boolean;
+  /** Multiplies embeddings. */
+  readonly embeddingScale?: number;
+  /** Multiplies what attention and MLP add to the residual stream. */
+  readonly residualScale?: number;
+  /** Multiplies logits. */
+  readonly logitScale?: number;
+  /** Logits x become cap·tanh(x/cap). */
+  readonly logitSoftcap?: number;
+  /** What norms' stored gains lack: 1 where a checkpoint holds their differences from 1. */
+  readonly gainOffset?: number;
   /** Names of the block's linears that have a bias, e.g. "q"; undefined: the checkpoint's tensors say. */
   readonly biases?: readonly string[];
 }
+
+/** What a layer has of its own; what is absent is as in the whole model. */
+export interface LayerConfig {
+  readonly window?: number;
+  /** Null: the layer has no positions. */
+  readonly positions?: RopePositions | null;
+}
+
+/** What all layers' rotary positions have in common with a step's. */
+export type RopePositions = { readonly kind: "rope" } & Omit<Rotary, "dims" | "turning">;
 
 /** 2048 tokens, or half of the positions of models trained for fewer (512 for the tiny ones). */
 export function defaultSequenceLength(config: Pick<ModelConfig, "maxPositions">): number {
@@ -73,8 +101,8 @@ export interface Architecture {
 export interface ConfigReader {
   /** A finite number in a range. */
   number(key: string, fallback?: number, range?: Range): number;
-  /** A whole number from 1 to `max`: everything that sizes or counts something. */
-  integer(key: string, max: number, fallback?: number): number;
+  /** A whole number from `min` (default 1) to `max`: everything that sizes or counts something. */
+  integer(key: string, max: number, fallback?: number, min?: number): number;
   boolean(key: string, fallback: boolean): boolean;
   string(key: string, fallback: string): string;
   optional(key: string): unknown;

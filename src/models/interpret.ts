@@ -13,6 +13,7 @@ import {
   linear,
   norm,
   rope,
+  scale,
   siluMul,
   unary,
   type RopeTables,
@@ -29,6 +30,7 @@ import {
   type HeadStep,
   type LinearName,
   type LinearSite,
+  type NormStep,
   type SiteStep,
   type Step,
   type ValueName,
@@ -174,7 +176,7 @@ class BlockRun {
     const { g, hooks } = this;
     switch (step.op) {
       case "norm":
-        return [norm(g, this.value(step.x), { kind: step.kind, epsilon: step.epsilon, ...this.normWeights(step.norm) })];
+        return [this.norm(step)];
       case "rope":
         return [rope(g, this.value(step.x), step.headDim, this.tables(step.rotary))];
       case "head": {
@@ -193,13 +195,17 @@ class BlockRun {
       case "add":
         return [add(g, this.value(step.a), this.value(step.b))];
       case "scale":
-        return [this.scaled(this.value(step.x), step.factor)];
+        return [scale(g, this.value(step.x), step.factor)];
     }
   }
 
-  private scaled(x: Tensor, factor: number): Tensor {
-    const factors = this.g.constant([x.cols], new Float64Array(x.cols).fill(factor));
-    return binary(this.g, "mul", x, factors, "row");
+  private norm({ norm: name, kind, width, epsilon, x }: NormStep): Tensor {
+    const { g } = this;
+    const { gain, bias } = this.normWeights(name);
+    if (gain.size === width) return norm(g, this.value(x), { kind, epsilon, gain, bias });
+    const ones = g.constant([width], new Float64Array(width).fill(1));
+    const scaled = binary(g, "mul", norm(g, this.value(x), { kind, epsilon, gain: ones }), gain, "row");
+    return bias ? binary(g, "add", scaled, bias, "row") : scaled;
   }
 
   private normWeights(name: string): NormWeights {
@@ -221,8 +227,7 @@ class BlockRun {
     if (attend) return attend(g, layer, step, q, k, v);
     if (cache) ({ k, v } = cache.extend(g, layer, k, v));
     if (shared) [q, k, v] = [q, k, v].map((rows) => gatherRows(g, rows, shared.spread));
-    const { heads, kvHeads, headDim, window, scale } = step;
-    const mixed = attention(g, q, k, v, { batch: shared?.sequences ?? batch, heads, kvHeads, headDim, window, scale });
+    const mixed = attention(g, q, k, v, { ...step, batch: shared?.sequences ?? batch });
     return shared ? gatherRows(g, mixed, shared.collect) : mixed;
   }
 

@@ -5,7 +5,7 @@
 import { PlanishError } from "../common/errors.js";
 import type { Backend, Buffer } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
-import { add, gatherRows, linear, norm } from "../tensor/ops/index.js";
+import { add, gatherRows, linear, norm, scale, softcap } from "../tensor/ops/index.js";
 import { freeTensor, frozen, type Graph, Tensor } from "../tensor/tensor.js";
 import { blockPrograms } from "./architectures/index.js";
 import { parseSource } from "./source.js";
@@ -19,10 +19,11 @@ import {
   type KeyValueCache,
   type NormWeights,
 } from "./interpret.js";
+import type { HostTensor } from "../backend/contract/packed.js";
 import { cacheWidth, type BlockProgram } from "../backend/contract/program.js";
 import { rotaryTables, rotaryTablesAt } from "./rope.js";
 import { attentionRows, type SequenceTree } from "./sequence-tree.js";
-import { freeBlock, readBlock, readTensor, uploadBlock } from "./weights.js";
+import { freeBlock, readBlock, readFinalNorm, readTensor, uploadBlock } from "./weights.js";
 
 /** What surrounds the blocks. */
 export interface OuterWeights {
@@ -63,20 +64,15 @@ export function loadOuter(
   const projection = (name: string | undefined, shape: readonly number[]) =>
     embeddingSize === undefined || name === undefined ? undefined : load(name, shape);
   const embedding = load(names.embedding, table);
-  const finalBias = names.finalNorm.replace(/\.weight$/, ".bias");
+  const final = readFinalNorm(checkpoint, architecture, config);
+  const put = ({ shape, data }: HostTensor): Tensor => frozen(backend, shape, data);
   return {
     embedding,
     positions:
       config.positions.kind === "learned" && names.positions !== undefined
         ? load(names.positions, [config.maxPositions + config.positions.offset, config.hiddenSize])
         : undefined,
-    finalNorm:
-      config.finalNorm === false
-        ? undefined
-        : {
-            gain: load(names.finalNorm, [config.hiddenSize]),
-            bias: checkpoint.tensors.has(finalBias) ? load(finalBias, [config.hiddenSize]) : undefined,
-          },
+    finalNorm: final && { gain: put(final.gain), bias: final.bias && put(final.bias) },
     projectIn: projection(names.projectIn, [hiddenSize, embeddingSize ?? hiddenSize]),
     projectOut: projection(names.projectOut, [embeddingSize ?? hiddenSize, hiddenSize]),
     lmHead: config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead) ? embedding : load(names.lmHead, table),
@@ -106,7 +102,9 @@ export function embed(
 function embedAt(g: Graph, config: ModelConfig, outer: OuterWeights, ids: Int32Array, positions: Int32Array): Tensor {
   checkIds(config, ids);
   const embedded = gatherRows(g, outer.embedding, g.indices(ids));
-  const tokens = outer.projectIn ? linear(g, embedded, outer.projectIn) : embedded;
+  const { embeddingScale } = config;
+  const scaled = embeddingScale === undefined ? embedded : scale(g, embedded, embeddingScale);
+  const tokens = outer.projectIn ? linear(g, scaled, outer.projectIn) : scaled;
   if (config.positions.kind !== "learned" || !outer.positions) return tokens;
   const { offset } = config.positions;
   const last = positions.reduce((a, b) => Math.max(a, b), 0);
@@ -127,6 +125,12 @@ export function finalNorm(g: Graph, config: ModelConfig, outer: OuterWeights, hi
   const { finalNorm: n, projectOut } = outer;
   const normed = n ? norm(g, hidden, { ...config.norm, ...n }) : hidden;
   return projectOut ? linear(g, normed, projectOut) : normed;
+}
+
+/** Logits of what the head reads, [rows, vocab]. */
+export function headLogits(g: Graph, { logitSoftcap }: ModelConfig, outer: OuterWeights, normed: Tensor): Tensor {
+  const logits = linear(g, normed, outer.lmHead);
+  return logitSoftcap === undefined ? logits : softcap(g, logits, logitSoftcap);
 }
 
 export interface SequenceOptions {
@@ -175,11 +179,17 @@ export class LanguageModel implements Disposable {
 
   /**
    * What the head reads of rows at given positions, [rows, embedding], where `attend` says which keys and values each
-   * of them sees.
+   * of them sees. `lengths`: of each row's sequence so far, which some rotary scalings depend on.
    */
-  hiddenOfRows(g: Graph, ids: Int32Array, positions: Int32Array, attend: BlockContext["attend"]): Tensor {
+  hiddenOfRows(
+    g: Graph,
+    ids: Int32Array,
+    positions: Int32Array,
+    attend: BlockContext["attend"],
+    lengths?: Int32Array,
+  ): Tensor {
     const x = embedAt(g, this.config, this.outer, ids, positions);
-    const rotary = rotaryTablesAt(g, this.programs, positions);
+    const rotary = rotaryTablesAt(g, this.programs, positions, lengths);
     return this.normed(g, this.through(g, x, { batch: 1, rotary, attend }));
   }
 
@@ -227,7 +237,7 @@ export class LanguageModel implements Disposable {
 
   /** Logits of hidden states, [rows, vocab]. */
   logits(g: Graph, hidden: Tensor): Tensor {
-    return linear(g, hidden, this.outer.lmHead);
+    return headLogits(g, this.config, this.outer, hidden);
   }
 
   /** The last row of what the head reads, [1, embedding]: all that generation needs logits of. */

@@ -8,7 +8,7 @@ import { quoted } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import { blockPrograms, parseModelConfig } from "./architectures/index.js";
 import type { Architecture, ModelConfig } from "./config.js";
-import { readTensor } from "./weights.js";
+import { readTensor, storedNames } from "./weights.js";
 
 /** Buffers that older exports hold beside the weights; they follow from the configuration. */
 const HARMLESS = /\.(?:rotary_emb\.inv_freq|masked_bias|attn\.bias|position_ids|decoder\.version)$/;
@@ -43,10 +43,12 @@ function checkBiases(checkpoint: Checkpoint, { architecture, config }: ReturnTyp
   const { biases } = config;
   if (biases === undefined || checkpoint.format === "gguf") return;
   for (const [layer, program] of blockPrograms(config).entries())
-    for (const [name, { path }] of Object.entries(program.linears)) {
-      const bias = `${architecture.names.blockPrefix(layer)}${path}.bias`;
-      const [wanted, stored] = [biases.includes(name), checkpoint.tensors.has(bias)];
-      if (wanted === stored) continue;
+    for (const [name, place] of Object.entries(program.linears)) {
+      const wanted = biases.includes(name);
+      const names = storedNames(place).map(({ bias }) => architecture.names.blockPrefix(layer) + bias);
+      const bias = names.find((each) => checkpoint.tensors.has(each) !== wanted);
+      if (bias === undefined) continue;
+      const stored = !wanted;
       throw new PlanishError(
         `${checkpoint.path}: tensor ${bias} is ${stored ? "there" : "missing"}, but by config.json ${architecture.name} has ${wanted ? "a" : "no"} bias there; correct attention_bias, mlp_bias or enable_bias, or fetch the model again`,
       );
@@ -87,11 +89,11 @@ export function expectedNames(
   if (config.norm.kind === "layer" && config.finalNorm !== false) optional.push(biasOf(names.finalNorm));
   if (config.positions.kind === "learned" && names.positions) required.push(names.positions);
   for (const [layer, program] of blockPrograms(config).entries()) {
-    for (const { path } of [...Object.values(program.linears), ...Object.values(program.norms)]) {
-      const weight = `${names.blockPrefix(layer)}${path}.weight`;
-      required.push(weight);
-      optional.push(biasOf(weight));
-    }
+    for (const place of [...Object.values(program.linears), ...Object.values(program.norms)])
+      for (const { weight, bias } of storedNames(place)) {
+        required.push(names.blockPrefix(layer) + weight);
+        optional.push(names.blockPrefix(layer) + bias);
+      }
   }
   return { required, optional };
 }

@@ -8,7 +8,7 @@ import { mapValues } from "../common/records.js";
 import { blockProgram } from "./architectures/index.js";
 import type { Architecture, ModelConfig } from "./config.js";
 import type { BlockWeights } from "./interpret.js";
-import type { LinearName, NormName } from "../backend/contract/program.js";
+import type { LinearName, LinearPlace, NormName, NormPlace } from "../backend/contract/program.js";
 
 /** One block's weights in host memory, by the names that its program gives them. */
 export interface HostBlock {
@@ -63,6 +63,73 @@ function readOptional(checkpoint: Checkpoint, name: string, shape: readonly numb
   return checkpoint.tensors.has(name) ? readTensor(checkpoint, name, shape) : undefined;
 }
 
+/** The tensors that a linear or norm is made of, in order; `rows` are theirs. */
+function partsOf(place: LinearPlace | NormPlace): readonly { readonly path: string; readonly rows: number }[] {
+  return place.stored?.parts ?? [{ path: place.path, rows: "shape" in place ? place.shape[0] : place.width }];
+}
+
+/** Names that the tensors of a linear or norm have inside the block: of each part its weight and its bias. */
+export function storedNames(place: LinearPlace | NormPlace): readonly { readonly weight: string; readonly bias: string }[] {
+  return partsOf(place).map(({ path }) => ({ weight: `${path}.weight`, bias: `${path}.bias` }));
+}
+
+/** Whether a checkpoint of an original has a bias for a linear or norm. */
+export function hasBias(checkpoint: Checkpoint, prefix: string, place: LinearPlace | NormPlace): boolean {
+  return storedNames(place).some(({ bias }) => checkpoint.tensors.has(prefix + bias));
+}
+
+/** Paths of a block's linears and norms that have a bias in an original. */
+export function biasedPaths(
+  checkpoint: Checkpoint,
+  { names }: Architecture,
+  config: ModelConfig,
+  layer: number,
+): ReadonlySet<string> {
+  const { linears, norms } = blockProgram(config, layer);
+  const places = [...Object.values(linears), ...Object.values(norms)];
+  return new Set(
+    places.filter((place) => hasBias(checkpoint, names.blockPrefix(layer), place)).map(({ path }) => path),
+  );
+}
+
+/** Rows [rows, cols] of a place's tensors in the program's order, times its factor. `cols` is empty for vectors. */
+function readRows(
+  checkpoint: Checkpoint,
+  name: (path: string) => string,
+  place: LinearPlace | NormPlace,
+  cols: readonly number[],
+): HostTensor {
+  const read = partsOf(place).map(({ path, rows }) => readTensor(checkpoint, name(path), [rows, ...cols]));
+  const width = cols[0] ?? 1;
+  const order = place.stored?.order;
+  const factor = "factor" in place ? (place.factor ?? 1) : 1;
+  if (read.length === 1 && !order && factor === 1) return read[0];
+  const all = read.length === 1 ? read[0].data : concatenated(read);
+  const count = order?.length ?? all.length / width;
+  const data = new Float32Array(count * width);
+  for (let row = 0; row < count; row++) {
+    const from = (order?.[row] ?? row) * width;
+    for (let i = 0; i < width; i++) data[row * width + i] = factor * all[from + i];
+  }
+  return { shape: [count, ...cols], data };
+}
+
+function concatenated(tensors: readonly HostTensor[]): Float32Array {
+  const out = new Float32Array(tensors.reduce((sum, { data }) => sum + data.length, 0));
+  let at = 0;
+  for (const { data } of tensors) {
+    out.set(data, at);
+    at += data.length;
+  }
+  return out;
+}
+
+/** A gain with what its checkpoint leaves out added, times `factor`. */
+function gainOf(stored: HostTensor, offset = 0, factor = 1): HostTensor {
+  if (offset === 0 && factor === 1) return stored;
+  return { shape: stored.shape, data: Float32Array.from(stored.data, (w) => (w + offset) * factor) };
+}
+
 /** @throws PlanishError when a tensor of the block is missing or its shape is not what the config promises. */
 export function readBlock(
   checkpoint: Checkpoint,
@@ -72,15 +139,37 @@ export function readBlock(
 ): HostBlock {
   const program = blockProgram(config, layer);
   const prefix = architecture.names.blockPrefix(layer);
-  const read = (path: string, shape: readonly number[]) => readTensor(checkpoint, `${prefix}${path}.weight`, shape);
-  const bias = (path: string, size: number) => readOptional(checkpoint, `${prefix}${path}.bias`, [size]);
+  const weight = (path: string): string => `${prefix}${path}.weight`;
+  const bias = (place: LinearPlace | NormPlace): HostTensor | undefined =>
+    hasBias(checkpoint, prefix, place) ? readRows(checkpoint, (path) => `${prefix}${path}.bias`, place, []) : undefined;
   return {
-    norms: mapValues(program.norms, ({ path, width }) => ({ path, gain: read(path, [width]), bias: bias(path, width) })),
-    linears: mapValues(program.linears, ({ path, shape }) => ({
-      path,
-      weight: read(path, shape),
-      bias: bias(path, shape[0]),
+    norms: mapValues(program.norms, (place) => ({
+      path: place.path,
+      gain: gainOf(readRows(checkpoint, weight, place, []), place.offset),
+      bias: bias(place),
     })),
+    linears: mapValues(program.linears, (place) => ({
+      path: place.path,
+      weight: readRows(checkpoint, weight, place, [place.shape[1]]),
+      bias: bias(place),
+    })),
+  };
+}
+
+/**
+ * The norm after the last block, undefined for models without one. What multiplies logits is in it: the head is linear.
+ * @throws PlanishError when a tensor is missing or its shape is not what the config promises.
+ */
+export function readFinalNorm(
+  checkpoint: Checkpoint,
+  { names }: Architecture,
+  { finalNorm, hiddenSize, gainOffset, logitScale = 1 }: ModelConfig,
+): { readonly gain: HostTensor; readonly bias?: HostTensor } | undefined {
+  if (finalNorm === false) return undefined;
+  const bias = readOptional(checkpoint, names.finalNorm.replace(/\.weight$/, ".bias"), [hiddenSize]);
+  return {
+    gain: gainOf(readTensor(checkpoint, names.finalNorm, [hiddenSize]), gainOffset, logitScale),
+    bias: bias && gainOf(bias, 0, logitScale),
   };
 }
 

@@ -9,10 +9,10 @@ import {
   blockTensors,
   describedBytes,
   layoutOfParameters,
-  layoutOfStored,
   outerTensors,
   type TensorDescription,
 } from "./artifact-tensors.js";
+import { biasedPaths } from "../models/weights.js";
 import { estimateRun, type RunEstimate } from "./estimate.js";
 import { limitedNeed, resolveRecipe } from "./index.js";
 import type { BlockPlan, CalibrationNeed } from "./method.js";
@@ -92,7 +92,7 @@ function artifactBytes(
   const inside = blocks.map(({ parameters }, layer) => {
     const program = blockProgram(config, layer);
     // Which module has a bias is the source's to say.
-    const { biases } = layoutOfStored(source, architecture, config, layer);
+    const biases = biasedPaths(source, architecture, config, layer);
     const layout = layoutOfParameters(program, parameters, () => scheme.weightBits, biases);
     return sum(blockTensors(architecture, config, scheme, layer, layout));
   });

@@ -24,6 +24,56 @@ describe.runIf(WITHOUT)("PLANISH_NO_NATIVE=1: a machine without a compiler", () 
 });
 
 describe.each(WITHOUT ? [] : loadNativeLibrary().levels())("level %s", (level) => {
+  test.each([0, 9])(
+    "attention with a soft cap and window %i, both directions: 1e-5 of the largest",
+    (window) => {
+      const random = new Random(`soft cap ${window}`);
+      const [batch, heads, kvHeads, headDim, time] = [2, 4, 2, 20, 70];
+      const layout = (count: number) => ({
+        batchStride: time * count * headDim,
+        timeStride: count * headDim,
+        headStride: headDim,
+      });
+      const [wide, narrow] = [heads, kvHeads].map((count) => batch * time * count * headDim);
+      const inputs = {
+        q: real(random.normals(wide)),
+        k: real(random.normals(narrow)),
+        v: real(random.normals(narrow)),
+        grad: real(random.normals(wide)),
+      };
+      const shape = {
+        ...{ batch, heads, kvHeads, headDim, window, queryLength: time, keyLength: time },
+        ...{ causal: true, scale: 0.4, softcap: 1.5, precision: "f32" as const },
+        ...{ qLayout: layout(heads), kvLayout: layout(kvHeads), outLayout: layout(heads) },
+      };
+      const run = (backend: Backend) =>
+        evaluate(
+          backend,
+          {
+            ...{ ...inputs, out: output(wide), logSumExp: output(batch * heads * time) },
+            ...{ gradQ: output(wide), gradK: output(narrow), gradV: output(narrow) },
+          },
+          (kernels, { grad, gradQ, gradK, gradV, ...forward }) => {
+            kernels.attention({
+              ...shape,
+              ...(forward as Pick<typeof forward, "q" | "k" | "v" | "out">),
+            });
+            kernels.attentionBackward({ ...shape, ...forward, grad, gradQ, gradK, gradV } as never);
+          },
+        );
+      const [own, expected] = [run(at(level)), run(truth)];
+      for (const name of ["out", "gradQ", "gradK", "gradV"]) {
+        const largest = expected[name].reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+        expectWithin(
+          own[name],
+          expected[name],
+          expected[name].map(() => 1e-5 * largest),
+          name,
+        );
+      }
+    },
+  );
+
   test("sigmoid from −87 to 88 is within 8u of the true value, relatively", () => {
     const x = Float64Array.from({ length: 20011 }, (_, i) => Math.fround(-87 + (175 * i) / 20010));
     const run = (backend: Backend) =>

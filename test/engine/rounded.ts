@@ -65,7 +65,11 @@ export function roundedModel(path: string, scheme: string, extras: Extras = {}):
   const random = new Random(11);
   const blocks = Array.from({ length: config.numLayers }, (_, layer) => {
     const host = readBlock(checkpoint, architecture, config, layer);
-    const block = foldBlock(host, { program: blockProgram(config, 0), scheme: parsed }, new Map());
+    const block = foldBlock(
+      host,
+      { program: blockProgram(config, layer), scheme: parsed },
+      new Map(),
+    );
     return extras.transforms ? withTransforms(block, config, random) : block;
   });
   const models: LanguageModel[] = [];

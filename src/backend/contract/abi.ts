@@ -58,6 +58,8 @@ const ATTENTION_SHAPE = {
   causal: "flag",
   window: "i64",
   scale: "f32",
+  /** 0: scores are not capped. */
+  softcap: "f32",
   q: "const f32[reach(batch:qBatch,queryLength:qTime,heads:qHead,headDim:1)]",
   qBatch: "i64",
   qTime: "i64",
@@ -521,6 +523,7 @@ export const KERNELS = {
     headDim: "i64",
     window: "i64",
     scale: "f32",
+    softcap: "f32",
     q: "const f32[*]",
     bits: "i32",
     cache: "const u8[*]",

@@ -9,6 +9,7 @@ import {
   BLOCK_INPUT,
   flowOf,
   inputsOf,
+  rotaryKey,
   siteNamed,
   type ActivationStep,
   type AddStep,
@@ -92,7 +93,17 @@ export interface FusedNorm {
   readonly frees: readonly ValueName[];
 }
 
-export type FusedStep = FusedSite | FusedCache | FusedAttention | FusedNorm;
+/** A sum that no product computes. */
+export interface FusedAdd {
+  readonly op: "add";
+  readonly step: AddStep;
+  readonly width: number;
+  /** The summand that is read for the last time: the result takes its place. */
+  readonly onto?: ValueName;
+  readonly frees: readonly ValueName[];
+}
+
+export type FusedStep = FusedSite | FusedCache | FusedAttention | FusedNorm | FusedAdd;
 
 const FUSED = new WeakMap<BlockProgram, readonly FusedStep[]>();
 
@@ -166,9 +177,8 @@ class Fusion {
       case "product":
         throw new NoKernel(`the linear ${step.linear} reads something else than a site`);
       case "add":
-        throw new NoKernel(
-          "a sum that is not of a product and a value read for the last time has no kernel",
-        );
+        this.add(step);
+        return;
       case "scale":
         throw new NoKernel("scaling by a constant has no kernel");
     }
@@ -217,6 +227,7 @@ class Fusion {
   }
 
   private norm(step: NormStep): void {
+    this.checkGain(step);
     this.require(step.x);
     const inPlace = this.left(step.x) === 1;
     if (inPlace) {
@@ -225,6 +236,50 @@ class Fusion {
     } else this.release(step.x);
     this.present.add(step.out);
     this.steps.push({ op: "norm", step, inPlace, frees: this.freed() });
+  }
+
+  private add(step: AddStep): void {
+    const summands = step.a === step.b ? [step.a] : [step.a, step.b];
+    for (const value of summands) this.require(value);
+    const onto = summands.find((value) => this.left(value) === 1 && !this.prepared.has(value));
+    for (const value of summands) {
+      if (value !== onto) this.release(value);
+      else {
+        this.reads.set(value, 0);
+        this.present.delete(value);
+      }
+    }
+    const width = this.width(step.out);
+    if (width === undefined)
+      throw new NoKernel("a sum of values whose width no step says has no kernel");
+    this.present.add(step.out);
+    this.steps.push({ op: "add", step, width, onto, frees: this.freed() });
+  }
+
+  /** Channels of a value's rows, where the steps that lead to it say. */
+  private width(value: ValueName): number | undefined {
+    const step = this.flow.producer(value);
+    switch (step?.op) {
+      case "product":
+        return this.program.linears[step.linear].shape[0];
+      case "rope":
+      case "head":
+      case "attention":
+        return step.heads * step.headDim;
+      case "add":
+        return this.width(step.a) ?? this.width(step.b);
+      case "norm":
+      case "scale":
+      case "activation":
+        return this.width(step.x);
+      default:
+        return undefined;
+    }
+  }
+
+  private checkGain({ norm, width }: NormStep): void {
+    if (this.program.norms[norm].width !== width)
+      throw new NoKernel(`the norm ${norm}, whose groups have gains of their own, has no kernel`);
   }
 
   private site(step: SiteStep): void {
@@ -306,8 +361,16 @@ class Fusion {
     if (!attention || this.deferred.get(attention.q)?.op !== "head")
       throw new NoKernel("a cache whose attention has no prepared queries has no kernel");
     const [queries, keys] = [this.chain(attention.q), this.chain(step.k)];
-    for (const { norm } of [queries, keys])
-      if (norm && norm.kind !== "rms") throw new NoKernel("a layer norm of heads has no kernel");
+    for (const { norm } of [queries, keys]) {
+      if (!norm) continue;
+      if (norm.kind !== "rms") throw new NoKernel("a layer norm of heads has no kernel");
+      this.checkGain(norm);
+    }
+    const [a, b] = [queries, keys].map(({ rotary }) => rotary && rotaryKey(rotary));
+    if (a !== b)
+      throw new NoKernel("queries and keys that turn by different angles have no kernel");
+    if (queries.norm && keys.norm && queries.norm.epsilon !== keys.norm.epsilon)
+      throw new NoKernel("norms of queries and keys with different epsilons have no kernel");
     // Queries are prepared now, and attention reads them where they lie.
     this.prepared.set(attention.q, queries.root);
     this.deferred.delete(attention.q);

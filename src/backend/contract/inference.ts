@@ -45,7 +45,12 @@ export interface OuterSource {
     readonly offset: number;
     readonly data: ArrayLike<number>;
   };
+  /** What multiplies logits is in it. */
   readonly finalNorm?: HostNorm & Pick<NormStep, "kind" | "epsilon">;
+  /** Multiplies embeddings. */
+  readonly embeddingScale?: number;
+  /** Logits x become cap·tanh(x/cap). */
+  readonly logitSoftcap?: number;
 }
 
 /** A model to be prepared for inference; its weights are read one block at a time. */

@@ -33,19 +33,51 @@ export type RopeScaling =
       readonly lowFreqFactor: number;
       readonly highFreqFactor: number;
       readonly originalMaxPositions: number;
+    }
+  | {
+      /** Peng et al. 2023 (arXiv 2309.00071): frequencies between two numbers of turns blend into interpolated ones. */
+      readonly type: "yarn";
+      readonly factor: number;
+      readonly originalMaxPositions: number;
+      readonly betaFast: number;
+      readonly betaSlow: number;
+      /** Whether the blend begins and ends at whole pairs. */
+      readonly truncate: boolean;
+      readonly attentionFactor: number;
+    }
+  | {
+      /** The base grows with sequences longer than `originalMaxPositions`. */
+      readonly type: "dynamic";
+      readonly factor: number;
+      readonly originalMaxPositions: number;
+    }
+  | {
+      /** Ding et al. 2024 (arXiv 2402.13753): a divisor for each pair, of one list up to the original length, of another beyond. */
+      readonly type: "longrope";
+      readonly shortFactors: readonly number[];
+      readonly longFactors: readonly number[];
+      readonly originalMaxPositions: number;
+      readonly attentionFactor: number;
     };
 
 /** Rotary positions: which angles a head's pairs of channels turn by. */
 export interface Rotary {
-  /** Channels that turn, in pairs (i, i + dims/2). */
+  /** A head's channels, in pairs (i, i + dims/2). */
   readonly dims: number;
+  /** Channels that turn, where not all do: the pairs from turning/2 on stand still. Frequencies are those of as many. */
+  readonly turning?: number;
+  /** Multiplies what comes out at position p by 1 + beta·ln(1 + ⌊p / length⌋): queries of long contexts. */
+  readonly growth?: { readonly beta: number; readonly length: number };
   readonly theta: number;
   readonly scaling: RopeScaling;
   /** Checkpoints trained with frequencies rounded to bfloat16 say so (docs/decisions.md); others are exact. */
   readonly frequencyType?: "bfloat16";
 }
 
-/** Normalizes groups of `width` channels: whole rows, or every head of a row. */
+/**
+ * Normalizes groups of `width` channels: whole rows, or every head of a row. All groups share a gain where the norm's place
+ * has as many channels; a place as wide as the row has one for each group.
+ */
 export interface NormStep {
   readonly op: "norm";
   readonly norm: NormName;
@@ -116,6 +148,8 @@ export interface AttentionStep {
   readonly headDim: number;
   /** Multiplies the scores. */
   readonly scale: number;
+  /** Scores s become cap·tanh(s/cap). */
+  readonly softcap?: number;
   /** Positions that a query sees, itself included; absent: all before it. */
   readonly window?: number;
   readonly q: ValueName;
@@ -160,17 +194,31 @@ export type Step =
   | AddStep
   | ScaleStep;
 
-/** A linear as its checkpoint stores it. */
+/** Where a checkpoint keeps what the program has as one linear or norm, if that is no tensor of its own in the same order. */
+export interface StoredRows {
+  /** Tensors whose rows (of a norm: channels) follow one another, and how many each has. */
+  readonly parts: readonly { readonly path: string; readonly rows: number }[];
+  /** Which of these rows, in the program's order; absent: all. */
+  readonly order?: readonly number[];
+}
+
+/** A linear, and how its checkpoint stores it. Artifacts store linears and norms as the program has them. */
 export interface LinearPlace {
   /** Path inside the block, such as "self_attn.q_proj"; its tensors are `<path>.weight` and, where stored, `<path>.bias`. */
   readonly path: string;
   /** [out, in]. */
   readonly shape: readonly [number, number];
+  readonly stored?: StoredRows;
+  /** Multiplies weights and bias when they are read from a checkpoint. */
+  readonly factor?: number;
 }
 
 export interface NormPlace {
   readonly path: string;
   readonly width: number;
+  readonly stored?: StoredRows;
+  /** Added to the stored gain: checkpoints that hold its difference from 1. */
+  readonly offset?: number;
 }
 
 export interface BlockProgram {
@@ -385,5 +433,13 @@ export function rotariesOf(programs: readonly BlockProgram[]): readonly Rotary[]
 
 /** Equal for equal tables. */
 export function rotaryKey(rotary: Rotary): string {
-  return JSON.stringify([rotary.dims, rotary.theta, rotary.scaling, rotary.frequencyType ?? null]);
+  const { dims, turning, theta, scaling, frequencyType, growth } = rotary;
+  return JSON.stringify([
+    dims,
+    turning ?? dims,
+    theta,
+    scaling,
+    frequencyType ?? null,
+    growth ?? null,
+  ]);
 }

@@ -2,17 +2,113 @@
 import type { RopeScaling, Rotary } from "./program.js";
 
 /**
- * Angular frequency of each rotated pair, length dims/2: θ^(−2i/dims), then scaled.
- * The llama3 scaling keeps short wavelengths, divides long ones by `factor`, and blends between
- * (Llama 3.1 model card: low/high frequency factors over the original context length).
+ * Angular frequency of each of a head's pairs, length dims/2: θ^(−2i/d) for d channels that turn, scaled, then zeros for
+ * pairs that do not. `length`: of the sequence, which some scalings depend on.
  */
-export function rotaryFrequencies({ dims, theta, scaling, frequencyType }: Rotary): Float64Array {
+export function rotaryFrequencies(rotary: Rotary, length: number): Float64Array {
+  const { dims, turning = dims, theta, scaling, frequencyType } = rotary;
   const frequencies = new Float64Array(dims / 2);
-  for (let i = 0; i < frequencies.length; i++) {
-    const base = theta ** ((-2 * i) / dims);
-    frequencies[i] = scaled(base, scaling);
+  const base = scaling.type === "dynamic" ? grownBase(theta, turning, scaling, length) : theta;
+  const ramp = scaling.type === "yarn" ? yarnRamp(theta, turning, scaling) : undefined;
+  for (let i = 0; i < turning / 2; i++) {
+    const frequency = base ** ((-2 * i) / turning);
+    frequencies[i] = scaled(frequency, i, scaling, length, ramp);
   }
   return frequencyType === "bfloat16" ? frequencies.map(toBfloat16) : frequencies;
+}
+
+type Scaling<T extends RopeScaling["type"]> = Extract<RopeScaling, { readonly type: T }>;
+
+function grownBase(
+  theta: number,
+  dims: number,
+  { factor, originalMaxPositions }: Scaling<"dynamic">,
+  length: number,
+): number {
+  const stretch =
+    (factor * Math.max(length, originalMaxPositions)) / originalMaxPositions - (factor - 1);
+  return theta * stretch ** (dims / (dims - 2));
+}
+
+/** How much of pair i is interpolated: 0 for pairs that turn more often than betaFast, 1 below betaSlow. */
+function yarnRamp(
+  theta: number,
+  dims: number,
+  { originalMaxPositions, betaFast, betaSlow, truncate }: Scaling<"yarn">,
+): (pair: number) => number {
+  const pairThatTurns = (times: number): number =>
+    (dims * Math.log(originalMaxPositions / (times * 2 * Math.PI))) / (2 * Math.log(theta));
+  const [fast, slow] = [pairThatTurns(betaFast), pairThatTurns(betaSlow)];
+  const low = Math.max(truncate ? Math.floor(fast) : fast, 0);
+  const top = Math.min(truncate ? Math.ceil(slow) : slow, dims - 1);
+  // One pair wide at least, or nearly nothing, as published.
+  const high = low === top ? top + 0.001 : top;
+  return (pair) => Math.min(Math.max((pair - low) / (high - low), 0), 1);
+}
+
+/** What cos and sin are multiplied with at a position: attention's factor of the scaling, growth of queries. */
+function amplitude({ scaling, growth }: Rotary, position: number): number {
+  const factor = "attentionFactor" in scaling ? scaling.attentionFactor : 1;
+  return growth
+    ? factor * (1 + growth.beta * Math.log(1 + Math.floor(position / growth.length)))
+    : factor;
+}
+
+/** Whether cos and sin are those of plain angles, the same for sequences of all lengths. */
+export function hasPlainAngles({ scaling, growth }: Rotary): boolean {
+  return !growth && ["default", "linear", "llama3"].includes(scaling.type);
+}
+
+/** Cos and sin of positions, row by row; frequencies are computed once for each that a length asks for. */
+export class RotaryRows {
+  private readonly known = new Map<number, Float64Array>();
+  /** Pairs of a head. */
+  readonly pairs: number;
+  private readonly turning: number;
+
+  constructor(private readonly rotary: Rotary) {
+    this.pairs = rotary.dims / 2;
+    this.turning = (rotary.turning ?? rotary.dims) / 2;
+  }
+
+  /** Writes the `pairs` numbers of a position in a sequence of `length` at `at` of each table. */
+  write(
+    position: number,
+    length: number,
+    tables: {
+      readonly cos: Float32Array | Float64Array;
+      readonly sin: Float32Array | Float64Array;
+    },
+    at: number,
+  ): void {
+    const frequencies = this.frequencies(length);
+    const size = amplitude(this.rotary, position);
+    // Growth is of whole queries, the scaling's factor of what turns.
+    const still = amplitude({ ...this.rotary, scaling: { type: "default" } }, position);
+    for (let i = 0; i < this.pairs; i++) {
+      const angle = position * frequencies[i];
+      const factor = i < this.turning ? size : still;
+      tables.cos[at + i] = factor * Math.cos(angle);
+      tables.sin[at + i] = factor * Math.sin(angle);
+    }
+  }
+
+  private frequencies(length: number): Float64Array {
+    const { scaling } = this.rotary;
+    const deciding =
+      scaling.type === "dynamic"
+        ? Math.max(length, scaling.originalMaxPositions)
+        : scaling.type === "longrope" && length > scaling.originalMaxPositions
+          ? scaling.originalMaxPositions + 1
+          : 0;
+    let found = this.known.get(deciding);
+    if (!found) {
+      if (this.known.size > 16) this.known.clear();
+      found = rotaryFrequencies(this.rotary, deciding);
+      this.known.set(deciding, found);
+    }
+    return found;
+  }
 }
 
 /** Nearest bfloat16, ties to even. */
@@ -22,9 +118,20 @@ function toBfloat16(value: number): number {
   return new Float32Array(bits.buffer)[0];
 }
 
-function scaled(frequency: number, scaling: RopeScaling): number {
+/**
+ * One frequency, scaled. The llama3 scaling keeps short wavelengths, divides long ones by `factor`, and blends between
+ * (Llama 3.1 model card: low/high frequency factors over the original context length).
+ */
+function scaled(
+  frequency: number,
+  pair: number,
+  scaling: RopeScaling,
+  length: number,
+  ramp: ((pair: number) => number) | undefined,
+): number {
   switch (scaling.type) {
     case "default":
+    case "dynamic":
       return frequency;
     case "linear":
       return frequency / scaling.factor;
@@ -36,6 +143,14 @@ function scaled(frequency: number, scaling: RopeScaling): number {
       const smooth =
         (originalMaxPositions / wavelength - lowFreqFactor) / (highFreqFactor - lowFreqFactor);
       return ((1 - smooth) * frequency) / factor + smooth * frequency;
+    }
+    case "yarn": {
+      const interpolated = ramp?.(pair) ?? 0;
+      return (interpolated * frequency) / scaling.factor + (1 - interpolated) * frequency;
+    }
+    case "longrope": {
+      const { shortFactors, longFactors, originalMaxPositions } = scaling;
+      return frequency / (length > originalMaxPositions ? longFactors : shortFactors)[pair];
     }
   }
 }

@@ -103,6 +103,8 @@ export interface CacheWriteArgs extends HeadShape {
 export interface PagedAttentionArgs extends HeadShape {
   readonly chunks: readonly CacheChunk[];
   readonly window?: number;
+  /** Scores s become cap·tanh(s/cap). */
+  readonly softcap?: number;
   readonly q: Float32Array;
   readonly cache: LayerCache;
   readonly out: Float32Array;
@@ -178,11 +180,12 @@ export function engineKernels(): EngineKernels {
         pageBytes: cache.pageBytes,
       });
     },
-    pagedAttention({ chunks, window = 0, cache, ...args }) {
+    pagedAttention({ chunks, window = 0, softcap = 0, cache, ...args }) {
       native.pagedAttention({
         ...args,
         ...chunkTable(chunks),
         window,
+        softcap,
         scale: 1 / Math.sqrt(args.headDim),
         bits: cache.bits,
         cache: cache.bytes,

@@ -103,6 +103,7 @@ export function cpuKernels(library: NativeLibrary): Kernels {
       native.attention({
         ...args,
         window: args.window ?? 0,
+        softcap: args.softcap ?? 0,
         ...strides("q", args.qLayout),
         ...strides("kv", args.kvLayout),
         ...strides("out", args.outLayout),
@@ -114,6 +115,7 @@ export function cpuKernels(library: NativeLibrary): Kernels {
       native.attentionBackward({
         ...args,
         window: args.window ?? 0,
+        softcap: args.softcap ?? 0,
         ...strides("q", args.qLayout),
         ...strides("kv", args.kvLayout),
         ...strides("out", args.outLayout),

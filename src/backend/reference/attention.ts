@@ -35,9 +35,15 @@ function visibleKeys(args: Sizes, t: number): { first: number; end: number } {
   return { first: Math.min(first, end), end };
 }
 
+/** cap·tanh(score/cap), or the score where there is no cap. Its slope is 1 − (result/cap)². */
+function capped(score: number, cap: number | undefined): number {
+  return cap === undefined ? score : cap * Math.tanh(score / cap);
+}
+
 /**
  * Per batch, head h (reading KV head ⌊h·kvHeads/heads⌋) and query t, over the visible keys j:
  * out = Σ_j softmax_j(scale·q_t·k_j)·v_j and logSumExp = log Σ_j exp(scale·q_t·k_j).
+ * With a soft cap, scale·q_t·k_j is cap·tanh of itself over the cap.
  * A query that sees no key gets out = 0 and logSumExp = −∞. A window of w reaches from the query's own position
  * back over w keys; without `causal` it does not limit later keys.
  */
@@ -74,7 +80,7 @@ export function attention(args: AttentionArgs): void {
           let dot = 0;
           const kStart = kvHead + j * kvLayout.timeStride;
           for (let d = 0; d < headDim; d++) dot += q[qStart + d] * k[kStart + d];
-          scores[j] = dot * args.scale;
+          scores[j] = capped(dot * args.scale, args.softcap);
           if (scores[j] > max) max = scores[j];
         }
         let sum = 0;
@@ -96,7 +102,7 @@ export function attention(args: AttentionArgs): void {
 
 /**
  * With p_tj = exp(scale·q_t·k_j − logSumExp_t), g the gradient and δ_t = g_t·out_t:
- * dV_j = Σ_t p_tj·g_t, ds_tj = p_tj·(g_t·v_j − δ_t)·scale, dQ_t = Σ_j ds_tj·k_j, dK_j = Σ_t ds_tj·q_t,
+ * dV_j = Σ_t p_tj·g_t, ds_tj = p_tj·(g_t·v_j − δ_t)·scale (times the cap's slope), dQ_t = Σ_j ds_tj·k_j, dK_j = Σ_t ds_tj·q_t,
  * where the sums of dK and dV run over all query heads of the group. Overwrites gradQ, gradK and gradV, and only
  * elements that their layouts address.
  */
@@ -147,8 +153,10 @@ export function attentionBackward(args: AttentionBackwardArgs): void {
               score += q[qStart + d] * k[kvStart + d];
               gradWeight += grad[outStart + d] * v[kvStart + d];
             }
-            const weight = Math.exp(score * args.scale - lse);
-            const gradScore = weight * (gradWeight - delta) * args.scale;
+            const seen = capped(score * args.scale, args.softcap);
+            const weight = Math.exp(seen - lse);
+            const slope = args.softcap === undefined ? 1 : 1 - (seen / args.softcap) ** 2;
+            const gradScore = weight * (gradWeight - delta) * slope * args.scale;
             for (let d = 0; d < headDim; d++) {
               dQ[d] += gradScore * k[kvStart + d];
               dK[j * headDim + d] += gradScore * q[qStart + d];

@@ -214,7 +214,8 @@ function summary(model: ModelDescription): [string, string][] {
 function positions({ positions }: ModelConfig): string {
   if (positions.kind === "learned") return "learned";
   const { theta, scaling } = positions;
-  const scaled = scaling.type === "default" ? "" : `, ${scaling.type} scaling by ${scaling.factor}`;
+  const by = "factor" in scaling ? ` by ${scaling.factor}` : "";
+  const scaled = scaling.type === "default" ? "" : `, ${scaling.type} scaling${by}`;
   return `rotary with base ${formatNumber(theta)}${scaled}`;
 }
 

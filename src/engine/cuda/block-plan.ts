@@ -107,6 +107,8 @@ class Planner {
         this.mixed.add(step.out);
         return { op: "attention", step, out };
       }
+      case "add":
+        throw new NoCudaKernel("a sum that no product computes has no CUDA kernel");
       case "norm":
         throw new NoCudaKernel(
           "a norm that something else than a site reads, as after a residual sum, has no CUDA kernel",

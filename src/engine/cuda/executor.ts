@@ -147,7 +147,7 @@ export class CudaExecutor implements Executor {
     this.parts = device.allocate(LOGIT_ROWS * hiddenSize * 4);
     this.logitBuffer = device.allocate(LOGIT_ROWS * vocabSize * 4);
     this.half = rotary.dims / 2;
-    this.frequencies = device.put(rotaryFrequencies(rotary));
+    this.frequencies = device.put(rotaryFrequencies(rotary, 1));
     this.sent = device.driver.createEvent(false);
     device.driver.record(this.sent, device.stream);
     this.tables = this.makeTables(FIRST_WORDS);

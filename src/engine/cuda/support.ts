@@ -2,6 +2,7 @@
 import { PlanishError } from "../../common/errors.js";
 import type { InferenceSource, OuterSource } from "../../backend/contract/inference.js";
 import { rotariesOf, type BlockProgram, type Step } from "../../backend/contract/program.js";
+import { hasPlainAngles } from "../../backend/contract/rotary.js";
 import { fuse, NoKernel } from "../../backend/contract/fuse.js";
 import { siteGeometry, siteSharedBytes, type SiteShape } from "./layout.js";
 
@@ -11,7 +12,10 @@ export class NoCudaKernel extends PlanishError {}
 /** The first reason why a model of this scheme cannot run on the kernels; undefined when it can. */
 export function cudaObstacle(
   source: Pick<InferenceSource, "shape" | "programs" | "scheme"> & {
-    readonly outer: Pick<OuterSource, "projectIn" | "finalNorm">;
+    readonly outer: Pick<
+      OuterSource,
+      "projectIn" | "finalNorm" | "embeddingScale" | "logitSoftcap"
+    >;
   },
 ): string | undefined {
   const { shape, programs, scheme, outer } = source;
@@ -34,8 +38,15 @@ export function cudaObstacle(
   if (notFused !== undefined) return notFused;
   if (learnedPositions || rotariesOf(programs).length === 0)
     return "learned positions have no CUDA kernel";
+  if (!rotariesOf(programs).every(hasPlainAngles))
+    return "rotary scaling that changes magnitudes, or depends on a sequence's length, has no CUDA kernel";
+  if (programs.some(({ steps }) => steps.every(({ op }) => op !== "rope")))
+    return "layers without positions have no CUDA kernel";
   if (rotariesOf(programs).length > 1)
     return "rotary positions of several kinds have no CUDA kernel";
+  if (outer.embeddingScale !== undefined && outer.embeddingScale !== 1)
+    return "scaled embeddings have no CUDA kernel";
+  if (outer.logitSoftcap !== undefined) return "logits with a soft cap have no CUDA kernel";
   if (outer.projectIn) return "an embedding with a width of its own has no CUDA kernel";
   if (hiddenSize % 8 !== 0) return `hidden states of ${hiddenSize} columns are no multiple of 8`;
   return undefined;
@@ -45,6 +56,7 @@ export function cudaObstacle(
 export function stepObstacle(step: Step): string | undefined {
   switch (step.op) {
     case "attention":
+      if (step.softcap !== undefined) return "attention scores with a soft cap have no CUDA kernel";
       if (step.headDim % 32 !== 0 || step.headDim > 128)
         return `heads of ${step.headDim} columns have no CUDA kernel; multiples of 32 up to 128 have`;
       return undefined;
@@ -64,7 +76,8 @@ function fusionObstacle(programs: readonly BlockProgram[]): string | undefined {
   try {
     for (const program of programs)
       for (const { op } of fuse(program))
-        if (op === "norm")
+        if (op === "add") return "a sum that no product computes has no CUDA kernel";
+        else if (op === "norm")
           return "a norm that something else than a site reads, as after a residual sum, has no CUDA kernel";
     return undefined;
   } catch (error) {

@@ -14,6 +14,7 @@ import type { Scheme } from "../../backend/contract/scheme.js";
 import {
   fuse,
   NoKernel,
+  type FusedAdd,
   type FusedAttention,
   type FusedCache,
   type FusedNorm,
@@ -88,7 +89,8 @@ class BlockPlanner {
       if (step.op === "site") this.site(step);
       else if (step.op === "cache") this.cacheWrite(step);
       else if (step.op === "attention") this.attention(step);
-      else this.norm(step);
+      else if (step.op === "norm") this.norm(step);
+      else this.add(step);
       for (const value of step.frees) this.context.slots.release(this.slot(value));
     }
     return this.slot(program.out);
@@ -125,6 +127,14 @@ class BlockPlanner {
     });
   }
 
+  private add({ step, width, onto }: FusedAdd): void {
+    const [a, b] = [this.address(step.a), this.address(step.b)];
+    if (onto === undefined) this.take(step.out, width);
+    else this.slotOf.set(step.out, this.slot(onto));
+    const out = this.address(step.out);
+    this.context.plan.add("binary", { op: "add", cols: width, a, b, broadcast: "full", out });
+  }
+
   private placedNorm({ norm }: NormStep): PlacedNorm {
     const found = this.block.norms[norm];
     if (!found) throw new PlanishError(`the block's weights have no norm "${norm}"`);
@@ -134,10 +144,6 @@ class BlockPlanner {
   private cacheWrite({ step, attention, queries: q, keys: k }: FusedCache): void {
     const { plan, scheme, buffers, rotary: tables } = this.context;
     const key = q.rotary && rotaryKey(q.rotary);
-    if (key !== (k.rotary && rotaryKey(k.rotary)))
-      throw new NoKernel("queries and keys that turn by different angles have no kernel");
-    if (q.norm && k.norm && q.norm.epsilon !== k.norm.epsilon)
-      throw new NoKernel("norms of queries and keys with different epsilons have no kernel");
     const turned = tables.get(key ?? "");
     plan.add("cacheWrite", {
       table: buffers.chunks.address,
@@ -165,7 +171,7 @@ class BlockPlanner {
 
   private attention({ step, queries }: FusedAttention): void {
     const { plan, scheme, buffers, pages, pageBytes } = this.context;
-    const { heads, kvHeads, headDim, window, scale, out } = step;
+    const { heads, kvHeads, headDim, window, scale, softcap, out } = step;
     this.take(out, heads * headDim);
     plan.add("pagedAttention", {
       table: buffers.chunks.address,
@@ -175,6 +181,7 @@ class BlockPlanner {
       headDim,
       window: window ?? 0,
       scale,
+      softcap: softcap ?? 0,
       q: this.address(queries),
       bits: scheme.kvBits,
       cache: this.cache,

@@ -1,5 +1,5 @@
 /** Where a step's rows live between kernels. Sized once, for the most rows that go through the blocks together. */
-import { rotaryFrequencies } from "../../backend/contract/rotary.js";
+import { RotaryRows } from "../../backend/contract/rotary.js";
 import {
   rotariesOf,
   rotaryKey,
@@ -15,7 +15,7 @@ export const MOST_SETS = 3;
 
 /** Rotary tables of a step's rows, [rows, dims/2], for one kind of rotary positions. */
 export interface RotaryBuffers {
-  readonly frequencies: Float64Array;
+  readonly rows: RotaryRows;
   readonly cosine: Place<Float32Array>;
   readonly sine: Place<Float32Array>;
 }
@@ -76,10 +76,7 @@ export function rotaryBuffers(
   return new Map(
     rotariesOf(programs).map((rotary) => {
       const table = () => memory.alloc<Float32Array>("f32", (STEP_ROWS * rotary.dims) / 2);
-      return [
-        rotaryKey(rotary),
-        { frequencies: rotaryFrequencies(rotary), cosine: table(), sine: table() },
-      ];
+      return [rotaryKey(rotary), { rows: new RotaryRows(rotary), cosine: table(), sine: table() }];
     }),
   );
 }

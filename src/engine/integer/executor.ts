@@ -5,6 +5,7 @@
  * Every kernel treats rows one by one in an order of its own, fixed by positions in the sequence; so a row's result does
  * not depend on chunks or on what shares the step (test/engine/integer/executor.test.ts checks it bit for bit).
  */
+import { fuse } from "../../backend/contract/fuse.js";
 import { CONSTANTS, PLAN_OPERATIONS, type PlanOperation } from "../../backend/contract/abi.js";
 import type { PackedKind } from "../../backend/cpu/engine-kernels.js";
 import type { NativeLibrary } from "../../backend/cpu/library.js";
@@ -92,6 +93,8 @@ export class IntegerExecutor implements Executor {
     this.scheme = scheme;
     this.kind = linearKind(scheme);
     this.programs = programs;
+    // What cannot be planned is refused before weights are read.
+    for (const program of programs) fuse(program);
     this.memory = new EngineMemory(library);
     this.kernels = nativeKernels(library);
     const packer = new MatrixPacker(library, this.memory);
@@ -217,6 +220,7 @@ export class IntegerExecutor implements Executor {
     let page = 0;
     pieces.forEach(({ chunk, from, rows }, index) => {
       const start = chunk.start + from;
+      const length = chunk.start + chunk.tokens.length;
       buffers.chunks.data.set([row, rows, start, page], index * 4);
       const count = pagesOf({ chunk, from, rows });
       pages.data.set(chunk.pages.subarray(0, count), page);
@@ -224,14 +228,8 @@ export class IntegerExecutor implements Executor {
       buffers.ids.data.set(chunk.tokens.subarray(from, from + rows), row);
       for (let t = 0; t < rows; t++, row++) {
         buffers.positions.data[row] = start + t + offset;
-        for (const { frequencies, cosine, sine } of rotary.values()) {
-          const half = frequencies.length;
-          for (let i = 0; i < half; i++) {
-            const angle = (start + t) * frequencies[i];
-            cosine.data[row * half + i] = Math.cos(angle);
-            sine.data[row * half + i] = Math.sin(angle);
-          }
-        }
+        for (const { rows: table, cosine, sine } of rotary.values())
+          table.write(start + t, length, { cos: cosine.data, sin: sine.data }, row * table.pairs);
       }
     });
     this.library.runPlan(address, calls, row, pieces.length, this.seconds);
@@ -284,9 +282,22 @@ export class IntegerExecutor implements Executor {
       multiply(outer.projectOut, address, buffers.embedded.data);
       ({ address } = buffers.embedded);
     }
-    multiply(outer.head, address, out.subarray(0, count * vocabSize));
+    const logits = out.subarray(0, count * vocabSize);
+    multiply(outer.head, address, logits);
+    if (outer.logitSoftcap !== undefined) this.cap(logits, outer.logitSoftcap);
     if (this.seconds) this.logitSeconds += (performance.now() - started) / 1000;
     return count;
+  }
+
+  /** cap·tanh(x/cap), as cap·(2σ(2x/cap) − 1). */
+  private cap(x: Float32Array, cap: number): void {
+    const { kernels } = this;
+    const { length } = x;
+    kernels.scale({ x, length, alpha: 2 / cap, accumulate: false, out: x });
+    kernels.unary({ op: "sigmoid", x, length, out: x });
+    kernels.scale({ x, length, alpha: 2 * cap, accumulate: false, out: x });
+    const b = Float32Array.of(cap);
+    kernels.binary({ op: "sub", rows: 1, cols: length, a: x, b, broadcast: "scalar", out: x });
   }
 
   /** The plan for this cache, with room for `listed` page numbers. */
@@ -362,7 +373,7 @@ export class IntegerExecutor implements Executor {
     // The first block's input is the first slot.
     const x = this.places[0].address;
     const { hiddenSize, vocabSize } = shape;
-    const { embedding, projectIn, positions } = outer;
+    const { embedding, projectIn, positions, embeddingScale } = outer;
     const width = embedding.shape[1];
     const into = projectIn ? buffers.embedded.address : x;
     plan.add("packedRows", {
@@ -373,6 +384,14 @@ export class IntegerExecutor implements Executor {
       ids: buffers.ids.address,
       out: into,
     });
+    if (embeddingScale !== undefined)
+      plan.add("scale", {
+        x: into,
+        length: width,
+        alpha: embeddingScale,
+        accumulate: false,
+        out: into,
+      });
     if (projectIn) {
       const part = {
         n: hiddenSize,

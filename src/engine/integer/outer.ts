@@ -22,6 +22,8 @@ export interface PlacedOuter {
     readonly gain: bigint;
     readonly bias: bigint;
   };
+  readonly embeddingScale?: number;
+  readonly logitSoftcap?: number;
 }
 
 export function placeOuter(
@@ -34,7 +36,7 @@ export function placeOuter(
     const kind = stored.type === "BF16" ? "bf16F32" : "halfF32";
     return packer.packed(kind, stored.shape, { values: stored.values() });
   };
-  const { positions, finalNorm } = outer;
+  const { positions, finalNorm, embeddingScale, logitSoftcap } = outer;
   const embedding = matrix(outer.embedding);
   return {
     embedding,
@@ -52,5 +54,7 @@ export function placeOuter(
       gain: memory.floats(finalNorm.gain.data).address,
       bias: finalNorm.bias ? memory.floats(finalNorm.bias.data).address : 0n,
     },
+    embeddingScale,
+    logitSoftcap,
   };
 }

@@ -1,62 +1,7 @@
-/** Parts of config parsing that architectures share. */
-import { LIMITS, shown } from "../../common/bounds.js";
-import { PlanishError } from "../../common/errors.js";
-import { BlockBuilder, type Named } from "../builder.js";
-import type { ConfigReader, ModelConfig } from "../config.js";
-import type { BlockProgram, Rotary, ValueName } from "../../backend/contract/program.js";
-import { activation } from "./reader.js";
-import { ropePositions } from "./rope-config.js";
-
-/** Biases of LLaMA-shaped blocks where `attention_bias` and `mlp_bias` say so. */
-export function llamaBiases(c: ConfigReader): string[] {
-  return [
-    ...(c.boolean("attention_bias", false) ? ["q", "k", "v", "o"] : []),
-    ...(c.boolean("mlp_bias", false) ? ["gate", "up", "down"] : []),
-  ];
-}
-
-/**
- * What LLaMA-shaped architectures have in common.
- * @throws PlanishError when `layer_types` gives some layers another attention than the rest.
- */
-export function llamaShape(
-  c: ConfigReader,
-  architecture: string,
-  options: { qkNorm?: boolean; slidingWindow?: number; biases?: readonly string[] } = {},
-): ModelConfig {
-  const hiddenSize = c.integer("hidden_size", LIMITS.width);
-  const numHeads = c.integer("num_attention_heads", LIMITS.heads);
-  const numLayers = c.integer("num_hidden_layers", LIMITS.layers);
-  const { slidingWindow } = options;
-  checkLayerTypes(c, numLayers, slidingWindow === undefined ? "full_attention" : "sliding_attention");
-  return {
-    architecture,
-    hiddenSize,
-    intermediateSize: c.integer("intermediate_size", LIMITS.width),
-    numLayers,
-    numHeads,
-    numKvHeads: c.integer("num_key_value_heads", LIMITS.heads, numHeads),
-    headDim: (c.optional("head_dim") ?? undefined) === undefined ? hiddenSize / numHeads : c.integer("head_dim", LIMITS.width),
-    vocabSize: c.integer("vocab_size", LIMITS.vocabulary),
-    maxPositions: c.integer("max_position_embeddings", LIMITS.positions, 2048),
-    norm: { kind: "rms", epsilon: c.number("rms_norm_eps", 1e-6, { min: 0, max: 1 }) },
-    positions: ropePositions(c),
-    mlp: { gated: true, activation: activation(c.string("hidden_act", "silu")) },
-    qkNorm: options.qkNorm ?? false,
-    tiedEmbeddings: c.boolean("tie_word_embeddings", false),
-    slidingWindow,
-    biases: options.biases,
-  };
-}
-
-function checkLayerTypes(c: ConfigReader, layers: number, accepted: string): void {
-  const types = c.optional("layer_types");
-  if (types === undefined || types === null) return;
-  if (!Array.isArray(types) || types.length !== layers || types.some((type) => type !== accepted))
-    throw new PlanishError(
-      `config.json: layer_types must be ${JSON.stringify(accepted)} for each of ${layers} layers with this architecture and window, found ${shown(types)}`,
-    );
-}
+/** Parts of blocks that architectures share. */
+import { BlockBuilder } from "../builder.js";
+import type { ModelConfig } from "../config.js";
+import type { BlockProgram, Rotary, StoredRows, ValueName } from "../../backend/contract/program.js";
 
 /** Names shared by every architecture that follows LLaMA's layout. */
 export const LLAMA_NAMES = {
@@ -78,6 +23,13 @@ export const LLAMA_PATHS = {
   mlp: { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj" },
 } as const;
 
+/** The same with norms of queries and keys. */
+export const NORMED_ATTENTION = {
+  ...LLAMA_PATHS.attention,
+  qNorm: "self_attn.q_norm",
+  kNorm: "self_attn.k_norm",
+} as const;
+
 /** Paths of attention's linears, and of the norms of queries and keys where there are some. */
 export interface AttentionPaths {
   readonly q: string;
@@ -88,81 +40,228 @@ export interface AttentionPaths {
   readonly kNorm?: string;
 }
 
-/** Rotary positions of whole heads; undefined for models whose positions are learned. */
-export function rotaryOf({ positions, headDim }: ModelConfig): Rotary | undefined {
-  if (positions.kind !== "rope") return undefined;
-  const { theta, scaling, frequencyType } = positions;
-  return { dims: headDim, theta, scaling, frequencyType };
+/** How attention is computed, beside what the configuration says. */
+export interface AttentionForm {
+  /** One tensor of queries, keys and values, in this order. */
+  readonly fused?: string;
+  /** Norms of queries and keys: over each head (default), over all of them, or over each head with a gain for each. */
+  readonly headNorms?: "head" | "row" | "each";
 }
 
-/** Attention from what q, k and v read to o's output. Norms of queries and keys are RMS norms over each head. */
+/** A layer's rotary positions; undefined for layers without, and models whose positions are learned. */
+export function rotaryOf(config: ModelConfig, layer: number): Rotary | undefined {
+  const own = config.layers?.[layer]?.positions;
+  const positions = own ?? config.positions;
+  if (own === null || positions.kind !== "rope") return undefined;
+  const { kind: _, ...rest } = positions;
+  const dims = config.headDim;
+  const turning = config.rotary?.dims;
+  return turning === undefined || turning === dims ? { dims, ...rest } : { dims, turning, ...rest };
+}
+
+/**
+ * The order of a head's channels in which pair i is (i, i + dims/2) and what turns comes first, from the checkpoint's:
+ * neighbours as pairs, or a turning part of the head in front of the rest. Scores are the same in any order that queries and
+ * keys share. Undefined where the checkpoint has this order.
+ */
+export function headOrder({ headDim, rotary }: ModelConfig): readonly number[] | undefined {
+  if (!rotary) return undefined;
+  const { dims = headDim, interleaved = false } = rotary;
+  const pairs = dims / 2;
+  const [first, second] = [0, 1].map((half) =>
+    Array.from({ length: pairs }, (_, i) => (interleaved ? 2 * i + half : i + half * pairs)),
+  );
+  const still = Array.from({ length: headDim - dims }, (_, i) => dims + i);
+  const split = headDim / 2 - pairs;
+  return [...first, ...still.slice(0, split), ...second, ...still.slice(split)];
+}
+
+/** Rows of `heads` heads in that order, `skip` rows into a tensor of `rows`. */
+function headRows(
+  path: string,
+  rows: number,
+  skip: number,
+  heads: number,
+  headDim: number,
+  order: readonly number[] | undefined,
+): StoredRows | undefined {
+  if (!order && rows === heads * headDim) return undefined;
+  const channels = order ?? Array.from({ length: headDim }, (_, i) => i);
+  const all = Array.from({ length: heads }, (_, head) => channels.map((i) => skip + head * headDim + i));
+  return { parts: [{ path, rows }], order: all.flat() };
+}
+
+/** Attention from what q, k and v read to o's output. */
 export function attentionPart(
   b: BlockBuilder,
   config: ModelConfig,
+  layer: number,
   x: ValueName,
   paths: AttentionPaths,
+  form: AttentionForm = {},
 ): ValueName {
-  const { hiddenSize, numHeads, numKvHeads, headDim, norm, slidingWindow } = config;
-  const width = numHeads * headDim;
-  const kvWidth = numKvHeads * headDim;
+  return attentionOutput(b, config, attentionMix(b, config, layer, x, paths, form), paths);
+}
+
+/** Attention from what q, k and v read to mixed values. */
+export function attentionMix(
+  b: BlockBuilder,
+  config: ModelConfig,
+  layer: number,
+  x: ValueName,
+  paths: AttentionPaths,
+  { fused, headNorms = "head" }: AttentionForm = {},
+): ValueName {
+  const { hiddenSize, numHeads, numKvHeads, headDim, norm } = config;
+  const rotary = rotaryOf(config, layer);
+  // A layer without positions may keep its order, and has the same scores in the other one.
+  const order = headOrder(config);
+  const all = fused === undefined ? undefined : (numHeads + 2 * numKvHeads) * headDim;
+  const linear = (name: "q" | "k" | "v", count: number, before: number) => {
+    const skip = all === undefined ? 0 : before * headDim;
+    const rows = all ?? count * headDim;
+    const stored = headRows(fused ?? paths[name], rows, skip, count, headDim, name === "v" ? undefined : order);
+    return { name, path: paths[name], out: count * headDim, stored };
+  };
   const [query, key, v] = b.site(
     x,
     "attn_in",
     [
-      { name: "q", path: paths.q, out: width },
-      { name: "k", path: paths.k, out: kvWidth },
-      { name: "v", path: paths.v, out: kvWidth },
+      linear("q", numHeads, 0),
+      linear("k", numKvHeads, numHeads),
+      linear("v", numKvHeads, numHeads + numKvHeads),
     ],
     hiddenSize,
   );
   let [q, k] = [query, key];
-  const headNorm = { kind: "rms", epsilon: norm.epsilon } as const;
-  if (paths.qNorm !== undefined) q = b.norm(q, { name: "q", path: paths.qNorm }, headDim, headNorm);
-  if (paths.kNorm !== undefined) k = b.norm(k, { name: "k", path: paths.kNorm }, headDim, headNorm);
-  const rotary = rotaryOf(config);
+  const normed = (value: ValueName, name: "q" | "k", path: string, count: number): ValueName => {
+    const kind = { kind: norm.kind, epsilon: norm.epsilon };
+    const offset = config.gainOffset;
+    if (headNorms === "each") {
+      const parts = Array.from({ length: count }, (_, i) => ({ path: `${path}.norms.${i}`, rows: headDim }));
+      const stored = { parts, order: headRows(path, -1, 0, count, headDim, order)?.order };
+      return b.norm(value, { name, path, stored, offset, channels: count * headDim }, headDim, kind);
+    }
+    const [width, groups] = headNorms === "row" ? [count * headDim, count] : [headDim, 1];
+    const stored = headRows(path, width, 0, groups, headDim, order);
+    return b.norm(value, { name, path, stored, offset }, width, kind);
+  };
+  if (paths.qNorm !== undefined) q = normed(q, "q", paths.qNorm, numHeads);
+  if (paths.kNorm !== undefined) k = normed(k, "k", paths.kNorm, numKvHeads);
   if (rotary) {
+    const { growth: _, ...plain } = rotary;
     q = b.rope(q, rotary, numHeads, headDim);
-    k = b.rope(k, rotary, numKvHeads, headDim);
+    k = b.rope(k, plain, numKvHeads, headDim);
   }
-  const mixed = b.attention(
+  const { window: seen = config.slidingWindow } = config.layers?.[layer] ?? {};
+  const { scale = 1 / Math.sqrt(headDim), softcap } = config.attention ?? {};
+  return b.attention(
     { q, k, v },
-    { heads: numHeads, kvHeads: numKvHeads, headDim, scale: 1 / Math.sqrt(headDim), window: slidingWindow },
+    { heads: numHeads, kvHeads: numKvHeads, headDim, scale, window: seen, softcap },
   );
-  return b.site(mixed, "attn_out", [{ name: "o", path: paths.o, out: hiddenSize }], width)[0];
+}
+
+/** Mixed values through o. */
+export function attentionOutput(
+  b: BlockBuilder,
+  { numHeads, headDim, hiddenSize, residualScale }: ModelConfig,
+  mixed: ValueName,
+  paths: Pick<AttentionPaths, "o">,
+): ValueName {
+  const o = { name: "o", path: paths.o, out: hiddenSize, factor: residualScale };
+  return b.site(mixed, "attn_out", [o], numHeads * headDim)[0];
+}
+
+export interface MlpPaths {
+  readonly gate?: string;
+  readonly up: string;
+  readonly down: string;
+  /** One tensor of gate and up, in this order. */
+  readonly fused?: string;
 }
 
 /** act(gate)·up through down, or act(up) through down where there is no gate. */
-export function mlpPart(
+export function mlpPart(b: BlockBuilder, config: ModelConfig, x: ValueName, paths: MlpPaths): ValueName {
+  return mlpOutput(b, config, mlpHidden(b, config, x, paths), paths);
+}
+
+/** The part of an MLP that reads its input: what its activation function gives. */
+export function mlpHidden(
   b: BlockBuilder,
   { hiddenSize, intermediateSize, mlp }: ModelConfig,
   x: ValueName,
-  paths: { readonly gate?: string; readonly up: string; readonly down: string },
+  { gate, up, fused }: MlpPaths,
 ): ValueName {
-  const linear = (name: string, path: string) => ({ name, path, out: intermediateSize });
-  const up = linear("up", paths.up);
-  const read = paths.gate === undefined ? [up] : [linear("gate", paths.gate), up];
+  const linear = (name: string, path: string, half: number) => ({
+    name,
+    path,
+    out: intermediateSize,
+    stored:
+      fused === undefined ? undefined : headRows(fused, 2 * intermediateSize, half * intermediateSize, 1, intermediateSize, undefined),
+  });
+  const read = gate === undefined ? [linear("up", up, 0)] : [linear("gate", gate, 0), linear("up", up, 1)];
   const outputs = b.site(x, "mlp_in", read, hiddenSize);
-  const activated = b.activation(
-    mlp.activation,
-    outputs[outputs.length - 1],
-    paths.gate === undefined ? undefined : outputs[0],
-  );
-  return b.site(activated, "mlp_down", [{ name: "down", path: paths.down, out: hiddenSize }], intermediateSize)[0];
+  return b.activation(mlp.activation, outputs[outputs.length - 1], gate === undefined ? undefined : outputs[0]);
 }
 
-/** The usual block: y = x + attention(norm(x)), then y + mlp(norm(y)). */
+export function mlpOutput(
+  b: BlockBuilder,
+  { hiddenSize, intermediateSize, residualScale }: ModelConfig,
+  activated: ValueName,
+  { down }: MlpPaths,
+): ValueName {
+  const linear = { name: "down", path: down, out: hiddenSize, factor: residualScale };
+  return b.site(activated, "mlp_down", [linear], intermediateSize)[0];
+}
+
+/** Paths of a whole block's parts. Norms that are absent are not computed. */
+export interface BlockPaths {
+  readonly norms: {
+    /** Before attention and before the MLP. */
+    readonly input?: string;
+    readonly post?: string;
+    /** Of what attention and the MLP give, before it is added. */
+    readonly afterAttention?: string;
+    readonly afterMlp?: string;
+  };
+  readonly attention: AttentionPaths;
+  readonly mlp: MlpPaths;
+}
+
+/** Norms of the residual stream's width, by the parts they play. */
+export function blockNorms(b: BlockBuilder, { hiddenSize, norm, gainOffset }: ModelConfig) {
+  return (x: ValueName, name: string, path: string | undefined): ValueName =>
+    path === undefined ? x : b.norm(x, { name, path, offset: gainOffset }, hiddenSize, norm);
+}
+
+/** The usual block: y = x + attention(norm(x)), then y + mlp(norm(y)), with norms of what is added where there are some. */
 export function decoderBlock(
   config: ModelConfig,
-  paths: {
-    readonly norms: { readonly input: string; readonly post: string };
-    readonly attention: AttentionPaths;
-    readonly mlp: { readonly gate?: string; readonly up: string; readonly down: string };
-  },
+  layer: number,
+  { norms, attention, mlp }: BlockPaths,
+  form: AttentionForm = {},
 ): BlockProgram {
   const b = new BlockBuilder();
-  const normed = (x: ValueName, norm: Named) => b.norm(x, norm, config.hiddenSize, config.norm);
-  const read = normed(b.input, { name: "input", path: paths.norms.input });
-  const y = b.add(b.input, attentionPart(b, config, read, paths.attention));
-  const middle = normed(y, { name: "post", path: paths.norms.post });
-  return b.finish(b.add(y, mlpPart(b, config, middle, paths.mlp)));
+  const normed = blockNorms(b, config);
+  const read = normed(b.input, "input", norms.input);
+  const mixed = normed(attentionPart(b, config, layer, read, attention, form), "after_attention", norms.afterAttention);
+  const y = b.add(b.input, mixed);
+  const middle = normed(y, "post", norms.post);
+  return b.finish(b.add(y, normed(mlpPart(b, config, middle, mlp), "after_mlp", norms.afterMlp)));
+}
+
+/** Attention and MLP side by side, both of one norm of the input: y = x + attention(n) + mlp(n). */
+export function parallelBlock(
+  config: ModelConfig,
+  layer: number,
+  { norms, attention, mlp }: BlockPaths,
+  form: AttentionForm = {},
+): BlockProgram {
+  const b = new BlockBuilder();
+  const read = blockNorms(b, config)(b.input, "input", norms.input);
+  // Everything that reads the input comes first: then the sums can take its place.
+  const mixed = attentionMix(b, config, layer, read, attention, form);
+  const activated = mlpHidden(b, config, read, mlp);
+  const y = b.add(b.input, attentionOutput(b, config, mixed, attention));
+  return b.finish(b.add(y, mlpOutput(b, config, activated, mlp)));
 }

@@ -6,12 +6,25 @@ import type { Architecture, ModelConfig } from "../config.js";
 import type { BlockProgram } from "../../backend/contract/program.js";
 import { refuseUnreadKeys } from "./keys.js";
 import { configReader } from "./reader.js";
+import { cohere2 } from "./cohere2.js";
+import { exaone4 } from "./exaone4.js";
+import { gemma2, gemma3 } from "./gemma.js";
+import { glm4 } from "./glm4.js";
+import { granite } from "./granite.js";
 import { llama } from "./llama.js";
-import { mistral } from "./mistral.js";
+import { ministral, ministral3, mistral } from "./mistral.js";
+import { olmo2, olmo3 } from "./olmo.js";
 import { opt } from "./opt.js";
+import { phi3 } from "./phi3.js";
 import { qwen2, qwen3 } from "./qwen.js";
+import { smollm3 } from "./smollm3.js";
+import { stablelm } from "./stablelm.js";
+import { starcoder2 } from "./starcoder2.js";
 
-export const ARCHITECTURES: readonly Architecture[] = [llama, mistral, qwen2, qwen3, opt];
+export const ARCHITECTURES: readonly Architecture[] = [
+  ...[llama, mistral, ministral, ministral3, qwen2, qwen3, gemma2, gemma3, phi3],
+  ...[olmo2, olmo3, granite, smollm3, exaone4, glm4, stablelm, starcoder2, cohere2, opt],
+];
 
 /**
  * Finds the architecture of a `config.json` and reads its sizes.
@@ -24,8 +37,12 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>): {
   const type = config.model_type;
   const architecture = ARCHITECTURES.find((a) => typeof type === "string" && a.modelTypes.includes(type));
   if (!architecture) {
-    const accepted = ARCHITECTURES.flatMap((a) => a.modelTypes).join(", ");
-    throw new PlanishError(`architecture ${shown(type ?? null)} is not supported; accepted model_type: ${accepted}`);
+    const accepted = ARCHITECTURES.flatMap((a) => a.modelTypes);
+    const near = typeof type === "string" ? nearest(type, accepted) : undefined;
+    const nearby = near === undefined ? "" : `the nearest that is read is ${near}; `;
+    throw new PlanishError(
+      `architecture ${shown(type ?? null)} is not supported; ${nearby}accepted model_type: ${accepted.join(", ")}`,
+    );
   }
   refuseQuantizedConfig(config, "config.json");
   refuseOtherHead(config, architecture);
@@ -36,6 +53,17 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>): {
   return { architecture, config: parsed };
 }
 
+/** The accepted type with the longest common beginning, of those that share at least three letters. */
+function nearest(type: string, accepted: readonly string[]): string | undefined {
+  const common = (other: string): number => {
+    let length = 0;
+    while (length < type.length && type[length] === other[length]) length++;
+    return length;
+  };
+  const best = accepted.reduce((a, b) => (common(b) > common(a) ? b : a));
+  return common(best) >= 3 ? best : undefined;
+}
+
 /**
  * The class says which head stands on the blocks; without one of its own a language model's is meant.
  * @throws PlanishError for classifiers, reward models, encoders and whatever else is no causal language model.
@@ -43,7 +71,7 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>): {
 function refuseOtherHead(config: Readonly<Record<string, unknown>>, { name, modelTypes }: Architecture): void {
   const classes = config.architectures;
   if (classes === undefined || classes === null) return;
-  const accepted = modelTypes.map((type) => `${type}forcausallm`);
+  const accepted = modelTypes.map((type) => `${type.replace(/_text$/, "")}forcausallm`);
   if (
     Array.isArray(classes) &&
     classes.every((item) => typeof item === "string" && accepted.includes(item.toLowerCase()))

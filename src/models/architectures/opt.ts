@@ -44,7 +44,8 @@ export const opt: Architecture = {
       biases: c.boolean("enable_bias", true) ? ["q", "k", "v", "o", "up", "down"] : [],
     };
   },
-  lower: (config) => (config.normPlacement === "after" ? normsAfter(config) : decoderBlock(config, PATHS)),
+  lower: (config, layer) =>
+    config.normPlacement === "after" ? normsAfter(config, layer) : decoderBlock(config, layer, PATHS),
   names: {
     embedding: "model.decoder.embed_tokens.weight",
     positions: "model.decoder.embed_positions.weight",
@@ -68,10 +69,10 @@ const PATHS = {
 } as const;
 
 /** y = norm(x + attention(x)), then norm(y + mlp(y)): the linears read the residual stream itself. */
-function normsAfter(config: ModelConfig): BlockProgram {
+function normsAfter(config: ModelConfig, layer: number): BlockProgram {
   const b = new BlockBuilder();
   const normed = (x: ValueName, name: "input" | "post") =>
     b.norm(x, { name, path: PATHS.norms[name] }, config.hiddenSize, config.norm);
-  const y = normed(b.add(b.input, attentionPart(b, config, b.input, PATHS.attention)), "input");
+  const y = normed(b.add(b.input, attentionPart(b, config, layer, b.input, PATHS.attention)), "input");
   return b.finish(normed(b.add(y, mlpPart(b, config, y, PATHS.mlp)), "post"));
 }

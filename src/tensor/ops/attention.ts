@@ -9,6 +9,8 @@ export interface AttentionOptions {
   readonly headDim: number;
   readonly window?: number;
   readonly scale?: number;
+  /** Scores s become cap·tanh(s/cap). */
+  readonly softcap?: number;
 }
 
 /** q: [batch·Tq, heads·headDim], k and v: [batch·Tk, kvHeads·headDim]; out like q. Queries are the last Tq positions. */
@@ -44,6 +46,7 @@ export function attention(
     causal: true,
     window: options.window,
     scale: options.scale ?? 1 / Math.sqrt(headDim),
+    softcap: options.softcap,
     precision: g.precision,
     q: g.values(q),
     qLayout,

@@ -63,6 +63,23 @@ export function binary(
 
 export const add = (g: Graph, a: Tensor, b: Tensor) => binary(g, "add", a, b);
 
+/** alpha·x. */
+export function scale(g: Graph, x: Tensor, alpha: number): Tensor {
+  const out = g.real(x.size);
+  g.kernels.scale({ x: g.values(x), length: x.size, alpha, accumulate: false, out });
+  return g.result(x.shape, out, [x], (grad) => {
+    const gradX = g.real(x.size);
+    g.kernels.scale({ x: grad, length: x.size, alpha, accumulate: false, out: gradX });
+    g.accumulate(x, gradX);
+  });
+}
+
+/** cap·tanh(x/cap), as cap·(2σ(2x/cap) − 1). */
+export function softcap(g: Graph, x: Tensor, cap: number): Tensor {
+  const steps = scale(g, unary(g, "sigmoid", scale(g, x, 2 / cap)), 2 * cap);
+  return binary(g, "sub", steps, g.constant([1], Float64Array.of(cap)), "scalar");
+}
+
 /** silu(gate)·up. */
 export function siluMul(g: Graph, gate: Tensor, up: Tensor): Tensor {
   const shared = { gate: g.values(gate), up: g.values(up), length: gate.size };

@@ -29,7 +29,7 @@ export function roundedPair(path: string, scheme: string): Pair {
   const parsed = parseScheme(scheme);
   const blocks = Array.from({ length: config.numLayers }, (_, layer) => {
     const host = readBlock(checkpoint, architecture, config, layer);
-    return foldBlock(host, { program: blockProgram(config, 0), scheme: parsed }, new Map());
+    return foldBlock(host, { program: blockProgram(config, layer), scheme: parsed }, new Map());
   });
   const simulated = new LanguageModel(
     backend,

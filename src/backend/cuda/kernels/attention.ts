@@ -26,6 +26,10 @@ const SHAPE = "i".repeat(16);
 type Sizes = Omit<AttentionArgs, "out" | "q" | "k" | "v" | "logSumExp">;
 
 function shapeOf(args: Sizes): number[] {
+  if (args.softcap !== undefined)
+    throw new PlanishError(
+      `attention: scores with a soft cap (${args.softcap}) have no CUDA kernel; run this model with --device cpu`,
+    );
   const { qLayout, kvLayout, outLayout } = args;
   return [
     ...[args.heads, args.kvHeads, args.headDim, args.queryLength, args.keyLength],

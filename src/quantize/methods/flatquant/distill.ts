@@ -13,9 +13,8 @@ import { Random } from "../../../common/random.js";
 import { runBlock, type BlockWeights } from "../../../models/interpret.js";
 import { blockProgram } from "../../../models/architectures/index.js";
 import type { ModelConfig } from "../../../models/config.js";
-import { embed, finalNorm, type OuterWeights } from "../../../models/language-model.js";
+import { embed, finalNorm, headLogits, type OuterWeights } from "../../../models/language-model.js";
 import { freeBlock, uploadBlock } from "../../../models/weights.js";
-import { linear } from "../../../tensor/ops/index.js";
 import { freeTensor, Graph, parameter, Tensor } from "../../../tensor/tensor.js";
 import type { ParameterValues } from "../../fold.js";
 import type { RefineJob, RefineOutcome, RefineState } from "../../method.js";
@@ -209,7 +208,7 @@ function headLoss(
       [count, hiddenSize],
       teacher.subarray(first * hiddenSize, (first + count) * hiddenSize),
     );
-    const head = (h: Tensor) => linear(g, finalNorm(g, config, outer, h), outer.lmHead);
+    const head = (h: Tensor) => headLogits(g, config, outer, finalNorm(g, config, outer, h));
     const logits = head(x);
     const kl = g.real(count);
     const gradStudent = g.real(count * vocabSize);

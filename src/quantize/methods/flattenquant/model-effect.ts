@@ -10,10 +10,15 @@ import { InterruptedError } from "../../../common/errors.js";
 import { blockProgram } from "../../../models/architectures/index.js";
 import { runBlock } from "../../../models/interpret.js";
 import type { ModelConfig } from "../../../models/config.js";
-import { embed, finalNorm, type Layer, type OuterWeights } from "../../../models/language-model.js";
+import {
+  embed,
+  finalNorm,
+  headLogits,
+  type Layer,
+  type OuterWeights,
+} from "../../../models/language-model.js";
 import { freeBlock, type HostBlock } from "../../../models/weights.js";
 import type { LinearName } from "../../../backend/contract/program.js";
-import { linear } from "../../../tensor/ops/index.js";
 import { Graph } from "../../../tensor/tensor.js";
 import { sampleRange } from "../../calibration/windows.js";
 import { foldBlock, type ParameterValues } from "../../fold.js";
@@ -165,7 +170,7 @@ function sumDivergences(
       some.set(state.subarray(row * hiddenSize, (row + 1) * hiddenSize), i * hiddenSize);
     });
     const hidden = g.constant([rows.length, hiddenSize], some);
-    return g.values(linear(g, finalNorm(g, config, outer, hidden), outer.lmHead));
+    return g.values(headLogits(g, config, outer, finalNorm(g, config, outer, hidden)));
   };
   using g = new Graph(backend);
   const teacher = logits(g, expected);

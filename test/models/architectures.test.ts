@@ -1,0 +1,144 @@
+/**
+ * Checkpoints of every architecture with the logits that an independent implementation gives, in both spellings of their
+ * configuration: as they are on `reference` and `cpu` in float32, and quantized to 8 bits with the engine. Folders come from
+ * PLANISH_ARCHITECTURES, where it is set: `config.json` (and `config-hub.json`), `model.safetensors`, and
+ * `logits.safetensors` with `ids` and `logits`.
+ */
+import { copyFileSync, existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { Backend } from "../../src/backend/backend.js";
+import { createCpuBackend } from "../../src/backend/cpu/backend.js";
+import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { openCheckpoint } from "../../src/checkpoint/open.js";
+import type { Executor } from "../../src/backend/contract/inference.js";
+import { openIntegerExecutor } from "../../src/engine/integer/index.js";
+import { SimulatedExecutor } from "../../src/engine/simulated-executor.js";
+import { quantize } from "../../src/quantize/index.js";
+import { loadModel } from "../../src/quantize/load.js";
+import { parseModelConfig } from "../../src/models/architectures/index.js";
+import { packageRoot } from "../../src/common/package.js";
+import { openSafetensors } from "../../src/checkpoint/safetensors.js";
+import { LanguageModel } from "../../src/models/language-model.js";
+import { Graph } from "../../src/tensor/tensor.js";
+import { temporaryDirectory } from "../checkpoint/files.js";
+
+const ROOT =
+  process.env.PLANISH_ARCHITECTURES ?? join(import.meta.dirname, "../fixtures/architectures");
+
+/** Folders whose architecture is not supported, with the reason. A folder that is not here must pass. */
+const UNSUPPORTED: Readonly<Record<string, string>> = {};
+
+/** Of the largest logit, for float32: README of the fixtures; 2e-5 is reachable. */
+const TOLERANCE = 1e-4;
+
+const folders = readdirSync(ROOT, { withFileTypes: true })
+  .filter((entry) => entry.isDirectory() && !(entry.name in UNSUPPORTED))
+  .map(({ name }) => name);
+
+/** A folder as a model with one of its configurations, and a tokenizer, since artifacts have one: it plays no part here. */
+function withConfig(folder: string, config: string): string {
+  const target = temporaryDirectory();
+  copyFileSync(join(ROOT, folder, config), join(target, "config.json"));
+  copyFileSync(join(ROOT, folder, "model.safetensors"), join(target, "model.safetensors"));
+  for (const file of ["tokenizer.json", "tokenizer_config.json"])
+    copyFileSync(join(packageRoot, "models/tiny-llama", file), join(target, file));
+  return target;
+}
+
+const cases = folders.flatMap((folder) =>
+  ["config.json", "config-hub.json"]
+    .filter((config) => existsSync(join(ROOT, folder, config)))
+    .map((config) => [folder, config] as const),
+);
+
+function expected(folder: string): { ids: Int32Array; logits: Float32Array } {
+  using file = openSafetensors(join(ROOT, folder, "logits.safetensors")).store;
+  const bytes = file.readBytes("ids").slice();
+  return { ids: new Int32Array(bytes.buffer), logits: Float32Array.from(file.read("logits")) };
+}
+
+/** Largest |a − b| over the largest |b|. */
+function distance(a: ArrayLike<number>, b: Float32Array): number {
+  const difference = b.reduce((most, x, i) => Math.max(most, Math.abs(a[i] - x)), 0);
+  return difference / b.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+}
+
+/** Root mean square of a − b over that of b. */
+function spread(a: Float32Array, b: Float32Array): number {
+  const square = (values: Float32Array) => values.reduce((sum, x) => sum + x * x, 0);
+  return Math.sqrt(square(a.map((x, i) => x - b[i])) / square(b));
+}
+
+/**
+ * A rounding to 8 bits is off by a uniform error of one step, max/127, so by max/(127·√12); with a largest value of at most
+ * four times the root mean square that is 0.9% of the tensor. A layer rounds seven weights, four activations, keys and
+ * values; independent errors add by squares, and a residual stream carries them on without growth. Four of them (the
+ * weights of q and k, what they read, keys) are errors of scores, and move softmax's weights by so many times more as scores
+ * are large: these random models have scores of up to four.
+ */
+const bound = (layers: number): number =>
+  (4 / (127 * Math.sqrt(12))) * Math.sqrt((9 + 4 * 4 ** 2) * layers);
+
+/** Engine and simulated arithmetic round alike but for what lies within f32's noise of a tie: few codes of some thousand. */
+const TIES = 0.02;
+
+/** Models whose blocks the CPU's kernels do not take, with the step that they lack: they run simulated. */
+const SIMULATED: Readonly<Record<string, RegExp>> = {
+  ministral3: /queries and keys that turn by different angles/,
+};
+
+async function engineLogits(folder: string, path: string, ids: Int32Array): Promise<Float32Array> {
+  const pages = Int32Array.of(0, 1, 2, 3, 4, 5, 6, 7);
+  const run = async (executor: Executor) => {
+    executor.reserve(pages.length);
+    const [logits] = await executor.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
+    return logits ?? new Float32Array();
+  };
+  if (folder in SIMULATED) {
+    expect(() => openIntegerExecutor(path)).toThrow(SIMULATED[folder]);
+    using backend = createCpuBackend();
+    using loaded = loadModel(backend, path);
+    using executor = new SimulatedExecutor(loaded.model, "simulated");
+    return await run(executor);
+  }
+  using executor = openIntegerExecutor(path);
+  return await run(executor);
+}
+
+function logitsOn(backend: Backend, path: string, ids: Int32Array): Float32Array {
+  using checkpoint = openCheckpoint(path);
+  using model = LanguageModel.load(backend, checkpoint);
+  using g = new Graph(backend);
+  return Float32Array.from(g.read(model.logits(g, model.hidden(g, ids))));
+}
+
+describe.each(cases)("%s, %s", (folder, config) => {
+  it.each([
+    ["reference", () => createReferenceBackend({ realType: "f32" })],
+    ["cpu", () => createCpuBackend()],
+  ])(`${folder} on %s in float32: 1e-4 of the largest logit`, (_name, open) => {
+    const { ids, logits } = expected(folder);
+    using backend = open();
+    expect(distance(logitsOn(backend, withConfig(folder, config), ids), logits)).toBeLessThan(
+      TOLERANCE,
+    );
+  });
+
+  it(`${folder} quantized to w8a8kv8, with the engine: what roundings to 8 bits add up to`, async () => {
+    const { ids, logits } = expected(folder);
+    const out = join(temporaryDirectory(), "quantized");
+    using source = openCheckpoint(withConfig(folder, config));
+    using backend = createCpuBackend();
+    await quantize({ backend, source, out, method: "rtn", scheme: "w8a8kv8" });
+    const layers = parseModelConfig(source.config).config.numLayers;
+    const own = await engineLogits(folder, out, ids);
+    expect(spread(own, logits)).toBeLessThan(bound(layers));
+    using loaded = loadModel(backend, out);
+    using g = new Graph(backend);
+    const simulated = g.read(loaded.model.logits(g, loaded.model.hidden(g, ids)));
+    expect(spread(own, Float32Array.from(simulated))).toBeLessThan(TIES);
+    // Roundings are there: what equals the original was not quantized.
+    expect(spread(own, logits)).toBeGreaterThan(1e-4);
+  });
+});
