@@ -4,7 +4,7 @@
  * PLANISH_ARCHITECTURES, where it is set: `config.json` (and `config-hub.json`), `model.safetensors`, and
  * `logits.safetensors` with `ids` and `logits`.
  */
-import { copyFileSync, existsSync, readdirSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Backend } from "../../src/backend/backend.js";
@@ -23,11 +23,34 @@ import { LanguageModel } from "../../src/models/language-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
 
+type Json = Readonly<Record<string, unknown>>;
+
 const ROOT =
   process.env.PLANISH_ARCHITECTURES ?? join(import.meta.dirname, "../fixtures/architectures");
 
 /** Folders whose architecture is not supported, with the reason. A folder that is not here must pass. */
-const UNSUPPORTED: Readonly<Record<string, string>> = {};
+const UNSUPPORTED: Readonly<Record<string, string>> = {
+  bloom: "ALiBi",
+  "deepseek-v3": "experts, latent attention",
+  "deepseek-v3-noqlora": "experts, latent attention",
+  "falcon-h1": "state-space layers",
+  gemma3n: "AltUp streams, embeddings of layers, shared keys and values",
+  gemma4: "embeddings of layers, shared keys and values",
+  "gemma4-moe": "experts",
+  "gpt-oss": "experts, attention sinks",
+  gpt2: "linears stored transposed, fused with learned positions",
+  granitemoehybrid: "experts, state-space layers",
+  lfm2: "short convolutions",
+  "lfm2-moe": "experts, short convolutions",
+  llama4: "experts, chunked attention",
+  mixtral: "experts",
+  "nemotron-h": "state-space layers, experts",
+  "qwen2-moe": "experts",
+  "qwen3-moe": "experts",
+  "qwen3-next": "experts, gated delta net",
+  "qwen3.5": "gated delta net",
+  "qwen3.5-moe": "experts, gated delta net",
+};
 
 /** Of the largest logit, for float32: README of the fixtures; 2e-5 is reachable. */
 const TOLERANCE = 1e-4;
@@ -112,6 +135,15 @@ function logitsOn(backend: Backend, path: string, ids: Int32Array): Float32Array
   using g = new Graph(backend);
   return Float32Array.from(g.read(model.logits(g, model.hidden(g, ids))));
 }
+
+const refused = Object.keys(UNSUPPORTED).filter((folder) => existsSync(join(ROOT, folder)));
+
+it.runIf(refused.length > 0)("what is not supported is refused by name", () => {
+  for (const folder of refused) {
+    const config = JSON.parse(readFileSync(join(ROOT, folder, "config.json"), "utf8")) as Json;
+    expect(() => parseModelConfig(config)).toThrow(/^architecture ".*" is not supported; /);
+  }
+});
 
 describe.each(cases)("%s, %s", (folder, config) => {
   it.each([
