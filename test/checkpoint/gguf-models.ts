@@ -1,6 +1,6 @@
 /** Small GGUF models for the tests: two layers, hidden size 64, vocabulary of eight tokens. */
 
-import { float32Bytes, ggufBytes, type GgufField, type GgufTensorSpec } from "./files.js";
+import { float32Bytes, ggufBytes, type GgufField, type GgufTensorSpec } from "./file-bytes.js";
 
 export const HIDDEN = 64;
 export const HEADS = 4;
