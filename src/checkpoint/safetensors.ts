@@ -71,7 +71,11 @@ function openShards(indexPath: string): Safetensors {
   const files = new Set<string>();
   for (const [name, file] of Object.entries(weightMap)) {
     // A shard is a neighbour of its index; anything with a path in it could point outside the checkpoint.
-    if (typeof file !== "string" || file !== basename(file) || !file.endsWith(".safetensors")) {
+    if (
+      typeof file !== "string" ||
+      file !== basename(file) ||
+      !/^[^\p{Cc}\p{Cs}]+\.safetensors$/u.test(file)
+    ) {
       throw new PlanishError(
         `${indexPath}: tensor ${quoteName(name)}: ${quoteName(String(file))} is no name of a .safetensors file in the same directory`,
       );

@@ -1,6 +1,7 @@
 /** What can be asked of the engine, and what comes back. */
 import { z } from "zod";
 import { PlanishError } from "../common/errors.js";
+import { firstIssue } from "../common/issues.js";
 
 /**
  * Why a request was not served: `invalid`: it makes no sense; `context`: it is too long; `busy`: too many wait already;
@@ -113,8 +114,8 @@ export function parseRequest<T>(schema: z.ZodType<T>, request: unknown): T {
   checkDepth(request);
   const result = schema.safeParse(request);
   if (result.success) return result.data;
-  const [issue] = result.error.issues;
-  throw new EngineError(`${issue.path.join(".") || "request"}: ${issue.message}`, "invalid");
+  const { field, reason } = firstIssue(result.error);
+  throw new EngineError(`${field || "request"}: ${reason}`, "invalid");
 }
 
 /** @throws EngineError (`invalid`) when lists and objects are nested deeper than may be. */

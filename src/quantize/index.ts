@@ -9,7 +9,9 @@ import { isDeepStrictEqual } from "node:util";
 import type { Backend } from "../backend/backend.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { loadTokenizer } from "../checkpoint/tokenizer.js";
+import { quoted } from "../common/bounds.js";
 import { asResumable, isInterruption, PlanishError, UsageError } from "../common/errors.js";
+import { firstIssue } from "../common/issues.js";
 import { formatBytes, formatDuration } from "../common/format.js";
 import { packageVersion } from "../common/package.js";
 import { describedWriteError, isWriteError, lockedPlace } from "../common/place.js";
@@ -104,12 +106,12 @@ export function resolveRecipe(
   const result = method.recipe.safeParse(merge(base, overrides));
   if (!result.success) {
     const issue = result.error.issues[0];
-    const where = issue.path.join(".");
     if (issue.code === "unrecognized_keys")
       throw new UsageError(
-        `recipe key ${issue.keys.map((k) => `"${[...issue.path, k].join(".")}"`).join(", ")} is unknown to method "${method.name}"; accepted: ${Object.keys(base).join(", ") || "none"}`,
+        `recipe key ${issue.keys.map((k) => quoted([...issue.path, k].join("."))).join(", ")} is unknown to method "${method.name}"; accepted: ${Object.keys(base).join(", ") || "none"}`,
       );
-    throw new UsageError(`recipe field "${where}" of method "${method.name}": ${issue.message}`);
+    const { field, reason } = firstIssue(result.error);
+    throw new UsageError(`recipe field "${field}" of method "${method.name}": ${reason}`);
   }
   return { preset: name, recipe: result.data as Record<string, unknown> };
 }

@@ -8,7 +8,6 @@ import {
   lstatSync,
   mkdirSync,
   readdirSync,
-  readFileSync,
   readSync,
   renameSync,
   rmdirSync,
@@ -28,11 +27,20 @@ import {
   sha256OfText,
 } from "../checkpoint/file-record.js";
 import { openSafetensors, writeSafetensors, type TensorEntry } from "../checkpoint/safetensors.js";
+import { oneLine, parseJson, quoted, shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
+import { MAX_SETTINGS_BYTES, readUserText } from "../common/read-file.js";
+import { mapValues } from "../common/records.js";
 import { finiteJson } from "../common/ratio.js";
 import { temporaryName, writeAtomically } from "../common/temporary.js";
 import type { ParameterValues } from "./fold.js";
 import type { Activations } from "./calibration/windows.js";
+import {
+  blockReportSchema,
+  packReportSchema,
+  parseContent,
+  refineSchema,
+} from "./journal-schema.js";
 import type { BlockReport, RefineState } from "./method.js";
 
 /** What makes two runs the same run. */
@@ -94,7 +102,7 @@ export class Journal {
         throw new PlanishError(
           `${directory} holds an unfinished run; add --resume to continue it, or remove that directory`,
         );
-      const found = readFileSync(file, "utf8");
+      const found = readUserText(file, { most: MAX_SETTINGS_BYTES });
       const difference = found === wanted ? undefined : firstDifference(found, settings, joins);
       if (difference !== undefined)
         throw new PlanishError(
@@ -133,7 +141,7 @@ export class Journal {
   readBlock(layer: number): { parameters: ParameterValues; report: BlockReport } {
     return {
       parameters: readParameters(this.blockFile(layer, "safetensors")),
-      report: readSealed(this.blockFile(layer, "json")) as BlockReport,
+      report: readSealed(this.blockFile(layer, "json"), blockReportSchema),
     };
   }
 
@@ -192,7 +200,7 @@ export class Journal {
   /** What is known of a packed block; undefined when its packing is not finished. */
   readPacked(layer: number): PackReport | undefined {
     const file = this.packedReportFile(layer);
-    return existsSync(file) ? (readSealed(file) as PackReport) : undefined;
+    return existsSync(file) ? readSealed(file, packReportSchema) : undefined;
   }
 
   /** Keeps a packed block. Its integers are final: a resumed run does not choose them again. */
@@ -225,25 +233,27 @@ export class Journal {
 
   private refineName(): string | undefined {
     const file = join(this.directory, "refine.json");
-    return existsSync(file) ? (readSealed(file) as { name: string }).name : undefined;
+    return existsSync(file) ? readSealed(file, refineSchema).name : undefined;
   }
 
   readRefine(): RefineState | undefined {
     const name = this.refineName();
     if (name === undefined) return undefined;
-    const { step, blocks, losses } = readSealed(join(this.directory, "refine.json")) as {
-      step: number;
-      blocks: number;
-      losses: number[];
-    };
-    const all = readParameters(join(this.directory, `${name}.safetensors`));
+    const { step, blocks, losses } = readSealed(join(this.directory, "refine.json"), refineSchema);
+    const file = join(this.directory, `${name}.safetensors`);
+    const all = readParameters(file);
     const tensors = Array.from(
       { length: blocks },
       () => new Map<string, { shape: readonly number[]; data: Float32Array }>(),
     );
     for (const [key, value] of all) {
       const slash = key.indexOf("/");
-      tensors[Number(key.slice(0, slash))].set(key.slice(slash + 1), {
+      const block = /^\d+$/.test(key.slice(0, slash))
+        ? tensors[Number(key.slice(0, slash))]
+        : undefined;
+      if (block === undefined)
+        throw new PlanishError(`${file}: tensor ${quoted(key)} is of none of the ${blocks} blocks`);
+      block.set(key.slice(slash + 1), {
         shape: value.shape,
         data: Float32Array.from(value.data),
       });
@@ -284,8 +294,15 @@ function parameterEntries(values: ParameterValues, prefix = ""): TensorEntry[] {
 function readParameters(path: string): ParameterValues {
   using store = openSafetensors(path).store;
   const values = new Map<string, { shape: readonly number[]; data: Float32Array }>();
-  for (const [name, { shape }] of store.tensors)
-    values.set(name, { shape, data: store.read(name) });
+  for (const [name, { shape }] of store.tensors) {
+    const data = store.read(name);
+    const at = data.findIndex((value) => !Number.isFinite(value));
+    if (at >= 0)
+      throw new PlanishError(
+        `${path}: tensor ${quoted(name)} holds ${data[at]} at ${at}; remove the file and continue with --resume`,
+      );
+    values.set(name, { shape, data });
+  }
   return values;
 }
 
@@ -304,13 +321,13 @@ function writeSealed(path: string, content: object, file: string): void {
 }
 
 /** @throws PlanishError when it is not as it was written. */
-function readSealed(path: string): unknown {
+function readSealed<T>(path: string, schema: z.ZodType<T>): T {
   const result = sealedSchema.safeParse(readJsonObject(path));
   if (!result.success) throw new PlanishError(`${path} is damaged: continue with --resume`);
   const { sha256, ...sealed } = result.data;
   if (sha256OfText(finiteJson(sealed)) !== sha256)
     throw new PlanishError(`${path} is damaged: continue with --resume`);
-  return sealed.content;
+  return parseContent(schema, sealed.content, path);
 }
 
 /** Removes what does not hold the bytes that were written, and says what that was. */
@@ -325,11 +342,17 @@ function dropDamaged(directory: string): string[] {
   });
 }
 
+function schemaOf(path: string): z.ZodType {
+  const name = basename(path);
+  if (name === "refine.json") return refineSchema;
+  return name.startsWith("packed") ? packReportSchema : blockReportSchema;
+}
+
 const SEALS = /^(block-\d+|packed-\d+|refine)\.json$/;
 
 function sealProblem(directory: string, path: string): string | undefined {
   try {
-    readSealed(path);
+    readSealed(path, schemaOf(path));
   } catch (error) {
     if (error instanceof PlanishError) return "it does not hold what was written";
     throw error;
@@ -345,11 +368,11 @@ function firstDifference(
   anyMachine: boolean,
 ): string | undefined {
   try {
-    const before = JSON.parse(found) as Record<string, unknown>;
+    const before = parseJson(found, "settings") as Record<string, unknown>;
     for (const key of Object.keys({ ...before, ...settings })) {
       if (JSON.stringify(before[key]) === JSON.stringify(settings[key])) continue;
       if (key !== "machine")
-        return `${key} was ${JSON.stringify(before[key])}, is ${JSON.stringify(settings[key])}`;
+        return `${quoted(key)} was ${shown(before[key])}, is ${shown(settings[key])}`;
       if (!anyMachine) return machineDifference(before[key], settings[key]);
     }
     return undefined;
@@ -368,14 +391,14 @@ const MACHINE_FLAGS: Readonly<Record<string, (value: string) => string>> = {
 
 function machineDifference(before: unknown, now: unknown): string {
   const [was, is] = [before, now].map((value) =>
-    isJsonObject(value) ? (value as Record<string, string | number | undefined>) : {},
+    isJsonObject(value) ? mapValues(value, (each) => oneLine(String(each), 60)) : {},
   );
   const keys = Object.keys({ ...was, ...is }).filter((key) => was[key] !== is[key]);
   const differences = keys.map(
-    (key) => `${key} was ${String(was[key] ?? "not kept")}, is ${String(is[key] ?? "none")}`,
+    (key) => `${oneLine(key, 60)} was ${was[key] ?? "not kept"}, is ${is[key] ?? "none"}`,
   );
   const flags = keys.flatMap((key) =>
-    was[key] === undefined ? [] : (MACHINE_FLAGS[key]?.(String(was[key])) ?? []),
+    was[key] !== undefined && Object.hasOwn(MACHINE_FLAGS, key) ? MACHINE_FLAGS[key](was[key]) : [],
   );
   const how = flags.length > 0 ? `: ${flags.join(" and ")} computes as it did` : "";
   return differences.join(", ") + how;

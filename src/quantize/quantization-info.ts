@@ -5,6 +5,8 @@ import { z } from "zod";
 import { readJsonObject } from "../checkpoint/file-reader.js";
 import { fileRecordSchema } from "../checkpoint/file-record.js";
 import { PlanishError } from "../common/errors.js";
+import { firstIssue } from "../common/issues.js";
+import { isScheme } from "./scheme.js";
 
 export const QUANTIZATION_FILE = "quantization.json";
 export const FORMAT_VERSION = 1;
@@ -50,7 +52,7 @@ export const quantizationSchema = z.strictObject({
   planishVersion: z.string(),
   method: z.string(),
   preset: z.string().optional(),
-  scheme: z.string(),
+  scheme: z.string().refine(isScheme, { error: "give a scheme such as w4a4kv4" }),
   recipe: z.record(z.string(), z.unknown()),
   seed: z.number(),
   source: z.strictObject({ name: z.string(), format: z.string(), hash: z.string() }),
@@ -58,7 +60,12 @@ export const quantizationSchema = z.strictObject({
     .strictObject({ text: z.string(), samples: count.min(1), seqLen: count.min(1) })
     .optional(),
   machine: machineSchema.optional(),
-  layers: z.array(layerSchema).max(MOST_BLOCKS),
+  layers: z
+    .array(layerSchema)
+    .max(MOST_BLOCKS)
+    .refine((layers) => layers.every(({ layer }, i) => layer === i), {
+      error: "must list the blocks in order, from 0",
+    }),
   refineLoss: z.array(size).optional(),
   /** Everything that was done otherwise than asked, in words. */
   fallbacks: z.array(z.string()),
@@ -82,6 +89,6 @@ export function readQuantizationInfo(path: string): QuantizationInfo {
 export function parseQuantizationInfo(document: unknown, where: string): QuantizationInfo {
   const result = quantizationSchema.safeParse(document);
   if (result.success) return result.data;
-  const [issue] = result.error.issues;
-  throw new PlanishError(`${where}: ${issue.path.join(".") || "document"}: ${issue.message}`);
+  const { field, reason } = firstIssue(result.error);
+  throw new PlanishError(`${where}: ${field || "document"}: ${reason}`);
 }

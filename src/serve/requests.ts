@@ -3,11 +3,9 @@
  * not ignored; what changes nothing here (`user`, `store`, …) is taken and dropped.
  */
 import { z } from "zod";
+import { firstIssue } from "../common/issues.js";
 import { REQUEST_LIMITS, type ChatRequest, type GenerateRequest } from "../engine/request.js";
 import { ApiError } from "./errors.js";
-
-/** Characters of what a client wrote that an error repeats. */
-const LONGEST_ECHO = 100;
 
 /** Prompts that one completion request may hold. */
 const MOST_PROMPTS = 32;
@@ -184,10 +182,7 @@ function translateOutput({ model, stream, stream_options: options }: Common) {
 function check<T extends z.ZodType>(schema: T, body: unknown): z.infer<T> {
   const result = schema.safeParse(body);
   if (result.success) return result.data;
-  const [issue] = result.error.issues;
-  // Both may hold what the client wrote, however long that is.
-  const param = issue.path.join(".").slice(0, LONGEST_ECHO);
-  const reason = issue.message.slice(0, 2 * LONGEST_ECHO);
+  const { field: param, reason } = firstIssue(result.error);
   const message = param === "" ? reason : `${param}: ${reason}`;
   throw new ApiError(400, message, { param: param || undefined });
 }

@@ -65,7 +65,9 @@ class Lane {
   }
 
   async run(): Promise<void> {
-    const timer = Number.isFinite(seconds) ? setTimeout(() => this.stop(), seconds * 1000) : undefined;
+    const timer = Number.isFinite(seconds)
+      ? setTimeout(() => this.stop(), seconds * 1000)
+      : undefined;
     try {
       await Promise.all(Array.from({ length: workers }, (_, worker) => this.#drive(worker)));
     } finally {
@@ -93,7 +95,10 @@ class Lane {
       if (problem !== undefined) {
         // What was done since the last report is done again, without the case that ended the process.
         const number = caseAt(statusFile);
-        if (number < 0) throw new Error("a process of the lane did not start: run npx tsx test/fuzz/worker.ts to see why");
+        if (number < 0)
+          throw new Error(
+            "a process of the lane did not start: run npx tsx test/fuzz/worker.ts to see why",
+          );
         skip.add(number);
         this.#add(caseOf(this.#targets, seed, number).target.name, 1, 0);
         this.#fail(number, problem);
@@ -108,10 +113,14 @@ class Lane {
   /** One process from its start to its end. */
   #process(task: Task): Promise<{ next: number; problem?: string }> {
     return new Promise((resolve) => {
-      const child = fork(fileURLToPath(new URL("./worker.ts", import.meta.url)), [JSON.stringify(task)], {
-        execArgv: ["--import", "tsx", `--max-old-space-size=${HEAP_MB}`],
-        stdio: ["ignore", "ignore", "ignore", "ipc"],
-      });
+      const child = fork(
+        fileURLToPath(new URL("./worker.ts", import.meta.url)),
+        [JSON.stringify(task)],
+        {
+          execArgv: ["--import", "tsx", `--max-old-space-size=${HEAP_MB}`],
+          stdio: ["ignore", "ignore", "ignore", "ipc"],
+        },
+      );
       this.#children.add(child);
       let next = task.from;
       let hung = false;
@@ -128,14 +137,17 @@ class Lane {
         if (report.kind === "failed") this.#fail(report.number, report.reason);
         else {
           next = report.next;
-          for (const [name, { tried, refused }] of Object.entries(report.counts)) this.#add(name, tried, refused);
+          for (const [name, { tried, refused }] of Object.entries(report.counts))
+            this.#add(name, tried, refused);
         }
       });
       child.on("exit", (code, signal) => {
         clearInterval(watch);
         this.#children.delete(child);
         const ended = code === 0 || this.#stopping;
-        const problem = hung ? `took over ${HANG_MS / 1000} s` : `the process died (${signal ?? `exit ${String(code)}`})`;
+        const problem = hung
+          ? `took over ${HANG_MS / 1000} s`
+          : `the process died (${signal ?? `exit ${String(code)}`})`;
         resolve(ended ? { next } : { next, problem });
       });
     });
@@ -176,11 +188,21 @@ function caseAt(statusFile: string): number {
 function table(lines: ReadonlyMap<string, Line>): { text: string; tried: number; failed: number } {
   const all = [...lines].map(([name, line]) => ({ name, ...line }));
   const sum = (key: keyof Line): number => all.reduce((total, line) => total + line[key], 0);
-  const total = { name: "all", tried: sum("tried"), refused: sum("refused"), failed: sum("failed") };
+  const total = {
+    name: "all",
+    tried: sum("tried"),
+    refused: sum("refused"),
+    failed: sum("failed"),
+  };
   const row = (cells: readonly string[]): string =>
     cells.map((cell, i) => (i === 0 ? cell.padEnd(18) : cell.padStart(10))).join(" ");
   const rows = [...all, total].map(({ name, tried, refused, failed }) =>
-    row([name, ...[tried, tried - refused - failed, refused, failed].map((value) => value.toLocaleString("en-US"))]),
+    row([
+      name,
+      ...[tried, tried - refused - failed, refused, failed].map((value) =>
+        value.toLocaleString("en-US"),
+      ),
+    ]),
   );
   const text = [row(["format", "tried", "taken", "refused", "failed"]), ...rows].join("\n");
   return { text, tried: total.tried, failed: total.failed };
@@ -193,5 +215,7 @@ process.stdout.write(`seed ${seed}, ${workers} processes\n`);
 await lane.run();
 const { text, tried, failed } = table(lane.lines);
 const taken = (performance.now() - started) / 1000;
-process.stdout.write(`${text}\n${tried.toLocaleString("en-US")} inputs in ${taken.toFixed(0)} s, ${Math.round(tried / taken)} a second\n`);
+process.stdout.write(
+  `${text}\n${tried.toLocaleString("en-US")} inputs in ${taken.toFixed(0)} s, ${Math.round(tried / taken)} a second\n`,
+);
 process.exitCode = failed > 0 ? 1 : 0;

@@ -18,7 +18,16 @@ const OTHERS = [
   "[0,0]", "[1e999]", "[1,2,3,4,5,6,7,8,9]",
 ]; // prettier-ignore
 
-const KEYS = ["__proto__", "constructor", "toString", "hasOwnProperty", "length", "", "type", "a\nb"];
+const KEYS = [
+  "__proto__",
+  "constructor",
+  "toString",
+  "hasOwnProperty",
+  "length",
+  "",
+  "type",
+  "a\nb",
+];
 
 export function pick<T>(random: Random, items: readonly T[]): T {
   return items[random.below(items.length)];
@@ -103,12 +112,26 @@ function near(old: unknown, random: Random): unknown {
     return pick(random, [old + 1, old - 1, -old, old * 2, old / 2, old + 0.5, old * 1e9, old * 0]);
   if (typeof old === "boolean") return !old;
   if (typeof old !== "string") return scalar(random);
-  return pick(random, [`${old}x`, old.slice(1), old.toUpperCase(), old + old, old.repeat(50), `\u0000${old}`, ""]);
+  return pick(random, [
+    `${old}x`,
+    old.slice(1),
+    old.toUpperCase(),
+    old + old,
+    old.repeat(50),
+    `\u0000${old}`,
+    "",
+  ]);
 }
 
 function withKey(old: unknown, key: string, value: unknown): unknown {
-  if (typeof old !== "object" || old === null || old instanceof Raw || Array.isArray(old)) return value;
-  return new Raw(write(old).replace(/\}$/, `${Object.keys(old).length > 0 ? "," : ""}${JSON.stringify(key)}:${write(value)}}`));
+  if (typeof old !== "object" || old === null || old instanceof Raw || Array.isArray(old))
+    return value;
+  return new Raw(
+    write(old).replace(
+      /\}$/,
+      `${Object.keys(old).length > 0 ? "," : ""}${JSON.stringify(key)}:${write(value)}}`,
+    ),
+  );
 }
 
 /** The same key twice with different values. */
@@ -147,7 +170,12 @@ function at(value: unknown, path: Path): unknown {
 }
 
 /** A copy with the value at a path changed, or dropped; as it is where an earlier mutation removed the place. */
-function changed(value: unknown, path: Path, depth: number, change: (old: unknown) => unknown): unknown {
+function changed(
+  value: unknown,
+  path: Path,
+  depth: number,
+  change: (old: unknown) => unknown,
+): unknown {
   if (depth === path.length) return change(value) ?? (depth === 0 ? null : undefined);
   if (typeof value !== "object" || value === null || value instanceof Raw) return value;
   const key = path[depth];
@@ -183,9 +211,17 @@ export function mutatedText(text: string, random: Random, pieces: readonly strin
     case 2:
       return text.slice(0, start);
     case 3:
-      return text.slice(0, start) + String.fromCharCode(random.below(random.uniform() < 0.9 ? 128 : 65536)) + text.slice(start);
+      return (
+        text.slice(0, start) +
+        String.fromCharCode(random.below(random.uniform() < 0.9 ? 128 : 65536)) +
+        text.slice(start)
+      );
     default:
-      return text.slice(0, start) + pick(random, pieces.length > 0 ? pieces : [...NUMBERS, ...OTHERS]) + text.slice(start);
+      return (
+        text.slice(0, start) +
+        pick(random, pieces.length > 0 ? pieces : [...NUMBERS, ...OTHERS]) +
+        text.slice(start)
+      );
   }
 }
 

@@ -21,8 +21,7 @@ export class Unsound extends Error {
 }
 
 export type Outcome =
-  | { readonly kind: "taken" | "refused" }
-  | { readonly kind: "failed"; readonly reason: string };
+  { readonly kind: "taken" | "refused" } | { readonly kind: "failed"; readonly reason: string };
 
 /** Longer error lines repeat what a stranger wrote. */
 const LONGEST_LINE = 1500;
@@ -50,7 +49,9 @@ export function judge(target: Target, input: Uint8Array): Outcome {
 function describe(error: unknown): string {
   if (!(error instanceof Error)) return String(error).slice(0, 500);
   const [, ...frames] = (error.stack ?? "").split("\n    at ");
-  const where = frames.slice(0, 3).map((frame) => frame.replace(/\(?file:\/\/.*\/(\w+\/[\w.-]+:\d+):\d+\)?/, "$1"));
+  const where = frames
+    .slice(0, 3)
+    .map((frame) => frame.replace(/\(?file:\/\/.*\/(\w+\/[\w.-]+:\d+):\d+\)?/, "$1"));
   return `${error.name}: ${error.message.slice(0, 300)} [${where.join(" < ")}]`;
 }
 
@@ -69,6 +70,7 @@ export function ensureFinite(value: unknown, path = "result", depth = 0): void {
     if (value instanceof Float32Array || value instanceof Float64Array)
       for (const each of value) ensure(Number.isFinite(each), `${path} holds ${each}`);
   } else {
-    for (const [key, each] of Object.entries(value)) ensureFinite(each, `${path}.${key}`, depth + 1);
+    for (const [key, each] of Object.entries(value))
+      ensureFinite(each, `${path}.${key}`, depth + 1);
   }
 }

@@ -25,7 +25,11 @@ export interface Counts {
 
 /** What a worker says: cases done since the last report, up to but without `next`; or a failure. */
 export type Report =
-  | { readonly kind: "progress"; readonly next: number; readonly counts: Readonly<Record<string, Counts>> }
+  | {
+      readonly kind: "progress";
+      readonly next: number;
+      readonly counts: Readonly<Record<string, Counts>>;
+    }
   | { readonly kind: "failed"; readonly number: number; readonly reason: string };
 
 /** Cases between two reports; every report also lets messages and signals have their turn. */
@@ -45,7 +49,10 @@ async function work(task: Task): Promise<void> {
       const { target, input } = caseOf(targets, task.seed, number);
       const outcome = judge(target, input());
       const { tried = 0, refused = 0 } = counts[target.name] ?? {};
-      counts[target.name] = { tried: tried + 1, refused: refused + (outcome.kind === "refused" ? 1 : 0) };
+      counts[target.name] = {
+        tried: tried + 1,
+        refused: refused + (outcome.kind === "refused" ? 1 : 0),
+      };
       if (outcome.kind === "failed") await send({ kind: "failed", number, reason: outcome.reason });
       const peak = process.resourceUsage().maxRSS * 1024;
       if (peak <= task.maxMemory) continue;

@@ -46,6 +46,16 @@ export function parseScheme(text: string): Scheme {
   };
 }
 
+/** Whether a text is a scheme as `parseScheme` reads it. */
+export function isScheme(text: string): boolean {
+  try {
+    parseScheme(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** The written form, always with its `kv` part: the inverse of `parseScheme`. */
 export function formatScheme(scheme: Scheme): string {
   return `w${scheme.weightBits}a${scheme.activationBits}kv${scheme.kvBits}`;

@@ -1,13 +1,11 @@
 /** What methods that look at calibration text, but learn nothing from it, have in common in recipe and need. */
-import { z } from "zod";
 import type { CalibrationNeed } from "../method.js";
-
-const count = z.number().int().positive();
+import { tokenCount, windowCount } from "../recipe-counts.js";
 
 export const windowFields = {
   /** Windows of calibration text, and tokens in each. */
-  samples: count,
-  seqLen: count,
+  samples: windowCount,
+  seqLen: tokenCount,
 };
 
 export interface WindowRecipe {

@@ -54,18 +54,33 @@ export function checkConfig(document: Readonly<Record<string, unknown>>): void {
   ensureFinite(config, "config");
   for (const [key, name] of Object.entries(SAME)) {
     const given = document[key];
-    if (given !== undefined && given !== null) ensure(given === config[name], `${key} ${String(given)} became ${config[name]}`);
+    if (given !== undefined && given !== null)
+      ensure(given === config[name], `${key} ${String(given)} became ${config[name]}`);
   }
-  const sizes = [config.hiddenSize, config.intermediateSize, config.numLayers, config.numHeads, config.numKvHeads];
+  const sizes = [
+    config.hiddenSize,
+    config.intermediateSize,
+    config.numLayers,
+    config.numHeads,
+    config.numKvHeads,
+  ];
   for (const size of [...sizes, config.headDim, config.vocabSize, config.maxPositions])
-    ensure(Number.isSafeInteger(size) && size >= 1 && size <= LIMITS.positions, `a size of ${size}`);
+    ensure(
+      Number.isSafeInteger(size) && size >= 1 && size <= LIMITS.positions,
+      `a size of ${size}`,
+    );
   ensure(config.numLayers <= LIMITS.layers, `${config.numLayers} layers`);
   ensure(config.numHeads % config.numKvHeads === 0, "heads that share unevenly");
   const window = config.slidingWindow;
-  ensure(window === undefined || (Number.isSafeInteger(window) && window >= 1), `a window of ${window}`);
+  ensure(
+    window === undefined || (Number.isSafeInteger(window) && window >= 1),
+    `a window of ${window}`,
+  );
   ensure(config.norm.epsilon >= 0, `epsilon ${config.norm.epsilon}`);
-  if (config.positions.kind === "rope") ensure(config.positions.theta > 0, `theta ${config.positions.theta}`);
-  for (const layer of new Set([0, config.numLayers - 1])) ensureFinite(blockProgram(config, layer), "program");
+  if (config.positions.kind === "rope")
+    ensure(config.positions.theta > 0, `theta ${config.positions.theta}`);
+  for (const layer of new Set([0, config.numLayers - 1]))
+    ensureFinite(blockProgram(config, layer), "program");
   if (config.numLayers <= 16) expectedNames(architecture, config);
 }
 

@@ -73,7 +73,12 @@ function baseFields(architecture: string): Field[] {
 /** As SentencePiece models have them. */
 const SCORED: readonly Field[] = [
   { key: "tokenizer.ggml.model", type: STRING, value: "llama" },
-  { key: "tokenizer.ggml.tokens", type: LIST, of: STRING, value: ["<unk>", "<s>", "</s>", "<0x0A>", "▁", "a", "▁a", "b"] },
+  {
+    key: "tokenizer.ggml.tokens",
+    type: LIST,
+    of: STRING,
+    value: ["<unk>", "<s>", "</s>", "<0x0A>", "▁", "a", "▁a", "b"],
+  },
   { key: "tokenizer.ggml.scores", type: LIST, of: F32, value: [0, 0, 0, 0, -1, -2, -3, -4] },
   { key: "tokenizer.ggml.token_type", type: LIST, of: I32, value: [2, 3, 3, 6, 1, 1, 1, 1] },
 ];
@@ -109,7 +114,10 @@ function baseTensors(): { tensors: Tensor[]; data: number } {
 const BASES: readonly File[] = ["llama", "qwen2", "qwen3", "mistral"].flatMap((architecture) => {
   const fields = baseFields(architecture);
   const replaced = new Set(SCORED.map(({ key }) => key));
-  const scored = [...fields.filter(({ key }) => !replaced.has(key) && !key.endsWith(".merges")), ...SCORED];
+  const scored = [
+    ...fields.filter(({ key }) => !replaced.has(key) && !key.endsWith(".merges")),
+    ...SCORED,
+  ];
   return [fields, scored].map((each) => ({ version: 3, fields: each, ...baseTensors() }));
 });
 
@@ -139,7 +147,8 @@ function mutated(file: File, random: Random): File {
       fields[at] = { key: fields[at].key, ...anyValue(random) };
       break;
     case 6: {
-      const architecture = fields.find(({ key }) => key === "general.architecture")?.value ?? "llama";
+      const architecture =
+        fields.find(({ key }) => key === "general.architecture")?.value ?? "llama";
       fields.push({ key: `${String(architecture)}.${pick(random, KEYS)}`, ...anyValue(random) });
       break;
     }
@@ -150,7 +159,10 @@ function mutated(file: File, random: Random): File {
       tensors[which] = { ...tensor, name: pick(random, [...TEXT, tensors[0].name]) };
       break;
     case 9:
-      tensors[which] = { ...tensor, type: pick(random, [0, 1, 2, 3, 8, 10, 12, 14, 24, 30, 39, 255, 2 ** 32 - 1]) };
+      tensors[which] = {
+        ...tensor,
+        type: pick(random, [0, 1, 2, 3, 8, 10, 12, 14, 24, 30, 39, 255, 2 ** 32 - 1]),
+      };
       break;
     case 10: {
       const extents = [...tensor.extents];
@@ -165,21 +177,32 @@ function mutated(file: File, random: Random): File {
     default:
       return random.uniform() < 0.5
         ? { ...file, tensorCount: pick(random, WHOLE) }
-        : { ...file, fieldCount: pick(random, WHOLE), version: pick(random, [0, 1, 2, 3, 4, 0x03000000]) };
+        : {
+            ...file,
+            fieldCount: pick(random, WHOLE),
+            version: pick(random, [0, 1, 2, 3, 4, 0x03000000]),
+          };
   }
   return { ...file, fields, tensors };
 }
 
 function otherValue({ value, of }: Field, random: Random): Value {
   if (typeof value === "string") return pick(random, TEXT);
-  if (typeof value === "number") return random.uniform() < 0.3 ? pick(random, REAL) : Number(pick(random, WHOLE));
+  if (typeof value === "number")
+    return random.uniform() < 0.3 ? pick(random, REAL) : Number(pick(random, WHOLE));
   if (!Array.isArray(value)) return pick(random, WHOLE);
   const list = [...(value as (number | string)[])];
   const at = random.below(list.length);
   const kind = random.below(4);
   if (kind === 0) list.splice(at, 1);
   else if (kind === 1) list.push(list[at]);
-  else list[at] = of === STRING ? pick(random, TEXT) : kind === 2 ? pick(random, REAL) : Number(pick(random, WHOLE));
+  else
+    list[at] =
+      of === STRING
+        ? pick(random, TEXT)
+        : kind === 2
+          ? pick(random, REAL)
+          : Number(pick(random, WHOLE));
   return list;
 }
 
@@ -189,7 +212,9 @@ function anyValue(random: Random): Omit<Field, "key"> {
   if (type === F32) return { type, value: pick(random, REAL) };
   if (type !== LIST) return { type, value: pick(random, WHOLE) };
   const of = pick(random, [U32, F32, STRING, LIST]);
-  const items = Array.from({ length: random.below(12) }, () => (of === STRING ? pick(random, TEXT) : pick(random, REAL)));
+  const items = Array.from({ length: random.below(12) }, () =>
+    of === STRING ? pick(random, TEXT) : pick(random, REAL),
+  );
   return { type, of, value: items };
 }
 
@@ -226,7 +251,10 @@ function bytesOf({ version, fields, tensors, fieldCount, tensorCount, data }: Fi
     for (const extent of extents) out.u64(extent);
     out.u32(type).u64(offset);
   }
-  return out.pad(32).bytes(float32Bytes(new Float32Array(data / 4).fill(0.5))).result();
+  return out
+    .pad(32)
+    .bytes(float32Bytes(new Float32Array(data / 4).fill(0.5)))
+    .result();
 }
 
 export const ggufTarget: Target = {
@@ -248,11 +276,19 @@ export const ggufTarget: Target = {
     }
     ensureFinite(checkpoint.config, "config");
     const embedding = checkpoint.tensors.get("model.embed_tokens.weight");
-    ensure(checkpoint.config["vocab_size"] === embedding?.shape[0], "another vocabulary than the embedding's");
+    ensure(
+      checkpoint.config["vocab_size"] === embedding?.shape[0],
+      "another vocabulary than the embedding's",
+    );
     checkConfig(checkpoint.config);
-    const tokenizer = createTokenizer(checkpoint.tokenizerFiles(), checkpoint.config, checkpoint.generationConfig);
+    const tokenizer = createTokenizer(
+      checkpoint.tokenizerFiles(),
+      checkpoint.config,
+      checkpoint.generationConfig,
+    );
     for (const id of tokenizer.eosTokenIds)
       ensure(Number.isSafeInteger(id) && id >= 0, `an end-of-text id of ${id}`);
-    for (const id of tokenizer.encode("a b")) ensure(id >= 0 && id < tokenizer.vocabSize, `token ${id}`);
+    for (const id of tokenizer.encode("a b"))
+      ensure(id >= 0 && id < tokenizer.vocabSize, `token ${id}`);
   },
 };

@@ -8,7 +8,12 @@ import { decode, encode, JsonBase, mutatedBytes, pick } from "../mutate.js";
 import { scratch } from "../scratch.js";
 import { safetensorsBytes } from "../../checkpoint/file-bytes.js";
 
-const SETTINGS = { method: "rtn", recipe: { samples: 2 }, seed: 0, machine: { device: "cpu", threads: 2 } };
+const SETTINGS = {
+  method: "rtn",
+  recipe: { samples: 2 },
+  seed: 0,
+  machine: { device: "cpu", threads: 2 },
+};
 const SETTINGS_BASE = new JsonBase(SETTINGS);
 
 const CONTENTS = {
@@ -21,7 +26,9 @@ const CONTENTS = {
 } as const; // prettier-ignore
 type Part = keyof typeof CONTENTS;
 const PARTS = Object.keys(CONTENTS) as Part[];
-const BASES = Object.fromEntries(PARTS.map((part) => [part, new JsonBase(CONTENTS[part], ["alternatives"])]));
+const BASES = Object.fromEntries(
+  PARTS.map((part) => [part, new JsonBase(CONTENTS[part], ["alternatives"])]),
+);
 
 /** What is stored beside each of them: `0/` says the block in an end-to-end stage. */
 const TENSORS = safetensorsBytes(
@@ -46,7 +53,8 @@ function sha(data: string | Uint8Array): string {
 function seal({ content, part, resealed }: Case, tensors: Uint8Array): string {
   const file = `${part === "refine" ? CONTENTS.refine.name : part}.safetensors`;
   const record = { bytes: tensors.length, sha256: sha(tensors) };
-  const rest = (text: string): string => `"file":${JSON.stringify(file)},"record":${JSON.stringify(record)},"content":${text}`;
+  const rest = (text: string): string =>
+    `"file":${JSON.stringify(file)},"record":${JSON.stringify(record)},"content":${text}`;
   let canonical = content;
   try {
     if (resealed) canonical = JSON.stringify(JSON.parse(content)) ?? content;
@@ -63,11 +71,14 @@ export const journalTarget: Target = {
     const part = pick(random, PARTS);
     const kind = random.uniform();
     const made: Case = {
-      settings: kind < 0.15 ? SETTINGS_BASE.mutated(random) : `${JSON.stringify(SETTINGS, undefined, 2)}\n`,
+      settings:
+        kind < 0.15 ? SETTINGS_BASE.mutated(random) : `${JSON.stringify(SETTINGS, undefined, 2)}\n`,
       part,
       content: kind < 0.15 ? JSON.stringify(CONTENTS[part]) : BASES[part].mutated(random),
       resealed: random.uniform() < 0.8,
-      tensors: Buffer.from(kind > 0.85 ? mutatedBytes(TENSORS, random) : TENSORS).toString("base64"),
+      tensors: Buffer.from(kind > 0.85 ? mutatedBytes(TENSORS, random) : TENSORS).toString(
+        "base64",
+      ),
     };
     return encode(JSON.stringify(made));
   },

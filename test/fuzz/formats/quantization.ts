@@ -9,7 +9,14 @@ import { scratch, scratchFile } from "../scratch.js";
 const BASE = new JsonBase(
   JSON.parse(readFileSync(new URL("../bases/quantization.json", import.meta.url), "utf8")),
   ["refineLoss", "errorPacked", "linears", "files", "packingThreads"],
-  ["w4a4kv4", "w16a16kv16", "w5a4", "w4a4kv0", { "self_attn.q_proj": { bits: 4, kept: "int4" } }, { "model.safetensors": { bytes: 1, sha256: "0".repeat(64) } }],
+  [
+    "w4a4kv4",
+    "w16a16kv16",
+    "w5a4",
+    "w4a4kv0",
+    { "self_attn.q_proj": { bits: 4, kept: "int4" } },
+    { "model.safetensors": { bytes: 1, sha256: "0".repeat(64) } },
+  ],
 );
 
 export const quantizationTarget: Target = {
@@ -20,6 +27,8 @@ export const quantizationTarget: Target = {
     const info = readQuantizationInfo(scratch());
     ensureFinite(info);
     parseScheme(info.scheme);
-    info.layers.forEach(({ layer }, i) => ensure(layer === i, `layer ${layer} stands at place ${i}`));
+    info.layers.forEach(({ layer }, i) =>
+      ensure(layer === i, `layer ${layer} stands at place ${i}`),
+    );
   },
 };

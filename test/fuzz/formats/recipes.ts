@@ -8,7 +8,10 @@ import { decode, encode, JsonBase, pick } from "../mutate.js";
 import { scratchFile } from "../scratch.js";
 
 const BASES = METHODS.flatMap(({ name, presets }) =>
-  Object.values(presets).map((preset) => ({ name, base: new JsonBase(preset, ["samples", "seqLen", "epochs", "batch"]) })),
+  Object.values(presets).map((preset) => ({
+    name,
+    base: new JsonBase(preset, ["samples", "seqLen", "epochs", "batch"]),
+  })),
 );
 
 export const recipeTarget: Target = {
@@ -21,13 +24,23 @@ export const recipeTarget: Target = {
     const text = decode(input);
     const end = text.indexOf("\n");
     const method = METHODS.find(({ name }) => name === text.slice(0, end)) ?? METHODS[0];
-    const { recipe } = resolveRecipe(method, undefined, readRecipe(scratchFile("recipe.json", text.slice(end + 1))));
+    const { recipe } = resolveRecipe(
+      method,
+      undefined,
+      readRecipe(scratchFile("recipe.json", text.slice(end + 1))),
+    );
     ensureFinite(recipe);
     const need = method.calibration(recipe);
     if (need === undefined) return;
     for (const [name, value] of Object.entries(need))
       if (typeof value === "number")
-        ensure(Number.isSafeInteger(value) && value >= 0 && value <= LIMITS.samples ** 2, `${name} is ${value}`);
-    ensure(need.samples <= LIMITS.samples && need.seqLen <= LIMITS.tokens, `${need.samples} windows of ${need.seqLen}`);
+        ensure(
+          Number.isSafeInteger(value) && value >= 0 && value <= LIMITS.samples ** 2,
+          `${name} is ${value}`,
+        );
+    ensure(
+      need.samples <= LIMITS.samples && need.seqLen <= LIMITS.tokens,
+      `${need.samples} windows of ${need.seqLen}`,
+    );
   },
 };

@@ -1,5 +1,9 @@
 /** Bodies of HTTP requests, through the server's schemas and the engine's. */
-import { chatRequestSchema, generateRequestSchema, parseRequest } from "../../../src/engine/request.js";
+import {
+  chatRequestSchema,
+  generateRequestSchema,
+  parseRequest,
+} from "../../../src/engine/request.js";
 import { ApiError } from "../../../src/serve/errors.js";
 import { describeError } from "../../../src/serve/errors.js";
 import { translateChat, translateCompletion } from "../../../src/serve/requests.js";
@@ -24,7 +28,8 @@ const CHAT = new JsonBase({
   response_format: { type: "text" },
 });
 const COMPLETIONS = ["Hi", ["Hi", "Ho"], [1, 2, 3], [[1], [2, 3]]].map(
-  (prompt) => new JsonBase({ ...SETTINGS, prompt, logprobs: 5, echo: false, suffix: "", best_of: 2 }),
+  (prompt) =>
+    new JsonBase({ ...SETTINGS, prompt, logprobs: 5, echo: false, suffix: "", best_of: 2 }),
 );
 
 function parseBody(text: string): unknown {
@@ -42,13 +47,18 @@ export const requestTarget: Target = {
     const body = parseBody(decode(input));
     const isChat = typeof body === "object" && body !== null && "messages" in body;
     try {
-      if (isChat) for (const each of translateChat(body).requests) ensureFinite(parseRequest(chatRequestSchema, each));
+      if (isChat)
+        for (const each of translateChat(body).requests)
+          ensureFinite(parseRequest(chatRequestSchema, each));
       else
         for (const each of translateCompletion(body).requests)
           ensureFinite(parseRequest(generateRequestSchema, each));
     } catch (error) {
       const { status, body: answer } = describeError(error);
-      ensure(answer.error.message.length <= 600, `an answer of ${answer.error.message.length} characters`);
+      ensure(
+        answer.error.message.length <= 600,
+        `an answer of ${answer.error.message.length} characters`,
+      );
       ensure(status < 500 || !(error instanceof ApiError), `status ${status}`);
       throw error;
     }

@@ -11,7 +11,22 @@ const SETTINGS = new JsonBase({
   frequencyPenalty: -0.5, logitBias: { "3": 5, "0": -100 }, seed: 5, logprobs: 4,
 }); // prettier-ignore
 
-const LOGITS = [0, -0, 1, -1, 20, -20, 88, 89, 3.4e38, -3.4e38, 1e-45, "Infinity", "-Infinity", "NaN"];
+const LOGITS = [
+  0,
+  -0,
+  1,
+  -1,
+  20,
+  -20,
+  88,
+  89,
+  3.4e38,
+  -3.4e38,
+  1e-45,
+  "Infinity",
+  "-Infinity",
+  "NaN",
+];
 
 export const samplerTarget: Target = {
   name: "sampler",
@@ -26,7 +41,9 @@ export const samplerTarget: Target = {
   run(input) {
     const text = decode(input);
     const end = text.indexOf("\n");
-    const logits = Float32Array.from((JSON.parse(text.slice(0, end)) as (number | string)[]).map(Number));
+    const logits = Float32Array.from(
+      (JSON.parse(text.slice(0, end)) as (number | string)[]).map(Number),
+    );
     let given: unknown;
     try {
       given = JSON.parse(text.slice(end + 1));
@@ -35,10 +52,18 @@ export const samplerTarget: Target = {
     }
     const { prompt, temperature = 0, ...rest } = parseRequest(generateRequestSchema, given);
     const ids = typeof prompt === "string" ? [] : prompt;
-    const sampler = new Sampler({ temperature, ...rest }, new Random(rest.seed ?? 0), logits.length, ids);
+    const sampler = new Sampler(
+      { temperature, ...rest },
+      new Random(rest.seed ?? 0),
+      logits.length,
+      ids,
+    );
     for (let step = 0; step < 3; step++) {
       const token = sampler.next(logits);
-      ensure(Number.isSafeInteger(token) && token >= 0 && token < logits.length, `token ${token} was drawn`);
+      ensure(
+        Number.isSafeInteger(token) && token >= 0 && token < logits.length,
+        `token ${token} was drawn`,
+      );
       ensure(logits[token] > -Infinity, `token ${token} of logit ${logits[token]} was drawn`);
       const { logprob, top } = logProbabilities(logits, token, rest.logprobs ?? 0);
       for (const each of [logprob, ...top.map((entry) => entry.logprob)])

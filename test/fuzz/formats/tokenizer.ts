@@ -15,7 +15,9 @@ type Json = Record<string, unknown>;
 function smallTokenizer(words: number): Json {
   const file = new URL("../../../models/tiny-llama/tokenizer.json", import.meta.url);
   const full = JSON.parse(readFileSync(file, "utf8")) as Json & { model: Json };
-  const vocabulary = Object.entries(full.model["vocab"] as Record<string, number>).filter(([, id]) => id < words);
+  const vocabulary = Object.entries(full.model["vocab"] as Record<string, number>).filter(
+    ([, id]) => id < words,
+  );
   const known = new Set(vocabulary.map(([token]) => token));
   const merges = (full.model["merges"] as (string | string[])[]).filter((merge) =>
     known.has((typeof merge === "string" ? merge.split(" ") : merge).join("")),
@@ -74,17 +76,27 @@ const TEXTS = ["Hello world", " a\n<s> Hi  it's 12 é 😀", ""];
 
 function useTokenizer(tokenizer: Tokenizer): void {
   const { vocabSize } = tokenizer;
-  ensure(Number.isSafeInteger(vocabSize) && vocabSize >= 0 && vocabSize <= LIMITS.vocabulary, `${vocabSize} tokens`);
+  ensure(
+    Number.isSafeInteger(vocabSize) && vocabSize >= 0 && vocabSize <= LIMITS.vocabulary,
+    `${vocabSize} tokens`,
+  );
   for (const text of TEXTS) {
     const ids = tokenizer.encode(text);
     for (const id of ids)
-      ensure(Number.isSafeInteger(id) && id >= 0 && id < vocabSize, `token id ${String(id)} of ${vocabSize}`);
+      ensure(
+        Number.isSafeInteger(id) && id >= 0 && id < vocabSize,
+        `token id ${String(id)} of ${vocabSize}`,
+      );
     ensure(typeof tokenizer.decode(ids) === "string", "decoded to no text");
   }
   for (const id of [...tokenizer.eosTokenIds, tokenizer.bosTokenId ?? 0])
     ensure(Number.isSafeInteger(id) && id >= 0, `a special id of ${id}`);
-  ensure(["string", "undefined"].includes(typeof tokenizer.chatTemplate), "a template that is no text");
-  for (const text of Object.values(tokenizer.specialTokens)) ensure(typeof text === "string", "a token that is no text");
+  ensure(
+    ["string", "undefined"].includes(typeof tokenizer.chatTemplate),
+    "a template that is no text",
+  );
+  for (const text of Object.values(tokenizer.specialTokens))
+    ensure(typeof text === "string", "a token that is no text");
 }
 
 export const tokenizerTarget: Target = {
@@ -105,12 +117,25 @@ const BESIDE = {
     pad_token: null,
     add_bos_token: true,
     chat_template: "{{ messages }}",
-    added_tokens_decoder: { "1": { content: "<s>", special: true }, "2": { content: "</s>", special: true } },
+    added_tokens_decoder: {
+      "1": { content: "<s>", special: true },
+      "2": { content: "</s>", special: true },
+    },
     model_max_length: 1e30,
     tokenizer_class: "LlamaTokenizer",
   },
-  "special_tokens_map.json": { bos_token: "<s>", eos_token: { content: "</s>" }, additional_special_tokens: ["<s>"] },
-  "generation_config.json": { bos_token_id: 1, eos_token_id: [2, 1], pad_token_id: 0, temperature: 0.6, top_p: 0.9 },
+  "special_tokens_map.json": {
+    bos_token: "<s>",
+    eos_token: { content: "</s>" },
+    additional_special_tokens: ["<s>"],
+  },
+  "generation_config.json": {
+    bos_token_id: 1,
+    eos_token_id: [2, 1],
+    pad_token_id: 0,
+    temperature: 0.6,
+    top_p: 0.9,
+  },
   "config.json": { bos_token_id: 1, eos_token_id: 2, vocab_size: 12 },
 };
 const SETTINGS = new JsonBase(BESIDE, ["bos_token_id", "pad_token_id", "mask_token"], [

@@ -18,16 +18,15 @@ import { collectMoments } from "../../rounding/moments.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
 import { formatScheme, type Scheme } from "../../../backend/contract/scheme.js";
+import { windowCount } from "../../recipe-counts.js";
 import { planTransforms } from "../../transforms/plan.js";
 import { kroneckerSites, linearsAt } from "../../transforms/sites.js";
 import { clipLogit, searchClips, searchScales } from "./search.js";
 
-const count = z.number().int().positive();
-
 export const awqRecipe = z.strictObject({
   ...windowFields,
   /** Exponents tried are 0, 1/gridSteps, …, 1. */
-  gridSteps: count,
+  gridSteps: windowCount,
   /** Also searches how far rows are clipped. */
   weightClip: z.boolean(),
   ...roundingFields,

@@ -1,17 +1,17 @@
 /** FlatQuant's settings as data. Source: spec/flatquant.md, Calibration and "Beyond the paper". */
 import { z } from "zod";
+import { passCount, tokenCount, windowCount } from "../../recipe-counts.js";
 import { roundingDefaults, roundingFields } from "../../rounding/settings.js";
 
 const positive = z.number().positive();
-const count = z.number().int().positive();
 
 const fields = z.strictObject({
   /** Windows of calibration text, and tokens in each. */
-  samples: count,
-  seqLen: count,
-  epochs: z.number().int().nonnegative(),
+  samples: windowCount,
+  seqLen: tokenCount,
+  epochs: passCount,
   /** Windows per step. */
-  batch: count,
+  batch: windowCount,
   learningRate: positive,
   clipLearningRate: positive,
   /** Cosine schedule ends here. */
@@ -33,8 +33,8 @@ const fields = z.strictObject({
   learnedRounding: z.strictObject({ enabled: z.boolean(), learningRate: positive }),
   /** End-to-end distillation of all blocks after each was trained alone. */
   distillation: z.strictObject({
-    steps: z.number().int().nonnegative(),
-    batch: count,
+    steps: passCount,
+    batch: windowCount,
     learningRate: positive,
     roundingLearningRate: positive,
   }),

@@ -12,20 +12,23 @@ import { Random } from "../../../common/random.js";
 import { trainBlock } from "../../block-training.js";
 import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
+<<<<<<< HEAD
 import { formatScheme } from "../../../backend/contract/scheme.js";
+=======
+import { passCount, tokenCount, windowCount } from "../../recipe-counts.js";
+import { formatScheme } from "../../scheme.js";
+>>>>>>> a9af725 (Journal: what its files hold has a schema; recipes' counts are bounded; artifacts list their blocks in order; issues of schemas are one clean line)
 import { planTransforms } from "../../transforms/plan.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { rotationSeeds } from "./seeds.js";
 
-const count = z.number().int().positive();
-
 export const spinquantRecipe = z.strictObject({
   /** Windows of calibration text, and tokens in each. */
-  samples: count,
-  seqLen: count,
-  epochs: z.number().int().nonnegative(),
+  samples: windowCount,
+  seqLen: tokenCount,
+  epochs: passCount,
   /** Windows per step. */
-  batch: count,
+  batch: windowCount,
   learningRate: z.number().positive(),
   /** Cosine schedule ends here. */
   finalLearningRate: z.number().nonnegative(),
