@@ -3,9 +3,10 @@
  * and weights in `model.safetensors` or in shards with an index.
  */
 
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { PlanishError } from "../common/errors.js";
+import { MAX_SETTINGS_BYTES, readUserText } from "../common/read-file.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { readJsonObject } from "./file-reader.js";
 import { refuseQuantizedConfig } from "./quantized-source.js";
@@ -91,7 +92,8 @@ export function readTokenizerFiles(directory: string): TokenizerFiles {
 
 function readChatTemplate(directory: string): unknown {
   const jinja = join(directory, "chat_template.jinja");
-  if (existsSync(jinja)) return readFileSync(jinja, "utf8");
+  if (existsSync(jinja))
+    return readUserText(jinja, { what: "chat template", most: MAX_SETTINGS_BYTES });
   const json = join(directory, "chat_template.json");
   if (existsSync(json)) return readJsonObject(json)["chat_template"];
   return undefined;

@@ -8,7 +8,7 @@
  */
 
 import { createHash, type Hash } from "node:crypto";
-import { createReadStream, createWriteStream, existsSync, readFileSync } from "node:fs";
+import { createReadStream, createWriteStream, existsSync } from "node:fs";
 import { copyFile, mkdir, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { homedir } from "node:os";
 import { dirname, join, relative } from "node:path";
@@ -17,6 +17,7 @@ import { pipeline } from "node:stream/promises";
 import type { ReadableStream } from "node:stream/web";
 import { downloadFile, listFiles, modelInfo, type ListFileEntry } from "@huggingface/hub";
 import { PlanishError } from "../common/errors.js";
+import { readUserText } from "../common/read-file.js";
 import { silentProgress, type ProgressSink, type ProgressTask } from "../common/progress.js";
 import { isJsonObject, readJsonObject } from "./file-reader.js";
 import { INDEX_FILE, SINGLE_FILE } from "./safetensors.js";
@@ -36,6 +37,9 @@ export interface HubOptions {
   /** Replaces the network, for tests and proxies. */
   readonly fetch?: typeof fetch;
 }
+
+/** A commit, or a token: one short line. */
+const MAX_REF_BYTES = 4096;
 
 const COMMIT = /^[0-9a-f]{40}$/;
 
@@ -60,7 +64,7 @@ export function cachedSnapshot(model: HubModel, cacheDir: string): string | unde
   if (!COMMIT.test(commit)) {
     const ref = join(directory, "refs", ...commit.split("/"));
     if (!existsSync(ref)) return undefined;
-    commit = readFileSync(ref, "utf8").trim();
+    commit = readUserText(ref, { most: MAX_REF_BYTES }).trim();
     if (!COMMIT.test(commit)) return undefined;
   }
   const snapshot = join(directory, "snapshots", commit);
@@ -214,7 +218,9 @@ function accessToken(): string | undefined {
   const env = process.env;
   if (env["HF_TOKEN"]) return env["HF_TOKEN"];
   const file = env["HF_TOKEN_PATH"] || join(hubHome(env), "token");
-  return existsSync(file) ? readFileSync(file, "utf8").trim() || undefined : undefined;
+  return existsSync(file)
+    ? readUserText(file, { what: "access token", most: MAX_REF_BYTES }).trim() || undefined
+    : undefined;
 }
 
 function abortable(inner: typeof fetch, signal: AbortSignal | undefined): typeof fetch {

@@ -5,6 +5,7 @@
  */
 
 import * as library from "@huggingface/tokenizers";
+import { isIntegerIn } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { isJsonObject } from "./file-reader.js";
@@ -119,7 +120,7 @@ export function createTokenizer(
         : inner.encode(text, { add_special_tokens: addSpecialTokens }).ids,
     decode,
     stream: (options) => streamingDecoder((ids) => decode(ids, options)),
-    bosTokenId: idOf("bos_token") ?? (typeof configBos === "number" ? configBos : undefined),
+    bosTokenId: idOf("bos_token") ?? (isIntegerIn(configBos, { min: 0 }) ? configBos : undefined),
     eosTokenIds: [...eosTokenIds],
     vocabSize,
     chatTemplate: chatTemplate(files.config["chat_template"]),

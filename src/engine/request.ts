@@ -118,7 +118,7 @@ export function parseRequest<T>(schema: z.ZodType<T>, request: unknown): T {
   throw new EngineError(`${field || "request"}: ${reason}`, "invalid");
 }
 
-/** @throws EngineError (`invalid`) when lists and objects are nested deeper than may be. */
+/** @throws EngineError (`invalid`) when lists and objects are nested deeper than may be, or a number is none. */
 function checkDepth(request: unknown): void {
   const isNested = (value: unknown): value is object => typeof value === "object" && value !== null;
   let level = [request].filter(isNested);
@@ -132,11 +132,14 @@ function checkDepth(request: unknown): void {
       );
     const next: object[] = [];
     for (const value of level)
-      for (const each of Object.values(value) as unknown[])
+      for (const each of Object.values(value) as unknown[]) {
+        if (typeof each === "number" && !Number.isFinite(each))
+          throw new EngineError(`request: a number is ${each}; all must be finite`, "invalid");
         if (isNested(each) && !seen.has(each)) {
           seen.add(each);
           next.push(each);
         }
+      }
     level = next;
   }
 }

@@ -6,7 +6,7 @@ import { readJsonObject } from "../checkpoint/file-reader.js";
 import { fileRecordSchema } from "../checkpoint/file-record.js";
 import { PlanishError } from "../common/errors.js";
 import { firstIssue } from "../common/issues.js";
-import { isScheme } from "./scheme.js";
+import { isScheme } from "../backend/contract/scheme.js";
 
 export const QUANTIZATION_FILE = "quantization.json";
 export const FORMAT_VERSION = 1;

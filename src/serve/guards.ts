@@ -1,10 +1,10 @@
 /** Who may ask: API keys, rates, and names under which a server on this machine may be reached. */
 import { createHash, timingSafeEqual } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { normalizeIP } from "@fastify/rate-limit";
 import type { FastifyRequest } from "fastify";
 import { PlanishError } from "../common/errors.js";
+import { MAX_SETTINGS_BYTES, readUserText } from "../common/read-file.js";
 import { ApiError } from "./errors.js";
 
 /** Shorter keys are guessed too easily. */
@@ -15,15 +15,11 @@ const SHORTEST_KEY = 16;
  * @throws PlanishError when the file cannot be read or holds no key, or one that is too short or has blanks.
  */
 export function readApiKeys(file: string): string[] {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (cause) {
-    throw new PlanishError(
-      `API key file ${file} cannot be read (${(cause as NodeJS.ErrnoException).code ?? "unknown error"})`,
-      { cause },
-    );
-  }
+  const text = readUserText(file, {
+    what: "API key file",
+    most: MAX_SETTINGS_BYTES,
+    hint: "give a file with one key on each line",
+  });
   const keys = text
     .split("\n")
     .map((line) => line.trim())

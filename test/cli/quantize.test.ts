@@ -202,7 +202,7 @@ describe("planish quantize refuses", () => {
     writeFileSync(recipe, "[1]");
     expect((await refused(["--recipe", recipe])).line).toContain("holds no JSON object");
     writeFileSync(recipe, "{");
-    expect((await refused(["--recipe", recipe])).line).toContain("cannot be read as JSON");
+    expect((await refused(["--recipe", recipe])).line).toContain("is not valid JSON");
   });
 
   it("calibration text that is too short, empty or missing", async () => {

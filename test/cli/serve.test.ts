@@ -212,8 +212,8 @@ describe("planish serve", () => {
     [["--max-body", "much"], 2, "Give a size such as 500MB"],
     [["--kv-memory", "1KB"], 1, "holds no page of"],
     [["--kv-memory", "90000GB"], 1, "of memory are free; give less"],
-    [["--api-key-file", "/nowhere"], 1, "API key file /nowhere cannot be read (ENOENT)"],
-    [["--chat-template", "/nowhere"], 1, "chat template /nowhere cannot be read"],
+    [["--api-key-file", "/nowhere"], 1, "cannot read API key file /nowhere: it does not exist"],
+    [["--chat-template", "/nowhere"], 1, "cannot read chat template /nowhere: it does not exist"],
   ])("refuses %j", async (flags, code, message) => {
     const result = await planish(["serve", model, ...flags]);
     expect(result).toMatchObject({ code, stdout: "" });

@@ -3,10 +3,10 @@ import { Random } from "../../src/common/random.js";
 import { TARGETS } from "./formats/index.js";
 import type { Target } from "./target.js";
 
-/** The formats of a run: all, or those whose names contain a text. @throws Error naming the formats. */
-export function targetsOf(format: string | undefined): readonly Target[] {
-  const chosen = TARGETS.filter(({ name }) =>
-    name.toLowerCase().includes((format ?? "").toLowerCase()),
+/** The formats of a run: all, or those whose names contain a text, without one that is skipped. @throws Error naming the formats. */
+export function targetsOf(format?: string, skip?: string): readonly Target[] {
+  const chosen = TARGETS.filter(
+    ({ name }) => name !== skip && name.toLowerCase().includes((format ?? "").toLowerCase()),
   );
   if (chosen.length > 0) return chosen;
   throw new Error(

@@ -1,5 +1,5 @@
 /**
- * `npm run test:fuzz [-- --seconds N | --count N] [--format NAME] [--seed N] [--workers N]`: mutated inputs for everything
+ * `npm run test:fuzz [-- --seconds N | --count N] [--format NAME] [--skip NAME] [--seed N] [--workers N]`: mutated inputs for everything
  * that reads what strangers write. A case fails when its process dies, when it takes over 5 seconds or brings the process
  * over 1 GB, when its error is not one clean line, or when nonsense is taken (docs/fuzzing.md).
  */
@@ -25,6 +25,7 @@ const { values } = parseArgs({
     seconds: { type: "string" },
     count: { type: "string" },
     format: { type: "string" },
+    skip: { type: "string" },
     seed: { type: "string", default: String(Date.now() % 1e9) },
     workers: { type: "string", default: "2" },
   },
@@ -53,7 +54,7 @@ interface Line {
 
 class Lane {
   readonly lines = new Map<string, Line>();
-  readonly #targets = targetsOf(values.format);
+  readonly #targets = targetsOf(values.format, values.skip);
   readonly #directory = mkdtempSync(join(tmpdir(), "planish-fuzz-"));
   readonly #children = new Set<ChildProcess>();
   /** By number: cases may be done again after their process died. */
@@ -89,7 +90,7 @@ class Lane {
       const statusFile = join(this.#directory, `status-${worker}`);
       writeFileSync(statusFile, new Uint8Array(new Float64Array([-1]).buffer));
       const { next, problem } = await this.#process({
-        format: values.format, seed, from, stride: workers, end: Math.min(end, nextOf(skip, from) ?? end), statusFile, maxMemory: MAX_MEMORY,
+        format: values.format, skip: values.skip, seed, from, stride: workers, end: Math.min(end, nextOf(skip, from) ?? end), statusFile, maxMemory: MAX_MEMORY,
       }); // prettier-ignore
       from = next;
       if (problem !== undefined) {

@@ -9,6 +9,7 @@ import { judge } from "./target.js";
 /** What a worker is told. */
 export interface Task {
   readonly format?: string;
+  readonly skip?: string;
   readonly seed: number;
   readonly from: number;
   readonly stride: number;
@@ -36,7 +37,7 @@ export type Report =
 const BATCH = 500;
 
 async function work(task: Task): Promise<void> {
-  const targets = targetsOf(task.format);
+  const targets = targetsOf(task.format, task.skip);
   const status = openSync(task.statusFile, "w");
   const mark = new Float64Array(1);
   const bytes = new Uint8Array(mark.buffer);

@@ -1,8 +1,8 @@
 /** Flags of the commands that run an engine, and how they become its options. */
 
-import { readFileSync } from "node:fs";
 import { InvalidArgumentError, Option } from "commander";
-import { PlanishError } from "../../common/errors.js";
+import { MAX_SETTINGS_BYTES, readUserText } from "../../common/read-file.js";
+import { LIMITS } from "../../common/bounds.js";
 import type { ProgressSink } from "../../common/progress.js";
 import type { EngineOptions } from "../../engine/engine.js";
 import type { DeviceFlags } from "./shared.js";
@@ -48,14 +48,11 @@ export function engineOptions(
 }
 
 function readTemplate(file: string): string {
-  try {
-    return readFileSync(file, "utf8");
-  } catch (cause) {
-    throw new PlanishError(
-      `chat template ${file} cannot be read (${(cause as NodeJS.ErrnoException).code ?? "unknown error"}); give a Jinja file`,
-      { cause },
-    );
-  }
+  return readUserText(file, {
+    what: "chat template",
+    most: MAX_SETTINGS_BYTES,
+    hint: "give a Jinja file",
+  });
 }
 
 const UNITS: Readonly<Record<string, number>> = { "": 1, KB: 1e3, MB: 1e6, GB: 1e9 };
@@ -64,7 +61,7 @@ const UNITS: Readonly<Record<string, number>> = { "": 1, KB: 1e3, MB: 1e6, GB: 1
 export function byteCount(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([KMG]B)?$/i.exec(text.trim());
   const bytes = match ? Number(match[1]) * UNITS[(match[2] ?? "").toUpperCase()] : NaN;
-  if (!Number.isSafeInteger(Math.round(bytes)) || bytes < 1)
+  if (!Number.isSafeInteger(Math.round(bytes)) || bytes < 1 || bytes > LIMITS.bytes)
     throw new InvalidArgumentError("Give a size such as 500MB or 2GB.");
   return Math.round(bytes);
 }

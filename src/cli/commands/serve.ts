@@ -58,11 +58,16 @@ export function register(program: Command): void {
     .option("--model-name <name>", "name of the model in the API (default: its file's name)")
     .option("--separate-keys", "no key finds another's prompts in the cache (needs --api-key-file)")
     .option("--concurrency <n>", "sequences at the same time", integer({ min: 1, max: 1024 }), 32)
-    .option("--queue <n>", "requests that may wait; more get 503", integer({ min: 0 }), 256)
+    .option(
+      "--queue <n>",
+      "requests that may wait; more get 503",
+      integer({ min: 0, max: 1_000_000 }),
+      256,
+    )
     .option(
       "--rate-limit <n>",
       "requests a minute for each key or address; more get 429; 0 for no limit",
-      integer({ min: 0 }),
+      integer({ min: 0, max: 1_000_000 }),
       600,
     )
     .addOption(
@@ -70,7 +75,12 @@ export function register(program: Command): void {
         .argParser(byteCount)
         .default(1_000_000, "1MB"),
     )
-    .option("--max-connections <n>", "connections at the same time", integer({ min: 1 }), 1024)
+    .option(
+      "--max-connections <n>",
+      "connections at the same time",
+      integer({ min: 1, max: 1_000_000 }),
+      1024,
+    )
     .option(
       "--prompt-timeout <seconds>",
       "a chat or text that takes longer to be turned into tokens gets 400",
@@ -80,13 +90,13 @@ export function register(program: Command): void {
     .option(
       "--client-timeout <seconds>",
       "a client that takes nothing for so long is given up",
-      decimal({ min: 0.1 }),
+      decimal({ min: 0.1, max: 86_400 }),
       30,
     )
     .option(
       "--drain-timeout <seconds>",
       "time that running answers get when the server is told to end",
-      decimal({ min: 0 }),
+      decimal({ min: 0, max: 86_400 }),
       60,
     )
     .addOption(simulatedOption())

@@ -1,10 +1,11 @@
 /** Items of a task from the embedded files, or from an export of its data set in JSON lines or Parquet. */
 
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { describeFsError, isJsonObject } from "../../checkpoint/file-reader.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { packageRoot } from "../../common/package.js";
+import { MAX_TEXT_BYTES, readUserText } from "../../common/read-file.js";
 import { TASKS, type TaskDefinition, type TaskItem } from "./definitions.js";
 import { Row } from "./row.js";
 
@@ -98,17 +99,11 @@ interface FileRecord {
 
 /** Lines are parsed when they are asked for: a limit spares the rest. */
 function jsonLines(path: string): FileRecord[] {
-  let text: string;
-  try {
-    text = new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path));
-  } catch (cause) {
-    if (cause instanceof TypeError)
-      throw new PlanishError(
-        `${path} is no UTF-8 text; give JSON lines, or a file ending in .parquet`,
-        { cause },
-      );
-    throw new PlanishError(`cannot read task file ${path}: ${describeFsError(cause)}`, { cause });
-  }
+  const text = readUserText(path, {
+    what: "task file",
+    most: MAX_TEXT_BYTES,
+    hint: "give JSON lines, or a file ending in .parquet",
+  });
   return text.split("\n").flatMap((content, i): FileRecord[] => {
     if (content.trim() === "") return [];
     const line = i + 1;

@@ -3,12 +3,11 @@
  * come in, and their tokens.
  */
 
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { describeFsError } from "../../checkpoint/file-reader.js";
 import type { Tokenizer } from "../../checkpoint/tokenizer.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { packageRoot } from "../../common/package.js";
+import { MAX_TEXT_BYTES, readUserText } from "../../common/read-file.js";
 
 export type EmbeddedText = "wikitext2" | "wikipedia";
 
@@ -39,21 +38,11 @@ export type TextForm = "wikitext" | "wikipedia" | "lines" | "endoftext" | "plain
 
 /** Reads a UTF-8 file. Throws PlanishError when it is missing, no text, or empty. */
 export function readText(path: string): string {
-  let bytes: Buffer;
-  try {
-    bytes = readFileSync(path);
-  } catch (error) {
-    throw new PlanishError(
-      `cannot read text ${path}: ${describeFsError(error)}; give a text file or ${Object.keys(EMBEDDED).join(" or ")}`,
-      { cause: error },
-    );
-  }
-  let text: string;
-  try {
-    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch (error) {
-    throw new PlanishError(`${path} is no UTF-8 text; convert it to UTF-8`, { cause: error });
-  }
+  const text = readUserText(path, {
+    what: "text",
+    most: MAX_TEXT_BYTES,
+    hint: `give a text file in UTF-8 or ${Object.keys(EMBEDDED).join(" or ")}`,
+  });
   if (text.trim() === "") throw new PlanishError(`${path} is empty; give a text file with content`);
   return text;
 }

@@ -2,10 +2,14 @@
  * The directory of a comparison: settings that make it the same comparison, one result per method (its journal), the
  * artifacts, and the document of the whole as JSON and Markdown.
  */
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import type { z } from "zod";
+import { readJsonObject } from "../../checkpoint/file-reader.js";
+import { oneLine, shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
+import { firstIssue } from "../../common/issues.js";
+import { MAX_JSON_BYTES, readUserJson } from "../../common/read-file.js";
 import { holdsNothing } from "../../common/place.js";
 import { writeAtomically } from "../../common/temporary.js";
 import {
@@ -45,12 +49,12 @@ export class ComparisonDirectory {
         throw new PlanishError(
           `${path} holds a comparison; add --resume to go on with it, or choose another --out`,
         );
-      const found = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
+      const found = readJsonObject(file);
       const wanted = JSON.parse(JSON.stringify(settings)) as Record<string, unknown>;
       for (const key of Object.keys({ ...found, ...wanted }))
         if (JSON.stringify(found[key]) !== JSON.stringify(wanted[key]))
           throw new PlanishError(
-            `${path} was begun with another ${key}: ${JSON.stringify(found[key])}, not ${JSON.stringify(wanted[key])}; compare with that, or choose another --out`,
+            `${path} was begun with another ${oneLine(key)}: ${shown(found[key])}, not ${shown(wanted[key])}; compare with that, or choose another --out`,
           );
     } else if (!holdsNothing(path)) {
       throw new PlanishError(`${path} is not empty and holds no comparison; choose another --out`);
@@ -94,14 +98,8 @@ function fileName(name: string): string {
 }
 
 function readJson<T>(file: string, schema: z.ZodType<T>): T {
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(readFileSync(file, "utf8"));
-  } catch (cause) {
-    throw new PlanishError(`${file} cannot be read as JSON`, { cause });
-  }
-  const result = schema.safeParse(parsed);
+  const result = schema.safeParse(readUserJson(file, { most: MAX_JSON_BYTES }));
   if (result.success) return result.data;
-  const [issue] = result.error.issues;
-  throw new PlanishError(`${file}: ${issue.path.join(".") || "document"}: ${issue.message}`);
+  const { field, reason } = firstIssue(result.error);
+  throw new PlanishError(`${file}: ${field || "document"}: ${reason}`);
 }

@@ -3,7 +3,7 @@
  * states of the calibration set and the statistics taken of them. A finished point is a file of its own, written in one
  * step, so that a sweep killed at any moment goes on at the first unfinished point; that point's own journal is used too.
  */
-import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
 import { z } from "zod";
 import type { Backend } from "../../backend/backend.js";
@@ -16,6 +16,7 @@ import {
   PlanishError,
   UsageError,
 } from "../../common/errors.js";
+import { firstIssue } from "../../common/issues.js";
 import { availableMemory } from "../../common/memory.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import {
@@ -24,6 +25,12 @@ import {
   isWriteError,
   lockedPlace,
 } from "../../common/place.js";
+import {
+  MAX_JSON_BYTES,
+  MAX_SETTINGS_BYTES,
+  readUserJson,
+  readUserText,
+} from "../../common/read-file.js";
 import { writeAtomically } from "../../common/temporary.js";
 import { openIntegerExecutor } from "../../engine/integer/index.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
@@ -230,9 +237,10 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
 /** A result that is computed once: read where it is there, else made and written in one step. */
 async function kept<T>(file: string, schema: z.ZodType<T>, make: () => Promise<T>): Promise<T> {
   if (!existsSync(file)) writeAtomically(file, `${JSON.stringify(await make(), undefined, 2)}\n`);
-  const result = schema.safeParse(JSON.parse(readFileSync(file, "utf8")));
+  const result = schema.safeParse(readUserJson(file, { most: MAX_JSON_BYTES }));
   if (result.success) return result.data;
-  throw new PlanishError(`${file}: ${result.error.issues[0].message}; remove it to run it again`);
+  const { field, reason } = firstIssue(result.error);
+  throw new PlanishError(`${file}: ${field || "document"}: ${reason}; remove it to run it again`);
 }
 
 function openDirectory(
@@ -247,7 +255,7 @@ function openDirectory(
       throw new PlanishError(
         `${path} holds a sweep; add --resume to go on with it or to add points, or choose another --out`,
       );
-    if (readFileSync(file, "utf8") !== wanted)
+    if (readUserText(file, { most: MAX_SETTINGS_BYTES }) !== wanted)
       throw new PlanishError(
         `${path} was begun with other settings (settings.json); sweep with those, or choose another --out`,
       );

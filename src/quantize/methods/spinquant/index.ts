@@ -12,12 +12,8 @@ import { Random } from "../../../common/random.js";
 import { trainBlock } from "../../block-training.js";
 import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
 import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
-<<<<<<< HEAD
 import { formatScheme } from "../../../backend/contract/scheme.js";
-=======
 import { passCount, tokenCount, windowCount } from "../../recipe-counts.js";
-import { formatScheme } from "../../scheme.js";
->>>>>>> a9af725 (Journal: what its files hold has a schema; recipes' counts are bounded; artifacts list their blocks in order; issues of schemas are one clean line)
 import { planTransforms } from "../../transforms/plan.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { rotationSeeds } from "./seeds.js";
