@@ -49,7 +49,7 @@ async function work(task: Task): Promise<void> {
       writeSync(status, bytes, 0, 8, 0);
       const { target, input } = caseOf(targets, task.seed, number);
       const outcome = judge(target, input());
-      const { tried = 0, refused = 0 } = counts[target.name] ?? {};
+      const { tried, refused } = counts[target.name] ?? { tried: 0, refused: 0 };
       counts[target.name] = {
         tried: tried + 1,
         refused: refused + (outcome.kind === "refused" ? 1 : 0),
@@ -77,5 +77,5 @@ function send(report: Report): Promise<void> {
 }
 
 // Libraries that write what they think of an input must not fill the lane's output.
-console.warn = console.error = () => undefined;
+Object.assign(console, { warn: () => undefined, error: () => undefined });
 await work(JSON.parse(process.argv[2]) as Task);

@@ -55,7 +55,7 @@ export function checkConfig(document: Readonly<Record<string, unknown>>): void {
   for (const [key, name] of Object.entries(SAME)) {
     const given = document[key];
     if (given !== undefined && given !== null)
-      ensure(given === config[name], `${key} ${String(given)} became ${config[name]}`);
+      ensure(given === config[name], `${key} ${JSON.stringify(given)} became ${config[name]}`);
   }
   const sizes = [
     config.hiddenSize,

@@ -36,7 +36,7 @@ function parseBody(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw new ApiError(400, "the body is no JSON", { code: String((cause as Error).name) });
+    throw new ApiError(400, "the body is no JSON", { code: (cause as Error).name });
   }
 }
 
