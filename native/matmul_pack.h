@@ -30,17 +30,17 @@ template <class Unit, class Source>
 inline VI load_groups(const Source* p, const float* scale) {
 #if PL_ISA >= 2
   if constexpr (Unit::GROUP == 2) {
-    VF low = load_f(p), high = load_f(p + LANES);
+    VF low = load(p), high = load(p + LANES);
     if (scale) {
-      low = mul_f(low, load_f(scale));
-      high = mul_f(high, load_f(scale + LANES));
+      low = mul_f(low, load(scale));
+      high = mul_f(high, load(scale + LANES));
     }
     return (VI)_mm512_cvtne2ps_pbh(high, low);
   } else
 #endif
   {
-    VF x = load_f(p);
-    if (scale) x = mul_f(x, load_f(scale));
+    VF x = load(p);
+    if (scale) x = mul_f(x, load(scale));
     if (Unit::ROUND) x = round_bf16(x);
     return as_i(x);
   }
@@ -49,14 +49,14 @@ inline VI load_groups(const Source* p, const float* scale) {
 // The same κ-group of LANES neighbouring i; `rows` ≤ GROUP of its κ exist.
 template <class Unit, class Source>
 inline VI load_columns(const Source* p, int64_t stride_k, const float* scale, int rows) {
-  VF x = load_f(p);
-  if (scale) x = mul_f(x, set_f(scale[0]));
+  VF x = load(p);
+  if (scale) x = mul_f(x, splat(scale[0]));
 #if PL_ISA >= 2
   if constexpr (Unit::GROUP == 2) {
     VF y = zero_f();
     if (rows > 1) {
-      y = load_f(p + stride_k);
-      if (scale) y = mul_f(y, set_f(scale[1]));
+      y = load(p + stride_k);
+      if (scale) y = mul_f(y, splat(scale[1]));
     }
     const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
     const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(y));

@@ -17,7 +17,7 @@ constexpr int64_t THIN_GRAIN = 1 << 16;
 
 template <bool ROUND, class Source>
 inline VF load_rounded(const Source* p) {
-  const VF x = load_f(p);
+  const VF x = load(p);
   return ROUND ? round_bf16(x) : x;
 }
 
@@ -46,15 +46,15 @@ void thin_dots(const float* a, int64_t padded, const Source* b, int64_t stride, 
     for (int c = 0; c < COLUMNS_AT_ONCE; c++) y[c] = load_rounded<ROUND>(row[c] + at);
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
-      const VF x = load_f(a + r * padded + at);
+      const VF x = load(a + r * padded + at);
 #pragma GCC unroll 4
-      for (int c = 0; c < COLUMNS_AT_ONCE; c++) acc[r][c] = fma_f(x, y[c], acc[r][c]);
+      for (int c = 0; c < COLUMNS_AT_ONCE; c++) acc[r][c] = fma(x, y[c], acc[r][c]);
     }
   }
   if (at < k) {
     for (int c = 0; c < COLUMNS_AT_ONCE; c++) {
       const VF y = load_partial<ROUND>(row[c] + at, k - at);
-      for (int r = 0; r < ROWS; r++) acc[r][c] = fma_f(load_f(a + r * padded + at), y, acc[r][c]);
+      for (int r = 0; r < ROWS; r++) acc[r][c] = fma(load(a + r * padded + at), y, acc[r][c]);
     }
   }
 #pragma GCC unroll 4
@@ -84,13 +84,13 @@ void thin_sums(const float* a, int64_t padded, const Source* b, int64_t stride, 
     }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
-      const VF x = set_f(a[r * padded + at]);
+      const VF x = splat(a[r * padded + at]);
 #pragma GCC unroll 4
-      for (int c = 0; c < COLUMNS_AT_ONCE; c++) acc[r][c] = fma_f(x, y[c], acc[r][c]);
+      for (int c = 0; c < COLUMNS_AT_ONCE; c++) acc[r][c] = fma(x, y[c], acc[r][c]);
     }
   }
   for (int r = 0; r < ROWS; r++)
-    for (int c = 0; c < COLUMNS_AT_ONCE; c++) store_f(&result[r][c * LANES], acc[r][c]);
+    for (int c = 0; c < COLUMNS_AT_ONCE; c++) store(&result[r][c * LANES], acc[r][c]);
 }
 
 // Copies A to f32 rows of `padded` elements, scaled and rounded.
@@ -106,7 +106,7 @@ inline void prepare_rows(float* rows, int64_t m, int64_t k, int64_t padded, cons
       for (int64_t at = 0; at < k; at++) row[at] *= a.k_scale[at];
     for (int64_t at = k; at < padded; at++) row[at] = 0;
     if (round)
-      for (int64_t at = 0; at < padded; at += LANES) store_f(row + at, round_bf16(load_f(row + at)));
+      for (int64_t at = 0; at < padded; at += LANES) store(row + at, round_bf16(load(row + at)));
   }
 }
 

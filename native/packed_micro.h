@@ -12,20 +12,7 @@ struct Int4Weights {
   using Unit = UnitNibbles;
   static constexpr int SHIFT = SHIFT_INT4;
   static constexpr int BITS = 4;
-  static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
-#if PL_ISA >= 2
-    const VI low = _mm512_set1_epi8(15), both = load_i(p);
-    out[0] = _mm512_and_si512(both, low);
-    out[1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-#elif PL_ISA == 1
-    const VI low = _mm256_set1_epi8(15), both = load_i(p);
-    out[0] = _mm256_and_si256(both, low);
-    out[1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-#else
-    out[0] = VI{p[0] & 15, p[1] & 15, p[2] & 15, p[3] & 15};
-    out[1] = VI{p[0] >> 4, p[1] >> 4, p[2] >> 4, p[3] >> 4};
-#endif
-  }
+  static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) { nibble_columns(p, out); }
 };
 
 #if PL_ISA == 1
@@ -57,18 +44,7 @@ struct Int8Weights {
   using Unit = UnitI8;
   static constexpr int SHIFT = SHIFT_INT8;
   static constexpr int BITS = 8;
-  static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
-#if PL_ISA >= 2
-    out[0] = load_i(p);
-    out[1] = load_i(p + 64);
-#elif PL_ISA == 1
-    out[0] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    out[1] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)));
-#else
-    const int8_t* codes = reinterpret_cast<const int8_t*>(p);
-    for (int v = 0; v < VECTORS; v++, codes += LANES) out[v] = VI{codes[0], codes[1], codes[2], codes[3]};
-#endif
-  }
+  static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) { byte_columns(p, out); }
 };
 
 // Codes times f32 activations: weight-only schemes keep the activations' precision.
@@ -77,25 +53,9 @@ struct Int4F32Weights {
   static constexpr int SHIFT = 0;
   static constexpr int BITS = 4;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
-#if PL_ISA >= 2
-    const VF table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    const VI both = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    // The permutation reads the low four bits of each index.
-    out[0] = as_i(_mm512_permutexvar_ps(both, table));
-    out[1] = as_i(_mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), table));
-#elif PL_ISA == 1
-    const VI both = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), eight = _mm256_set1_epi32(8);
-    out[0] = as_i(_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(both, _mm256_set1_epi32(15)), eight)));
-    out[1] = as_i(_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(both, 4), eight)));
-#else
-    VF low = zero_f(), high = zero_f();
-    for (int l = 0; l < LANES; l++) {
-      low[l] = static_cast<float>((p[l] & 15) - SHIFT_INT4);
-      high[l] = static_cast<float>((p[l] >> 4) - SHIFT_INT4);
-    }
-    out[0] = as_i(low);
-    out[1] = as_i(high);
-#endif
+    VF values[VECTORS];
+    nibble_floats(p, values);
+    for (int v = 0; v < VECTORS; v++) out[v] = as_i(values[v]);
   }
 };
 
@@ -105,36 +65,16 @@ struct Int8F32Weights {
   static constexpr int BITS = 8;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
     const int8_t* codes = reinterpret_cast<const int8_t*>(p);
-    for (int v = 0; v < VECTORS; v++) out[v] = as_i(load_f(codes + LANES * v));
+    for (int v = 0; v < VECTORS; v++) out[v] = as_i(load(codes + LANES * v));
   }
 };
-
-inline VF widen_bf16(const uint8_t* p) {
-#if PL_ISA >= 2
-  return as_f(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
-#elif PL_ISA == 1
-  return as_f(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
-#else
-  uint16_t bits[LANES];
-  memcpy(bits, p, sizeof bits);
-  VI x;
-  for (int l = 0; l < LANES; l++) x[l] = static_cast<int32_t>(static_cast<uint32_t>(bits[l]) << 16);
-  return as_f(x);
-#endif
-}
 
 struct Bf16Bf16Weights {
   using Unit = UnitBf16;
   static constexpr int SHIFT = 0;
   static constexpr int BITS = 16;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
-    for (int v = 0; v < VECTORS; v++) {
-#if PL_ISA >= 2
-      out[v] = load_i(p + 64 * v);
-#else
-      out[v] = as_i(widen_bf16(p + 2 * LANES * v));
-#endif
-    }
+    for (int v = 0; v < VECTORS; v++) out[v] = bf16_column(p, v);
   }
 };
 
@@ -152,30 +92,9 @@ struct HalfF32Weights {
   static constexpr int SHIFT = 0;
   static constexpr int BITS = 16;
   static inline void columns(const uint8_t* p, VI (&out)[VECTORS]) {
-    for (int v = 0; v < VECTORS; v++) {
-#if PL_ISA >= 2
-      out[v] = as_i(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * v))));
-#elif PL_ISA == 1
-      out[v] = as_i(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * v))));
-#else
-      uint16_t bits[LANES];
-      memcpy(bits, p + 2 * LANES * v, sizeof bits);
-      VF x;
-      for (int l = 0; l < LANES; l++) x[l] = float_of_half(bits[l]);
-      out[v] = as_i(x);
-#endif
-    }
+    for (int v = 0; v < VECTORS; v++) out[v] = as_i(halves_at(p + 2 * LANES * v));
   }
 };
-
-// Rows up to which several panels share a loop: one row alone would wait for its own sums.
-#if PL_ISA >= 2
-constexpr int MANY_PANELS_ROWS = 4, MANY_PANELS = 2;
-#elif PL_ISA == 1
-constexpr int MANY_PANELS_ROWS = 2, MANY_PANELS = 2;
-#else
-constexpr int MANY_PANELS_ROWS = 0, MANY_PANELS = 1;
-#endif
 
 // So few rows wait for memory. What the processor fetches ahead by itself starts anew at the end of each page and of
 // each panel (4.5 KB at k = 576), so they ask for the weights this far ahead.

@@ -2,7 +2,7 @@
 // packed_micro.h read them, and never unpacked as a whole.
 //
 // A matrix [n, k] is cut into panels of NR output columns. A panel holds, group after group along k, NR lanes of GROUP
-// consecutive k, the form of the multiply-add units (matmul_vector.h): byte weights lane by lane; 4-bit weights with the
+// consecutive k, the form of the multiply-add units (simd/): byte weights lane by lane; 4-bit weights with the
 // first half of the lanes in the low nibbles and the second half in the high ones, so that one mask and one shift give
 // two vectors. Panels are padded with zero weights to NR columns and to whole steps of the unit.
 namespace planish {

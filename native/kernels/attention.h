@@ -17,7 +17,7 @@ constexpr int64_t kQueryBlock = 48;
  * −∞, whose weight is exactly 0.
  */
 template <class T, bool Masked>
-static PL_INLINE vf softmaxRow(float* row, int64_t wide, float level) {
+PL_INLINE vf softmaxRow(float* row, int64_t wide, float level) {
   // One exponential for both: a row's weights must not depend on whether its tile is cut for another row's sake.
   const auto weigh = [level](vf score) {
     const vf weight = expNegative(score - level);

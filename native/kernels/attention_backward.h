@@ -67,7 +67,7 @@ struct BackwardTiles {
  * From scores and dP of one query: weights p = exp(scale·s − lse) and score gradients p·(dP − delta)·scale, in place. A soft
  * cap acts on scale·s, and multiplies the gradient by its slope.
  */
-static PL_INLINE void gradientRow(float* w, float* ds, int64_t wide, float scale, float softcap, float lse, float delta) {
+PL_INLINE void gradientRow(float* w, float* ds, int64_t wide, float scale, float softcap, float lse, float delta) {
   if (softcap > 0.0f) {
     for (int64_t i = 0; i < wide; i += VL) {
       const vf t = tanhv(load(w + i) * (scale / softcap));
@@ -86,7 +86,7 @@ static PL_INLINE void gradientRow(float* w, float* ds, int64_t wide, float scale
 
 #if defined(PL_PAIRS)
 /** Rows r and r+1 of weights and score gradients in the forms that products of pairs read. */
-static PL_INLINE void pairRows(const BackwardTiles<Pair>& tiles, int64_t r, bool both, int64_t wide) {
+PL_INLINE void pairRows(const BackwardTiles<Pair>& tiles, int64_t r, bool both, int64_t wide) {
   const float* const w = tiles.weights + r * kKeyBlock;
   const float* const ds = tiles.gradScores + r * kKeyBlock;
   Pair* const weightsDepth = tiles.weightsDepth + r / 2 * kKeyBlock;
@@ -225,7 +225,7 @@ static int attentionGradient(const AttentionShape& shape, const float* q, int64_
         vf sum = load(p + d);
         for (int64_t s = 1; s < shares; ++s) sum += load(p + s * queryFloats + d);
         if (d + VL <= headDim) store(o + d, sum);
-        else storePart(o + d, sum, headDim - d);
+        else store_part(o + d, sum, headDim - d);
       }
     }
   });

@@ -36,7 +36,7 @@ struct AttentionShape {
 };
 
 /** Writes `value` to keys of a row of scores that query t must not see; the row starts at key `k0`. */
-static PL_INLINE void maskRow(float* row, int64_t t, int64_t k0, int64_t count, const AttentionShape& shape,
+PL_INLINE void maskRow(float* row, int64_t t, int64_t k0, int64_t count, const AttentionShape& shape,
                               float value) {
   const int64_t first = shape.firstKey(t) - k0, last = shape.lastKey(t) - k0;
   for (int64_t j = 0; j < first && j < count; ++j) row[j] = value;
@@ -44,7 +44,7 @@ static PL_INLINE void maskRow(float* row, int64_t t, int64_t k0, int64_t count, 
 }
 
 /** Caps a row of scores, which are scaled already. */
-static PL_INLINE void capRow(float* row, int64_t count, float softcap) {
+PL_INLINE void capRow(float* row, int64_t count, float softcap) {
   const float inverse = 1.0f / softcap;
   for (int64_t i = 0; i < count; i += VL) store(row + i, softcap * tanhv(load(row + i) * inverse));
 }
@@ -77,12 +77,12 @@ struct Packer<float> {
   static void transposed(const float* x, int64_t count, int64_t dim, int64_t stride, float* out, float*) {
     copyTransposed<float>(x, count, dim, stride, out, kKeyBlock);
   }
-  static PL_INLINE vf loadPartly(const float* p, int64_t count) { return count >= VL ? load(p) : loadPart(p, count); }
+  PL_INLINE vf loadPartly(const float* p, int64_t count) { return count >= VL ? load(p) : load_part(p, count); }
 };
 
 #if defined(PL_PAIRS)
 /** 2·VL floats as VL pairs: element i of the result holds (low[i], high[i]). */
-static PL_INLINE __m512i pairLanes(vf low, vf high) {
+PL_INLINE __m512i pairLanes(vf low, vf high) {
   // The conversion leaves low in the lower half; the permutation interleaves the halves.
   const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,

@@ -55,12 +55,12 @@ struct PageTask {
 };
 
 /** RMS norm of one head in place, as `norm` computes it. */
-static PL_INLINE void normHead(float* x, int64_t dim, const float* gain, float epsilon) {
+PL_INLINE void normHead(float* x, int64_t dim, const float* gain, float epsilon) {
   const Moments m = rowMoments(0, x, dim, epsilon);
   mapLanes2(x, gain, x, dim, [&](vf v, vf g) { return (v - m.mean) * m.inverse * g; });
 }
 
-static PL_INLINE void ropeHead(float* x, int64_t dim, const float* cosine, const float* sine) {
+PL_INLINE void ropeHead(float* x, int64_t dim, const float* cosine, const float* sine) {
   const int64_t half = dim / 2;
   for (int64_t i = 0; i < half; i += VL) {
     const int64_t count = half - i;
@@ -71,8 +71,8 @@ static PL_INLINE void ropeHead(float* x, int64_t dim, const float* cosine, const
       store(x + i, first);
       store(x + half + i, second);
     } else {
-      storePart(x + i, first, count);
-      storePart(x + half + i, second, count);
+      store_part(x + i, first, count);
+      store_part(x + half + i, second, count);
     }
   }
 }
@@ -92,7 +92,7 @@ static inline void prepareHeads(float* x, int64_t rows, int64_t heads, int64_t d
 }
 
 /** Codes of a row on the asymmetric grid: fake_quantize_asym before it multiplies back. */
-static PL_INLINE AsymmetricRange cacheCodes(const float* x, int64_t dim, float factorMax, float factorMin, float levels,
+PL_INLINE AsymmetricRange cacheCodes(const float* x, int64_t dim, float factorMax, float factorMin, float levels,
                                             uint8_t* codes) {
   const AsymmetricRange a = asymmetricRange(x, dim, factorMax, factorMin, levels);
   const vf top = splat(levels);
@@ -105,7 +105,7 @@ static PL_INLINE AsymmetricRange cacheCodes(const float* x, int64_t dim, float f
   return a;
 }
 
-static PL_INLINE void putNibble(uint8_t* row, int64_t index, int64_t half, uint8_t code) {
+PL_INLINE void putNibble(uint8_t* row, int64_t index, int64_t half, uint8_t code) {
   uint8_t* const at = row + index % half;
   *at = static_cast<uint8_t>(index < half ? (*at & 0xf0) | code : (*at & 0x0f) | (code << 4));
 }

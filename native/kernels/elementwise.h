@@ -13,7 +13,7 @@ constexpr int64_t kChunk = 16384;
 
 /** f(begin, end) over chunks of [0, length), split over threads at chunk boundaries. */
 template <class F>
-static PL_INLINE void overChunks(int64_t length, const F& f) {
+PL_INLINE void overChunks(int64_t length, const F& f) {
   const int64_t chunks = (length + kChunk - 1) / kChunk;
   parallel_ranges(chunks, 1, [&](int64_t begin, int64_t end) {
     f(begin * kChunk, end * kChunk < length ? end * kChunk : length);
@@ -32,7 +32,7 @@ static inline vf erfv(vf x) {
   return load(a);
 }
 
-static PL_INLINE vf siluSlope(vf x) {
+PL_INLINE vf siluSlope(vf x) {
   const vf s = sigmoidv(x);
   return s * (1.0f + x * (1.0f - s));
 }
@@ -97,7 +97,7 @@ inline int unary_backward(int32_t op, const float* x, int64_t length, const floa
 
 /** Orders of BinaryOp, of broadcast and of keep in src/backend/cpu/kernels/elementwise.ts. */
 template <class F>
-static PL_INLINE void binaryRows(int64_t rows, int64_t cols, const float* a, const float* b, int32_t broadcast,
+PL_INLINE void binaryRows(int64_t rows, int64_t cols, const float* a, const float* b, int32_t broadcast,
                                  float* out, F f) {
   if (broadcast == BROADCAST_FULL || broadcast == BROADCAST_SCALAR) {
     overChunks(rows * cols, [&](int64_t begin, int64_t end) {
@@ -240,8 +240,8 @@ inline int silu_mul_backward(const float* gate, const float* up, int64_t length,
         store(gradGate + i, dGate);
         store(gradUp + i, dUp);
       } else {
-        storePart(gradGate + i, dGate, count);
-        storePart(gradUp + i, dUp, count);
+        store_part(gradGate + i, dGate, count);
+        store_part(gradUp + i, dUp, count);
       }
     }
   });
@@ -271,7 +271,7 @@ inline int mse(const float* a, const float* b, int64_t length, float* loss) {
 static inline double logSumExpRow(const float* x, int64_t cols) {
   const float top = rowExtremes(x, cols).hi;
   const double sum = sumRow(cols, [&](int64_t i, int64_t count) {
-    return expv((count >= VL ? load(x + i) : loadPart(x + i, count, -INFINITY)) - top);
+    return expv((count >= VL ? load(x + i) : load_part(x + i, count, -INFINITY)) - top);
   });
   return static_cast<double>(top) + std::log(sum);
 }
@@ -308,7 +308,7 @@ inline int softmax_kl(const float* teacher, const float* student, int64_t rows, 
       float* const g = gradStudent ? gradStudent + r * cols : nullptr;
       const float topT = rowExtremes(t, cols).hi, topS = rowExtremes(s, cols).hi;
       const auto logits = [](const float* x, int64_t count) {
-        return count >= VL ? load(x) : loadPart(x, count, -INFINITY);
+        return count >= VL ? load(x) : load_part(x, count, -INFINITY);
       };
       const double sumT = sumRow(cols, [&](int64_t i, int64_t count) {
         const vf e = expv(logits(t + i, count) - topT);
@@ -330,7 +330,7 @@ inline int softmax_kl(const float* teacher, const float* student, int64_t rows, 
           const vf q = (keep ? load(kept + wide + i) : expv(sv - topS)) * inverseS;
           const vf d = (q - p) * gradScale;
           if (count >= VL) store(g + i, d);
-          else storePart(g + i, d, count);
+          else store_part(g + i, d, count);
         }
         // Where p is 0 the term is 0, even if the difference is not finite.
         return p > vf{} ? p * ((tv - sv) - shift) : vf{};
@@ -356,12 +356,7 @@ inline int adam_w(float* param, const float* grad, float* moment1, float* moment
       const vf g = loadUpTo(grad + i, count) * factor;
       const vf m = b1 * loadUpTo(moment1 + i, count) + c1 * g;
       const vf v = b2 * loadUpTo(moment2 + i, count) + c2 * (g * g);
-      vf root = v * inverse2;
-#if defined(__AVX512F__)
-      root = (vf)_mm512_maskz_sqrt_ps((__mmask16)0xffff, (__m512)root);
-#else
-      for (int l = 0; l < VL; ++l) root[l] = std::sqrt(root[l]);
-#endif
+      const vf root = square_root(v * inverse2);
       vf next = loadUpTo(param + i, count) * keep - rate * (m * inverse1 / (root + eps));
       // A bound below zero means none.
       if (limit >= 0.0f) next = vmin(vmax(next, splat(-limit)), splat(limit));
@@ -370,9 +365,9 @@ inline int adam_w(float* param, const float* grad, float* moment1, float* moment
         store(moment2 + i, v);
         store(param + i, next);
       } else {
-        storePart(moment1 + i, m, count);
-        storePart(moment2 + i, v, count);
-        storePart(param + i, next, count);
+        store_part(moment1 + i, m, count);
+        store_part(moment2 + i, v, count);
+        store_part(param + i, next, count);
       }
     }
   });

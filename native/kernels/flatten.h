@@ -11,24 +11,11 @@
 namespace planish::PL_LEVEL {
 
 /** As storeCodes, with whole vectors apart: a copy of a constant size is one instruction, of any other a call. */
-static PL_INLINE void putCodes(int8_t* out, vf q, int64_t count) {
+PL_INLINE void putCodes(int8_t* out, vf q, int64_t count) {
   if (count >= VL)
     storeCodes(out, q, VL);
   else
     storeCodes(out, q, count);
-}
-
-/** table[index[0 … VL−1]]. */
-static PL_INLINE vf gatherFloats(const float* table, const int32_t* index) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_i32gather_ps(_mm512_loadu_si512(index), table, 4);
-#elif defined(__AVX2__)
-  return (vf)_mm256_i32gather_ps(table, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
-#else
-  vf v;
-  for (int l = 0; l < VL; ++l) v[l] = table[index[l]];
-  return v;
-#endif
 }
 
 inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits, float step, const float* factor,
@@ -70,7 +57,7 @@ inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits
       }
       for (int64_t e = 0; e < padded; e += VL) {
         // Copy p holds what lies between p·Q and (p + 1)·Q steps, on either side.
-        const vf v = gatherFloats(rounded, from + e);
+        const vf v = gather(rounded, from + e);
         const vf size = vmin(vmax((v < 0.0f ? -v : v) - load(below + e), vf{}), top);
         putCodes(cr + cols + e, v < 0.0f ? -size : size, extras - e);
       }

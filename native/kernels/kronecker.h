@@ -13,7 +13,7 @@
 namespace planish::PL_LEVEL {
 
 /** Rows per block: about 8192 elements, so that the five arrays of the backward pass share L2 with the factors. */
-static PL_INLINE int64_t kroneckerBlock(int64_t width) {
+PL_INLINE int64_t kroneckerBlock(int64_t width) {
   const int64_t rows = 8192 / (width > 0 ? width : 1);
   return rows < 1 ? 1 : rows;
 }

@@ -11,122 +11,53 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
-#define PL_INLINE inline __attribute__((always_inline))
+#include "../simd/simd.h"
 
 namespace planish::PL_LEVEL {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
 /** Floats in one vector. */
-constexpr int VL = kVectorBytes / 4;
+constexpr int VL = LANES;
+constexpr int kVectorBytes = 4 * LANES;
 
 template <class T>
-struct VecOf {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-  // The same vector at any element-aligned address; may alias plain arrays.
-  typedef T loose __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+struct VecOf : VectorOf<T, LANES> {
   static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
 };
 
-using vf = VecOf<float>::type;
+using vf = VF;
 using vi = VecOf<int32_t>::type;
 using vu = VecOf<uint32_t>::type;  // for bit patterns: may wrap
-using vd = VecOf<double>::type;
+using vd = VD;
 
 template <class T>
-static PL_INLINE typename VecOf<T>::type loadT(const T* p) {
+PL_INLINE typename VecOf<T>::type loadT(const T* p) {
   return *reinterpret_cast<const typename VecOf<T>::loose*>(p);
 }
 template <class T>
-static PL_INLINE void storeT(T* p, typename VecOf<T>::type v) {
+PL_INLINE void storeT(T* p, typename VecOf<T>::type v) {
   *reinterpret_cast<typename VecOf<T>::loose*>(p) = v;
-}
-static PL_INLINE vf load(const float* p) { return loadT<float>(p); }
-static PL_INLINE void store(float* p, vf v) { storeT<float>(p, v); }
-
-/** a·b + c, fused where the level has it (the build keeps the compiler from fusing on its own). */
-#if defined(__AVX512F__)
-static PL_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-static PL_INLINE vd fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
-#elif defined(__AVX2__)
-static PL_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-static PL_INLINE vd fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
-#else
-static PL_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
-static PL_INLINE vd fma(vd a, vd b, vd c) { return a * b + c; }
-#endif
-
-// Not `vf{} + x`: for the sake of −0 the compiler must then add before it spreads.
-#if defined(__AVX512F__)
-static PL_INLINE vf splat(float x) { return (vf)_mm512_set1_ps(x); }
-static PL_INLINE vd splat(double x) { return (vd)_mm512_set1_pd(x); }
-#elif defined(__AVX2__)
-static PL_INLINE vf splat(float x) { return (vf)_mm256_set1_ps(x); }
-static PL_INLINE vd splat(double x) { return (vd)_mm256_set1_pd(x); }
-#else
-static PL_INLINE vf splat(float x) { return vf{x, x, x, x}; }
-static PL_INLINE vd splat(double x) { return vd{x, x}; }
-#endif
-
-/** First n (0…VL) lanes from memory, `fill` elsewhere; touches no byte past p+n. */
-static PL_INLINE vf loadPart(const float* p, int64_t n, float fill = 0.0f) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_mask_loadu_ps((__m512)splat(fill), (__mmask16)((1u << n) - 1u), p);
-#else
-  vf v = splat(fill);
-  std::memcpy(&v, p, static_cast<size_t>(n) * 4);
-  return v;
-#endif
-}
-static PL_INLINE void storePart(float* p, vf v, int64_t n) {
-#if defined(__AVX512F__)
-  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), (__m512)v);
-#else
-  std::memcpy(p, &v, static_cast<size_t>(n) * 4);
-#endif
 }
 
 // The operand order makes a NaN in `a` survive.
-static PL_INLINE vf vmax(vf a, vf b) { return b > a ? b : a; }
-static PL_INLINE vf vmin(vf a, vf b) { return b < a ? b : a; }
-static PL_INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+PL_INLINE vf vmax(vf a, vf b) { return b > a ? b : a; }
+PL_INLINE vf vmin(vf a, vf b) { return b < a ? b : a; }
+PL_INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
-// Lanes are combined in a fixed order, halves first. (The intrinsics for it draw false warnings from GCC 12.)
-typedef float v4f __attribute__((vector_size(16)));
+// Lanes are combined in a fixed order, halves first.
 template <class F>
-static PL_INLINE float combineLanes(vf v, F f) {
-#if defined(__AVX512F__)
-  typedef float v8f __attribute__((vector_size(32)));
-  const v8f eight = f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
-                      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-#elif defined(__AVX2__)
-  const vf eight = v;
-#endif
-#if defined(__AVX2__)
-  const v4f four = f(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
-#else
-  const v4f four = v;
-#endif
-  const v4f two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+PL_INLINE float combineLanes(vf v, F f) {
+  const auto four = combine_to_four(v, f);
+  const auto two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
   return f(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
 }
-static PL_INLINE float sumLanes(vf v) {
+PL_INLINE float sumLanes(vf v) {
   return combineLanes(v, [](auto a, auto b) { return a + b; });
 }
-static PL_INLINE float maxLanes(vf v) {
+PL_INLINE float maxLanes(vf v) {
   return combineLanes(v, [](auto a, auto b) { return b > a ? b : a; });
 }
-static PL_INLINE float minLanes(vf v) {
+PL_INLINE float minLanes(vf v) {
   return combineLanes(v, [](auto a, auto b) { return b < a ? b : a; });
 }
 
@@ -136,8 +67,8 @@ static PL_INLINE float minLanes(vf v) {
  */
 constexpr float kRoundMagic = 12582912.0f;
 constexpr float kRoundLimit = 2097152.0f;
-static PL_INLINE vf roundEven(vf x) { return (x + kRoundMagic) - kRoundMagic; }
-static PL_INLINE vf roundEvenClamped(vf x) {
+PL_INLINE vf roundEven(vf x) { return (x + kRoundMagic) - kRoundMagic; }
+PL_INLINE vf roundEvenClamped(vf x) {
   return roundEven(vmin(vmax(x, splat(-kRoundLimit)), splat(kRoundLimit)));
 }
 static inline float roundEven1(float x) {
@@ -149,7 +80,7 @@ static inline float roundEven1(float x) {
  * interpolation (error 1e-8); 2^n built from its exponent bits. Below −87.3 the result is 0 (no denormals), above 88.3
  * it stays at e^88.3; NaN stays NaN.
  */
-static PL_INLINE vf expv(vf x) {
+PL_INLINE vf expv(vf x) {
   const vf lowest = splat(-87.33f);
   const vf clamped = vmin(vmax(x, lowest), splat(88.3f));
   const vf shifted = fma(clamped, splat(1.44269504088896341f), splat(kRoundMagic));
@@ -169,7 +100,7 @@ static PL_INLINE vf expv(vf x) {
   return x < lowest ? vf{} : result;
 }
 
-static PL_INLINE vf tanhv(vf x) {
+PL_INLINE vf tanhv(vf x) {
   // 1 − 2/(e^{2x}+1); where |x| is small the odd series keeps the relative error down.
   const vf wide = 1.0f - 2.0f / (expv(2.0f * x) + 1.0f);
   const vf square = x * x;
@@ -184,7 +115,7 @@ static PL_INLINE vf tanhv(vf x) {
  * e^x for x ≤ 0 (up to rounding), as softmax needs it: relative error below 2e-7 + |x|·2e-8, never below e^−87.3, so
  * that what must be zero has to be cleared by the caller. A third fewer instructions than expv. NaN stays NaN.
  */
-static PL_INLINE vf expNegative(vf x) {
+PL_INLINE vf expNegative(vf x) {
   const vf clamped = vmax(x, splat(-87.33f));
   const vf shifted = fma(clamped, splat(1.44269504088896341f), splat(kRoundMagic));
   const vf r = fma(shifted - kRoundMagic, splat(-0.69314718055994531f), clamped);
@@ -199,7 +130,7 @@ static PL_INLINE vf expNegative(vf x) {
   return (vf)((vu)p + ((vu)shifted << 23));
 }
 
-static PL_INLINE vf sigmoidv(vf x) { return 1.0f / (1.0f + expv(-x)); }
+PL_INLINE vf sigmoidv(vf x) { return 1.0f / (1.0f + expv(-x)); }
 
 static inline float sigmoid1(float x) {
   return static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x))));
@@ -207,16 +138,16 @@ static inline float sigmoid1(float x) {
 
 /** Applies f(vector) over n elements; the tail is padded with zeros and its extra lanes are dropped. */
 template <class F>
-static PL_INLINE void mapLanes(const float* x, float* out, int64_t n, F f) {
+PL_INLINE void mapLanes(const float* x, float* out, int64_t n, F f) {
   int64_t i = 0;
   for (; i + VL <= n; i += VL) store(out + i, f(load(x + i)));
-  if (i < n) storePart(out + i, f(loadPart(x + i, n - i)), n - i);
+  if (i < n) store_part(out + i, f(load_part(x + i, n - i)), n - i);
 }
 template <class F>
-static PL_INLINE void mapLanes2(const float* x, const float* y, float* out, int64_t n, F f) {
+PL_INLINE void mapLanes2(const float* x, const float* y, float* out, int64_t n, F f) {
   int64_t i = 0;
   for (; i + VL <= n; i += VL) store(out + i, f(load(x + i), load(y + i)));
-  if (i < n) storePart(out + i, f(loadPart(x + i, n - i), loadPart(y + i, n - i)), n - i);
+  if (i < n) store_part(out + i, f(load_part(x + i, n - i), load_part(y + i, n - i)), n - i);
 }
 
 }  // namespace planish::PL_LEVEL

@@ -11,13 +11,13 @@ struct Moments {
   float mean, inverse;
 };
 
-static PL_INLINE Moments rowMoments(int32_t kind, const float* x, int64_t cols, float epsilon) {
+PL_INLINE Moments rowMoments(int32_t kind, const float* x, int64_t cols, float epsilon) {
   double mean = 0;
   if (kind == NORM_KIND_LAYER)
     mean = sumRow(cols, [&](int64_t i, int64_t count) { return loadUpTo(x + i, count); }) / static_cast<double>(cols);
   const float m = static_cast<float>(mean);
   const double square = sumRow(cols, [&](int64_t i, int64_t count) {
-    vf centred = (count >= VL ? load(x + i) : loadPart(x + i, count, m)) - m;
+    vf centred = (count >= VL ? load(x + i) : load_part(x + i, count, m)) - m;
     return centred * centred;
   });
   return {m, static_cast<float>(1.0 / std::sqrt(square / static_cast<double>(cols) + static_cast<double>(epsilon)))};
@@ -35,7 +35,7 @@ inline int norm(int32_t kind, const float* x, int64_t rows, int64_t cols, const 
         vf v = (loadUpTo(xr + i, count) - m.mean) * m.inverse * loadUpTo(gain + i, count);
         if (bias) v += loadUpTo(bias + i, count);
         if (count >= VL) store(o + i, v);
-        else storePart(o + i, v, count);
+        else store_part(o + i, v, count);
       }
     }
   });
@@ -97,7 +97,7 @@ inline int norm_backward(int32_t kind, const float* x, int64_t rows, int64_t col
         const vf d = loadUpTo(gr + i, count) * loadUpTo(gain + i, count);
         const vf v = m.inverse * (d - n * meanDN - meanD);
         if (count >= VL) store(o + i, v);
-        else storePart(o + i, v, count);
+        else store_part(o + i, v, count);
       }
     }
     if (sums) flush();
@@ -135,8 +135,8 @@ inline int rope(const float* x, int64_t rows, int64_t heads, int64_t headDim, in
             store(o + i, first);
             store(o + half + i, second);
           } else {
-            storePart(o + i, first, count);
-            storePart(o + half + i, second, count);
+            store_part(o + i, first, count);
+            store_part(o + half + i, second, count);
           }
         }
       }

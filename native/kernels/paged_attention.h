@@ -20,44 +20,11 @@ namespace planish::PL_LEVEL {
 /** Rows (queries × heads of a group) per task. */
 constexpr int64_t kTaskRows = 96;
 
-/** VL bytes as integers. */
-static PL_INLINE vi bytesAt(const uint8_t* p) {
-#if defined(__AVX512F__)
-  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#elif defined(__AVX2__)
-  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-#else
-  vi x;
-  for (int l = 0; l < VL; ++l) x[l] = p[l];
-  return x;
-#endif
-}
-static PL_INLINE vf asFloats(vi x) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_cvtepi32_ps((__m512i)x);
-#elif defined(__AVX2__)
-  return (vf)_mm256_cvtepi32_ps((__m256i)x);
-#else
-  return __builtin_convertvector(x, vf);
-#endif
-}
-
-static PL_INLINE vf halvesAt(const uint8_t* p) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__AVX2__)
-  return (vf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  uint16_t bits[VL];
-  std::memcpy(bits, p, sizeof bits);
-  vf x;
-  for (int l = 0; l < VL; ++l) x[l] = float_of_half(bits[l]);
-  return x;
-#endif
-}
+/** Integers as floats. */
+PL_INLINE vf as_floats(vi x) { return floats_of((VI)x); }
 
 /** Asks memory for `bytes` bytes: pages lie apart, so that the processor fetches nothing of the next one by itself. */
-static PL_INLINE void fetch(const uint8_t* p, int64_t bytes) {
+PL_INLINE void fetch(const uint8_t* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
 }
 
@@ -75,7 +42,7 @@ static inline void unpackKeys(const uint8_t* head, const uint8_t* next, const Ca
     for (int64_t d = 0; d < shape.headDim; ++d) {
       fetch(next + d * shape.keyRow, shape.keyRow);
       for (int64_t i = 0; i < PAGE_TOKENS; i += VL)
-        store(tile + d * PAGE_TOKENS + i, halvesAt(head + d * shape.keyRow + i * 2));
+        store(tile + d * PAGE_TOKENS + i, halves_at(head + d * shape.keyRow + i * 2));
     }
     return;
   }
@@ -83,7 +50,7 @@ static inline void unpackKeys(const uint8_t* head, const uint8_t* next, const Ca
   vf scale[vectors], zero[vectors];
   for (int64_t i = 0; i < vectors; ++i) {
     scale[i] = load(reinterpret_cast<const float*>(head + shape.keyScale) + i * VL);
-    zero[i] = asFloats(bytesAt(head + shape.keyZero + i * VL));
+    zero[i] = as_floats((vi)bytes_at(head + shape.keyZero + i * VL));
   }
   if (shape.stored == 4) {
     for (int64_t d = 0; d < shape.headDim; ++d) {
@@ -92,10 +59,10 @@ static inline void unpackKeys(const uint8_t* head, const uint8_t* next, const Ca
       __builtin_prefetch(next + d * shape.keyRow);
 #pragma GCC unroll 2
       for (int64_t i = 0; i < vectors / 2; ++i) {
-        const vi both = bytesAt(row + i * VL);
+        const vi both = (vi)bytes_at(row + i * VL);
         const int64_t j = i + vectors / 2;
-        store(out + i * VL, scale[i] * (asFloats(both & 15) - zero[i]));
-        store(out + j * VL, scale[j] * (asFloats(both >> 4) - zero[j]));
+        store(out + i * VL, scale[i] * (as_floats(both & 15) - zero[i]));
+        store(out + j * VL, scale[j] * (as_floats(both >> 4) - zero[j]));
       }
     }
     return;
@@ -104,7 +71,7 @@ static inline void unpackKeys(const uint8_t* head, const uint8_t* next, const Ca
     __builtin_prefetch(next + d * shape.keyRow);
 #pragma GCC unroll 4
     for (int64_t i = 0; i < vectors; ++i)
-      store(tile + d * PAGE_TOKENS + i * VL, scale[i] * (asFloats(bytesAt(head + d * shape.keyRow + i * VL)) - zero[i]));
+      store(tile + d * PAGE_TOKENS + i * VL, scale[i] * (as_floats((vi)bytes_at(head + d * shape.keyRow + i * VL)) - zero[i]));
   }
 }
 
@@ -122,7 +89,7 @@ static inline void unpackValues(const uint8_t* head, const uint8_t* next, const 
   if (shape.stored == 16) {
     for (int64_t t = 0; t < count; ++t) {
       fetch(coming + t * shape.valueRow, shape.valueRow);
-      for (int64_t d = begin; d < end; d += VL) store(tile + t * shape.wide + d, halvesAt(values + t * shape.valueRow + d * 2));
+      for (int64_t d = begin; d < end; d += VL) store(tile + t * shape.wide + d, halves_at(values + t * shape.valueRow + d * 2));
     }
     return;
   }
@@ -136,12 +103,12 @@ static inline void unpackValues(const uint8_t* head, const uint8_t* next, const 
     fetch(coming + t * shape.valueRow, shape.valueRow);
     if (shape.stored == 4) {
       for (int64_t d = 0; d < half; d += VL) {
-        const vi both = bytesAt(row + d);
-        if (channels != kHighChannels) store(out + d, scale * (asFloats(both & 15) - zero));
-        if (channels != kLowChannels) store(out + half + d, scale * (asFloats(both >> 4) - zero));
+        const vi both = (vi)bytes_at(row + d);
+        if (channels != kHighChannels) store(out + d, scale * (as_floats(both & 15) - zero));
+        if (channels != kLowChannels) store(out + half + d, scale * (as_floats(both >> 4) - zero));
       }
     } else {
-      for (int64_t d = begin; d < end; d += VL) store(out + d, scale * (asFloats(bytesAt(row + d)) - zero));
+      for (int64_t d = begin; d < end; d += VL) store(out + d, scale * (as_floats((vi)bytes_at(row + d)) - zero));
     }
   }
 }

@@ -14,7 +14,7 @@ namespace planish::PL_LEVEL {
 
 // Rows per task are chosen so that a task moves at least this many elements.
 constexpr int64_t kTaskElements = 16384;
-static PL_INLINE int64_t rowGrain(int64_t cols) {
+PL_INLINE int64_t rowGrain(int64_t cols) {
   const int64_t rows = kTaskElements / (cols > 0 ? cols : 1);
   return rows > 0 ? rows : 1;
 }
@@ -26,7 +26,7 @@ struct SymmetricRange {
   float raw;        // max(top, low) / qmax
 };
 
-static PL_INLINE SymmetricRange symmetricRange(const float* x, int64_t cols, float factorMax,
+PL_INLINE SymmetricRange symmetricRange(const float* x, int64_t cols, float factorMax,
                                                float factorMin, float qmax) {
   const Extremes e = rowExtremes(x, cols);
   SymmetricRange s;
@@ -38,30 +38,14 @@ static PL_INLINE SymmetricRange symmetricRange(const float* x, int64_t cols, flo
   return s;
 }
 
-static PL_INLINE float flooredScale(float raw, float scaleFloor) {
+PL_INLINE float flooredScale(float raw, float scaleFloor) {
   if (raw < scaleFloor) return scaleFloor;
   return raw == 0.0f ? 1.0f : raw;
 }
 
 /** Writes min(VL, count) integers of [−128, 127] as bytes. */
-static PL_INLINE void storeCodes(int8_t* out, vf q, int64_t count) {
-  const size_t bytes = count >= VL ? VL : static_cast<size_t>(count);
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  // GCC narrows eight integers one by one where a saturating pack does it in two steps.
-  const __m256i integers = _mm256_cvtps_epi32((__m256)q);
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extracti128_si256(integers, 1));
-  const __m128i packed = _mm_packs_epi16(words, words);
-  std::memcpy(out, &packed, bytes);
-#elif defined(__SSE2__) && !defined(__AVX512F__)
-  const __m128i integers = _mm_cvtps_epi32((__m128)q);
-  const __m128i words = _mm_packs_epi32(integers, integers);
-  const __m128i packed = _mm_packs_epi16(words, words);
-  std::memcpy(out, &packed, bytes);
-#else
-  typedef int8_t vb __attribute__((vector_size(VL)));
-  const vb code = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
-  std::memcpy(out, &code, bytes);
-#endif
+PL_INLINE void storeCodes(int8_t* out, vf q, int64_t count) {
+  store_codes(out, q, count >= VL ? VL : static_cast<size_t>(count));
 }
 
 /**
@@ -72,7 +56,7 @@ static PL_INLINE void storeCodes(int8_t* out, vf q, int64_t count) {
  * than 4·2⁻²⁴·(qmax + 1) apart and round to the same integer, unless the product lies that close to a tie. Then four
  * vectors are divided. Scales so small or large that their reciprocal might not be a normal number always are.
  */
-static PL_INLINE int64_t codesByReciprocal(const float* x, int64_t cols, float scale, float qmax, int8_t* codes) {
+PL_INLINE int64_t codesByReciprocal(const float* x, int64_t cols, float scale, float qmax, int8_t* codes) {
   int64_t i = 0;
 #if defined(__AVX2__) && !defined(__AVX512F__)
   if (!(scale > 0x1p-100f && scale < 0x1p100f)) return 0;
@@ -160,11 +144,11 @@ inline int quantize_rows_backward(const float* x, int64_t rows, int64_t cols, in
         const vf through = inside ? g : vf{};
         if (gx) {
           if (count >= VL) store(gx + i, through);
-          else storePart(gx + i, through, count);
+          else store_part(gx + i, through, count);
         }
         if (go) {
           if (count >= VL) store(go + i, through * sv);
-          else storePart(go + i, through * sv, count);
+          else store_part(go + i, through * sv, count);
         }
         typedef int8_t vb __attribute__((vector_size(VL)));
         vb raw = {};
@@ -218,7 +202,7 @@ struct AsymmetricRange {
   bool empty;  // an all-zero row: the range is the constant [−1, 1]
 };
 
-static PL_INLINE AsymmetricRange asymmetricRange(const float* x, int64_t cols, float factorMax,
+PL_INLINE AsymmetricRange asymmetricRange(const float* x, int64_t cols, float factorMax,
                                                  float factorMin, float levels) {
   const Extremes e = rowExtremes(x, cols);
   AsymmetricRange a;
@@ -273,7 +257,7 @@ inline int fake_quantize_asym_backward(const float* x, int64_t rows, int64_t col
         const vf g = loadUpTo(gr + i, count);
         const vf through = inside ? g : vf{};
         if (count >= VL) store(gx + i, through);
-        else storePart(gx + i, through, count);
+        else store_part(gx + i, through, count);
         const vf q = vmin(vmax(shifted, vf{}), top);
         return g * (q - a.zero) - through * ratio;
       });
@@ -325,7 +309,7 @@ inline int clip_rows_backward(const float* x, int64_t rows, int64_t cols, const 
         const auto below = (v < lo) & ~above;
         const vf through = above | below ? vf{} : g;
         if (count >= VL) store(gx + i, through);
-        else storePart(gx + i, through, count);
+        else store_part(gx + i, through, count);
         return above ? g : vf{};
       });
       gradLo = sumRow(cols, [&](int64_t i, int64_t count) {

@@ -10,7 +10,7 @@ struct Extremes {
 };
 
 /** Smallest and largest element of a row. */
-static PL_INLINE Extremes rowExtremes(const float* x, int64_t n) {
+PL_INLINE Extremes rowExtremes(const float* x, int64_t n) {
   vf lo = splat(x[0]), hi = lo;
   int64_t i = 0;
   for (; i + VL <= n; i += VL) {
@@ -19,7 +19,7 @@ static PL_INLINE Extremes rowExtremes(const float* x, int64_t n) {
     hi = vmax(hi, v);
   }
   if (i < n) {
-    const vf v = loadPart(x + i, n - i, x[0]);
+    const vf v = load_part(x + i, n - i, x[0]);
     lo = vmin(lo, v);
     hi = vmax(hi, v);
   }
@@ -63,7 +63,7 @@ static inline void spreadOverTies(const float* x, int64_t n, float value, float 
  * lanes past `count` zero.
  */
 template <class F>
-static PL_INLINE double sumRow(int64_t n, F f) {
+PL_INLINE double sumRow(int64_t n, F f) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += 4096) {
     const int64_t end = n - begin > 4096 ? begin + 4096 : n;
@@ -80,8 +80,8 @@ static PL_INLINE double sumRow(int64_t n, F f) {
 }
 
 /** A vector at x+i of which `count` lanes are valid and the others zero. */
-static PL_INLINE vf loadUpTo(const float* x, int64_t count) {
-  return count >= VL ? load(x) : loadPart(x, count);
+PL_INLINE vf loadUpTo(const float* x, int64_t count) {
+  return count >= VL ? load(x) : load_part(x, count);
 }
 
 }  // namespace planish::PL_LEVEL

@@ -38,7 +38,7 @@ static inline void siteInput(int32_t input, int32_t op, const float* x, const fl
 }
 
 /** Codes of one row with its extremes known, as quantize_rows writes them; returns the scale. */
-static PL_INLINE float quantizeRow(const float* x, int64_t cols, Extremes e, float factorMax, float factorMin, float qmax,
+PL_INLINE float quantizeRow(const float* x, int64_t cols, Extremes e, float factorMax, float factorMin, float qmax,
                                    int8_t* codes) {
   const float hi = e.hi > 0.0f ? e.hi : 0.0f, lo = e.lo < 0.0f ? e.lo : 0.0f;
   const float top = hi * factorMax, low = -(lo * factorMin);

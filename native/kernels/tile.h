@@ -23,9 +23,9 @@ template <class T>
 struct Arithmetic {
   using Sum = T;
   using Vector = typename VecOf<T>::type;
-  static PL_INLINE Vector read(const T* p) { return loadT<T>(p); }
-  static PL_INLINE Vector broadcast(const T* p) { return splat(*p); }
-  static PL_INLINE Vector multiplyAdd(Vector a, Vector b, Vector sum) { return fma(a, b, sum); }
+  PL_INLINE Vector read(const T* p) { return loadT<T>(p); }
+  PL_INLINE Vector broadcast(const T* p) { return splat(*p); }
+  PL_INLINE Vector multiplyAdd(Vector a, Vector b, Vector sum) { return fma(a, b, sum); }
 };
 #if defined(__AVX512BF16__)
 #define PL_PAIRS 1
@@ -33,9 +33,9 @@ template <>
 struct Arithmetic<Pair> {
   using Sum = float;
   using Vector = __m512i;
-  static PL_INLINE Vector read(const Pair* p) { return _mm512_loadu_si512(p); }
-  static PL_INLINE Vector broadcast(const Pair* p) { return _mm512_set1_epi32(static_cast<int>(p->bits)); }
-  static PL_INLINE vf multiplyAdd(Vector a, Vector b, vf sum) {
+  PL_INLINE Vector read(const Pair* p) { return _mm512_loadu_si512(p); }
+  PL_INLINE Vector broadcast(const Pair* p) { return _mm512_set1_epi32(static_cast<int>(p->bits)); }
+  PL_INLINE vf multiplyAdd(Vector a, Vector b, vf sum) {
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
 };
@@ -234,7 +234,7 @@ static void tileAcross(int64_t depth, const float* __restrict a, int64_t lda, co
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       if (tail == VL) store(c + r * ldc + v * cStep, acc[r][v]);
-      else storePart(c + r * ldc + v * cStep, acc[r][v], tail);
+      else store_part(c + r * ldc + v * cStep, acc[r][v], tail);
     }
 }
 
@@ -264,7 +264,7 @@ static inline void productsAcross(int64_t count, int64_t m, int64_t n, int64_t d
 }
 
 /** Elements of a row padded to whole vectors. */
-static PL_INLINE int64_t padded(int64_t n) { return (n + VL - 1) / VL * VL; }
+PL_INLINE int64_t padded(int64_t n) { return (n + VL - 1) / VL * VL; }
 
 /** Copies rows×cols into rows of `ldOut`, zero-filled past cols. */
 static inline void copyPadded(const float* x, int64_t rows, int64_t cols, int64_t ldx, float* out,
@@ -287,7 +287,7 @@ static void copyTransposed(const T* x, int64_t rows, int64_t cols, int64_t ldx, 
 
 /** This thread's scratch as an array; null when memory is out. */
 template <class T>
-static PL_INLINE T* scratchOf(int slot, int64_t count) {
+PL_INLINE T* scratchOf(int slot, int64_t count) {
   return static_cast<T*>(thread_scratch(slot, static_cast<size_t>(count) * sizeof(T)));
 }
 

@@ -31,6 +31,8 @@
 #include "../planish.h"
 #include "../pool.h"
 
+#include "../simd/simd.h"
+
 // Kernels, one line per file.
 #include "../peaks.h"
 #if PL_ISA < 3
@@ -50,7 +52,6 @@
 // kernels/ has nothing of its own for tiles: this level takes those kernels from avx512.
 #define PL_PRODUCTS_ONLY
 #endif
-#include "../matmul_vector.h"
 #include "../matmul_micro.h"
 #include "../matmul_pack.h"
 #include "../matmul_thin.h"

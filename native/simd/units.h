@@ -1,0 +1,12 @@
+// The level's multiply-add units.
+#pragma once
+
+#if PL_ISA >= 3
+#include "units_amx.h"
+#elif PL_ISA == 2
+#include "units_avx512.h"
+#elif PL_ISA == 1
+#include "units_avx2.h"
+#else
+#include "units_portable.h"
+#endif
