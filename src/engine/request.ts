@@ -111,15 +111,22 @@ export type EngineRequest =
 
 /** @throws EngineError (`invalid`) naming the field. */
 export function parseRequest<T>(schema: z.ZodType<T>, request: unknown): T {
-  checkDepth(request);
+  const infinite = checkDepth(request);
   const result = schema.safeParse(request);
-  if (result.success) return result.data;
+  if (result.success && infinite === undefined) return result.data;
+  if (result.success)
+    throw new EngineError(`request: a number is ${infinite}; all must be finite`, "invalid");
   const { field, reason } = firstIssue(result.error);
   throw new EngineError(`${field || "request"}: ${reason}`, "invalid");
 }
 
-/** @throws EngineError (`invalid`) when lists and objects are nested deeper than may be, or a number is none. */
-function checkDepth(request: unknown): void {
+/**
+ * Walks through a request, and returns a number in it that is not finite, if there is one: schemas see no further than
+ * the keys they know.
+ * @throws EngineError (`invalid`) when lists and objects are nested deeper than may be.
+ */
+function checkDepth(request: unknown): number | undefined {
+  let infinite: number | undefined;
   const isNested = (value: unknown): value is object => typeof value === "object" && value !== null;
   let level = [request].filter(isNested);
   // Each object once: one that is held in many places is not walked through as often.
@@ -133,8 +140,7 @@ function checkDepth(request: unknown): void {
     const next: object[] = [];
     for (const value of level)
       for (const each of Object.values(value) as unknown[]) {
-        if (typeof each === "number" && !Number.isFinite(each))
-          throw new EngineError(`request: a number is ${each}; all must be finite`, "invalid");
+        if (typeof each === "number" && !Number.isFinite(each)) infinite = each;
         if (isNested(each) && !seen.has(each)) {
           seen.add(each);
           next.push(each);
@@ -142,6 +148,7 @@ function checkDepth(request: unknown): void {
       }
     level = next;
   }
+  return infinite;
 }
 
 /** A token as people read it. */

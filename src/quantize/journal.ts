@@ -381,6 +381,11 @@ function firstDifference(
   }
 }
 
+/** As JSON would write it. */
+function dropUndefined(value: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(value).filter(([, each]) => each !== undefined));
+}
+
 /** How to say again on what a run was begun. */
 const MACHINE_FLAGS: Readonly<Record<string, (value: string) => string>> = {
   device: (value) => `--device ${value}`,
@@ -391,7 +396,7 @@ const MACHINE_FLAGS: Readonly<Record<string, (value: string) => string>> = {
 
 function machineDifference(before: unknown, now: unknown): string {
   const [was, is] = [before, now].map((value) =>
-    isJsonObject(value) ? mapValues(value, (each) => oneLine(String(each), 60)) : {},
+    isJsonObject(value) ? mapValues(dropUndefined(value), (each) => oneLine(String(each), 60)) : {},
   );
   const keys = Object.keys({ ...was, ...is }).filter((key) => was[key] !== is[key]);
   const differences = keys.map(
