@@ -13,7 +13,7 @@ import { packageRoot } from "../src/common/package.js";
 import { evaluatePerplexity } from "../src/evaluate/perplexity.js";
 import { readQuantizationInfo } from "../src/quantize/artifact.js";
 import { readDocuments, tokenizeCorpus } from "../src/quantize/calibration/text.js";
-import type { ParameterValues } from "../src/quantize/fold.js";
+import type { ParameterValues } from "../src/quantize/parameters.js";
 import { parseScheme } from "../src/backend/contract/scheme.js";
 import { readKeptParameters, simulatedModel } from "../src/quantize/simulated-model.js";
 import { blockProgram, parseModelConfig } from "../src/models/architectures/index.js";

@@ -2,7 +2,7 @@
  * The kernels of the device contract: one interface of arguments each, and the table that every backend fills.
  * Conventions (layout, overwriting, determinism) are stated in backend.ts.
  */
-import type { Buffer } from "./backend.js";
+import type { Buffer } from "./contract/buffer.js";
 
 /** How a matrix product is computed; accumulation is always at least f32. */
 export type Precision = "f32" | "bf16";

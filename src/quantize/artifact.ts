@@ -20,7 +20,7 @@ import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { checkTensors, outerTensors, valueProblem } from "./artifact-tensors.js";
 import { ClipCounter } from "./clipping.js";
 import { packedLayer } from "./packed-block.js";
-import type { ParameterValues } from "./fold.js";
+import type { ParameterValues } from "./parameters.js";
 import { readPackedBlock } from "./packed-tensors.js";
 import {
   parseQuantizationInfo,

@@ -10,7 +10,7 @@ import { runBlock, type BlockWeights } from "../models/interpret.js";
 import { meanSquaredError } from "../tensor/ops/index.js";
 import { freeTensor, frozen, Graph, parameter, Tensor } from "../tensor/tensor.js";
 import { BatchFeed, type Batch, type Share } from "./calibration/feed.js";
-import type { ParameterValues } from "./fold.js";
+import type { ParameterValues } from "./parameters.js";
 import type { BlockJob, BlockOutcome } from "./method.js";
 import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import { AdamW, trainStep, type ParameterRule } from "./training.js";

@@ -26,9 +26,8 @@ import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
 import type { WeightRounder } from "./rounding/rounder.js";
 import { gridStep, type TensorGrid } from "./grids/tensor.js";
 import { bindSimulated, WEIGHT_SCALE_FLOOR, type BlockDescription } from "./simulated-block.js";
-import { diagFolds, settleParameters, type ParameterValues } from "./settle.js";
-
-export { diagFolds, type ParameterValues } from "./settle.js";
+import type { ParameterValues } from "./parameters.js";
+import { diagFolds, settleParameters } from "./settle.js";
 
 /**
  * Deterministic: the same values (and the same rounder) give the same packed block on every machine. Without a

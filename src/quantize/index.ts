@@ -36,7 +36,7 @@ import { Prefix, type StateStore } from "./calibration/prefix.js";
 import { embeddedPath, readDocuments, tokenizeCorpus } from "./calibration/text.js";
 import { randomWindows, type Activations, type TokenWindows } from "./calibration/windows.js";
 import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
-import type { ParameterValues } from "./fold.js";
+import type { ParameterValues } from "./parameters.js";
 import { Journal } from "./journal.js";
 import type { BlockReport, CalibrationNeed } from "./method.js";
 import { findMethod, type AnyMethod } from "./methods/index.js";

@@ -33,7 +33,7 @@ import { MAX_SETTINGS_BYTES, readUserText } from "../common/read-file.js";
 import { mapValues } from "../common/records.js";
 import { finiteJson } from "../common/ratio.js";
 import { temporaryName, writeAtomically } from "../common/temporary.js";
-import type { ParameterValues } from "./fold.js";
+import type { ParameterValues } from "./parameters.js";
 import type { Activations } from "./calibration/windows.js";
 import {
   blockReportSchema,

@@ -12,7 +12,7 @@ import type { OuterWeights } from "../models/language-model.js";
 import type { HostBlock } from "../models/weights.js";
 import type { BlockProgram, SiteName } from "../backend/contract/program.js";
 import type { Activations, TokenWindows } from "./calibration/windows.js";
-import type { ParameterValues } from "./fold.js";
+import type { ParameterValues } from "./parameters.js";
 import type { GptqSettings } from "./rounding/settings.js";
 import type { Scheme } from "../backend/contract/scheme.js";
 

@@ -1,6 +1,7 @@
 /** Which groups of a block's parameters moved most in training, from its report. */
 
 import type { BlockReport } from "./method.js";
+import { parameterGroup } from "./parameters.js";
 
 export interface MovedGroup {
   /** A site ("attn_in"), "clip" or "round". */
@@ -24,7 +25,7 @@ export function movedGroups(
 ): MovedGroup[] {
   const groups = new Map<string, MovedGroup>();
   for (const [parameter, value] of Object.entries(moved)) {
-    const group = parameter.slice(0, parameter.indexOf("."));
+    const group = parameterGroup(parameter);
     const size = (shapes[parameter] ?? []).reduce((product, n) => product * n, 1);
     const change = group === "round" ? value / Math.sqrt(size) : value;
     if (change > (groups.get(group)?.change ?? -1)) groups.set(group, { group, parameter, change });

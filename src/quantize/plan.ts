@@ -18,6 +18,7 @@ import { limitedNeed, resolveRecipe } from "./index.js";
 import type { BlockPlan, CalibrationNeed } from "./method.js";
 import { findMethod } from "./methods/index.js";
 import { formatScheme, type Scheme } from "../backend/contract/scheme.js";
+import { parameterGroup } from "./parameters.js";
 
 export interface PlanOptions {
   /** Its speed is measured for the estimate of time. */
@@ -58,7 +59,7 @@ export function planRun({ backend, source, scheme, ...options }: PlanOptions): R
   const [block] = blocks;
   const counts: Record<string, number> = {};
   for (const [name, shape] of Object.entries(block.parameters)) {
-    const group = name.slice(0, name.indexOf("."));
+    const group = parameterGroup(name);
     counts[group] = (counts[group] ?? 0) + elements(shape);
   }
   return {

@@ -16,7 +16,8 @@ import {
   type LinearSite,
 } from "../backend/contract/program.js";
 import { frozen, Graph, type Tensor } from "../tensor/tensor.js";
-import { bindMatrix, type Side } from "./transforms/affine.js";
+import { parameterName, parameterOf, type ParameterValues } from "./parameters.js";
+import { bindMatrix } from "./transforms/affine.js";
 
 /**
  * Whether a positive factor per channel of a site's activation can be folded into what comes before it (`Upstream`). Norms
@@ -26,12 +27,6 @@ import { bindMatrix, type Side } from "./transforms/affine.js";
 export function diagFolds(program: BlockProgram, site: LinearSite): boolean {
   return siteNamed(program, site).upstream !== undefined;
 }
-
-/** Parameter values on the host, by name. */
-export type ParameterValues = ReadonlyMap<
-  string,
-  { readonly shape: readonly number[]; readonly data: RealArray }
->;
 
 type Values = Map<string, { readonly shape: readonly number[]; readonly data: RealArray }>;
 
@@ -56,9 +51,13 @@ export function settleParameters(
       });
   }
   for (const [name, { shape, data }] of values)
-    if (/^clip\..+\.a_(max|min)$/.test(name))
-      settled.set(name, { shape, data: Float64Array.from(data, toHalf) });
+    if (isActivationClip(name)) settled.set(name, { shape, data: Float64Array.from(data, toHalf) });
   return settled;
+}
+
+function isActivationClip(name: string): boolean {
+  const parameter = parameterOf(name);
+  return parameter.kind === "clip" && parameter.target === "a";
 }
 
 function settleMatrices(settled: Values, values: ParameterValues): void {
@@ -67,12 +66,14 @@ function settleMatrices(settled: Values, values: ParameterValues): void {
   const params = new Map<string, Tensor>();
   for (const [name, { shape, data }] of values) params.set(name, frozen(backend, shape, data));
   for (const name of values.keys()) {
-    const match = /^(.+)\.[upq](|_left|_right)$/.exec(name);
-    if (!match) continue;
-    const [, site, side] = match as unknown as [string, string, Side];
+    const parameter = parameterOf(name);
+    // Each matrix once: by itself or by the seed that every way of holding it has.
+    if (parameter.kind !== "matrix" || !["u", "p", "q"].includes(parameter.part)) continue;
+    const { site, side } = parameter;
     const pair = bindMatrix(g, params, site, side);
     if (!pair) continue;
-    for (const part of ["u", "s", "v", "q", "r"]) settled.delete(`${site}.${part}${side}`);
+    for (const part of ["u", "s", "v", "q", "r"] as const)
+      settled.delete(parameterName({ kind: "matrix", site, part, side }));
     const rounded = Float64Array.from(g.read(pair.p), toHalf);
     settled.set(`${site}.p${side}`, { shape: pair.p.shape, data: rounded });
   }

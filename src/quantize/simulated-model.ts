@@ -14,7 +14,7 @@ import type { BlockHooks, BlockWeights } from "../models/interpret.js";
 import { LanguageModel, loadOuter } from "../models/language-model.js";
 import { readBlock, uploadBlock } from "../models/weights.js";
 import { frozen, type Graph, type Tensor } from "../tensor/tensor.js";
-import type { ParameterValues } from "./fold.js";
+import type { ParameterValues } from "./parameters.js";
 import type { Scheme } from "../backend/contract/scheme.js";
 import { bindSimulated, type BlockDescription, type SimulatedBlock } from "./simulated-block.js";
 

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { packageRoot } from "../../src/common/package.js";
 import { gridPoints, parseGridField } from "../../src/report/sweep/grid.js";
-import type { Sweep } from "../../src/report/sweep/sweep.js";
+import type { Sweep } from "../../src/report/sweep/result.js";
 import { readDocuments } from "../../src/quantize/calibration/text.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
 import { writeFirstBlocks } from "../models/first-blocks.js";

@@ -2,7 +2,7 @@
  * Weights of blocks in host memory: as a checkpoint has them, and as a quantized block is kept and run (integer weights,
  * the small run-time transforms, clipping logits).
  */
-import type { RealArray } from "../backend.js";
+import type { RealArray } from "./buffer.js";
 import type { LinearName, LinearSite, NormName } from "./program.js";
 
 /** A weight before it is put on a device. */

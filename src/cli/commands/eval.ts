@@ -7,7 +7,7 @@ import { describeFsError } from "../../checkpoint/file-reader.js";
 import { LIMITS } from "../../common/bounds.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
 import { outputPlace } from "../../common/place.js";
-import { evaluateDivergence, type DivergenceResult } from "../../evaluate/divergence.js";
+import { evaluateDivergence } from "../../evaluate/divergence.js";
 import { evaluateEnginePerplexity } from "../../evaluate/engine-perplexity.js";
 import { openCudaExecutor } from "../../engine/cuda/index.js";
 import type { Executor } from "../../backend/contract/inference.js";
@@ -16,7 +16,6 @@ import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perple
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
 import { evaluateTasks, type ItemResult, type ZeroShotResult } from "../../evaluate/zero-shot.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
-import type { ClipSummary } from "../../quantize/clipping.js";
 import { perform, type CommandContext } from "../action.js";
 import { integer } from "../flags.js";
 import { addExamples } from "../program.js";
@@ -28,6 +27,7 @@ import {
 } from "./eval-models.js";
 import { renderEvaluation } from "./eval-tables.js";
 import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
+import type { EvalDocument, ModelScore } from "./eval-document.js";
 
 interface EvalFlags extends DeviceFlags, SimulationFlags {
   readonly ppl?: string;
@@ -37,35 +37,6 @@ interface EvalFlags extends DeviceFlags, SimulationFlags {
   readonly items?: string;
   readonly addBos?: boolean;
   readonly engine?: boolean;
-}
-
-/** What was measured of one model. */
-export interface ModelScore extends Partial<PerplexityResult> {
-  readonly model: string;
-  /** What the model's weights, activations and KV cache are kept in. */
-  readonly scheme: string;
-  readonly method?: string;
-  readonly zeroShot?: ZeroShotResult;
-}
-
-/** The command's JSON document. */
-export interface EvalDocument extends ModelScore {
-  /** Where perplexity was measured. */
-  readonly text?: string;
-  /** The model of `--against`. */
-  readonly against?: ModelScore;
-  /** With `--simulated`: what the artifact was packed from. */
-  readonly simulated?: ModelScore;
-  /** Perplexity of the artifact over that of its simulated model. */
-  readonly simulatedRatio?: number;
-  /** With `--engine`: the text through the engine, and its perplexity over the simulated one. */
-  readonly engine?: PerplexityResult & { readonly ratio: number };
-  /** How far the model is from that of `--against` or its simulated model, on the text. */
-  readonly divergence?: Pick<DivergenceResult, "kl" | "topAgreement" | "blockErrors">;
-  /** Of an artifact with static grids: activations beyond their reach, in all that was scored. */
-  readonly clipping?: ClipSummary;
-  /** `--limit`: only the first windows and items were scored. */
-  readonly limit?: number;
 }
 
 export function register(program: Command): void {

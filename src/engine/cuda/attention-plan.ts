@@ -4,8 +4,7 @@
  * come and however many pieces a block has; it depends on `warps` only.
  */
 import { PlanishError } from "../../common/errors.js";
-import { pageLayout } from "./layout.js";
-import type { CacheShape } from "./requests.js";
+import { pageLayout, type CacheShape } from "./layout.js";
 
 /** Rows up to which a step waits for weights and for latencies more than for anything else. */
 export const NARROW_ROWS = 8;

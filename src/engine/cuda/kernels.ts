@@ -19,11 +19,11 @@ import {
   siteClusterSize,
   siteGeometry,
   siteSharedBytes,
+  type CacheShape,
 } from "./layout.js";
 import { EXCHANGE_BYTES, EXCHANGE_COUNTERS, planProduct, type ProductPlan } from "./product.js";
 import type {
   AttentionRequest,
-  CacheShape,
   DecodeRequest,
   GemmRequest,
   HeadsRequest,

@@ -220,3 +220,12 @@ export function pageLayout(
   const valueZero = keyZero + 2 * grids;
   return { values, keyScale, valueScale, keyZero, valueZero, bytes: valueZero + 2 * grids };
 }
+
+/** Heads of a cache, and how they are kept. */
+export interface CacheShape {
+  readonly headDim: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  /** Bits kept: 4, or 16 for halves. */
+  readonly kept: 4 | 16;
+}

@@ -1,7 +1,7 @@
 /** What the launches of the engine's CUDA kernels are given (kernels.ts). */
 import type { DevicePointer } from "../../backend/cuda/driver.js";
 import type { DecodeWishes } from "./attention-plan.js";
-import type { FeatureOrder, SiteShape } from "./layout.js";
+import type { CacheShape, FeatureOrder, SiteShape } from "./layout.js";
 
 /**
  * How products are computed without wgmma: matrix units of 4-bit codes (Ampere, Ada) or of 8-bit ones, or dot products of
@@ -66,14 +66,6 @@ export interface SiteRequest {
   readonly precise: boolean;
   /** One block of threads per row, however few there are; the bits are the same. */
   readonly alone?: boolean;
-}
-
-export interface CacheShape {
-  readonly headDim: number;
-  readonly heads: number;
-  readonly kvHeads: number;
-  /** Bits kept: 4, or 16 for halves. */
-  readonly kept: 4 | 16;
 }
 
 export interface HeadsRequest extends CacheShape {

@@ -9,7 +9,7 @@ import { uploadBlock } from "../../models/weights.js";
 import { siteOfLinear, type LinearName } from "../../backend/contract/program.js";
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
 import { captureMaxima } from "../calibration/maxima.js";
-import type { ParameterValues } from "../fold.js";
+import type { ParameterValues } from "../parameters.js";
 import type { BlockJob } from "../method.js";
 import { formatScheme, type Scheme } from "../../backend/contract/scheme.js";
 import { bindSimulated } from "../simulated-block.js";

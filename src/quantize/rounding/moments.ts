@@ -10,7 +10,7 @@ import type { LinearName } from "../../backend/contract/program.js";
 import { norm } from "../../tensor/ops/index.js";
 import { frozen, freeTensor, Graph, type Tensor } from "../../tensor/tensor.js";
 import { sampleRange, type Activations } from "../calibration/windows.js";
-import type { ParameterValues } from "../fold.js";
+import type { ParameterValues } from "../parameters.js";
 import { bindSimulated, type BlockDescription } from "../simulated-block.js";
 
 /** Keeps rows of zeros from being divided by zero; far below any activation's mean square. */

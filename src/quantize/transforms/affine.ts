@@ -6,6 +6,7 @@ import { PlanishError } from "../../common/errors.js";
 import { randomOrthogonal, type Random } from "../../common/random.js";
 import { binary, cayley, inverse, matmul, unary } from "../../tensor/ops/index.js";
 import type { Graph, Tensor } from "../../tensor/tensor.js";
+import { parameterOf, type Side } from "../parameters.js";
 
 export type Parametrisation = "svd" | "direct";
 
@@ -31,9 +32,6 @@ export function kroneckerFactors(n: number, where: string): readonly [number, nu
     );
   return [1, n];
 }
-
-/** Suffixes of one matrix's parameters: "", "_left" or "_right". */
-export type Side = "" | "_left" | "_right";
 
 /** Starts P as an orthogonal matrix: U and V from random orthogonal seeds, singular values one. */
 export function initMatrix(
@@ -70,7 +68,8 @@ export function initOrthogonal(
 
 /** Whether a parameter is what learning starts from and never changes. */
 export function isFixedParameter(name: string): boolean {
-  return /\.r(|_left|_right)$/.test(name);
+  const parameter = parameterOf(name);
+  return parameter.kind === "matrix" && parameter.part === "r";
 }
 
 export interface MatrixPair {
@@ -89,8 +88,11 @@ export type FormedOrthogonals = ReadonlyMap<Tensor, Tensor>;
  */
 export function formOrthogonals(g: Graph, params: Parameters): FormedOrthogonals {
   const formed = new Map<Tensor, Tensor>();
-  for (const [name, seed] of params)
-    if (/\.[quv](_left|_right)?$/.test(name)) formed.set(seed, cayley(g, seed));
+  for (const [name, seed] of params) {
+    const parameter = parameterOf(name);
+    if (parameter.kind === "matrix" && ["q", "u", "v"].includes(parameter.part))
+      formed.set(seed, cayley(g, seed));
+  }
   return formed;
 }
 

@@ -1,6 +1,6 @@
 /** A block's transforms from sizes alone: what `planish inspect` shows before any run. */
 import { siteNamed, type BlockProgram, type SiteName } from "../../backend/contract/program.js";
-import { diagFolds } from "../fold.js";
+import { diagFolds } from "../settle.js";
 import type { BlockPlan, SitePlan } from "../method.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
 import type { Parametrisation } from "./affine.js";

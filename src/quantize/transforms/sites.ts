@@ -13,7 +13,8 @@ import {
 } from "../../backend/contract/program.js";
 import type { HostBlock } from "../../models/weights.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
-import { kroneckerFactors, type Side } from "./affine.js";
+import { kroneckerFactors } from "./affine.js";
+import type { Side } from "../parameters.js";
 
 /** Which transforms a scheme needs. */
 export function activeSites(scheme: Scheme): { linears: boolean; keys: boolean; values: boolean } {

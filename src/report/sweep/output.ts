@@ -7,7 +7,7 @@ import {
   type Column,
 } from "../../common/format.js";
 import { escape, plotScripts, readAsset, renderTable } from "../page/html.js";
-import type { Sweep, SweepPoint } from "./sweep.js";
+import type { Sweep, SweepPoint } from "./result.js";
 
 function tableOf({ points, fullPrecision }: Sweep): {
   columns: (string | Column)[];

@@ -13,7 +13,8 @@ import { embedAll, forwardAll } from "../../../src/quantize/calibration/forward.
 import { StateStore } from "../../../src/quantize/calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "../../../src/quantize/calibration/text.js";
 import { randomWindows } from "../../../src/quantize/calibration/windows.js";
-import { foldBlock, type ParameterValues } from "../../../src/quantize/fold.js";
+import { foldBlock } from "../../../src/quantize/fold.js";
+import type { ParameterValues } from "../../../src/quantize/parameters.js";
 import { quantize } from "../../../src/quantize/index.js";
 import { decide, withAlternative } from "../../../src/quantize/methods/flattenquant/choose.js";
 import { flattenquant } from "../../../src/quantize/methods/flattenquant/index.js";

@@ -16,7 +16,7 @@ import type { ModelConfig } from "../../../models/config.js";
 import { embed, finalNorm, headLogits, type OuterWeights } from "../../../models/language-model.js";
 import { freeBlock, uploadBlock } from "../../../models/weights.js";
 import { freeTensor, Graph, parameter, Tensor } from "../../../tensor/tensor.js";
-import type { ParameterValues } from "../../fold.js";
+import { parameterOf, type ParameterValues } from "../../parameters.js";
 import type { RefineJob, RefineOutcome, RefineState } from "../../method.js";
 import { bindSimulated, type BlockDescription } from "../../simulated-block.js";
 import { AdamW, type ParameterRule } from "../../training.js";
@@ -76,7 +76,7 @@ function makeStudent(
   const params = new Map<string, Tensor>();
   for (const [name, { shape, data }] of start) params.set(name, parameter(backend, shape, data));
   const rule = (name: string): ParameterRule =>
-    name.startsWith("round.")
+    parameterOf(name).kind === "round"
       ? { learningRate: recipe.distillation.roundingLearningRate, weightDecay: 0, bound: 0.5 }
       : { learningRate: recipe.distillation.learningRate, weightDecay: recipe.weightDecay };
   return {

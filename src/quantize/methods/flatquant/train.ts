@@ -1,15 +1,16 @@
 /** How FlatQuant's parameters are trained. Source: spec/flatquant.md, Calibration. */
 import type { ParameterRule } from "../../training.js";
 import type { FlatQuantRecipe } from "./recipe.js";
+import { parameterOf } from "../../parameters.js";
 
 /** Learning rate and decay by parameter name: clipping fast, rounding without decay, the rest as the recipe says. */
 export function parameterRule(recipe: FlatQuantRecipe): (name: string) => ParameterRule {
   return (name) => {
-    if (name.startsWith("round."))
+    const { kind } = parameterOf(name);
+    if (kind === "round")
       return { learningRate: recipe.learnedRounding.learningRate, weightDecay: 0, bound: 0.5 };
-    const clip = name.startsWith("clip.");
     return {
-      learningRate: clip ? recipe.clipLearningRate : recipe.learningRate,
+      learningRate: kind === "clip" ? recipe.clipLearningRate : recipe.learningRate,
       weightDecay: recipe.weightDecay,
     };
   };

@@ -4,7 +4,7 @@
  * are spent first, and γ is what the model would lose if all of it were rounded at this rate.
  */
 import type { RealArray } from "../../../backend/backend.js";
-import type { ParameterValues } from "../../fold.js";
+import { parameterOf, type ParameterValues } from "../../parameters.js";
 import type { LinearFacts, RefineJob, RefineOutcome } from "../../method.js";
 import { modelEffect } from "./model-effect.js";
 import type { FlattenQuantRecipe } from "./recipe.js";
@@ -15,7 +15,7 @@ const AT_FOUR = "four.";
 
 /** A block's parameters at 8 bits together with its grids at 4. */
 export function withAlternative(at8: ParameterValues, at4: ParameterValues): ParameterValues {
-  const grids = [...at4].filter(([name]) => name.startsWith("grid."));
+  const grids = [...at4].filter(([name]) => parameterOf(name).kind === "grid");
   return new Map([...at8, ...grids.map(([name, value]) => [AT_FOUR + name, value] as const)]);
 }
 
@@ -24,9 +24,10 @@ export function decide(both: ParameterValues, four: (path: string) => boolean): 
   const decided = new Map<string, { shape: readonly number[]; data: RealArray }>();
   for (const [name, value] of both) {
     const isFour = name.startsWith(AT_FOUR);
-    const path = /^(?:four\.)?grid\.(.+)\.[a-z_]+$/.exec(name)?.[1];
-    if (path === undefined) decided.set(name, value);
-    else if (four(path) === isFour) decided.set(isFour ? name.slice(AT_FOUR.length) : name, value);
+    const parameter = parameterOf(isFour ? name.slice(AT_FOUR.length) : name);
+    if (parameter.kind !== "grid") decided.set(name, value);
+    else if (four(parameter.of) === isFour)
+      decided.set(isFour ? name.slice(AT_FOUR.length) : name, value);
   }
   return decided;
 }

@@ -13,7 +13,7 @@ import { binary } from "../../../tensor/ops/index.js";
 import { freeTensor, frozen, type Tensor } from "../../../tensor/tensor.js";
 import { measureBlock } from "../../block-training.js";
 import { captureMaxima, observeSites, type SiteMaxima } from "../../calibration/maxima.js";
-import type { ParameterValues } from "../../fold.js";
+import type { ParameterValues } from "../../parameters.js";
 import { gridParameters, type TensorGrid } from "../../grids/tensor.js";
 import type { BlockJob, BlockOutcome, LinearFacts, Method } from "../../method.js";
 import { needOfWindows } from "../../calibration/windows-recipe.js";

@@ -21,7 +21,8 @@ import { freeBlock, type HostBlock } from "../../../models/weights.js";
 import type { LinearName } from "../../../backend/contract/program.js";
 import { Graph } from "../../../tensor/tensor.js";
 import { sampleRange } from "../../calibration/windows.js";
-import { foldBlock, type ParameterValues } from "../../fold.js";
+import { foldBlock } from "../../fold.js";
+import type { ParameterValues } from "../../parameters.js";
 import type { RefineJob } from "../../method.js";
 import { packedLayer } from "../../packed-block.js";
 

@@ -8,7 +8,7 @@ import { runBlock } from "../../../models/interpret.js";
 import { meanSquaredError } from "../../../tensor/ops/index.js";
 import { freeTensor, frozen, Graph, type Tensor } from "../../../tensor/tensor.js";
 import { sampleRange } from "../../calibration/windows.js";
-import type { ParameterValues } from "../../fold.js";
+import type { ParameterValues } from "../../parameters.js";
 import type { BlockJob } from "../../method.js";
 import { bindSimulated } from "../../simulated-block.js";
 
