@@ -112,8 +112,9 @@ export class Journal {
     } else {
       mkdirSync(directory, { recursive: true });
       // Beside the settings nothing of ours can be there yet, but for a killed process's attempt to write them.
+      // A journal being cleared away loses its settings last, unless a kill came between.
       const foreign = readdirSync(directory).find(
-        (name) => !name.startsWith(`${SETTINGS_FILE}.partial-`),
+        (name) => !name.startsWith(`${SETTINGS_FILE}.partial-`) && !(joins && OWN_FILES.test(name)),
       );
       if (foreign !== undefined)
         throw new PlanishError(

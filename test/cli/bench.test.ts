@@ -100,7 +100,7 @@ describe("planish bench", () => {
         expect(each.residentBytes).toBeGreaterThan(10e6);
         const shares = Object.values(each.decodeShares);
         expect(shares.reduce((sum, share) => sum + share, 0)).toBeCloseTo(1, 9);
-        expect(Object.keys(each.decodeShares)).toContain("product");
+        expect(Object.keys(each.decodeShares)).toContain("packedMatmulParts");
       }
     } finally {
       rmSync(scratch, { recursive: true, force: true });

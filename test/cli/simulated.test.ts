@@ -1,4 +1,4 @@
-import { cpSync, existsSync, rmSync } from "node:fs";
+import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { SHORT_TEXT, SMALL_RUN, temporaryDirectory } from "./artifacts.js";
@@ -94,6 +94,16 @@ describe("planish eval --simulated", () => {
     const bare = directory.file("bare");
     cpSync(learned, bare, { recursive: true });
     rmSync(join(bare, "parameters.safetensors"));
+    const damaged = await planish(["eval", bare, "--simulated", "--source", MODEL]);
+    expect(damaged.code).toBe(1);
+    expect(damaged.stderr).toMatch(/parameters\.safetensors is missing; the artifact is damaged/);
+    // As quantized without --keep-parameters: nothing says that there were any.
+    const description = join(bare, "quantization.json");
+    const info = JSON.parse(readFileSync(description, "utf8")) as {
+      files: Record<string, unknown>;
+    };
+    delete info.files["parameters.safetensors"];
+    writeFileSync(description, JSON.stringify(info));
     const { code, stderr } = await planish(["eval", bare, "--simulated", "--source", MODEL]);
     expect(code).toBe(1);
     expect(stderr).toMatch(/holds no parameters\.safetensors; quantize with --keep-parameters/);
