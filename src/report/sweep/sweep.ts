@@ -5,7 +5,7 @@
  */
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
-import { z } from "zod";
+import type { z } from "zod";
 import type { Backend } from "../../backend/backend.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
