@@ -3,6 +3,7 @@
  * translated, and the row order that llama.cpp gives to query and key weights.
  */
 
+import { quoted } from "../common/bounds.js";
 import type { GgufMetadata } from "./gguf-metadata.js";
 import { shortestFloat32 } from "./gguf-metadata.js";
 
@@ -25,7 +26,7 @@ export function ggufArchitecture(metadata: GgufMetadata): Architecture & { reado
   const name = metadata.required("general.architecture", metadata.string("general.architecture"));
   if (!Object.hasOwn(ARCHITECTURES, name)) {
     metadata.fail(
-      `architecture ${JSON.stringify(name.slice(0, 80))} is not supported in GGUF files (accepted: ${Object.keys(ARCHITECTURES).join(", ")})`,
+      `architecture ${quoted(name, 80)} is not supported in GGUF files (accepted: ${Object.keys(ARCHITECTURES).join(", ")})`,
     );
   }
   return { name, ...ARCHITECTURES[name] };
@@ -210,7 +211,7 @@ function ropeScaling(
     return { rope_type: "yarn", factor, original_max_position_embeddings: original };
   }
   return metadata.fail(
-    `rope scaling ${JSON.stringify(type.slice(0, 40))} is not supported (accepted: none, linear, yarn, and llama3 by its rope_freqs tensor)`,
+    `rope scaling ${quoted(type, 40)} is not supported (accepted: none, linear, yarn, and llama3 by its rope_freqs tensor)`,
   );
 }
 

@@ -3,7 +3,7 @@
  * SentencePiece BPE ("llama"), with the pre-tokenizers of the supported model families.
  */
 
-import { LIMITS } from "../common/bounds.js";
+import { LIMITS, quoted } from "../common/bounds.js";
 import type { TokenizerFiles } from "./checkpoint.js";
 import type { GgufMetadata } from "./gguf-metadata.js";
 
@@ -103,7 +103,7 @@ export function rebuildTokenizer(metadata: GgufMetadata): TokenizerFiles {
       };
     default:
       return metadata.fail(
-        `tokenizer model ${JSON.stringify(model.slice(0, 40))} is not supported (accepted: gpt2, llama)`,
+        `tokenizer model ${quoted(model, 40)} is not supported (accepted: gpt2, llama)`,
       );
   }
 }
@@ -197,7 +197,7 @@ function byteLevelBpe(metadata: GgufMetadata, tokens: readonly string[], config:
   const named = metadata.string("tokenizer.ggml.pre") ?? "default";
   if (!Object.hasOwn(PRE_TOKENIZERS, named)) {
     metadata.fail(
-      `pre-tokenizer ${JSON.stringify(named.slice(0, 40))} is not supported (accepted: ${Object.keys(PRE_TOKENIZERS).join(", ")}); use the model's directory with its tokenizer.json`,
+      `pre-tokenizer ${quoted(named, 40)} is not supported (accepted: ${Object.keys(PRE_TOKENIZERS).join(", ")}); use the model's directory with its tokenizer.json`,
     );
   }
   const pre = PRE_TOKENIZERS[named];
@@ -209,9 +209,7 @@ function byteLevelBpe(metadata: GgufMetadata, tokens: readonly string[], config:
     // A space parts the two halves; byte-level spellings hold no space of their own.
     const parts = merge.split(" ");
     if (parts.length !== 2 || parts[0] === "" || parts[1] === "") {
-      metadata.fail(
-        `merge ${i} of the tokenizer, ${JSON.stringify(merge.slice(0, 80))}, is no pair`,
-      );
+      metadata.fail(`merge ${i} of the tokenizer, ${quoted(merge, 80)}, is no pair`);
     }
     return parts;
   });

@@ -5,6 +5,7 @@
  */
 
 import { basename, dirname, join } from "node:path";
+import { shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import { FileReader, isJsonObject, readJsonObject } from "./file-reader.js";
 import {
@@ -14,6 +15,9 @@ import {
   type SafetensorsHeader,
 } from "./safetensors-header.js";
 import { TensorStore, type LocatedTensor } from "./tensor-store.js";
+
+/** Of a file, in every file system that people use. */
+const LONGEST_NAME = 255;
 
 export const SINGLE_FILE = "model.safetensors";
 export const INDEX_FILE = "model.safetensors.index.json";
@@ -74,10 +78,11 @@ function openShards(indexPath: string): Safetensors {
     if (
       typeof file !== "string" ||
       file !== basename(file) ||
+      file.length > LONGEST_NAME ||
       !/^[^\p{Cc}\p{Cs}]+\.safetensors$/u.test(file)
     ) {
       throw new PlanishError(
-        `${indexPath}: tensor ${quoteName(name)}: ${quoteName(String(file))} is no name of a .safetensors file in the same directory`,
+        `${indexPath}: tensor ${quoteName(name)}: ${shown(file)} is no name of a .safetensors file in the same directory`,
       );
     }
     files.add(file);
@@ -104,7 +109,7 @@ function openShards(indexPath: string): Safetensors {
       const tensor = located.get(name)?.tensor;
       if (!tensor || basename(tensor.file) !== file) {
         throw new PlanishError(
-          `${indexPath}: tensor ${quoteName(name)} should be in ${String(file)} but is ${tensor ? `in ${basename(tensor.file)}` : "not there"}`,
+          `${indexPath}: tensor ${quoteName(name)} should be in ${shown(file)} but is ${tensor ? `in ${quoteName(basename(tensor.file))}` : "not there"}`,
         );
       }
     }
