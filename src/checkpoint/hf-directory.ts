@@ -10,6 +10,7 @@ import { MAX_SETTINGS_BYTES, readUserText } from "../common/read-file.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { readJsonObject } from "./file-reader.js";
 import { refuseQuantizedConfig } from "./quantized-source.js";
+import { mergeSpecialTokensMap } from "./tokenizer/special-tokens.js";
 import { INDEX_FILE, SINGLE_FILE, openSafetensors } from "./safetensors.js";
 
 /**
@@ -64,7 +65,7 @@ function findWeights(directory: string): string {
 }
 
 /**
- * Reads `tokenizer.json`, `tokenizer_config.json` and, where it is apart from them, the chat template
+ * Reads `tokenizer.json`, `tokenizer_config.json` with `special_tokens_map.json` and, where it is apart from them, the chat template
  * (`chat_template.jinja`, `chat_template.json`). Throws PlanishError when there is no `tokenizer.json`.
  */
 export function readTokenizerFiles(directory: string): TokenizerFiles {
@@ -82,7 +83,11 @@ export function readTokenizerFiles(directory: string): TokenizerFiles {
   }
   const tokenizer = readJsonObject(tokenizerPath);
   const configPath = join(directory, "tokenizer_config.json");
-  const config = existsSync(configPath) ? readJsonObject(configPath) : {};
+  const mapPath = join(directory, "special_tokens_map.json");
+  const config = mergeSpecialTokensMap(
+    existsSync(configPath) ? readJsonObject(configPath) : {},
+    existsSync(mapPath) ? readJsonObject(mapPath) : {},
+  );
   if (config["chat_template"] === undefined) {
     const template = readChatTemplate(directory);
     if (template !== undefined) config["chat_template"] = template;

@@ -1,33 +1,15 @@
 /**
- * Text to token ids and back, over `@huggingface/tokenizers`. Decoding is faithful to the tokens: the
+ * Text to token ids and back, as `tokenizer.json` says (tokenizer/pipeline.ts). Decoding is faithful to the tokens: the
  * clean-up of spaces before punctuation that some tokenizer configurations ask for is not applied, since it
  * changes text (code above all) and cannot be done while streaming.
  */
 
-import * as library from "@huggingface/tokenizers";
-import { isIntegerIn } from "../common/bounds.js";
+import { isIntegerIn, oneLine } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { isJsonObject } from "./file-reader.js";
-import { adaptTokenizerJson } from "./tokenizer-json.js";
-
-/**
- * The part of the library that is used. Its own declarations import one another without file endings, which
- * TypeScript does not resolve for ES modules.
- */
-interface LibraryTokenizer {
-  encode(text: string, options: { add_special_tokens: boolean }): { ids: number[] };
-  decode(
-    ids: number[],
-    options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean },
-  ): string;
-  token_to_id(token: string): number | undefined;
-  id_to_token(id: number): string | undefined;
-}
-
-const { Tokenizer: LibraryTokenizer } = library as unknown as {
-  Tokenizer: new (tokenizer: object, config: object) => LibraryTokenizer;
-};
+import { completeAddedTokens, specialTokenStrings } from "./tokenizer/special-tokens.js";
+import { TokenizerPipeline } from "./tokenizer/pipeline.js";
 
 export interface EncodeOptions {
   /** Adds what the tokenizer puts around a text, such as a beginning-of-sequence token (default true). */
@@ -54,7 +36,8 @@ export interface Tokenizer {
   decode(ids: ArrayLike<number>, options?: DecodeOptions): string;
   /**
    * A decoder for one stream of ids: the concatenation of what it returns is `decode` of all ids. A
-   * character whose bytes are spread over several tokens comes out when its last byte has come.
+   * character whose bytes are spread over several tokens comes out when its last byte has come. Where byte
+   * tokens of SentencePiece make no text together, characters that have come out among them stay.
    */
   stream(options?: DecodeOptions): StreamingDecoder;
   readonly bosTokenId: number | undefined;
@@ -82,9 +65,11 @@ export function createTokenizer(
   generationConfig: Readonly<Record<string, unknown>> = {},
 ): Tokenizer {
   const inner = build(files);
-  const specialTokens = specialTokenStrings(files.config);
+  const specialTokens = specialTokenStrings(files.config, [generationConfig, config], (id) =>
+    inner.idToToken(id),
+  );
   const idOf = (name: string): number | undefined =>
-    specialTokens[name] === undefined ? undefined : inner.token_to_id(specialTokens[name]);
+    specialTokens[name] === undefined ? undefined : inner.tokenToId(specialTokens[name]);
   const eosTokenIds = new Set<number>();
   for (const ids of [generationConfig["eos_token_id"], config["eos_token_id"], idOf("eos_token")]) {
     for (const id of Array.isArray(ids) ? ids : [ids]) {
@@ -92,40 +77,22 @@ export function createTokenizer(
     }
   }
   const configBos = config["bos_token_id"];
-  const vocabSize = largestId(files.tokenizer) + 1;
 
   const decode = (
     ids: ArrayLike<number>,
     { skipSpecialTokens = true }: DecodeOptions = {},
-  ): string => {
-    if (ids.length === 0) return "";
-    const list = Array.from(ids);
-    for (const id of list) {
-      if (inner.id_to_token(id) === undefined) {
-        throw new PlanishError(
-          `cannot decode token id ${id}: the tokenizer has no such id (it has 0 to ${vocabSize - 1})`,
-        );
-      }
-    }
-    return inner.decode(list, {
-      skip_special_tokens: skipSpecialTokens,
-      clean_up_tokenization_spaces: false,
-    });
-  };
+  ): string => (ids.length === 0 ? "" : inner.decode(Array.from(ids), skipSpecialTokens));
 
   return {
-    encode: (text, { addSpecialTokens = true } = {}) =>
-      text === "" && !addSpecialTokens
-        ? []
-        : inner.encode(text, { add_special_tokens: addSpecialTokens }).ids,
+    encode: (text, { addSpecialTokens = true } = {}) => inner.encode(text, addSpecialTokens),
     decode,
     stream: (options) => streamingDecoder((ids) => decode(ids, options)),
     bosTokenId: idOf("bos_token") ?? (isIntegerIn(configBos, { min: 0 }) ? configBos : undefined),
     eosTokenIds: [...eosTokenIds],
-    vocabSize,
+    vocabSize: inner.size,
     chatTemplate: chatTemplate(files.config["chat_template"]),
-    tokenToId: (token) => inner.token_to_id(token),
-    idToToken: (id) => inner.id_to_token(id),
+    tokenToId: (token) => inner.tokenToId(token),
+    idToToken: (id) => inner.idToToken(id),
     specialTokens,
   };
 }
@@ -139,30 +106,21 @@ export function loadTokenizer(checkpoint: Checkpoint): Tokenizer {
   );
 }
 
-function build(files: TokenizerFiles): LibraryTokenizer {
+function build(files: TokenizerFiles): TokenizerPipeline {
   if (!isJsonObject(files.tokenizer["model"])) {
     throw new PlanishError(
       "cannot build the tokenizer: tokenizer.json has no model; copy the tokenizer files of the model again",
     );
   }
   try {
-    return new LibraryTokenizer(adaptTokenizerJson(files.tokenizer), files.config);
+    return new TokenizerPipeline(completeAddedTokens(files.tokenizer, files.config));
   } catch (error) {
+    if (error instanceof PlanishError) throw error;
     throw new PlanishError(
-      `cannot build the tokenizer from tokenizer.json: ${(error as Error).message.replace(/\s+/g, " ")}`,
+      `cannot build the tokenizer from tokenizer.json: ${oneLine((error as Error).message)}`,
       { cause: error },
     );
   }
-}
-
-function specialTokenStrings(config: Record<string, unknown>): Record<string, string> {
-  const found: Record<string, string> = {};
-  for (const name of ["bos_token", "eos_token", "unk_token", "pad_token"]) {
-    const value = config[name];
-    const text = isJsonObject(value) ? value["content"] : value;
-    if (typeof text === "string") found[name] = text;
-  }
-  return found;
 }
 
 /** A template is one string, or a list of named ones, of which "default" is meant for chat. */
@@ -172,22 +130,6 @@ function chatTemplate(value: unknown): string | undefined {
   const named = value.filter(isJsonObject);
   const chosen = named.find((item) => item["name"] === "default") ?? named[0];
   return typeof chosen?.["template"] === "string" ? chosen["template"] : undefined;
-}
-
-function largestId(tokenizer: Record<string, unknown>): number {
-  let largest = -1;
-  const model = tokenizer["model"];
-  const vocab = isJsonObject(model) ? model["vocab"] : undefined;
-  if (Array.isArray(vocab)) largest = vocab.length - 1;
-  else if (isJsonObject(vocab)) {
-    for (const id of Object.values(vocab)) if (typeof id === "number" && id > largest) largest = id;
-  }
-  const added = tokenizer["added_tokens"];
-  for (const token of Array.isArray(added) ? added : []) {
-    const id = isJsonObject(token) ? token["id"] : undefined;
-    if (typeof id === "number" && id > largest) largest = id;
-  }
-  return largest;
 }
 
 /** Ids after which unfinished bytes are taken for garbage: a UTF-8 character has at most 4 bytes. */
