@@ -373,7 +373,7 @@ function firstDifference(
     for (const key of Object.keys({ ...before, ...settings })) {
       if (JSON.stringify(before[key]) === JSON.stringify(settings[key])) continue;
       if (key !== "machine")
-        return `${quoted(key)} was ${shown(before[key])}, is ${shown(settings[key])}`;
+        return `${oneLine(key, 60)} was ${shown(before[key])}, is ${shown(settings[key])}`;
       if (!anyMachine) return machineDifference(before[key], settings[key]);
     }
     return undefined;
