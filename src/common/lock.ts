@@ -34,6 +34,11 @@ const lockSchema = processSchema.extend({
   id: z.string().regex(/^[0-9a-f]{16}$/),
 });
 
+/** Somebody else has the lock. */
+export class LockedError extends PlanishError {
+  override readonly name = "LockedError";
+}
+
 type LockRecord = z.infer<typeof lockSchema>;
 
 /** Held by this process, to be released when it ends for whatever reason but a kill. */
@@ -67,13 +72,13 @@ export function acquireLock(path: string, what: string): Lock {
       );
     const state = processState(found);
     if (state === "running")
-      throw new PlanishError(
+      throw new LockedError(
         found.pid === process.pid
           ? `this process works on ${what} already; wait for it to end`
           : `another planish (pid ${found.pid}) works on ${what}; wait for it to end, or stop it`,
       );
     if (state === "unknown")
-      throw new PlanishError(
+      throw new LockedError(
         `planish (pid ${found.pid} on ${found.host}) works on ${what}; if it has ended, remove ${path}`,
       );
     if (takeOver(path, found, record, what)) break;

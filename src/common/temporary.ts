@@ -11,7 +11,6 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
-  readFileSync,
   renameSync,
   rmSync,
   writeFileSync,
@@ -19,9 +18,12 @@ import {
 import { basename, dirname, join } from "node:path";
 import { z } from "zod";
 import { processSchema, processState, thisProcess } from "./process-identity.js";
+import { readUserJson } from "./read-file.js";
 
 const MARK = "planish temporary directory";
 const MARKER_FILE = ".planish-temporary.json";
+/** Larger files are no markers. */
+const MAX_MARKER_BYTES = 4096;
 const markerSchema = processSchema.extend({ temporary: z.literal(MARK) });
 
 /** What the longest temporary name adds to a final one, bytes. */
@@ -94,7 +96,7 @@ function isAbandoned(path: string): boolean {
   if (!lstatSync(path).isDirectory() || !existsSync(marker) || !lstatSync(marker).isFile())
     return false;
   try {
-    const found = markerSchema.safeParse(JSON.parse(readFileSync(marker, "utf8")));
+    const found = markerSchema.safeParse(readUserJson(marker, { most: MAX_MARKER_BYTES }));
     return found.success && processState(found.data) === "ended";
   } catch {
     return false;

@@ -7,6 +7,7 @@ import {
   readFileSync,
   readdirSync,
   readlinkSync,
+  rmSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -245,6 +246,55 @@ describe("the hub", () => {
       /^\S+ of org\/tiny came damaged/,
     );
     expect(readdirSync(join(cacheDir, "models--org--tiny/blobs"))).toEqual([]);
+  });
+
+  it("fetches again a kept file of another size, and with --verify one of another content", async () => {
+    const cacheDir = freshDirectory();
+    const files = tinyLlamaFiles();
+    const path = await resolveModel("hf:org/tiny", { cacheDir, fetch: hub(files).fetch });
+    const weights = join(path, "model.safetensors");
+    const good = readFileSync(weights);
+    const again = hub(files);
+    const pull = (verify: boolean, fetch = again.fetch) =>
+      resolveModel("hf:org/tiny", { cacheDir, fetch, verify });
+    await pull(true);
+    expect(again.requests).toEqual([]);
+
+    writeFileSync(
+      weights,
+      good.map((byte, i) => (i === good.length - 1 ? byte ^ 1 : byte)),
+    );
+    await expect(pull(true, offline)).rejects.toThrow(/cannot be reached/);
+    expect(await pull(true)).toBe(path);
+    expect(again.fetched).toEqual(["model.safetensors"]);
+    expect(readFileSync(weights).equals(good)).toBe(true);
+
+    writeFileSync(weights, good.subarray(1));
+    rmSync(join(path, "config.json"));
+    await pull(false);
+    expect(again.fetched).toEqual(["model.safetensors", "model.safetensors"]);
+    expect(readFileSync(weights).equals(good)).toBe(true);
+    await expect(resolveModel("tiny-llama", { verify: true })).rejects.toThrow(UsageError);
+  });
+
+  it("lets one process at a time fetch, and clears away what killed ones have left", async () => {
+    const cacheDir = freshDirectory();
+    const blobs = join(cacheDir, "models--org--tiny/blobs");
+    mkdirSync(blobs, { recursive: true });
+    for (const name of [`${"0".repeat(40)}.partial-1-00000000`, `${"0".repeat(40)}.incomplete`])
+      writeFileSync(join(blobs, name), "");
+    const results = await Promise.allSettled(
+      [0, 1].map(() =>
+        resolveModel("hf:org/tiny", { cacheDir, fetch: hub(tinyLlamaFiles()).fetch }),
+      ),
+    );
+    expect(results.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected"]);
+    const lost = results.find(({ status }) => status === "rejected") as PromiseRejectedResult;
+    expect(String(lost.reason)).toMatch(/works on org\/tiny in .* already/);
+    const left = readdirSync(blobs).filter((name) => name.includes("."));
+    // The other name belongs to the hub's own clients.
+    expect(left).toEqual([`${"0".repeat(40)}.incomplete`]);
+    expect(readdirSync(join(cacheDir, ".locks/models--org--tiny"))).toEqual([]);
   });
 
   it("refuses repositories without safetensors", async () => {

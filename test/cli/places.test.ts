@@ -206,3 +206,47 @@ describe.skipIf(mount.status !== 0)("a full disk", () => {
     rmSync(ballast);
   });
 });
+
+describe.skipIf(process.platform === "win32")("a device where a file belongs", () => {
+  it.each([
+    ["quantize", ["--calibration", "/dev/zero", "--out", "zero-1"]],
+    ["quantize", ["--recipe", "/dev/zero", "--out", "zero-2"]],
+    ["eval", ["--ppl", "/dev/zero"]],
+    ["eval", ["--tasks", "piqa=/dev/zero"]],
+    ["serve", ["--api-key-file", "/dev/zero"]],
+    ["serve", ["--chat-template", "/dev/zero"]],
+  ])("%s %j is refused at once", async (command, args) => {
+    const { code, stderr } = await planish([command, MODEL, ...args]);
+    expect(code).not.toBe(0);
+    expect(lastLine(stderr)).toMatch(/^planish: .*\/dev\/zero.*device/);
+    for (const name of ["zero-1", "zero-2"])
+      for (const suffix of ["", ".run", ".lock"])
+        expect(existsSync(join(root, name + suffix))).toBe(false);
+  });
+
+  it.each(["quantization.json", "config.json", "tokenizer.json", "tokenizer_config.json"])(
+    "%s of an artifact is refused at once",
+    async (name) => {
+      const out = directory.file(`device-${name}`);
+      expect((await rtn(out)).code).toBe(0);
+      rmSync(join(out, name));
+      symlinkSync("/dev/zero", join(out, name));
+      const { code, stderr } = await planish(["generate", out, "--prompt", "Hi"]);
+      expect(code).toBe(1);
+      expect(stderr).toMatch(/^planish: [^\n]*device[^\n]*\n$/);
+    },
+  );
+
+  it("a journal's and a comparison's settings are refused at once", async () => {
+    const run = directory.file("devices.run");
+    mkdirSync(run);
+    symlinkSync("/dev/zero", join(run, "settings.json"));
+    const resumed = await rtn(directory.file("devices"), "--resume");
+    expect(lastLine(resumed.stderr)).toMatch(/^planish: .*settings\.json: it is a device/);
+    const out = directory.file("device-comparison");
+    mkdirSync(out);
+    symlinkSync("/dev/zero", join(out, "settings.json"));
+    const args = ["compare", MODEL, "--out", out, "--resume", "--windows", "1"];
+    expect(lastLine((await planish(args)).stderr)).toMatch(/settings\.json: it is a device/);
+  });
+});

@@ -63,6 +63,26 @@ describe("ProgressMeter", () => {
     meter.advance(3);
     expect(barLine(meter)).toBe("blocks [==================------] 3/4 (75%)");
   });
+
+  it("leaves out what does not fit, and never the percentage", () => {
+    const meter = new ProgressMeter("calibrating", 3840, clock);
+    for (let i = 0; i < 192; i++) {
+      now += 15;
+      meter.advance(10, "block 3, loss 0.00123");
+    }
+    const whole = "1,920/3,840 (50%), 48 min 00 s left, block 3, loss 0.00123";
+    expect(barLine(meter)).toBe(`calibrating [============------------] ${whole}`);
+    expect(barLine(meter, 80)).toBe(`calibrating [===----] ${whole}`);
+    expect(barLine(meter, 60)).toBe("calibrating [=====-----] 1,920/3,840 (50%), 48 min 00 s left");
+    for (let width = 0; width <= 120; width++) {
+      const line = barLine(meter, width);
+      expect(Array.from(line).length).toBeLessThanOrEqual(width);
+      if (width >= 3) expect(line).toContain("50%");
+      if (width >= 60) expect(line).toMatch(/^calibrating \[=+-+\] 1,920.* left/);
+    }
+    expect(barLine(meter, 20)).toBe("calibrating 50%");
+    expect(barLine(meter, 10)).toBe("calib… 50%");
+  });
 });
 
 describe("LineProgress", () => {

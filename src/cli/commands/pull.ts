@@ -2,11 +2,13 @@
 
 import type { Command } from "commander";
 import { resolveModel, SHORT_NAMES } from "../../checkpoint/hub.js";
+import { outputPlace } from "../../common/place.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
 
 interface PullFlags {
   readonly cacheDir?: string;
+  readonly verify?: boolean;
 }
 
 export function register(program: Command): void {
@@ -18,9 +20,15 @@ export function register(program: Command): void {
     )
     .argument("<model>", `hf:org/name[@revision], or one of ${SHORT_NAMES.join(", ")}`)
     .option("--cache-dir <dir>", "where to keep it (default: the hub's own cache, see HF_HOME)")
+    .option("--verify", "hash the files of a model that is there; fetch again what is damaged")
     .action(
-      perform<PullFlags, [string]>(async ({ reporter, signal }, { cacheDir }, model) => {
-        const path = await resolveModel(model, { cacheDir, progress: reporter, signal });
+      perform<PullFlags, [string]>(async ({ reporter, signal }, flags, model) => {
+        const { verify } = flags;
+        const cacheDir =
+          flags.cacheDir === undefined
+            ? undefined
+            : outputPlace(flags.cacheDir, { flag: "--cache-dir", kind: "directory" });
+        const path = await resolveModel(model, { cacheDir, verify, progress: reporter, signal });
         reporter.result({ model, path }, () => path);
       }),
     );
