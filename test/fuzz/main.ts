@@ -4,12 +4,12 @@
  * over 1 GB, when its error is not one clean line, or when nonsense is taken (docs/fuzzing.md).
  */
 import { fork, type ChildProcess } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { fileURLToPath } from "node:url";
 import { caseOf, targetsOf } from "./cases.js";
+import { makeDirectory, PARENT_VARIABLE } from "./scratch.js";
 import type { Report, Task } from "./worker.js";
 
 const HANG_MS = 5000;
@@ -55,7 +55,7 @@ interface Line {
 class Lane {
   readonly lines = new Map<string, Line>();
   readonly #targets = targetsOf(values.format, values.skip);
-  readonly #directory = mkdtempSync(join(tmpdir(), "planish-fuzz-"));
+  readonly #directory = makeDirectory();
   readonly #children = new Set<ChildProcess>();
   /** By number: cases may be done again after their process died. */
   readonly #failures = new Set<number>();
@@ -119,6 +119,7 @@ class Lane {
         [JSON.stringify(task)],
         {
           execArgv: ["--import", "tsx", `--max-old-space-size=${HEAP_MB}`],
+          env: { ...process.env, [PARENT_VARIABLE]: this.#directory },
           stdio: ["ignore", "ignore", "ignore", "ipc"],
         },
       );

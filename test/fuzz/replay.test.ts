@@ -1,9 +1,12 @@
 /** Inputs that once failed, or that a reader should go on taking or refusing, by format: test/fuzz/seeds/FORMAT/NAME. */
 import { readdirSync, readFileSync } from "node:fs";
-import { describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { Random } from "../../src/common/random.js";
 import { TARGETS } from "./formats/index.js";
+import { removeScratch } from "./scratch.js";
 import { judge } from "./target.js";
+
+afterAll(removeScratch);
 
 const SEEDS = new URL("./seeds/", import.meta.url);
 
