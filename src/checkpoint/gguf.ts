@@ -5,7 +5,7 @@
 
 import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
-import { FileReader } from "./file-reader.js";
+import type { FileReader } from "./file-reader.js";
 import { BLOCK_FORMATS } from "./gguf-blocks.js";
 import {
   ggufArchitecture,
@@ -15,7 +15,8 @@ import {
   rotateHalfRow,
 } from "./gguf-config.js";
 import { GgufMetadata } from "./gguf-metadata.js";
-import { parseGguf, type GgufTensor } from "./gguf-parser.js";
+import type { GgufTensor } from "./gguf-parser.js";
+import { openGgufParts, type GgufParts } from "./gguf-parts.js";
 import { ggufEosTokenIds, rebuildTokenizer } from "./gguf-tokenizer.js";
 import { quoteName } from "./safetensors-header.js";
 import { TensorStore, type LocatedTensor } from "./tensor-store.js";
@@ -29,23 +30,23 @@ const PERMUTED = /\.self_attn\.[qk]_proj\.(weight|bias)$/;
  * file has but Planish does not read.
  */
 export function openGguf(path: string): Checkpoint {
-  const reader = new FileReader(path);
+  const opened = openGgufParts(path);
   try {
-    return build(path, reader);
+    return build(opened);
   } catch (error) {
-    reader.close();
+    for (const { reader } of opened.parts) reader.close();
     throw error;
   }
 }
 
-function build(path: string, reader: FileReader): Checkpoint {
-  const file = parseGguf(reader);
+function build({ path, parts, ...file }: GgufParts): Checkpoint {
   const metadata = new GgufMetadata(file.metadata, path);
   const architecture = ggufArchitecture(metadata);
   const headDim = ggufHeadDim(metadata, architecture.name);
   const located = new Map<string, LocatedTensor>();
   let ropeFactors: Float32Array | undefined;
-  for (const stored of file.tensors) {
+  const all = parts.flatMap(({ reader, tensors }) => tensors.map((tensor) => ({ reader, tensor })));
+  for (const { reader, tensor: stored } of all) {
     if (stored.name === ROPE_FACTORS) {
       ropeFactors = readAlone(stored, reader);
       continue;
@@ -80,7 +81,12 @@ function build(path: string, reader: FileReader): Checkpoint {
     hasAttentionBias: located.has("model.layers.0.self_attn.q_proj.bias"),
     ropeFactors,
   });
-  const store = new TensorStore(path, located, [reader], BLOCK_FORMATS);
+  const store = new TensorStore(
+    path,
+    located,
+    parts.map(({ reader }) => reader),
+    BLOCK_FORMATS,
+  );
   let tokenizer: TokenizerFiles | undefined;
   return {
     path,
