@@ -21,7 +21,7 @@ import {
 import { basename, dirname, join } from "node:path";
 import { z } from "zod";
 import { PlanishError } from "./errors.js";
-import { processSchema, processState, thisProcess } from "./process-identity.js";
+import { processSchema, processState, thisProcess, processExists } from "./process-identity.js";
 
 /** Says that the file is one of ours. */
 const MARK = "planish lock";
@@ -99,7 +99,12 @@ function takeOver(path: string, stale: LockRecord, record: LockRecord, what: str
   const now = readLock(path);
   if (now === undefined || now === "foreign" || now.id !== stale.id) return false;
   const temporary = writeRecord(path, record);
-  renameSync(temporary, path);
+  try {
+    renameSync(temporary, path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return false;
+    throw error;
+  }
   return true;
 }
 
@@ -111,7 +116,8 @@ function create(path: string, record: LockRecord): boolean {
     return true;
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    if (code === "EEXIST") return false;
+    // ENOENT: another process took the record for an abandoned one.
+    if (code === "EEXIST" || code === "ENOENT") return false;
     if (!["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK"].includes(code ?? "")) throw error;
     return createWithoutLinks(path, record);
   } finally {
@@ -145,15 +151,29 @@ function writeRecord(path: string, record: LockRecord): string {
   return temporary;
 }
 
-/** Removes the records of processes that were killed while they took this lock. */
+/**
+ * Removes the records of processes that were killed while they took this lock. One that was killed before it had written its
+ * record left an empty file, of which only the name says whose it was: on this machine, as far as anybody can tell. Should a
+ * process of another one be about to write it, that process finds it gone and tries again.
+ */
 function removeAbandoned(path: string): void {
   for (const name of readdirSync(dirname(path))) {
-    if (!name.startsWith(`${basename(path)}.`) || !/\.\d+-[0-9a-f]{8}$/.test(name)) continue;
+    const pid = /\.(\d+)-[0-9a-f]{8}$/.exec(name)?.[1];
+    if (!name.startsWith(`${basename(path)}.`) || pid === undefined) continue;
     const file = join(dirname(path), name);
     const found = readLock(file);
-    if (found !== undefined && found !== "foreign" && processState(found) === "ended")
-      rmSync(file, { force: true });
+    if (found === undefined) continue;
+    const ended =
+      found === "foreign"
+        ? isEmptyFile(file) && !processExists(Number(pid))
+        : processState(found) === "ended";
+    if (ended) rmSync(file, { force: true });
   }
+}
+
+function isEmptyFile(path: string): boolean {
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  return found !== undefined && found.isFile() && found.size === 0;
 }
 
 /** What a lock file says; undefined when it is gone, "foreign" when it is something else. */

@@ -27,7 +27,7 @@ export function thisProcess(): ProcessIdentity {
  */
 export function processState(other: ProcessIdentity): "running" | "ended" | "unknown" {
   if (other.host !== hostname()) return "unknown";
-  if (!exists(other.pid)) return "ended";
+  if (!processExists(other.pid)) return "ended";
   const start = startTime(other.pid);
   if (start === undefined && process.platform === "linux") return "ended";
   return start !== undefined && other.start !== undefined && start !== other.start
@@ -35,7 +35,8 @@ export function processState(other: ProcessIdentity): "running" | "ended" | "unk
     : "running";
 }
 
-function exists(pid: number): boolean {
+/** Whether some process of this machine has the pid. */
+export function processExists(pid: number): boolean {
   try {
     process.kill(pid, 0);
     return true;

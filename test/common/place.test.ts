@@ -182,6 +182,15 @@ describe("a lock", () => {
     expect(readdirSync(d)).toEqual([]);
   });
 
+  it("leaves nothing of a process that was killed before it had written its record, and what is not that", () => {
+    const gone = join(d, `lock.${2 ** 22 + 1}-0123abcd`);
+    const kept = [`lock.${process.pid}-0123abcd`, "lock.7-notours", `lock.${2 ** 22 + 1}-89abcdef`];
+    for (const name of kept) writeFileSync(join(d, name), name.endsWith("ef") ? "a user's" : "");
+    writeFileSync(gone, "");
+    acquireLock(join(d, "lock"), "this")[Symbol.dispose]();
+    expect(readdirSync(d).sort()).toEqual(kept.sort());
+  });
+
   it("of another machine is left alone", () => {
     const text = record({ ...ended, host: `not-${hostname()}` });
     writeFileSync(join(d, "lock"), text);
