@@ -8,15 +8,15 @@ import { createCpuBackend } from "../src/backend/cpu/backend.js";
 import { profiledBackend } from "../src/backend/profile.js";
 import { Random } from "../src/common/random.js";
 import { type ModelConfig } from "../src/models/config.js";
-import { uploadBlock, type HostBlock } from "../src/models/weights.js";
+import { uploadBlock } from "../src/models/weights.js";
 import { sitesOf } from "../src/backend/contract/program.js";
-import { mapValues } from "../src/common/records.js";
 import { BlockTrainer } from "../src/quantize/block-training.js";
 import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../src/quantize/methods/flatquant/recipe.js";
 import { parameterRule } from "../src/quantize/methods/flatquant/train.js";
 import { parameter } from "../src/tensor/tensor.js";
 import { blockProgram } from "../src/models/architectures/index.js";
+import { randomBlock } from "./random-block.js";
 
 const BATCH = 4;
 const TIME = 2048;
@@ -43,39 +43,23 @@ function noise(random: Random, length: number, deviation: number): Float32Array 
   return Float32Array.from({ length }, () => deviation * random.normal());
 }
 
-function randomBlock(random: Random): HostBlock {
-  const { linears, norms } = blockProgram(config, 0);
-  return {
-    norms: mapValues(norms, ({ path, width }) => ({
-      path,
-      gain: { shape: [width], data: new Float32Array(width).fill(1) },
-    })),
-    linears: mapValues(linears, ({ path, shape }) => ({
-      path,
-      weight: { shape, data: noise(random, shape[0] * shape[1], 1 / Math.sqrt(shape[1])) },
-    })),
-  };
-}
-
 const threads = process.argv[2] === undefined ? undefined : Number(process.argv[2]);
 const backend = profiledBackend(createCpuBackend({ threads }));
 const random = Random.for(1, "step");
-const block = randomBlock(random);
+const program = blockProgram(config, 0);
+const block = randomBlock(program, (length, deviation) => noise(random, length, deviation));
 const maxima = Object.fromEntries(
-  sitesOf(blockProgram(config, 0)).map(({ site, width }) => [
-    site,
-    new Float64Array(width).fill(3),
-  ]),
+  sitesOf(program).map(({ site, width }) => [site, new Float64Array(width).fill(3)]),
 );
 const recipe = flatQuantPresets.paper;
 const params = new Map(
-  [...initialParameters(block, blockProgram(config, 0), scheme, recipe, maxima, random)].map(
+  [...initialParameters(block, program, scheme, recipe, maxima, random)].map(
     ([name, { shape, data }]) => [name, parameter(backend, shape, data)],
   ),
 );
 using trainer = new BlockTrainer({
   backend,
-  block: { program: blockProgram(config, 0), scheme },
+  block: { program, scheme },
   weights: uploadBlock(backend, block),
   params,
   precision: "bf16",

@@ -6,9 +6,8 @@
 import { createCudaBackend, type CudaBackend } from "../src/backend/cuda/backend.js";
 import { Random } from "../src/common/random.js";
 import { type ModelConfig } from "../src/models/config.js";
-import { uploadBlock, type HostBlock } from "../src/models/weights.js";
+import { uploadBlock } from "../src/models/weights.js";
 import { sitesOf } from "../src/backend/contract/program.js";
-import { mapValues } from "../src/common/records.js";
 import { BatchFeed } from "../src/quantize/calibration/feed.js";
 import type { Activations } from "../src/quantize/calibration/windows.js";
 import { BlockTrainer } from "../src/quantize/block-training.js";
@@ -17,6 +16,7 @@ import { flatQuantPresets } from "../src/quantize/methods/flatquant/recipe.js";
 import { parameterRule } from "../src/quantize/methods/flatquant/train.js";
 import { parameter, type Tensor } from "../src/tensor/tensor.js";
 import { blockProgram } from "../src/models/architectures/index.js";
+import { randomBlock } from "./random-block.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 const BATCH = 4;
@@ -49,20 +49,6 @@ function noise(random: Random, length: number, deviation: number): Float32Array 
     values[i] =
       scale * (random.nextUint32() + random.nextUint32() + random.nextUint32() - 1.5 * 2 ** 32);
   return values;
-}
-
-function randomBlock(random: Random): HostBlock {
-  const { linears, norms } = blockProgram(config, 0);
-  return {
-    norms: mapValues(norms, ({ path, width }) => ({
-      path,
-      gain: { shape: [width], data: new Float32Array(width).fill(1) },
-    })),
-    linears: mapValues(linears, ({ path, shape }) => ({
-      path,
-      weight: { shape, data: noise(random, shape[0] * shape[1], 1 / Math.sqrt(shape[1])) },
-    })),
-  };
 }
 
 /** Median seconds between events around `run`. */
@@ -138,15 +124,13 @@ print(backend.description);
 ceilings(backend);
 
 const random = new Random(1);
-const block = randomBlock(random);
+const program = blockProgram(config, 0);
+const block = randomBlock(program, (length, deviation) => noise(random, length, deviation));
 const maxima = Object.fromEntries(
-  sitesOf(blockProgram(config, 0)).map(({ site, width }) => [
-    site,
-    new Float64Array(width).fill(3),
-  ]),
+  sitesOf(program).map(({ site, width }) => [site, new Float64Array(width).fill(3)]),
 );
 const recipe = { ...flatQuantPresets.paper, precision: "bf16" as const };
-const initial = initialParameters(block, blockProgram(config, 0), scheme, recipe, maxima, random);
+const initial = initialParameters(block, program, scheme, recipe, maxima, random);
 const weights = uploadBlock(backend, block);
 const params = new Map<string, Tensor>();
 for (const [name, { shape, data }] of initial) params.set(name, parameter(backend, shape, data));
@@ -166,7 +150,7 @@ backend.write(input, inputs.data.subarray(0, size));
 backend.write(target, targets.data.subarray(0, size));
 using trainer = new BlockTrainer({
   backend,
-  block: { program: blockProgram(config, 0), scheme },
+  block: { program, scheme },
   weights,
   params,
   precision: recipe.precision,

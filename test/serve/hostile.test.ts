@@ -1,12 +1,12 @@
 /** The server against malformed, hostile and merely odd requests. */
 import { connect } from "node:net";
 import fc from "fast-check";
-import pino from "pino";
 import { afterEach, describe, expect, it } from "vitest";
 import { collect, type Engine } from "../../src/engine/engine.js";
-import { createServer, type ServerOptions } from "../../src/serve/server.js";
+import type { ServerOptions } from "../../src/serve/server.js";
 import { translateChat, translateCompletion } from "../../src/serve/requests.js";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "../engine/fake-executor.js";
+import { listen, TEMPLATE } from "./listen.js";
 
 const KEYS = ["first-key-0123456789", "second-key-0123456789"] as const;
 const cleanup: (() => Promise<unknown>)[] = [];
@@ -18,25 +18,10 @@ async function start(options: Partial<ServerOptions> = {}): Promise<{
   url: string;
   engine: Engine;
 }> {
-  const template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}w";
   const executor = fakeExecutor({ maxPositions: 200 });
-  const { engine } = await fakeEngine(executor, { pages: 200 }, fakeTokenizer(template));
-  const server = await createServer(engine, {
-    model: "fake",
-    host: "127.0.0.1",
-    apiKeys: [],
-    bodyLimit: 1_000_000,
-    requestsPerMinute: 0,
-    maxConnections: 100,
-    clientPatience: 1000,
-    logger: pino({ level: "silent" }),
-    ...options,
-  });
-  const url = await server.app.listen({ host: "127.0.0.1", port: 0 });
-  cleanup.push(
-    () => engine.close(),
-    () => server.drain(0),
-  );
+  const { engine } = await fakeEngine(executor, { pages: 200 }, fakeTokenizer(TEMPLATE));
+  const { url, close } = await listen(engine, { bodyLimit: 1_000_000, ...options });
+  cleanup.push(close);
   return { url, engine };
 }
 

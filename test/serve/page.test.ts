@@ -1,10 +1,9 @@
 /** The chat page in a real browser, over an engine that computes nothing. */
 import axe, { type AxeResults } from "axe-core";
-import pino from "pino";
 import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { createServer } from "../../src/serve/server.js";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "../engine/fake-executor.js";
+import { listen, TEMPLATE } from "./listen.js";
 import { BROWSER_PATIENCE, launchChromium, noChromium } from "../report/chromium.js";
 
 const KEY = "page-key-0123456789";
@@ -19,28 +18,14 @@ beforeAll(async () => {
     const end = performance.now() + 2;
     while (performance.now() < end);
   };
-  const template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}w";
   const executor = fakeExecutor({ onStep, maxPositions: 4000 });
   // No token ends a text: answers are as long as was asked.
-  const tokenizer = { ...fakeTokenizer(template), eosTokenIds: [] };
+  const tokenizer = { ...fakeTokenizer(TEMPLATE), eosTokenIds: [] };
   const { engine } = await fakeEngine(executor, { pages: 1000 }, tokenizer);
-  const server = await createServer(engine, {
-    model: "fake-model",
-    host: "127.0.0.1",
-    apiKeys: [KEY],
-    bodyLimit: 10_000,
-    requestsPerMinute: 0,
-    maxConnections: 100,
-    clientPatience: 1000,
-    logger: pino({ level: "silent" }),
-  });
-  url = await server.app.listen({ host: "127.0.0.1", port: 0 });
+  const listening = await listen(engine, { model: "fake-model", apiKeys: [KEY] });
+  url = listening.url;
   browser = await launchChromium();
-  cleanup.push(
-    () => engine.close(),
-    () => server.drain(0),
-    () => browser?.close() ?? Promise.resolve(),
-  );
+  cleanup.push(listening.close, () => browser?.close() ?? Promise.resolve());
 }, BROWSER_PATIENCE);
 afterAll(async () => {
   for (const each of cleanup.reverse()) await each();

@@ -1,15 +1,14 @@
 /** The HTTP server over an engine that computes nothing, asked by OpenAI's own client and by hand. */
 import { connect } from "node:net";
 import OpenAI from "openai";
-import pino from "pino";
 import { afterEach, describe, expect, it } from "vitest";
 import type { Engine } from "../../src/engine/engine.js";
 import type { HostOptions } from "../../src/engine/host.js";
-import { createServer, type ChatServer, type ServerOptions } from "../../src/serve/server.js";
+import type { ChatServer, ServerOptions } from "../../src/serve/server.js";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "../engine/fake-executor.js";
 import { until } from "../until.js";
+import { listen, TEMPLATE } from "./listen.js";
 
-const TEMPLATE = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}w";
 const KEY = "test-key-0123456789";
 
 interface Started {
@@ -40,22 +39,8 @@ async function start(
     { pages: 200, ...host },
     fakeTokenizer(TEMPLATE),
   );
-  const server = await createServer(engine, {
-    model: "fake",
-    host: "127.0.0.1",
-    apiKeys: [],
-    bodyLimit: 10_000,
-    requestsPerMinute: 0,
-    maxConnections: 100,
-    clientPatience: 1000,
-    logger: pino({ level: "silent" }),
-    ...options,
-  });
-  const url = await server.app.listen({ host: "127.0.0.1", port: 0 });
-  cleanup.push(
-    () => engine.close(),
-    () => server.drain(0),
-  );
+  const { server, url, close } = await listen(engine, options);
+  cleanup.push(close);
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: KEY, maxRetries: 0 });
   return { server, engine, crash, url, client };
 }
