@@ -36,12 +36,19 @@ export function temporaryName(final: string): string {
 
 /** Writes a small file so that it appears complete or not at all. */
 export function writeAtomically(path: string, content: string | Uint8Array): void {
+  replaceFile(path, (file) => {
+    writeFileSync(file, content);
+    fsyncSync(file);
+  });
+}
+
+/** Gives a file what `write` puts into the one that takes its place, once it is complete. */
+export function replaceFile(path: string, write: (file: number) => void): void {
   const partial = temporaryName(path);
   try {
     const file = openSync(partial, "wx");
     try {
-      writeFileSync(file, content);
-      fsyncSync(file);
+      write(file);
     } finally {
       closeSync(file);
     }

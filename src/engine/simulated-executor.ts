@@ -11,6 +11,7 @@ import { blockTensors } from "../models/weights.js";
 import { attention, gatherRows } from "../tensor/ops/index.js";
 import { Graph, Tensor } from "../tensor/tensor.js";
 import type { Chunk, Executor, ModelShape, StepLogits } from "../backend/contract/inference.js";
+import { modelShape } from "./source.js";
 
 /**
  * Native products of few rows sum in another order than those of many. A step is padded to this many rows (one more
@@ -52,13 +53,7 @@ export class SimulatedExecutor implements Executor {
     arithmetic: string,
   ) {
     const { backend, config } = model;
-    const { hiddenSize, vocabSize, maxPositions, positions } = config;
-    this.shape = {
-      hiddenSize,
-      vocabSize,
-      maxPositions,
-      learnedPositions: positions.kind === "learned",
-    };
+    this.shape = modelShape(config);
     this.widths = model.programs.map(cacheWidth);
     const total = this.widths.reduce((sum, width) => sum + width, 0);
     this.bytesPerPage = 2 * this.pageTokens * total * realBytes(backend);

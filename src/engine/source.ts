@@ -1,6 +1,11 @@
 /** What an executor is prepared from: an artifact's packed blocks, or an original's as blocks without grids. */
 import type { RealArray } from "../backend/backend.js";
-import type { InferenceSource, OuterSource, StoredMatrix } from "../backend/contract/inference.js";
+import type {
+  InferenceSource,
+  ModelShape,
+  OuterSource,
+  StoredMatrix,
+} from "../backend/contract/inference.js";
 import type { PackedBlock, PackedLinear } from "../backend/contract/packed.js";
 import { parseScheme } from "../backend/contract/scheme.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
@@ -27,6 +32,11 @@ export function openSource(path: string): OpenSource {
   };
 }
 
+export function modelShape(config: ModelConfig): ModelShape {
+  const { hiddenSize, vocabSize, maxPositions, positions } = config;
+  return { hiddenSize, vocabSize, maxPositions, learnedPositions: positions.kind === "learned" };
+}
+
 /** A model's parts as executors take them. */
 export function inferenceSource({
   checkpoint,
@@ -39,9 +49,8 @@ export function inferenceSource({
   readonly architecture: Architecture;
   readonly config: ModelConfig;
 }): InferenceSource {
-  const { hiddenSize, vocabSize, maxPositions, positions } = config;
   return {
-    shape: { hiddenSize, vocabSize, maxPositions, learnedPositions: positions.kind === "learned" },
+    shape: modelShape(config),
     programs: blockPrograms(config),
     scheme,
     outer: outerSource(checkpoint, architecture, config),

@@ -37,6 +37,19 @@ export function transformModule(site: LinearSite): string {
   return TRANSFORM_MODULES[site] ?? `${site}_trans`;
 }
 
+/** A site's sides of those that a block stores: a transform of one matrix is the left side at an attention's output. */
+export function storedSides<T>(
+  { site, attention }: SitePlace,
+  stored: (name: string) => T | undefined,
+): { readonly left?: T; readonly right?: T } {
+  const module = transformModule(site);
+  const single = stored(`${module}.matrix`);
+  return {
+    left: stored(`${module}.matrix_left`) ?? (attention ? single : undefined),
+    right: stored(`${module}.matrix_right`) ?? (attention ? undefined : single),
+  };
+}
+
 /** What a tensor's values must be: finite numbers, above zero, or integers of a range. */
 export type ValueRule = "finite" | "positive" | { readonly from: number; readonly to: number };
 
@@ -337,12 +350,9 @@ export function layoutOfStored(
   const bits = (path: string): number => storedBits(checkpoint, `${prefix}${path}.act_quantizer`);
   if (parameters) return layoutOfParameters(program, parameters, bits, biases);
   const transforms: Partial<Record<LinearSite, TransformLayout>> = {};
-  for (const { site, attention } of sitesOf(program)) {
-    const module = transformModule(site);
-    const single = extent(`${module}.matrix`);
-    const left = extent(`${module}.matrix_left`) ?? (attention ? single : undefined);
-    const right = extent(`${module}.matrix_right`) ?? (attention ? undefined : single);
-    if (left !== undefined || right !== undefined) transforms[site] = { left, right };
+  for (const place of sitesOf(program)) {
+    const sides = storedSides(place, extent);
+    if (sides.left !== undefined || sides.right !== undefined) transforms[place.site] = sides;
   }
   const clipped = (module: string): boolean => has(`${module}.clip_factor_a_max`);
   const clips = linears.filter((path) => clipped(`${path}.act_quantizer`));

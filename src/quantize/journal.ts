@@ -9,7 +9,6 @@ import {
   mkdirSync,
   readdirSync,
   readSync,
-  renameSync,
   rmdirSync,
   rmSync,
   statSync,
@@ -32,7 +31,7 @@ import { PlanishError } from "../common/errors.js";
 import { MAX_SETTINGS_BYTES, readUserText } from "../common/read-file.js";
 import { mapValues } from "../common/records.js";
 import { finiteJson } from "../common/ratio.js";
-import { temporaryName, writeAtomically } from "../common/temporary.js";
+import { replaceFile, writeAtomically } from "../common/temporary.js";
 import type { ParameterValues } from "./parameters.js";
 import type { Activations } from "./calibration/windows.js";
 import {
@@ -152,23 +151,12 @@ export class Journal {
 
   /** Keeps the full-precision states that enter a block, for the process that works on from there. */
   keepStates(layer: number, { data }: Activations): void {
-    const file = this.statesFile(layer);
-    const partial = temporaryName(file);
-    try {
-      const fd = openSync(partial, "wx");
-      try {
-        for (let at = 0; at < data.byteLength;) {
-          const count = Math.min(STATES_CHUNK, data.byteLength - at);
-          at += writeSync(fd, new Uint8Array(data.buffer, data.byteOffset + at, count));
-        }
-      } finally {
-        closeSync(fd);
+    replaceFile(this.statesFile(layer), (file) => {
+      for (let at = 0; at < data.byteLength;) {
+        const count = Math.min(STATES_CHUNK, data.byteLength - at);
+        at += writeSync(file, new Uint8Array(data.buffer, data.byteOffset + at, count));
       }
-      renameSync(partial, file);
-    } catch (error) {
-      rmSync(partial, { force: true });
-      throw error;
-    }
+    });
   }
 
   /** @throws PlanishError when they are not kept, or belong to other windows. */

@@ -25,6 +25,7 @@ import {
   layoutOfStored,
   readDescribed,
   requireHeader,
+  storedSides,
   transformModule,
   valueProblem,
   type ParameterShapes,
@@ -197,12 +198,9 @@ export function readPackedBlock(
     };
   }
   const transforms: Partial<Record<LinearSite, PackedTransform>> = {};
-  for (const { site, attention } of sitesOf(program)) {
-    const module = transformModule(site);
-    const single = optional(`${module}.matrix`);
-    const left = optional(`${module}.matrix_left`) ?? (attention ? single : undefined);
-    const right = optional(`${module}.matrix_right`) ?? (attention ? undefined : single);
-    if (left || right) transforms[site] = { left, right };
+  for (const place of sitesOf(program)) {
+    const sides = storedSides(place, optional);
+    if (sides.left || sides.right) transforms[place.site] = sides;
   }
   const key = optional(`${KEY_MODULE}.matrix`);
   return {

@@ -5,7 +5,6 @@
  * Source: spec/flatquant.md, Sites, Kronecker transform, Quantizers.
  */
 import type { RealArray } from "../backend/backend.js";
-import { mapValues } from "../common/records.js";
 import { requireLinear, type BlockHooks, type BlockWeights } from "../models/interpret.js";
 import {
   siteNamed,
@@ -85,19 +84,12 @@ export function bindSimulated(
   observe?: ActivationObserver,
 ): SimulatedBlock {
   const formed = formOrthogonals(g, params);
-  const places = new Map(sitesOf(program).map((place) => [place.site, place]));
-  const placeOf = new Map(
-    [...places.values()].flatMap((place) => place.linears.map((name) => [name, place] as const)),
-  );
-  /** The attention whose values a linear makes. */
-  const attentionOf = new Map(
-    [...places.values()].flatMap(({ attention }) =>
-      attention ? [[attention.values, attention] as const] : [],
-    ),
-  );
+  const places = sitesOf(program);
+  const makesValues = (name: LinearName): boolean =>
+    places.some(({ attention }) => attention?.values === name);
   const pathOf = (name: LinearName): string => program.linears[name]?.path ?? name;
-  const site = mapValues(Object.fromEntries(places), ({ site: name }) =>
-    bindTransform(g, params, name, formed),
+  const site = Object.fromEntries(
+    places.map(({ site: name }) => [name, bindTransform(g, params, name, formed)]),
   );
   const keyTransform = bindTransform(g, params, "k_head", formed)?.right;
   const valueTransform = bindTransform(g, params, "v_head", formed)?.right;
@@ -121,15 +113,9 @@ export function bindSimulated(
     if (upstream?.kind === "values") return upstream.linear;
     return upstream?.kind === "rows" && grids.has(upstream.linear) ? upstream.linear : undefined;
   };
-  const carriedBy = new Map(
-    [...places.values()].flatMap((place) => {
-      const linear = carrier(place);
-      return linear === undefined ? [] : [[linear, place] as const];
-    }),
-  );
   /** What a linear's outputs are multiplied with on behalf of a site further on, [out]. */
   const rowFactors = (role: LinearName): Tensor | undefined => {
-    const place = carriedBy.get(role);
+    const place = places.find((each) => carrier(each) === role);
     const diag = place && site[place.site]?.diag;
     if (!diag) return undefined;
     if (!place.attention) return diag;
@@ -177,16 +163,13 @@ export function bindSimulated(
   };
 
   const unroundedWeight = (role: LinearName): Tensor => {
-    let w = weightTransform(
-      placeOf.get(role) ?? siteOfLinear(program, role),
-      requireLinear(weights, role).weight,
-    );
+    let w = weightTransform(siteOfLinear(program, role), requireLinear(weights, role).weight);
     if (scheme.weightBits < 16) {
       const bounds = clip(pathOf(role), "w");
       if (bounds) w = clipRows(g, w, bounds);
     }
     // P_v on the output side: rows of each head are mixed, after clipping (spec: "the clamp comes before").
-    if (attentionOf.has(role) && valueTransform)
+    if (makesValues(role) && valueTransform)
       w = kronecker(g, w, { left: valueTransform.p, nRight: w.shape[1] });
     const factors = rowFactors(role);
     if (factors) w = binary(g, "mul", w, factors, "column");
@@ -217,8 +200,7 @@ export function bindSimulated(
   const bias = (role: LinearName): Tensor | undefined => {
     const b = requireLinear(weights, role).bias;
     if (!b) return undefined;
-    if (attentionOf.has(role) && valueTransform)
-      return kronecker(g, b, { right: valueTransform.p });
+    if (makesValues(role) && valueTransform) return kronecker(g, b, { right: valueTransform.p });
     const factors = rowFactors(role);
     return factors ? binary(g, "mul", b, factors, "full") : b;
   };

@@ -8,7 +8,7 @@
  */
 import { PlanishError } from "../../common/errors.js";
 import type { HostNorm, PackedBlock } from "./packed.js";
-import type { BlockProgram, NormStep, Step } from "./program.js";
+import type { BlockProgram, NormStep } from "./program.js";
 import type { Scheme } from "./scheme.js";
 
 /** What surrounds the blocks, in numbers. */
@@ -61,9 +61,6 @@ export interface InferenceSource {
   readonly outer: OuterSource;
   block(layer: number): PackedBlock;
 }
-
-/** Whether a device's kernels can compute a step of a model: why not, as it stands after "because"; undefined where they can. */
-export type Supports = (step: Step, scheme: Scheme) => string | undefined;
 
 /** Consecutive tokens of one sequence, to be processed in one step. */
 export interface Chunk {

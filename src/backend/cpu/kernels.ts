@@ -2,7 +2,7 @@
  * The CPU backend's kernels: those of the ABI's table as they are, with what the table cannot say of them. The matrix
  * products stand in matmul.ts.
  */
-import type { Buffer, HeadLayout, Kernels } from "../backend.js";
+import type { AttentionArgs, Buffer, HeadLayout, Kernels } from "../backend.js";
 import { PlanishError } from "../../common/errors.js";
 import { checkFlattenRows } from "../flatten-check.js";
 import type { NativeLibrary } from "./library.js";
@@ -47,6 +47,18 @@ function strides<P extends string>(
     [`${name}Time`]: timeStride,
     [`${name}Head`]: headStride,
   } as Strides<P>;
+}
+
+/** What attention and its gradient say in words of the ABI. */
+function attentionWords(args: AttentionArgs) {
+  return {
+    window: args.window ?? 0,
+    softcap: args.softcap ?? 0,
+    ...strides("q", args.qLayout),
+    ...strides("kv", args.kvLayout),
+    ...strides("out", args.outLayout),
+    half: args.precision === "bf16",
+  };
 }
 
 interface Heads {
@@ -100,27 +112,11 @@ export function cpuKernels(library: NativeLibrary): Kernels {
     },
     attention(args) {
       checkHeads(args, "attention");
-      native.attention({
-        ...args,
-        window: args.window ?? 0,
-        softcap: args.softcap ?? 0,
-        ...strides("q", args.qLayout),
-        ...strides("kv", args.kvLayout),
-        ...strides("out", args.outLayout),
-        half: args.precision === "bf16",
-      });
+      native.attention({ ...args, ...attentionWords(args) });
     },
     attentionBackward(args) {
       checkHeads(args, "attentionBackward");
-      native.attentionBackward({
-        ...args,
-        window: args.window ?? 0,
-        softcap: args.softcap ?? 0,
-        ...strides("q", args.qLayout),
-        ...strides("kv", args.kvLayout),
-        ...strides("out", args.outLayout),
-        half: args.precision === "bf16",
-      });
+      native.attentionBackward({ ...args, ...attentionWords(args) });
     },
     unary: native.unary,
     unaryBackward: native.unaryBackward,

@@ -138,13 +138,13 @@ async function rounded(
   flags: BenchFlags,
 ): Promise<string[]> {
   const artifacts: string[] = [];
-  using original = openSource(path);
+  using model = flags.device === "cuda" ? openSource(path) : undefined;
   using source = openCheckpoint(path);
   using backend = openBackend({ threads: flags.threads });
   const hash = (await source.hash()).slice(0, 12);
   for (const text of flags.schemes) {
     const scheme = parseScheme(text);
-    const obstacle = flags.device === "cuda" ? cudaObstacle({ ...original, scheme }) : undefined;
+    const obstacle = model && cudaObstacle({ ...model, scheme });
     if (obstacle !== undefined) {
       reporter.warn(`${formatScheme(scheme)} is left out: ${obstacle}`);
       continue;

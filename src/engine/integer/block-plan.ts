@@ -247,30 +247,13 @@ class BlockPlanner {
       this.gridProducts(roles, { x, width }, outputs, accumulate);
       return;
     }
-    const parts = roles.flatMap((role, i): ProductPart[] => {
-      const matrix = this.block.linears[role];
-      const out = outputs.get(role);
-      if (!matrix || !out) return [];
-      const set = setOf[i];
-      return [
-        {
-          n: matrix.shape[0],
-          a: real ? x : buffers.codes.address + BigInt(set * STEP_ROWS * width),
-          aScale: real ? 0n : buffers.scales.address + BigInt(set * STEP_ROWS * 4),
-          packed: matrix.address,
-          bScale: matrix.scale,
-          bias: matrix.bias,
-          out: out.address,
-          outStride: out.width,
-        },
-      ];
-    });
-    plan.add("packedMatmulParts", {
-      kind,
-      k: width,
-      parts: parts.length,
-      table: plan.parts(parts),
-      accumulate,
+    this.product(kind, width, roles, outputs, accumulate, (role) => {
+      if (real) return { a: x, aScale: 0n };
+      const set = setOf[roles.indexOf(role)];
+      return {
+        a: buffers.codes.address + BigInt(set * STEP_ROWS * width),
+        aScale: buffers.scales.address + BigInt(set * STEP_ROWS * 4),
+      };
     });
   }
 
@@ -335,30 +318,43 @@ class BlockPlanner {
         codes: buffers.codes.address,
         scale: buffers.scales.address,
       });
-      const parts = members.flatMap((role): ProductPart[] => {
-        const matrix = this.block.linears[role];
-        const out = outputs.get(role);
-        if (!matrix || !out) return [];
-        return [
-          {
-            n: matrix.shape[0],
-            a: buffers.codes.address,
-            aScale: buffers.scales.address,
-            packed: matrix.address,
-            bScale: matrix.scale,
-            bias: matrix.bias,
-            out: out.address,
-            outStride: out.width,
-          },
-        ];
-      });
-      plan.add("packedMatmulParts", {
-        kind: first.kind,
-        k: columns,
-        parts: parts.length,
-        table: plan.parts(parts),
-        accumulate,
-      });
+      const codes = { a: buffers.codes.address, aScale: buffers.scales.address };
+      this.product(first.kind, columns, members, outputs, accumulate, () => codes);
     }
+  }
+
+  /** Products of linears whose activations have `columns` columns, in one call. */
+  private product(
+    kind: PackedKind,
+    columns: number,
+    roles: readonly LinearName[],
+    outputs: ReadonlyMap<LinearName, ProductOutput>,
+    accumulate: boolean,
+    activationOf: (role: LinearName) => Pick<ProductPart, "a" | "aScale">,
+  ): void {
+    const { plan } = this.context;
+    const parts = roles.flatMap((role): ProductPart[] => {
+      const matrix = this.block.linears[role];
+      const out = outputs.get(role);
+      if (!matrix || !out) return [];
+      return [
+        {
+          n: matrix.shape[0],
+          ...activationOf(role),
+          packed: matrix.address,
+          bScale: matrix.scale,
+          bias: matrix.bias,
+          out: out.address,
+          outStride: out.width,
+        },
+      ];
+    });
+    plan.add("packedMatmulParts", {
+      kind,
+      k: columns,
+      parts: parts.length,
+      table: plan.parts(parts),
+      accumulate,
+    });
   }
 }

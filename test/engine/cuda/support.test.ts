@@ -14,6 +14,7 @@ import { codeSets, groupLinears } from "../../../src/engine/cuda/weights.js";
 import { blockPrograms, parseModelConfig } from "../../../src/models/architectures/index.js";
 import type { ModelConfig } from "../../../src/models/config.js";
 import { parseScheme, type Scheme } from "../../../src/backend/contract/scheme.js";
+import { modelShape } from "../../../src/engine/source.js";
 
 const SHARED = 227 * 1024;
 
@@ -24,9 +25,8 @@ function configOf(name: string): ModelConfig {
 
 /** Why a model of some configuration cannot run; by default quantized. */
 function obstacle(config: ModelConfig, scheme: Scheme): string | undefined {
-  const { hiddenSize, vocabSize, maxPositions, positions } = config;
   return cudaObstacle({
-    shape: { hiddenSize, vocabSize, maxPositions, learnedPositions: positions.kind === "learned" },
+    shape: modelShape(config),
     programs: blockPrograms(config),
     scheme,
     outer: {},
