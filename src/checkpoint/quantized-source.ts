@@ -42,7 +42,7 @@ function formatOf(key: string, value: unknown): string {
 const FORMATS: readonly (readonly [string, RegExp])[] = [
   [
     "a Planish artifact",
-    /\.(?:ln|o|up_gate|down|kcache)_trans\.|_cache_quantizer\.|\.act_quantizer\./,
+    /^quantizer\.|\.(?:ln|o|up_gate|down|kcache)_trans\.|_cache_quantizer\.|\.act_quantizer\./,
   ],
   ["GPTQ or AWQ", /\.(?:qweight|qzeros|g_idx|scales)$/],
   ["FP8 in blocks", /[._]scale_inv$/],

@@ -88,6 +88,7 @@ describe("sources that are quantized already", () => {
     ["HQQ", "W_q", { [`${V}.W_q`]: codes([4]) }],
     ["MLX", "biases", { [`${V}.biases`]: floats([24, 1]) }],
     ["FP8", "k_scale", { "model.layers.0.self_attn.k_scale": floats([1]) }],
+    ["Planish", "v_proj.linear.scale", { [`quantizer.${V}.linear.scale`]: floats([24]) }],
     ["Planish", "ln_trans", { "model.layers.0.self_attn.ln_trans.matrix_left": floats([4]) }],
   ])("names %s (%s)", async (format, tensor, tensors) => {
     const message = refusal(await model({ tensors }));
