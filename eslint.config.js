@@ -16,7 +16,7 @@ const ROOMS = [
   ["quantize"],
   ["engine"],
   ["evaluate"],
-  ["bench", "report"],
+  ["measure", "experiments"],
   ["serve"],
   ["cli"],
 ];

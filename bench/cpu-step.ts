@@ -4,13 +4,13 @@
  *
  *   npx tsx bench/cpu-step.ts [threads]
  */
-import { createCpuBackend } from "../src/backend/cpu/backend.js";
-import { profiledBackend } from "../src/backend/profile.js";
+import { createCpuBackend } from "../src/backend/cpu/train/backend.js";
+import { profiledBackend } from "../src/backend/contract/profile.js";
 import { Random } from "../src/common/random.js";
 import { type ModelConfig } from "../src/models/config.js";
 import { uploadBlock } from "../src/models/weights.js";
 import { sitesOf } from "../src/backend/contract/program.js";
-import { BlockTrainer } from "../src/quantize/block-training.js";
+import { BlockTrainer } from "../src/quantize/block/block-training.js";
 import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../src/quantize/methods/flatquant/recipe.js";
 import { parameterRule } from "../src/quantize/methods/flatquant/train.js";

@@ -6,20 +6,20 @@
  */
 import { writeFileSync } from "node:fs";
 import type { ModelConfig } from "../src/models/config.js";
-import { CudaEngineDevice } from "../src/engine/cuda/device.js";
-import { CudaExecutor, type CudaExecutorOptions } from "../src/engine/cuda/executor.js";
+import { CudaEngineDevice } from "../src/backend/cuda/infer/device.js";
+import { CudaExecutor, type CudaExecutorOptions } from "../src/backend/cuda/infer/executor.js";
 import {
   featureTiles,
   packedBytes,
   paddedHalves,
   siteGeometry,
-} from "../src/engine/cuda/layout.js";
+} from "../src/backend/cuda/infer/layout.js";
 import {
   groupLinears,
   type CudaBlock,
   type CudaModel,
   type CudaSite,
-} from "../src/engine/cuda/weights.js";
+} from "../src/backend/cuda/infer/weights.js";
 import { blockPrograms } from "../src/models/architectures/index.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
@@ -132,7 +132,7 @@ function modelOf(sets: boolean): CudaModel {
     programs: blockPrograms(config),
     scheme: { weightBits: 4, activationBits: 4, kvBits: 4 },
     blocks: Array.from({ length: layers }, () => block(sets)),
-    outer: { embedding, head, finalNorm: { gain: ones, epsilon: 1e-5 } },
+    endLayers: { embedding, head, finalNorm: { gain: ones, epsilon: 1e-5 } },
     weightBytes: 0,
   };
 }

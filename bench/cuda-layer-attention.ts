@@ -5,7 +5,7 @@
  * example `ring4x2` or `ring2@8/2`.
  */
 import { PlanishError } from "../src/common/errors.js";
-import { pageLayout } from "../src/engine/cuda/layout.js";
+import { pageLayout } from "../src/backend/cuda/infer/layout.js";
 import { filledCaches } from "./cuda-layer-quantized.js";
 import {
   CACHED,
@@ -59,7 +59,7 @@ export function attentionWays(list: string, results: Record<string, number | str
     const caches = filledCaches(batch, 4);
     kernels.randomFill(buffers.a, batch * 3 * HIDDEN, "floats", batch);
     for (const cache of caches)
-      kernels.heads({
+      kernels.queriesKeysValues({
         ...SHAPE,
         kept: 4,
         ...tablesOf(step),

@@ -3,8 +3,8 @@
  * and the engine's attention kernels on a cache of halves.
  */
 import type { DevicePointer } from "../src/backend/cuda/driver.js";
-import type { EngineKernels } from "../src/engine/cuda/kernels.js";
-import { pageLayout } from "../src/engine/cuda/layout.js";
+import type { EngineKernels } from "../src/backend/cuda/infer/kernels.js";
+import { pageLayout } from "../src/backend/cuda/infer/layout.js";
 import {
   EPSILON,
   HEADS,
@@ -90,7 +90,7 @@ export function halfCalls(
     [
       "heads",
       () =>
-        k.heads({
+        k.queriesKeysValues({
           ...SHAPE,
           kept: 16,
           ...tablesOf(step),

@@ -1,6 +1,6 @@
 /** The quantized layer of cuda-layer.ts: weights, the calls of a step, caches with what came before it. */
 import type { DevicePointer } from "../src/backend/cuda/driver.js";
-import type { EngineKernels } from "../src/engine/cuda/kernels.js";
+import type { EngineKernels } from "../src/backend/cuda/infer/kernels.js";
 import {
   featureTiles,
   packedBytes,
@@ -8,7 +8,7 @@ import {
   siteGeometry,
   type FeatureOrder,
   type SiteShape,
-} from "../src/engine/cuda/layout.js";
+} from "../src/backend/cuda/infer/layout.js";
 import {
   CACHED,
   EPSILON,
@@ -191,7 +191,7 @@ export function quantizedCalls(
     [
       "heads",
       () =>
-        k.heads({
+        k.queriesKeysValues({
           ...SHAPE,
           kept: 4,
           ...tablesOf(step),
@@ -303,7 +303,7 @@ export function filledCaches(sequences: number, kept: 4 | 16): DevicePointer[] {
   for (let s = 0; s < sequences; s++) {
     const step = stepOf(1, CACHED, 0, s);
     for (const cache of caches)
-      kernels.heads({
+      kernels.queriesKeysValues({
         ...SHAPE,
         kept,
         ...tablesOf(step),

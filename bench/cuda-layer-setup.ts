@@ -1,12 +1,12 @@
 /**
  * What the bench of a LLaMA-2-7B-shaped layer (cuda-layer.ts) runs on: the device, timing, the rows of a step, buffers.
  */
-import { CublasLt } from "../src/backend/cuda/cublaslt.js";
+import { CublasLt } from "../src/backend/cuda/train/cublaslt.js";
 import type { DevicePointer, GraphExecutable } from "../src/backend/cuda/driver.js";
-import { CudaEngineDevice } from "../src/engine/cuda/device.js";
-import { codeBytes, PAGE_TOKENS, paddedHalves, roundUp } from "../src/engine/cuda/layout.js";
-import { decodeTaskRows } from "../src/engine/cuda/tables.js";
-import type { PlainProduct } from "../src/engine/cuda/requests.js";
+import { CudaEngineDevice } from "../src/backend/cuda/infer/device.js";
+import { codeBytes, PAGE_TOKENS, paddedHalves, roundUp } from "../src/backend/cuda/infer/layout.js";
+import { decodeTaskRows } from "../src/backend/cuda/infer/tables.js";
+import type { PlainProduct } from "../src/backend/cuda/infer/requests.js";
 
 export const HIDDEN = 4096;
 export const INTERMEDIATE = 11008;

@@ -10,8 +10,8 @@
  * (cuda-layer-attention.ts).
  */
 import { writeFileSync } from "node:fs";
-import { packedBytes } from "../src/engine/cuda/layout.js";
-import type { PlainProduct } from "../src/engine/cuda/requests.js";
+import { packedBytes } from "../src/backend/cuda/infer/layout.js";
+import type { PlainProduct } from "../src/backend/cuda/infer/requests.js";
 import { attentionWays } from "./cuda-layer-attention.js";
 import { halfCalls, halfLayer, type HalfLayer } from "./cuda-layer-fp16.js";
 import {

@@ -3,14 +3,14 @@
  * peak memory and the time of each kernel, beside the ceilings measured in the same run.
  * Run: npm run bench:cuda (needs a GPU).
  */
-import { createCudaBackend, type CudaBackend } from "../src/backend/cuda/backend.js";
+import { createCudaBackend, type CudaBackend } from "../src/backend/cuda/train/backend.js";
 import { Random } from "../src/common/random.js";
 import { type ModelConfig } from "../src/models/config.js";
 import { uploadBlock } from "../src/models/weights.js";
 import { sitesOf } from "../src/backend/contract/program.js";
 import { BatchFeed } from "../src/quantize/calibration/feed.js";
-import type { Activations } from "../src/quantize/calibration/windows.js";
-import { BlockTrainer } from "../src/quantize/block-training.js";
+import type { Activations } from "../src/quantize/schema/windows.js";
+import { BlockTrainer } from "../src/quantize/block/block-training.js";
 import { initialParameters } from "../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../src/quantize/methods/flatquant/recipe.js";
 import { parameterRule } from "../src/quantize/methods/flatquant/train.js";

@@ -13,7 +13,7 @@ import { fileURLToPath } from "node:url";
 import { basename } from "node:path";
 import { parseArgs } from "node:util";
 import { loadNativeLibrary } from "../src/backend/cpu/library.js";
-import { openIntegerExecutor, type IntegerExecutor } from "../src/engine/integer/index.js";
+import { openIntegerExecutor, type IntegerExecutor } from "../src/engine/processor.js";
 
 const { values, positionals } = parseArgs({
   options: {

@@ -14,8 +14,8 @@ import { siteNamed } from "../src/backend/contract/program.js";
 import { openCheckpoint } from "../src/checkpoint/open.js";
 import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { readDocuments, tokenizeCorpus } from "../src/quantize/calibration/text.js";
-import { readPackedBlock } from "../src/quantize/packed-tensors.js";
-import { readQuantizationInfo } from "../src/quantize/artifact.js";
+import { readPackedBlock } from "../src/quantize/artifact/block-tensors.js";
+import { readQuantizationInfo } from "../src/quantize/artifact/artifact.js";
 import { parseScheme } from "../src/backend/contract/scheme.js";
 import { kronecker } from "../src/tensor/ops/index.js";
 import { frozen, Graph } from "../src/tensor/tensor.js";
@@ -78,7 +78,7 @@ const tokens = tokenizeCorpus(
 );
 {
   using g = new Graph(backend);
-  new LanguageModel(backend, model.architecture, model.config, model.outer, observed).hidden(
+  new LanguageModel(backend, model.architecture, model.config, model.endLayers, observed).hidden(
     g,
     tokens.slice(0, TOKENS),
   );

@@ -11,11 +11,11 @@ import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { formatTable } from "../src/common/format.js";
 import { packageRoot } from "../src/common/package.js";
 import { evaluatePerplexity } from "../src/evaluate/perplexity.js";
-import { readQuantizationInfo } from "../src/quantize/artifact.js";
+import { readQuantizationInfo } from "../src/quantize/artifact/artifact.js";
 import { readDocuments, tokenizeCorpus } from "../src/quantize/calibration/text.js";
-import type { ParameterValues } from "../src/quantize/parameters.js";
+import type { ParameterValues } from "../src/quantize/schema/parameters.js";
 import { parseScheme } from "../src/backend/contract/scheme.js";
-import { readKeptParameters, simulatedModel } from "../src/quantize/simulated-model.js";
+import { readKeptParameters, simulatedModel } from "../src/quantize/block/simulated-model.js";
 import { blockProgram, parseModelConfig } from "../src/models/architectures/index.js";
 import { siteOfLinear } from "../src/backend/contract/program.js";
 

@@ -12,18 +12,18 @@
  */
 
 import { parseArgs } from "node:util";
-import type { Backend, Precision } from "../src/backend/backend.js";
+import type { Backend, Precision } from "../src/backend/contract/training.js";
 import { openBackend } from "../src/backend/open.js";
 import { loadTokenizer } from "../src/checkpoint/tokenizer.js";
 import { formatTable } from "../src/common/format.js";
 import { packageVersion } from "../src/common/package.js";
 import type { Executor } from "../src/backend/contract/inference.js";
-import { openIntegerExecutor } from "../src/engine/integer/index.js";
+import { openIntegerExecutor } from "../src/engine/processor.js";
 import { pairEncoder, type EncodedPair } from "../src/evaluate/encode-pair.js";
 import { parseTasks, readTask, type TaskData } from "../src/evaluate/tasks/index.js";
 import { evaluateTask } from "../src/evaluate/zero-shot.js";
 import type { LanguageModel } from "../src/models/language-model.js";
-import { loadModel } from "../src/quantize/load.js";
+import { loadModel } from "../src/quantize/artifact/load.js";
 import { gatherRows, negativeLogLikelihood } from "../src/tensor/ops/index.js";
 import { Graph } from "../src/tensor/tensor.js";
 

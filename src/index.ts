@@ -1,7 +1,7 @@
 /** The library: what the commands are made of. Arguments, results and errors are described where they are defined. */
 
 export { openBackend, DEVICES, type Device, type OpenBackendOptions } from "./backend/open.js";
-export type { Backend } from "./backend/backend.js";
+export type { Backend } from "./backend/contract/training.js";
 export type { Checkpoint, StoredTensor, TokenizerFiles } from "./checkpoint/checkpoint.js";
 export { resolveModel, SHORT_NAMES, type ResolveOptions } from "./checkpoint/hub.js";
 export { openCheckpoint } from "./checkpoint/open.js";
@@ -54,14 +54,23 @@ export {
 export type { ModelConfig } from "./models/config.js";
 export { inspectModel, type ModelDescription } from "./models/inspect.js";
 export type { LanguageModel } from "./models/language-model.js";
-export { isArtifact, readQuantizationInfo, type QuantizationInfo } from "./quantize/artifact.js";
+export {
+  isArtifact,
+  readQuantizationInfo,
+  type QuantizationInfo,
+} from "./quantize/artifact/artifact.js";
 export { readDocuments, tokenizeCorpus } from "./quantize/calibration/text.js";
-export { quantize, type QuantizeOptions, type QuantizeResult } from "./quantize/index.js";
-export { loadModel, loadRounded, loadSimulated, type LoadedModel } from "./quantize/load.js";
-export { planRun, type PlanOptions, type RunPlan } from "./quantize/plan.js";
+export { quantize, type QuantizeOptions, type QuantizeResult } from "./quantize/run/pipeline.js";
+export {
+  loadModel,
+  loadRounded,
+  loadSimulated,
+  type LoadedModel,
+} from "./quantize/artifact/load.js";
+export { planRun, type PlanOptions, type RunPlan } from "./quantize/run/preview.js";
 export { formatScheme, parseScheme, type Bits, type Scheme } from "./backend/contract/scheme.js";
-export { compare, type CompareOptions } from "./report/compare/compare.js";
-export { readComparison } from "./report/compare/directory.js";
-export type { Comparison, MethodResult } from "./report/compare/result.js";
-export { comparisonMarkdown, comparisonText } from "./report/compare/table.js";
-export { report, type ReportOptions } from "./report/page/report.js";
+export { compare, type CompareOptions } from "./experiments/compare/compare.js";
+export { readComparison } from "./experiments/compare/directory.js";
+export type { Comparison, MethodResult } from "./experiments/compare/result.js";
+export { comparisonMarkdown, comparisonText } from "./experiments/compare/table.js";
+export { report, type ReportOptions } from "./experiments/page/report.js";

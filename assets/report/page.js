@@ -1,12 +1,12 @@
 // @ts-check
 /**
  * The report's plots and the controls that pick what they show. Runs in the reader's browser from the HTML file itself,
- * with Observable Plot as the global `Plot`; reads the JSON that `src/report/page/data.ts` describes.
+ * with Observable Plot as the global `Plot`; reads the JSON that `src/experiments/page/data.ts` describes.
  */
 (() => {
-  /** @typedef {import("../../src/report/page/data.js").PageData} PageData */
-  /** @typedef {import("../../src/report/page/data.js").Magnitudes} Magnitudes */
-  /** @typedef {import("../../src/report/page/data.js").Distribution} Distribution */
+  /** @typedef {import("../../src/experiments/page/data.js").PageData} PageData */
+  /** @typedef {import("../../src/experiments/page/data.js").Magnitudes} Magnitudes */
+  /** @typedef {import("../../src/experiments/page/data.js").Distribution} Distribution */
   /** @typedef {import("@observablehq/plot").PlotOptions} PlotOptions */
 
   const SITE_TITLES = /** @type {Record<string, string>} */ ({

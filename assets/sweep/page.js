@@ -4,8 +4,8 @@
  * browser from the HTML file itself, with Observable Plot as the global `Plot`; reads the JSON of `planish sweep`.
  */
 (() => {
-  /** @typedef {import("../../src/report/sweep/sweep.js").Sweep} Sweep */
-  /** @typedef {import("../../src/report/sweep/sweep.js").SweepPoint} SweepPoint */
+  /** @typedef {import("../../src/experiments/sweep/sweep.js").Sweep} Sweep */
+  /** @typedef {import("../../src/experiments/sweep/sweep.js").SweepPoint} SweepPoint */
 
   /** @type {Sweep} */
   const sweep = JSON.parse(document.getElementById("data")?.textContent ?? "{}");

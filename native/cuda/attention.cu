@@ -1,5 +1,5 @@
 // Scaled dot-product attention in f32, forward and backward, for any head size up to 256; what the bf16 kernels
-// (attention_mma.cu) need besides. Definitions: src/backend/kernels.ts; backward as in Dao et al. 2022, section B.2.
+// (attention_mma.cu) need besides. Definitions: src/backend/contract/training-kernels.ts; backward as in Dao et al. 2022, section B.2.
 //
 // A warp owns one query (or one key of the backward pass for keys and values) and walks over the others in tiles of 32
 // in shared memory, one per lane for scores, one element of the head per lane for sums. No T×T matrix exists anywhere.

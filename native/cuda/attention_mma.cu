@@ -1,5 +1,5 @@
 // Attention on tensor cores: bf16 factors, f32 scores and sums, tiles of 64 queries by 64 keys in shared memory.
-// Definitions: src/backend/kernels.ts; method: Dao 2023 (FlashAttention-2). Compiled per HEAD_DIM (a multiple of 16, at
+// Definitions: src/backend/contract/training-kernels.ts; method: Dao 2023 (FlashAttention-2). Compiled per HEAD_DIM (a multiple of 16, at
 // most 128). Operands are packed [batch][heads][time][HEAD_DIM] (attention.cu, pack_heads); results are f32 in their
 // own layouts. The backward pass recomputes the weights from logSumExp, once for queries and once for keys, so that
 // every sum has one owner and a fixed order.

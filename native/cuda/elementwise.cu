@@ -1,4 +1,4 @@
-// Elementwise maps, broadcasts, sums in a fixed order, the AdamW step. Definitions: src/backend/kernels.ts.
+// Elementwise maps, broadcasts, sums in a fixed order, the AdamW step. Definitions: src/backend/contract/training-kernels.ts.
 #include "common.cuh"
 
 #define STRIDED(W) \
@@ -19,7 +19,7 @@ __device__ __forceinline__ float siluSlope(float x) {
 #define INVERSE_SQRT_2_PI 0.39894228040143267794f
 #define GELU_CUBIC 0.044715f
 
-// Numbers of the operations: order of UNARY in src/backend/cuda/kernels/elementwise.ts.
+// Numbers of the operations: order of UNARY in src/backend/cuda/train/kernels/elementwise.ts.
 __device__ __forceinline__ float unaryValue(int op, float x) {
   switch (op) {
     case 0: return sigmoidf(x);

@@ -1,5 +1,5 @@
 // A static grid for a whole tensor with its large channels split over several columns. Definition:
-// src/backend/kernels.ts, FlattenRowsArgs. A block of 256 threads per row.
+// src/backend/contract/training-kernels.ts, FlattenRowsArgs. A block of 256 threads per row.
 #include "common.cuh"
 
 __device__ __forceinline__ float clampTo(float r, float limit) { return fminf(limit, fmaxf(-limit, r)); }

@@ -1,4 +1,4 @@
-// The Kronecker transform of rows and its gradients on tensor cores. Definitions: src/backend/kernels.ts.
+// The Kronecker transform of rows and its gradients on tensor cores. Definitions: src/backend/contract/training-kernels.ts.
 //
 // What the forward pass computes is rounded to 4 bits next, where an error of 2⁻⁹ would move many codes by a whole step.
 // So it works on pairs of bf16, high and low part (together 16 bits), in three products: high·high, low·high, high·low.

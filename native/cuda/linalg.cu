@@ -1,5 +1,5 @@
 // Small dense algebra in double: Cayley's orthogonal matrices (many at once, a block each) and the inverse.
-// Definitions: src/backend/kernels.ts. Source: Golub & Van Loan, Matrix Computations, section 3.4 (Gauss–Jordan).
+// Definitions: src/backend/contract/training-kernels.ts. Source: Golub & Van Loan, Matrix Computations, section 3.4 (Gauss–Jordan).
 #include "common.cuh"
 
 #define SOLVE_THREADS 1024

@@ -1,4 +1,4 @@
-// Losses over rows of logits. Definitions: src/backend/kernels.ts. A block of 256 threads per row.
+// Losses over rows of logits. Definitions: src/backend/contract/training-kernels.ts. A block of 256 threads per row.
 #include "common.cuh"
 
 // max and log Σ exp of a row; every thread gets it.

@@ -1,4 +1,4 @@
-// RMS and layer norm, rotary embedding. Definitions: src/backend/kernels.ts.
+// RMS and layer norm, rotary embedding. Definitions: src/backend/contract/training-kernels.ts.
 #include "common.cuh"
 
 struct Moments {

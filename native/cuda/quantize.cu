@@ -1,5 +1,5 @@
-// Grids over rows, their gradients, row clipping. Definitions: src/backend/kernels.ts; the arithmetic follows
-// src/backend/reference/quantize.ts line by line.
+// Grids over rows, their gradients, row clipping. Definitions: src/backend/contract/training-kernels.ts; the arithmetic follows
+// src/backend/reference/train/quantize.ts line by line.
 #include "common.cuh"
 
 // The clip factors of a call; 1 without clips. In double, so that the factor itself adds one rounding only.

@@ -1,5 +1,5 @@
 // Scaled dot-product attention, tile by tile: no T×T matrix is kept. The gradient is in attention_backward.h.
-// Source: Dao et al. 2022 (FlashAttention), algorithm 1; definition: src/backend/backend.ts.
+// Source: Dao et al. 2022 (FlashAttention), algorithm 1; definition: src/backend/contract/training.ts.
 //
 // One task per (batch, head, block of queries), walking the visible key blocks with a running maximum.
 #pragma once

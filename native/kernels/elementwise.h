@@ -1,5 +1,5 @@
 // Elementwise maps, broadcasts, sums, the gated MLP product, losses over rows, and the AdamW step.
-// Definitions: src/backend/backend.ts. All are bound by memory: one pass over the data, rows or chunks over threads.
+// Definitions: src/backend/contract/training.ts. All are bound by memory: one pass over the data, rows or chunks over threads.
 //
 // Sums over more than a row run in fixed chunks added in order, so that they do not depend on the thread count.
 #pragma once

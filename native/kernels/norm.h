@@ -1,5 +1,5 @@
 // RMS and layer normalization of rows, rotary embedding, and row lookup.
-// Sources: Zhang & Sennrich 2019; Ba, Kiros & Hinton 2016; Su et al. 2021. Definitions: src/backend/backend.ts.
+// Sources: Zhang & Sennrich 2019; Ba, Kiros & Hinton 2016; Su et al. 2021. Definitions: src/backend/contract/training.ts.
 #pragma once
 
 #include "quantize.h"

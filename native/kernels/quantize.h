@@ -1,5 +1,5 @@
 // Quantization grids over rows: symmetric codes with one scale per row, the asymmetric grid of the KV cache, and row
-// clipping, each with its gradient. Definitions: src/backend/backend.ts.
+// clipping, each with its gradient. Definitions: src/backend/contract/training.ts.
 //
 // Codes are round-half-even(x / scale): a true division, so that they match the definition in f32 bit for bit.
 // Scalar gradients (clips) are kept per row and summed in row order, whatever the thread count.

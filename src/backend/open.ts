@@ -2,11 +2,11 @@
 
 import { PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
-import type { Backend } from "./backend.js";
-import { createCpuBackend } from "./cpu/backend.js";
+import type { Backend } from "./contract/training.js";
+import { createCpuBackend } from "./cpu/train/backend.js";
 import { nativeLibraryExists } from "./cpu/library.js";
-import { createCudaBackend } from "./cuda/backend.js";
-import { createReferenceBackend } from "./reference/index.js";
+import { createCudaBackend } from "./cuda/train/backend.js";
+import { createReferenceBackend } from "./reference/train/backend.js";
 
 export const DEVICES = ["auto", "cuda", "cpu", "reference"] as const;
 export type Device = (typeof DEVICES)[number];

@@ -3,7 +3,7 @@
 import { spawn } from "node:child_process";
 import { availableParallelism } from "node:os";
 import { PlanishError } from "../common/errors.js";
-import type { BlockRange, Workers } from "../quantize/workers.js";
+import type { BlockRange, Workers } from "../quantize/run/workers.js";
 import { oneLine } from "./action.js";
 
 /** Flags of the run that its workers must not see: they belong to the run's own process. */

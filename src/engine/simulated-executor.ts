@@ -3,9 +3,9 @@
  * values lie in float32 pages (after their grid, for quantized models). Correct and slow: it is the oracle of the
  * integer executor, and serves schemes that have no integer kernels.
  */
-import type { Backend, Buffer } from "../backend/backend.js";
+import type { Backend, Buffer } from "../backend/contract/training.js";
 import { PlanishError } from "../common/errors.js";
-import { outerTensors, type LanguageModel } from "../models/language-model.js";
+import { endLayerTensors, type LanguageModel } from "../models/language-model.js";
 import { cacheWidth, type AttentionStep } from "../backend/contract/program.js";
 import { blockTensors } from "../models/weights.js";
 import { attention, gatherRows } from "../tensor/ops/index.js";
@@ -268,13 +268,13 @@ function realBytes(backend: Backend): number {
   return backend.realType === "f64" ? 8 : 4;
 }
 
-function weightBytes({ backend, outer, layers }: LanguageModel): number {
+function weightBytes({ backend, endLayers, layers }: LanguageModel): number {
   const size = (t: Tensor | undefined): number => {
     if (t === undefined) return 0;
     const codes = t.codes ? t.codes.codes.length + realBytes(backend) * t.codes.scale.length : 0;
     return codes + (t.buffer ? t.size * realBytes(backend) : 0);
   };
-  let bytes = outerTensors(outer).reduce((sum, t) => sum + size(t), 0);
+  let bytes = endLayerTensors(endLayers).reduce((sum, t) => sum + size(t), 0);
   for (const { weights } of layers)
     bytes += blockTensors(weights).reduce((sum, t) => sum + size(t), 0);
   return bytes;

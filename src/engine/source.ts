@@ -1,9 +1,9 @@
 /** What an executor is prepared from: an artifact's packed blocks, or an original's as blocks without grids. */
-import type { RealArray } from "../backend/backend.js";
+import type { RealArray } from "../backend/contract/training.js";
 import type {
   InferenceSource,
   ModelShape,
-  OuterSource,
+  EndLayerSource,
   StoredMatrix,
 } from "../backend/contract/inference.js";
 import type { PackedBlock, PackedLinear } from "../backend/contract/packed.js";
@@ -15,7 +15,7 @@ import { blockPrograms } from "../models/architectures/index.js";
 import { parseSource } from "../models/source.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { readBlock, readFinalNorm, readTensor, type HostBlock } from "../models/weights.js";
-import { isArtifact, openArtifact } from "../quantize/artifact.js";
+import { isArtifact, openArtifact } from "../quantize/artifact/artifact.js";
 
 /** A source that holds files open until it is disposed. */
 export interface OpenSource extends InferenceSource, Disposable {
@@ -53,7 +53,7 @@ export function inferenceSource({
     shape: modelShape(config),
     programs: blockPrograms(config),
     scheme,
-    outer: outerSource(checkpoint, architecture, config),
+    endLayers: endLayerSource(checkpoint, architecture, config),
     block,
   };
 }
@@ -91,11 +91,11 @@ function singles(values: RealArray): Float32Array {
   return values instanceof Float32Array ? values : Float32Array.from(values);
 }
 
-function outerSource(
+function endLayerSource(
   checkpoint: Checkpoint,
   architecture: Architecture,
   config: ModelConfig,
-): OuterSource {
+): EndLayerSource {
   const { names } = architecture;
   const { hiddenSize, embeddingSize, vocabSize, embeddingScale, logitSoftcap } = config;
   const width = embeddingSize ?? hiddenSize;
@@ -126,7 +126,7 @@ function outerSource(
     logitSoftcap,
   };
 
-  function learnedPositions(): OuterSource["positions"] {
+  function learnedPositions(): EndLayerSource["positions"] {
     const { positions, maxPositions } = config;
     if (positions.kind !== "learned" || names.positions === undefined) return undefined;
     const { offset } = positions;
@@ -134,7 +134,7 @@ function outerSource(
     return { rows, offset, data: readTensor(checkpoint, names.positions, [rows, hiddenSize]).data };
   }
 
-  function finalNorm(): OuterSource["finalNorm"] {
+  function finalNorm(): EndLayerSource["finalNorm"] {
     const final = readFinalNorm(checkpoint, architecture, config);
     return final && { ...config.norm, path: names.finalNorm.replace(/\.weight$/, ""), ...final };
   }

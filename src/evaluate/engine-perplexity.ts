@@ -3,7 +3,7 @@
  * paged cache. Source: spec/evaluation.md, Perplexity.
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { Backend } from "../backend/backend.js";
+import type { Backend } from "../backend/contract/training.js";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress } from "../common/progress.js";
 import type { Executor } from "../backend/contract/inference.js";

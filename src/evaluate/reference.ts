@@ -6,7 +6,7 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress } from "../common/progress.js";
-import { outerTensors, type LanguageModel } from "../models/language-model.js";
+import { endLayerTensors, type LanguageModel } from "../models/language-model.js";
 import { freeBlock } from "../models/weights.js";
 import { gatherRows, negativeLogLikelihood } from "../tensor/ops/index.js";
 import { freeTensor, Graph, type Tensor } from "../tensor/tensor.js";
@@ -44,7 +44,7 @@ export class ReferenceStates implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const t of outerTensors(this.model.outer)) freeTensor(this.model.backend, t);
+    for (const t of endLayerTensors(this.model.endLayers)) freeTensor(this.model.backend, t);
   }
 }
 

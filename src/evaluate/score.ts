@@ -3,7 +3,7 @@
  * several of them begin with is computed once, and logits are made only where a scored token is predicted.
  */
 
-import type { Arena, Precision } from "../backend/backend.js";
+import type { Arena, Precision } from "../backend/contract/training.js";
 import { PlanishError } from "../common/errors.js";
 import type { LanguageModel } from "../models/language-model.js";
 import { sequenceTree } from "../models/sequence-tree.js";

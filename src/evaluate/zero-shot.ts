@@ -4,7 +4,7 @@
  */
 
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { Precision } from "../backend/backend.js";
+import type { Precision } from "../backend/contract/training.js";
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";

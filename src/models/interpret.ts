@@ -4,7 +4,7 @@
  * attention. Plain hooks compute the original model; methods and packed artifacts bring their own.
  */
 import { PlanishError } from "../common/errors.js";
-import type { Buffer } from "../backend/backend.js";
+import type { Buffer } from "../backend/contract/training.js";
 import {
   add,
   attention,

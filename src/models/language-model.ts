@@ -3,7 +3,7 @@
  * The original model, a simulated quantized one and a loaded artifact are all this, with different hooks.
  */
 import { PlanishError } from "../common/errors.js";
-import type { Backend, Buffer } from "../backend/backend.js";
+import type { Backend, Buffer } from "../backend/contract/training.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { add, gatherRows, linear, norm, scale, softcap } from "../tensor/ops/index.js";
 import { freeTensor, frozen, type Graph, Tensor } from "../tensor/tensor.js";
@@ -26,7 +26,7 @@ import { attentionRows, type SequenceTree } from "./sequence-tree.js";
 import { freeBlock, readBlock, readFinalNorm, readTensor, uploadBlock } from "./weights.js";
 
 /** What surrounds the blocks. */
-export interface OuterWeights {
+export interface EndLayerWeights {
   readonly embedding: Tensor;
   readonly positions?: Tensor;
   /** Absent in models whose last block's states are normed already. */
@@ -38,9 +38,9 @@ export interface OuterWeights {
   readonly projectOut?: Tensor;
 }
 
-/** Every tensor of the outer weights once. */
-export function outerTensors(outer: OuterWeights): Tensor[] {
-  const { embedding, positions, finalNorm: n, lmHead, projectIn, projectOut } = outer;
+/** Every tensor of the end layers once. */
+export function endLayerTensors(endLayers: EndLayerWeights): Tensor[] {
+  const { embedding, positions, finalNorm: n, lmHead, projectIn, projectOut } = endLayers;
   const all = [embedding, positions, n?.gain, n?.bias, lmHead, projectIn, projectOut];
   return [...new Set(all)].filter((t) => t !== undefined);
 }
@@ -50,12 +50,12 @@ export interface Layer {
   readonly hooks: BlockHooks;
 }
 
-export function loadOuter(
+export function loadEndLayers(
   backend: Backend,
   checkpoint: Checkpoint,
   architecture: Architecture,
   config: ModelConfig,
-): OuterWeights {
+): EndLayerWeights {
   const { names } = architecture;
   const load = (name: string, shape: readonly number[]): Tensor =>
     frozen(backend, shape, readTensor(checkpoint, name, shape).data);
@@ -83,7 +83,7 @@ export function loadOuter(
 export function embed(
   g: Graph,
   config: ModelConfig,
-  outer: OuterWeights,
+  endLayers: EndLayerWeights,
   ids: Int32Array,
   batch: number,
   start = 0,
@@ -92,26 +92,26 @@ export function embed(
   return embedAt(
     g,
     config,
-    outer,
+    endLayers,
     ids,
     Int32Array.from(ids, (_, i) => start + (i % time)),
   );
 }
 
 /** Token embeddings plus learned positions, [rows, hidden], for tokens at given positions. */
-function embedAt(g: Graph, config: ModelConfig, outer: OuterWeights, ids: Int32Array, positions: Int32Array): Tensor {
+function embedAt(g: Graph, config: ModelConfig, endLayers: EndLayerWeights, ids: Int32Array, positions: Int32Array): Tensor {
   checkIds(config, ids);
-  const embedded = gatherRows(g, outer.embedding, g.indices(ids));
+  const embedded = gatherRows(g, endLayers.embedding, g.indices(ids));
   const { embeddingScale } = config;
   const scaled = embeddingScale === undefined ? embedded : scale(g, embedded, embeddingScale);
-  const tokens = outer.projectIn ? linear(g, scaled, outer.projectIn) : scaled;
-  if (config.positions.kind !== "learned" || !outer.positions) return tokens;
+  const tokens = endLayers.projectIn ? linear(g, scaled, endLayers.projectIn) : scaled;
+  if (config.positions.kind !== "learned" || !endLayers.positions) return tokens;
   const { offset } = config.positions;
   const last = positions.reduce((a, b) => Math.max(a, b), 0);
   if (last >= config.maxPositions)
     throw new PlanishError(`position ${last + 1} is past the model's ${config.maxPositions} learned positions`);
   const rows = positions.map((position) => offset + position);
-  return add(g, tokens, gatherRows(g, outer.positions, g.indices(rows)));
+  return add(g, tokens, gatherRows(g, endLayers.positions, g.indices(rows)));
 }
 
 function checkIds(config: ModelConfig, ids: Int32Array): void {
@@ -121,15 +121,15 @@ function checkIds(config: ModelConfig, ids: Int32Array): void {
 }
 
 /** What the head reads of hidden states [rows, hidden]: normed and projected where the model does so, [rows, embedding]. */
-export function finalNorm(g: Graph, config: ModelConfig, outer: OuterWeights, hidden: Tensor): Tensor {
-  const { finalNorm: n, projectOut } = outer;
+export function finalNorm(g: Graph, config: ModelConfig, endLayers: EndLayerWeights, hidden: Tensor): Tensor {
+  const { finalNorm: n, projectOut } = endLayers;
   const normed = n ? norm(g, hidden, { ...config.norm, ...n }) : hidden;
   return projectOut ? linear(g, normed, projectOut) : normed;
 }
 
 /** Logits of what the head reads, [rows, vocab]. */
-export function headLogits(g: Graph, { logitSoftcap }: ModelConfig, outer: OuterWeights, normed: Tensor): Tensor {
-  const logits = linear(g, normed, outer.lmHead);
+export function headLogits(g: Graph, { logitSoftcap }: ModelConfig, endLayers: EndLayerWeights, normed: Tensor): Tensor {
+  const logits = linear(g, normed, endLayers.lmHead);
   return logitSoftcap === undefined ? logits : softcap(g, logits, logitSoftcap);
 }
 
@@ -146,7 +146,7 @@ export class LanguageModel implements Disposable {
     readonly backend: Backend,
     readonly architecture: Architecture,
     readonly config: ModelConfig,
-    readonly outer: OuterWeights,
+    readonly endLayers: EndLayerWeights,
     readonly layers: readonly Layer[],
   ) {
     this.programs = blockPrograms(config).slice(0, layers.length);
@@ -155,12 +155,12 @@ export class LanguageModel implements Disposable {
   /** Loads every block of a full-precision checkpoint. */
   static load(backend: Backend, checkpoint: Checkpoint): LanguageModel {
     const { architecture, config } = parseSource(checkpoint);
-    const outer = loadOuter(backend, checkpoint, architecture, config);
+    const endLayers = loadEndLayers(backend, checkpoint, architecture, config);
     const layers = Array.from({ length: config.numLayers }, (_, layer) => {
       const weights = uploadBlock(backend, readBlock(checkpoint, architecture, config, layer));
       return { weights, hooks: plainHooks(weights) };
     });
-    return new LanguageModel(backend, architecture, config, outer, layers);
+    return new LanguageModel(backend, architecture, config, endLayers, layers);
   }
 
   /**
@@ -172,7 +172,7 @@ export class LanguageModel implements Disposable {
 
   /** The same of every row of a tree of sequences, [rows, embedding]. */
   hiddenOfTree(g: Graph, tree: SequenceTree): Tensor {
-    const x = embedAt(g, this.config, this.outer, tree.ids, tree.positions);
+    const x = embedAt(g, this.config, this.endLayers, tree.ids, tree.positions);
     const rotary = rotaryTablesAt(g, this.programs, tree.positions);
     return this.normed(g, this.through(g, x, { batch: 1, rotary, shared: attentionRows(g, tree) }));
   }
@@ -188,7 +188,7 @@ export class LanguageModel implements Disposable {
     attend: BlockContext["attend"],
     lengths?: Int32Array,
   ): Tensor {
-    const x = embedAt(g, this.config, this.outer, ids, positions);
+    const x = embedAt(g, this.config, this.endLayers, ids, positions);
     const rotary = rotaryTablesAt(g, this.programs, positions, lengths);
     return this.normed(g, this.through(g, x, { batch: 1, rotary, attend }));
   }
@@ -205,7 +205,7 @@ export class LanguageModel implements Disposable {
     if (!Number.isInteger(time) || time === 0)
       throw new PlanishError(`${ids.length} token ids do not make ${batch} equal sequences`);
     const rotary = rotaryTables(g, this.programs, start, time);
-    const x = embed(g, this.config, this.outer, ids, batch, start);
+    const x = embed(g, this.config, this.endLayers, ids, batch, start);
     return this.through(g, x, { batch, rotary, cache });
   }
 
@@ -232,12 +232,12 @@ export class LanguageModel implements Disposable {
 
   /** What the head reads of the last block's states. */
   finalNorm(g: Graph, hidden: Tensor): Tensor {
-    return finalNorm(g, this.config, this.outer, hidden);
+    return finalNorm(g, this.config, this.endLayers, hidden);
   }
 
   /** Logits of hidden states, [rows, vocab]. */
   logits(g: Graph, hidden: Tensor): Tensor {
-    return headLogits(g, this.config, this.outer, hidden);
+    return headLogits(g, this.config, this.endLayers, hidden);
   }
 
   /** The last row of what the head reads, [1, embedding]: all that generation needs logits of. */
@@ -255,7 +255,7 @@ export class LanguageModel implements Disposable {
 
   [Symbol.dispose](): void {
     for (const { weights } of this.layers) freeBlock(this.backend, weights);
-    for (const t of outerTensors(this.outer)) freeTensor(this.backend, t);
+    for (const t of endLayerTensors(this.endLayers)) freeTensor(this.backend, t);
   }
 }
 

@@ -1,6 +1,6 @@
 /** Reads a checkpoint's tensors into the roles of a block; block by block, never the whole model. */
 import { PlanishError } from "../common/errors.js";
-import type { Backend } from "../backend/backend.js";
+import type { Backend } from "../backend/contract/training.js";
 import type { HostLinear, HostNorm, HostTensor } from "../backend/contract/packed.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { freeTensor, frozen, type Tensor } from "../tensor/tensor.js";

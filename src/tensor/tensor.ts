@@ -5,7 +5,7 @@
  * gives the arena back when disposed. Ops (tensor/ops, one file each) are functions of a graph; there is no
  * global state. The tape is small on purpose: it exists to train a few matrices per block.
  */
-import type { Arena, Backend, Buffer, HostArray, Precision } from "../backend/backend.js";
+import type { Arena, Backend, Buffer, HostArray, Precision } from "../backend/contract/training.js";
 import { PlanishError } from "../common/errors.js";
 
 /** Integer codes with one scale per row; the tensor's value is `scale[row] · codes[row, :]`. */

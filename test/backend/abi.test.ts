@@ -12,8 +12,8 @@ import {
 import { cName, lengthOf, parametersOf } from "../../src/backend/contract/abi-types.js";
 import { loadNativeLibrary } from "../../src/backend/cpu/library.js";
 import { nativeKernels } from "../../src/backend/cpu/native-kernels.js";
-import { EngineMemory } from "../../src/engine/integer/memory.js";
-import { Plan } from "../../src/engine/integer/plan.js";
+import { EngineMemory } from "../../src/backend/cpu/infer/memory.js";
+import { Plan } from "../../src/backend/cpu/infer/plan.js";
 
 describe("what is made from the table", () => {
   test("native/abi holds the headers that `npm run generate:abi` writes, and no others", () => {

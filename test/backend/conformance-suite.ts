@@ -2,9 +2,9 @@
 
 import { totalmem } from "node:os";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Backend, Kernels } from "../../src/backend/backend.js";
+import type { Backend, Kernels } from "../../src/backend/contract/training.js";
 import { PlanishError } from "../../src/common/errors.js";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { attentionGroups } from "./cases/attention.js";
 import { elementwiseGroups } from "./cases/elementwise.js";
 import { flattenGroups } from "./cases/flatten.js";

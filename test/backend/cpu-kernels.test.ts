@@ -4,10 +4,10 @@
  */
 
 import { describe, expect, test } from "vitest";
-import type { Backend } from "../../src/backend/backend.js";
-import { createCpuBackend } from "../../src/backend/cpu/backend.js";
+import type { Backend } from "../../src/backend/contract/training.js";
+import { createCpuBackend } from "../../src/backend/cpu/train/backend.js";
 import { loadNativeLibrary } from "../../src/backend/cpu/library.js";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { Random, U, evaluate, expectWithin, output, real, type Buffers } from "./harness.js";
 
 const truth = createReferenceBackend({ realType: "f64" });

@@ -6,7 +6,7 @@
 
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { createCpuBackend } from "../../src/backend/cpu/backend.js";
+import { createCpuBackend } from "../../src/backend/cpu/train/backend.js";
 import { loadNativeLibrary } from "../../src/backend/cpu/library.js";
 import { describeConformance } from "./conformance-suite.js";
 

@@ -1,7 +1,7 @@
 /** Native memory larger than an ArrayBuffer may be: seen in pieces, computed with in one. */
 import { constants } from "node:buffer";
 import { describe, expect, test } from "vitest";
-import { createCpuBackend } from "../../src/backend/cpu/backend.js";
+import { createCpuBackend } from "../../src/backend/cpu/train/backend.js";
 import { loadNativeLibrary } from "../../src/backend/cpu/library.js";
 import { copyArrays, NativeMapping, PIECE_BYTES } from "../../src/backend/cpu/mapping.js";
 

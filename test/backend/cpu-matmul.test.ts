@@ -12,8 +12,13 @@
  */
 import fc from "fast-check";
 import { afterAll, describe, expect, test } from "vitest";
-import type { Backend, Buffer, MatmulArgs, Precision } from "../../src/backend/backend.js";
-import { createCpuBackend } from "../../src/backend/cpu/backend.js";
+import type {
+  Backend,
+  Buffer,
+  MatmulArgs,
+  Precision,
+} from "../../src/backend/contract/training.js";
+import { createCpuBackend } from "../../src/backend/cpu/train/backend.js";
 import { loadNativeLibrary, nativeLibraryExists } from "../../src/backend/cpu/library.js";
 
 const U = 2 ** -24;

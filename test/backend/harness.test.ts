@@ -1,8 +1,8 @@
 /** The conformance suite notices small faults: each mutant below differs from the reference by one line and must fail. */
 
 import { describe, expect, test } from "vitest";
-import type { Backend, Buffer, Kernels } from "../../src/backend/backend.js";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import type { Backend, Buffer, Kernels } from "../../src/backend/contract/training.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { caseGroups } from "./conformance-suite.js";
 import { checkCase } from "./harness.js";
 

@@ -5,7 +5,13 @@
  */
 
 import { expect } from "vitest";
-import type { Backend, Buffer, DType, HostArray, Kernels } from "../../src/backend/backend.js";
+import type {
+  Backend,
+  Buffer,
+  DType,
+  HostArray,
+  Kernels,
+} from "../../src/backend/contract/training.js";
 
 /** Unit roundoff of float32 and of bfloat16 (8 significant bits): relative error of one rounding. */
 export const U = 2 ** -24;

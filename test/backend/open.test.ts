@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
-import * as cuda from "../../src/backend/cuda/backend.js";
+import * as cuda from "../../src/backend/cuda/train/backend.js";
 import { PlanishError } from "../../src/common/errors.js";
 import * as library from "../../src/backend/cpu/library.js";
 import { openBackend, type Device } from "../../src/backend/open.js";
@@ -10,7 +10,7 @@ vi.mock(import("../../src/backend/cpu/library.js"), async (original) => {
   return { ...actual, nativeLibraryExists: vi.fn(actual.nativeLibraryExists) };
 });
 
-vi.mock(import("../../src/backend/cuda/backend.js"), async (original) => {
+vi.mock(import("../../src/backend/cuda/train/backend.js"), async (original) => {
   const actual = await original();
   return { ...actual, createCudaBackend: vi.fn(actual.createCudaBackend) };
 });

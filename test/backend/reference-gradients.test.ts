@@ -8,9 +8,9 @@
  */
 
 import { describe, expect, test } from "vitest";
-import type { Buffer, Kernels, UnaryOp } from "../../src/backend/backend.js";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
-import { roundHalfEven } from "../../src/backend/reference/quantize.js";
+import type { Buffer, Kernels, UnaryOp } from "../../src/backend/contract/training.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
+import { roundHalfEven } from "../../src/backend/reference/train/quantize.js";
 import { evaluate, output, Random, real, type Buffers, type BufferSpec } from "./harness.js";
 
 const STEP = 1e-5;

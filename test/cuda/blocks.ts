@@ -8,12 +8,12 @@
  * size of the quantization's own: 5e-2 of the full-precision output, 0.2 of the quantized one, and losses that differ
  * by less than their own size. Gradients follow the codes, so in bf16 they are printed, not bounded.
  */
-import type { Backend } from "../../src/backend/backend.js";
+import type { Backend } from "../../src/backend/contract/training.js";
 import { runBlock, plainHooks } from "../../src/models/interpret.js";
 import { freeBlock, uploadBlock } from "../../src/models/weights.js";
-import { BlockTrainer } from "../../src/quantize/block-training.js";
+import { BlockTrainer } from "../../src/quantize/block/block-training.js";
 import { parameterRule } from "../../src/quantize/methods/flatquant/train.js";
-import { bindSimulated } from "../../src/quantize/simulated-block.js";
+import { bindSimulated } from "../../src/quantize/block/simulated-block.js";
 import { meanSquaredError } from "../../src/tensor/ops/index.js";
 import { freeTensor, Graph, parameter, type Tensor } from "../../src/tensor/tensor.js";
 import { loadBlock, recipeOf, type BlockSettings } from "../golden-checks/block-golden.js";

@@ -85,7 +85,7 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["LEFT=32", "RIGHT=128", "HAS_RIGHT=0", "INPUT=3"],
     ["LEFT=6", "RIGHT=64", "QMAX=127"],
   ],
-  "engine/heads": [
+  "engine/queries_keys_values": [
     ["DIM=128"],
     ["DIM=128", "MOST_ROWS=16"],
     ["DIM=32", "MATRIX=0"],
@@ -103,7 +103,7 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["DIM=128", "RING=3", "EARLY=0"],
     ["DIM=32", "RING=6"],
   ],
-  "engine/outer": [
+  "engine/end_layers": [
     ["NT=1", "BF16=1"],
     ["NT=2"],
     ["NT=4", "NORM=0", "WBITS=8"],

@@ -1,5 +1,5 @@
 /** The engine's executor alone of the GPU lane: `node scripts/bundle-lane.mjs executor`. */
-import { registerEngineChecks, registerExecutor } from "../engine/cuda/register.js";
+import { registerEngineChecks, registerExecutor } from "../backend/cuda/infer/register.js";
 import { runRegistered } from "./vitest-shim.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);

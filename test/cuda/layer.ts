@@ -1,5 +1,5 @@
 /** What the driver layer offers beyond the backend contract: events, graphs, pinned transfers, errors. */
-import type { CudaBackend } from "../../src/backend/cuda/backend.js";
+import type { CudaBackend } from "../../src/backend/cuda/train/backend.js";
 import { Nvrtc } from "../../src/backend/cuda/nvrtc.js";
 import { describe, expect, test } from "./vitest-shim.js";
 

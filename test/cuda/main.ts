@@ -4,9 +4,9 @@
  * passed one. `--only TEXT` runs the tests with that in their names; `--verbose` prints each as it begins; `--serial` runs
  * all in this process, one after another and without limits, as sanitizers and debuggers want it.
  */
-import { createCudaBackend } from "../../src/backend/cuda/backend.js";
+import { createCudaBackend } from "../../src/backend/cuda/train/backend.js";
 import { describeConformance } from "../backend/conformance-suite.js";
-import { registerEngineChecks, registerExecutor } from "../engine/cuda/register.js";
+import { registerEngineChecks, registerExecutor } from "../backend/cuda/infer/register.js";
 import { registerBlockGoldens } from "./blocks.js";
 import { isLaneWorker, runLane, serveLane } from "./lane.js";
 import { LAYER_GROUP, registerLayerTests } from "./layer.js";

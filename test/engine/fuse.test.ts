@@ -1,6 +1,6 @@
 /** Programs as the engines' kernels compute them: what is computed together, and when a value's place is free again. */
 import { describe, expect, it } from "vitest";
-import { planCudaBlock } from "../../src/engine/cuda/block-plan.js";
+import { planCudaBlock } from "../../src/backend/cuda/infer/block-plan.js";
 import { fuse, NoKernel, type FusedStep } from "../../src/backend/contract/fuse.js";
 import { Slots } from "../../src/backend/contract/slots.js";
 import { blockProgram } from "../../src/models/architectures/index.js";

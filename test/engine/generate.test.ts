@@ -1,11 +1,11 @@
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { openSafetensors } from "../../src/checkpoint/safetensors.js";
 import { loadTokenizer } from "../../src/checkpoint/tokenizer.js";
 import { packageRoot } from "../../src/common/package.js";
 import { generate } from "../../src/engine/generate.js";
-import { loadModel } from "../../src/quantize/load.js";
+import { loadModel } from "../../src/quantize/artifact/load.js";
 
 const backend = createReferenceBackend({ realType: "f32" });
 const loaded = loadModel(backend, join(packageRoot, "models/tiny-llama"));

@@ -3,12 +3,12 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { createCpuBackend } from "../../src/backend/cpu/backend.js";
+import { createCpuBackend } from "../../src/backend/cpu/train/backend.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { packageRoot } from "../../src/common/package.js";
 import { silentProgress } from "../../src/common/progress.js";
 import { openExecutor, pagesFor } from "../../src/engine/open-executor.js";
-import { quantize } from "../../src/quantize/index.js";
+import { quantize } from "../../src/quantize/run/pipeline.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { fakeExecutor } from "./fake-executor.js";
 

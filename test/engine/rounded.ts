@@ -3,21 +3,21 @@
  * clips at every place where an artifact can have them, where asked for. No test framework: GPU lanes use it too.
  */
 import type { PackedBlock, PackedLinear } from "../../src/backend/contract/packed.js";
-import type { Backend } from "../../src/backend/backend.js";
+import type { Backend } from "../../src/backend/contract/training.js";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.js";
 import { elementsToFloat32 } from "../../src/checkpoint/element-types.js";
-import { floatsToHalfBytes } from "../../src/checkpoint/half.js";
+import { floatsToHalfBytes } from "../../src/common/half.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { Random } from "../../src/common/random.js";
 import type { InferenceSource } from "../../src/backend/contract/inference.js";
 import { inferenceSource } from "../../src/engine/source.js";
 import { blockProgram, parseModelConfig } from "../../src/models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../../src/models/config.js";
-import { LanguageModel, loadOuter } from "../../src/models/language-model.js";
+import { LanguageModel, loadEndLayers } from "../../src/models/language-model.js";
 import { readBlock } from "../../src/models/weights.js";
 import type { LinearName, LinearSite } from "../../src/backend/contract/program.js";
-import { foldBlock } from "../../src/quantize/fold.js";
-import { packedLayer } from "../../src/quantize/packed-block.js";
+import { foldBlock } from "../../src/quantize/block/fold.js";
+import { packedLayer } from "../../src/quantize/block/packed-block.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { Graph } from "../../src/tensor/tensor.js";
 
@@ -88,7 +88,7 @@ export function roundedModel(path: string, scheme: string, extras: Extras = {}):
         backend,
         architecture,
         config,
-        loadOuter(backend, withHalves(checkpoint, architecture), architecture, config),
+        loadEndLayers(backend, withHalves(checkpoint, architecture), architecture, config),
         blocks.map((block, layer) =>
           packedLayer(backend, blockProgram(config, layer), parsed, block),
         ),

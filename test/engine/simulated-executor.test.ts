@@ -2,12 +2,12 @@
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
-import type { Backend } from "../../src/backend/backend.js";
+import type { Backend } from "../../src/backend/contract/training.js";
 import { openBackend } from "../../src/backend/open.js";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { packageRoot } from "../../src/common/package.js";
 import { SimulatedExecutor } from "../../src/engine/simulated-executor.js";
-import { loadModel, loadRounded, type LoadedModel } from "../../src/quantize/load.js";
+import { loadModel, loadRounded, type LoadedModel } from "../../src/quantize/artifact/load.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { Graph } from "../../src/tensor/tensor.js";
 

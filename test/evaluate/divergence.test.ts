@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { evaluateDivergence } from "../../src/evaluate/divergence.js";
 import { evaluatePerplexity } from "../../src/evaluate/perplexity.js";
 import { runBlock } from "../../src/models/interpret.js";
@@ -18,9 +18,9 @@ const windows = [tokens.slice(0, 8), tokens.slice(8, 16)].map((ids) => Array.fro
 
 /** States after each block, all in one graph: [layer][row][column]. */
 function states(model: LanguageModel, ids: readonly number[]): number[][][] {
-  const { config, outer, layers } = model;
+  const { config, endLayers, layers } = model;
   using g = new Graph(backend);
-  let x = embed(g, config, outer, Int32Array.from(ids), 1);
+  let x = embed(g, config, endLayers, Int32Array.from(ids), 1);
   return layers.map(({ weights, hooks }, layer) => {
     x = runBlock(g, blockProgram(config, layer), weights, hooks, x, { layer, batch: 1 });
     const values = Array.from(g.read(x));

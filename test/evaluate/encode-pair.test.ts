@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import type { Tokenizer } from "../../src/checkpoint/tokenizer.js";
 import { pairEncoder, stripSpace } from "../../src/evaluate/encode-pair.js";
 import { embeddedModel } from "./support.js";

@@ -2,9 +2,9 @@
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openBackend } from "../../src/backend/open.js";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { packageRoot } from "../../src/common/package.js";
-import { openIntegerExecutor } from "../../src/engine/integer/index.js";
+import { openIntegerExecutor } from "../../src/engine/processor.js";
 import { SIMULATED_PAGE_TOKENS, SimulatedExecutor } from "../../src/engine/simulated-executor.js";
 import type { EncodedPair } from "../../src/evaluate/encode-pair.js";
 import { scoreWithExecutor } from "../../src/evaluate/engine-score.js";

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import type { EncodedPair } from "../../src/evaluate/encode-pair.js";
 import { rowMaxima, scoreContinuations } from "../../src/evaluate/score.js";
 import { embeddedModel, logProbabilities, plainScore } from "./support.js";

@@ -1,13 +1,13 @@
 /** Models for evaluation tests, and scores stated plainly: one sequence at a time, softmax written out. */
 
 import { join } from "node:path";
-import type { Backend } from "../../src/backend/backend.js";
+import type { Backend } from "../../src/backend/contract/training.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { loadTokenizer, type Tokenizer } from "../../src/checkpoint/tokenizer.js";
 import { packageRoot } from "../../src/common/package.js";
 import { LanguageModel } from "../../src/models/language-model.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
-import { simulatedModel } from "../../src/quantize/simulated-model.js";
+import { simulatedModel } from "../../src/quantize/block/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 
 export interface TestModel {

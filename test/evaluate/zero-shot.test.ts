@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { InterruptedError } from "../../src/common/errors.js";
 import { meanWithError } from "../../src/evaluate/statistics.js";
 import {

@@ -4,12 +4,12 @@
  * loss, the first gradient of every parameter, and every final parameter.
  */
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { runBlock, plainHooks } from "../../src/models/interpret.js";
 import { uploadBlock } from "../../src/models/weights.js";
-import { bindSimulated } from "../../src/quantize/simulated-block.js";
+import { bindSimulated } from "../../src/quantize/block/simulated-block.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
-import { BlockTrainer } from "../../src/quantize/block-training.js";
+import { BlockTrainer } from "../../src/quantize/block/block-training.js";
 import { parameterRule } from "../../src/quantize/methods/flatquant/train.js";
 import { Random } from "../../src/common/random.js";
 import { meanSquaredError } from "../../src/tensor/ops/index.js";

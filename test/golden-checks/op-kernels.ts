@@ -3,7 +3,7 @@
  * name (`act_sym3_b` is family act_sym, 3 bits); sizes come from the tensors. A new family is one entry of FAMILIES.
  */
 
-import type { Backend, Buffer } from "../../src/backend/backend.js";
+import type { Backend, Buffer } from "../../src/backend/contract/training.js";
 import type { GoldenCase, GoldenTensor } from "./support.js";
 
 const NORM_EPSILON = 1e-5;

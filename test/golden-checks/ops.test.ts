@@ -1,7 +1,7 @@
 /** Every op case of every ops*.safetensors against the float64 reference kernels, forward and gradients. */
 
 import { describe, expect, test } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { runOpCase } from "./op-kernels.js";
 import {
   expectClose,

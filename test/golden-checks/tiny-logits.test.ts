@@ -4,7 +4,7 @@
  */
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { packageRoot } from "../../src/common/package.js";
 import { LanguageModel } from "../../src/models/language-model.js";

@@ -4,11 +4,11 @@
  * that the machine has, and the conformance suite at its highest (or at PLANISH_ISA). `--need LEVEL` fails where the machine
  * lacks that level, so that a skipped level cannot look like a passed one.
  */
-import { createCpuBackend } from "../../src/backend/cpu/backend.js";
+import { createCpuBackend } from "../../src/backend/cpu/train/backend.js";
 import { loadNativeLibrary } from "../../src/backend/cpu/library.js";
 import { describeConformance } from "../backend/conformance-suite.js";
 import "../backend/cpu-matmul.test.js";
-import "../engine/integer/kernels.test.js";
+import "../backend/cpu/infer/kernels.test.js";
 import { runRegistered } from "../cuda/vitest-shim.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { attentionRows, sequenceTree } from "../../src/models/sequence-tree.js";
 import { Graph } from "../../src/tensor/tensor.js";
 

@@ -10,10 +10,10 @@ import { PlanishError } from "../../src/common/errors.js";
 import { parseSource } from "../../src/models/source.js";
 import { firstNonFinite } from "../../src/models/weights.js";
 import { LanguageModel } from "../../src/models/language-model.js";
-import { quantize } from "../../src/quantize/index.js";
+import { quantize } from "../../src/quantize/run/pipeline.js";
 import { packageRoot } from "../../src/common/package.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
-import { LLAMA_VARIANTS, writeRandomLlama } from "../engine/integer/random-llama.js";
+import { LLAMA_VARIANTS, writeRandomLlama } from "../backend/cpu/infer/random-llama.js";
 
 const root = temporaryDirectory();
 let made = 0;

@@ -19,14 +19,14 @@ import { writeSafetensors, type TensorEntry } from "../../src/checkpoint/safeten
 import { packageRoot } from "../../src/common/package.js";
 import { silentProgress } from "../../src/common/progress.js";
 import { finiteJson, relativeError } from "../../src/common/ratio.js";
-import { loadModel } from "../../src/quantize/load.js";
-import { quantize, type QuantizeOptions } from "../../src/quantize/index.js";
+import { loadModel } from "../../src/quantize/artifact/load.js";
+import { quantize, type QuantizeOptions } from "../../src/quantize/run/pipeline.js";
 import { METHODS } from "../../src/quantize/methods/index.js";
 import {
   parseQuantizationInfo,
   readQuantizationInfo,
-} from "../../src/quantize/quantization-info.js";
-import { verifyArtifact } from "../../src/quantize/verify.js";
+} from "../../src/quantize/artifact/quantization-info.js";
+import { verifyArtifact } from "../../src/quantize/artifact/verify.js";
 import { writeFirstBlocks } from "../models/first-blocks.js";
 import { smallCalibration } from "./methods/support.js";
 

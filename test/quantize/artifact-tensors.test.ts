@@ -9,16 +9,16 @@ import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openBackend } from "../../src/backend/open.js";
 import { ELEMENT_BYTES, type ElementType } from "../../src/checkpoint/element-types.js";
-import { floatToHalfBits } from "../../src/checkpoint/half.js";
+import { floatToHalfBits } from "../../src/common/half.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { writeSafetensors } from "../../src/checkpoint/safetensors.js";
 import { packageRoot } from "../../src/common/package.js";
 import { openSource } from "../../src/engine/source.js";
-import { openArtifact } from "../../src/quantize/artifact.js";
-import { outerTensors } from "../../src/quantize/artifact-tensors.js";
-import { quantize } from "../../src/quantize/index.js";
-import { loadModel } from "../../src/quantize/load.js";
-import { planRun } from "../../src/quantize/plan.js";
+import { openArtifact } from "../../src/quantize/artifact/artifact.js";
+import { endLayerTensors } from "../../src/quantize/artifact/tensors.js";
+import { quantize } from "../../src/quantize/run/pipeline.js";
+import { loadModel } from "../../src/quantize/artifact/load.js";
+import { planRun } from "../../src/quantize/run/preview.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { writeFirstBlocks } from "../models/first-blocks.js";
 import { smallCalibration } from "./methods/support.js";
@@ -228,8 +228,8 @@ describe("the description", () => {
       scheme: parseScheme("w4a4kv4"),
     });
     expect(plan.artifactBytes).toBe(bytes);
-    const outer = outerTensors(artifact.architecture, artifact.config);
-    expect(outer.filter(({ optional }) => !optional).map(({ name }) => name)).toEqual([
+    const endLayers = endLayerTensors(artifact.architecture, artifact.config);
+    expect(endLayers.filter(({ optional }) => !optional).map(({ name }) => name)).toEqual([
       "model.embed_tokens.weight",
       "model.norm.weight",
     ]);

@@ -6,21 +6,21 @@
 import { copyFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { packageRoot } from "../../src/common/package.js";
 import { Random } from "../../src/common/random.js";
 import { LanguageModel } from "../../src/models/language-model.js";
 import { readBlock, type HostBlock } from "../../src/models/weights.js";
-import { foldBlock } from "../../src/quantize/fold.js";
-import type { ParameterValues } from "../../src/quantize/parameters.js";
+import { foldBlock } from "../../src/quantize/block/fold.js";
+import type { ParameterValues } from "../../src/quantize/schema/parameters.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../../src/quantize/methods/flatquant/recipe.js";
-import { quantize } from "../../src/quantize/index.js";
-import { loadModel } from "../../src/quantize/load.js";
-import { packedLayer } from "../../src/quantize/packed-block.js";
+import { quantize } from "../../src/quantize/run/pipeline.js";
+import { loadModel } from "../../src/quantize/artifact/load.js";
+import { packedLayer } from "../../src/quantize/block/packed-block.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
-import { simulatedModel } from "../../src/quantize/simulated-model.js";
+import { simulatedModel } from "../../src/quantize/block/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 import type { ModelConfig } from "../../src/models/config.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
@@ -88,7 +88,7 @@ describe.each(Object.entries(OPT_VARIANTS))("%s", (name, variant) => {
 
   it("folded into weights, norms and upstream rows they do so to the float32 of what folding returns", async () => {
     const { original, hosts, values } = await load();
-    const { config, architecture, outer } = original;
+    const { config, architecture, endLayers } = original;
     const layers = hosts.map((host, l) =>
       packedLayer(
         backend,
@@ -97,7 +97,7 @@ describe.each(Object.entries(OPT_VARIANTS))("%s", (name, variant) => {
         foldBlock(host, { program: blockProgram(config, 0), scheme: unquantized }, values[l]),
       ),
     );
-    const folded = new LanguageModel(backend, architecture, config, outer, layers);
+    const folded = new LanguageModel(backend, architecture, config, endLayers, layers);
     // Three blocks of a few hundred float32 roundings each (6e-8), logits of size 10.
     expect(largestDifference(logits(folded), logits(original))).toBeLessThan(1e-4);
   });

@@ -6,7 +6,7 @@ import {
   parameterName,
   parameterOf,
   type Parameter,
-} from "../../src/quantize/parameters.js";
+} from "../../src/quantize/schema/parameters.js";
 
 const path = fc
   .array(fc.stringMatching(/^[a-z][a-z0-9_]{0,8}$/), { minLength: 1, maxLength: 3 })

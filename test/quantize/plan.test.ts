@@ -7,13 +7,13 @@ import { blockProgram, parseModelConfig } from "../../src/models/architectures/i
 import { readBlock } from "../../src/models/weights.js";
 import { sitesOf } from "../../src/backend/contract/program.js";
 import { initialParameters } from "../../src/quantize/methods/flatquant/parameters.js";
-import { planBlock } from "../../src/quantize/methods/flatquant/plan.js";
+import { planBlock } from "../../src/quantize/methods/flatquant/assignment.js";
 import {
   flatQuantPresets,
   type FlatQuantRecipe,
 } from "../../src/quantize/methods/flatquant/recipe.js";
 import { METHODS } from "../../src/quantize/methods/index.js";
-import { planRun } from "../../src/quantize/plan.js";
+import { planRun } from "../../src/quantize/run/preview.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
 
 const model = (name: string) =>

@@ -2,7 +2,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { workerArguments } from "../../src/cli/worker-process.js";
-import { splitRanges } from "../../src/quantize/workers.js";
+import { splitRanges } from "../../src/quantize/run/workers.js";
 
 describe("ranges of blocks", () => {
   it("cover what is missing once, in order, with nearly equal shares", () => {

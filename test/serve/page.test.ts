@@ -4,7 +4,7 @@ import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "../engine/fake-executor.js";
 import { listen, TEMPLATE } from "./listen.js";
-import { BROWSER_PATIENCE, launchChromium, noChromium } from "../report/chromium.js";
+import { BROWSER_PATIENCE, launchChromium, noChromium } from "../experiments/chromium.js";
 
 const KEY = "page-key-0123456789";
 let url = "";

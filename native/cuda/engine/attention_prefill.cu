@@ -7,7 +7,7 @@
 // Macros: DIM (a multiple of 32), BITS 4 or 16, OUT16.
 #include "engine/attention_pages.cuh"
 
-// A block has 16 queries per warp: 128 (src/engine/cuda/kernels.ts cuts them so).
+// A block has 16 queries per warp: 128 (src/backend/cuda/infer/kernels.ts cuts them so).
 constexpr int THREADS = PAGE_THREADS;
 constexpr int KEY_STRIDE = DIM + 8, VALUE_STRIDE = PAGE_TOKENS + 8;
 constexpr int KEY_TILE = PAGE_TOKENS * KEY_STRIDE, VALUE_TILE = DIM * VALUE_STRIDE;

@@ -9,7 +9,7 @@
 // warpgroup holds gate, the second up); OUT16 1: halves.
 //
 // Weights: [tile of 256][block of 128 columns][warpgroup][tile of 64][half block][thread][16·WBITS/4 bytes], what a
-// thread of mma holds as A; src/engine/cuda/weights.ts packs them. Codes: engine.cuh, codeOffset.
+// thread of mma holds as A; src/backend/cuda/infer/weights.ts packs them. Codes: engine.cuh, codeOffset.
 #pragma once
 #include "engine/bulk.cuh"
 #include "engine/wgmma.cuh"

@@ -278,7 +278,7 @@ __device__ __forceinline__ bool gather(int (&sums)[2][SUMS], int* left, u32* arr
   return true;
 }
 
-// `shared`: counters of groups, zero, then room for the sums of SPLIT blocks of each; src/engine/cuda/product.ts.
+// `shared`: counters of groups, zero, then room for the sums of SPLIT blocks of each; src/backend/cuda/infer/product.ts.
 #define COUNTERS 4096
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS, RESIDENT) gemm_mma(PARAMETERS, u32* shared) {

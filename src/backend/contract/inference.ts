@@ -31,7 +31,7 @@ export interface StoredMatrix {
 }
 
 /** What surrounds the blocks. */
-export interface OuterSource {
+export interface EndLayerSource {
   /** [vocab, embedding]. */
   readonly embedding: StoredMatrix;
   /** [vocab, embedding]; absent: the embedding, in one copy. */
@@ -58,7 +58,7 @@ export interface InferenceSource {
   readonly shape: ModelShape;
   readonly programs: readonly BlockProgram[];
   readonly scheme: Scheme;
-  readonly outer: OuterSource;
+  readonly endLayers: EndLayerSource;
   block(layer: number): PackedBlock;
 }
 

@@ -5,8 +5,8 @@
  * more ends the process. So kernels get addresses, and JavaScript sees a block through ArrayBuffers of at most PIECE_BYTES,
  * made when they are first touched: a KV cache that only kernels read has none.
  */
-import { BYTES_PER_ELEMENT, type DType, type HostArray } from "../backend.js";
-import { hostArray } from "../host-memory.js";
+import { BYTES_PER_ELEMENT, type DType, type HostArray } from "../contract/training.js";
+import { hostArray } from "../contract/host-memory.js";
 import type { NativeLibrary } from "./library.js";
 
 /** Bytes seen as one ArrayBuffer. A multiple of every element's size, so that none lies in two pieces. */

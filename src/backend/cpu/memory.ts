@@ -10,7 +10,7 @@ import {
   type Buffer,
   type DType,
   type HostArray,
-} from "../backend.js";
+} from "../contract/training.js";
 import { PlanishError } from "../../common/errors.js";
 import type { NativeLibrary } from "./library.js";
 import { NativeMapping } from "./mapping.js";

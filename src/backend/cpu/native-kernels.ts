@@ -2,7 +2,7 @@
  * The native kernels as typed functions, called by names (contract/abi.ts): addresses of memory, codes for words, and a
  * check of types and lengths, which the native side trusts.
  */
-import type { Buffer, DType } from "../backend.js";
+import type { Buffer, DType } from "../contract/training.js";
 import {
   CODES,
   KERNELS,

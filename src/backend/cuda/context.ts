@@ -1,7 +1,7 @@
 /** What the CUDA kernels' bindings share: the device, its one stream, compiled code, scratch space, checked arguments. */
-import type { Buffer, DType } from "../backend.js";
+import type { Buffer, DType } from "../contract/training.js";
 import { PlanishError } from "../../common/errors.js";
-import type { CublasLt } from "./cublaslt.js";
+import type { CublasLt } from "./train/cublaslt.js";
 import type {
   CudaDriver,
   CudaKernel,

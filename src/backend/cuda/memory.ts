@@ -9,10 +9,10 @@ import {
   type DType,
   type HostArray,
   type Uploads,
-} from "../backend.js";
+} from "../contract/training.js";
 import { bytePieces } from "../../common/bytes.js";
 import { PlanishError } from "../../common/errors.js";
-import { newHostArray } from "../host-memory.js";
+import { newHostArray } from "../contract/host-memory.js";
 import type { CudaDriver, DevicePointer, Event, PinnedMemory, Stream } from "./driver.js";
 
 /** Device memory with a type. Kernels receive `pointer`. */

@@ -2,7 +2,7 @@
 import type { DivergenceResult } from "../../evaluate/divergence.js";
 import type { PerplexityResult } from "../../evaluate/perplexity.js";
 import type { ZeroShotResult } from "../../evaluate/zero-shot.js";
-import type { ClipSummary } from "../../quantize/clipping.js";
+import type { ClipSummary } from "../../quantize/block/clip-counts.js";
 
 /** What was measured of one model. */
 export interface ModelScore extends Partial<PerplexityResult> {

@@ -1,11 +1,16 @@
 /** Which models `planish eval` scores: one, one beside another, or an artifact beside what it was packed from. */
 
-import type { Backend } from "../../backend/backend.js";
+import type { Backend } from "../../backend/contract/training.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { loadTokenizer, type Tokenizer } from "../../checkpoint/tokenizer.js";
 import { UsageError } from "../../common/errors.js";
-import { isArtifact } from "../../quantize/artifact.js";
-import { loadModel, loadRounded, loadSimulated, type LoadedModel } from "../../quantize/load.js";
+import { isArtifact } from "../../quantize/artifact/artifact.js";
+import {
+  loadModel,
+  loadRounded,
+  loadSimulated,
+  type LoadedModel,
+} from "../../quantize/artifact/load.js";
 import { formatScheme, parseScheme } from "../../backend/contract/scheme.js";
 import type { CommandContext } from "../action.js";
 

@@ -2,7 +2,7 @@
 
 import { formatDuration, formatNumber, formatTable, type Cell } from "../../common/format.js";
 import type { Measure } from "../../evaluate/statistics.js";
-import type { ClipSummary } from "../../quantize/clipping.js";
+import type { ClipSummary } from "../../quantize/block/clip-counts.js";
 import type { EvalDocument, ModelScore } from "./eval-document.js";
 
 export function renderEvaluation(document: EvalDocument): string {

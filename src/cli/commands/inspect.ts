@@ -18,10 +18,10 @@ import {
   isArtifact,
   readQuantizationInfo,
   type QuantizationInfo,
-} from "../../quantize/artifact.js";
-import { verifyArtifact, type VerifiedArtifact } from "../../quantize/verify.js";
+} from "../../quantize/artifact/artifact.js";
+import { verifyArtifact, type VerifiedArtifact } from "../../quantize/artifact/verify.js";
 import { METHODS } from "../../quantize/methods/index.js";
-import { planRun, type RunPlan } from "../../quantize/plan.js";
+import { planRun, type RunPlan } from "../../quantize/run/preview.js";
 import { parseScheme } from "../../backend/contract/scheme.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";

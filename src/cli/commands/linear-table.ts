@@ -1,6 +1,6 @@
 /** The table of what a method found out about every linear, for `quantize` and `inspect`. */
 import { formatTable } from "../../common/format.js";
-import { summarizeBits, type LayersOfFacts } from "../../quantize/linear-facts.js";
+import { summarizeBits, type LayersOfFacts } from "../../quantize/schema/linear-reports.js";
 
 /** Table and summary; nothing where the method reports nothing by linear. */
 export function linearSections(layers: LayersOfFacts): string[] {

@@ -8,7 +8,7 @@ import { PlanishError, UsageError } from "../../common/errors.js";
 import { formatBytes } from "../../common/format.js";
 import { outputPlace } from "../../common/place.js";
 import { writeAtomically } from "../../common/temporary.js";
-import { report } from "../../report/page/report.js";
+import { report } from "../../experiments/page/report.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
 import { deviceOption, threadsOption, type DeviceFlags } from "./shared.js";

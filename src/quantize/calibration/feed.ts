@@ -3,8 +3,8 @@
  * once, where it fits beside the training, and steps copy within the device; else a step's share travels from the host
  * while the step before it computes.
  */
-import type { Backend, Buffer, RealArray, Uploads } from "../../backend/backend.js";
-import { sampleRange, type Activations } from "./windows.js";
+import type { Backend, Buffer, RealArray, Uploads } from "../../backend/contract/training.js";
+import { sampleRange, type Activations } from "../schema/windows.js";
 
 /** A step's share of the calibration set, on the host or on the backend already: [batch·time, hidden] each. */
 export interface Batch {

@@ -1,19 +1,19 @@
 /** The full-precision model's hidden states over the calibration set, block by block. */
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { Backend } from "../../backend/backend.js";
+import type { Backend } from "../../backend/contract/training.js";
 import { InterruptedError } from "../../common/errors.js";
 import { runBlock, plainHooks, type BlockWeights } from "../../models/interpret.js";
 import type { ModelConfig } from "../../models/config.js";
 import type { BlockProgram } from "../../backend/contract/program.js";
-import { embed, outerTensors, type OuterWeights } from "../../models/language-model.js";
+import { embed, endLayerTensors, type EndLayerWeights } from "../../models/language-model.js";
 import { freeTensor, Graph } from "../../tensor/tensor.js";
-import { sampleRange, type Activations, type TokenWindows } from "./windows.js";
+import { sampleRange, type Activations, type TokenWindows } from "../schema/windows.js";
 
 /** Hidden states before the first block, of every window. */
 export function embedAll(
   backend: Backend,
   config: ModelConfig,
-  outer: OuterWeights,
+  endLayers: EndLayerWeights,
   windows: TokenWindows,
 ): Activations {
   const { samples, time } = windows;
@@ -22,7 +22,7 @@ export function embedAll(
   for (let s = 0; s < samples; s++) {
     using g = new Graph(backend);
     const ids = windows.ids.slice(s * time, (s + 1) * time);
-    data.set(g.read(embed(g, config, outer, ids, 1)), s * time * hidden);
+    data.set(g.read(embed(g, config, endLayers, ids, 1)), s * time * hidden);
   }
   return { data, samples, time, hidden };
 }
@@ -49,6 +49,6 @@ export async function forwardAll(
   }
 }
 
-export function freeOuter(backend: Backend, outer: OuterWeights): void {
-  for (const t of outerTensors(outer)) freeTensor(backend, t);
+export function freeEndLayers(backend: Backend, endLayers: EndLayerWeights): void {
+  for (const t of endLayerTensors(endLayers)) freeTensor(backend, t);
 }

@@ -1,5 +1,5 @@
 /** How large activations get, per channel, where they meet a block's linears. */
-import type { Backend } from "../../backend/backend.js";
+import type { Backend } from "../../backend/contract/training.js";
 import {
   runBlock,
   plainHooks,
@@ -13,8 +13,8 @@ import {
   type LinearSite,
 } from "../../backend/contract/program.js";
 import { Graph, type Tensor } from "../../tensor/tensor.js";
-import type { BlockJob } from "../method.js";
-import { sampleRange, type Activations } from "./windows.js";
+import type { BlockJob } from "../schema/method.js";
+import { sampleRange, type Activations } from "../schema/windows.js";
 
 /** Largest (or mean) |activation| per channel at each linear site over the calibration set. */
 export type SiteMaxima = Readonly<Record<LinearSite, Float64Array>>;

@@ -2,14 +2,14 @@
  * Full-precision hidden states of the calibration set on their way from block to block: every method needs them, none
  * changes them. Runs that share a `StateStore` compute each block's states once.
  */
-import type { Backend } from "../../backend/backend.js";
+import type { Backend } from "../../backend/contract/training.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { blockProgram } from "../../models/architectures/index.js";
 import type { BlockWeights } from "../../models/interpret.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
-import { loadOuter } from "../../models/language-model.js";
-import { embedAll, forwardAll, freeOuter } from "./forward.js";
-import { sampleRange, type Activations, type TokenWindows } from "./windows.js";
+import { loadEndLayers } from "../../models/language-model.js";
+import { embedAll, forwardAll, freeEndLayers } from "./forward.js";
+import { sampleRange, type Activations, type TokenWindows } from "../schema/windows.js";
 
 /**
  * Keeps states of one model's calibration windows, as many blocks as its budget holds. Runs of one seed draw the same
@@ -92,9 +92,9 @@ export class Prefix {
       this.inputs = known;
       return;
     }
-    const outer = loadOuter(backend, source, architecture, config);
-    const embedded = embedAll(backend, config, outer, windows);
-    freeOuter(backend, outer);
+    const endLayers = loadEndLayers(backend, source, architecture, config);
+    const embedded = embedAll(backend, config, endLayers, windows);
+    freeEndLayers(backend, endLayers);
     states?.keep(windows, 0, embedded);
     this.inputs = states?.find(windows, 0) ?? embedded;
   }

@@ -1,6 +1,6 @@
 /** What methods that look at calibration text, but learn nothing from it, have in common in recipe and need. */
-import type { CalibrationNeed } from "../method.js";
-import { tokenCount, windowCount } from "../recipe-counts.js";
+import type { CalibrationNeed } from "../schema/method.js";
+import { tokenCount, windowCount } from "../schema/recipe-counts.js";
 
 export const windowFields = {
   /** Windows of calibration text, and tokens in each. */

@@ -3,7 +3,7 @@
  * model runs. With Q = 2^(b−1) − 1 a threshold T gives the step T/Q and codes in [−Q, Q].
  * Source: spec/flattenquant.md, Scales.
  */
-import type { ParameterValues } from "../parameters.js";
+import type { ParameterValues } from "../schema/parameters.js";
 import { NO_SPLIT, type ChannelSplit } from "../transforms/split.js";
 
 /** Grids of one linear. */

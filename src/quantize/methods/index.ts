@@ -1,6 +1,6 @@
 /** The list of methods. */
 import { UsageError } from "../../common/errors.js";
-import type { Method } from "../method.js";
+import type { Method } from "../schema/method.js";
 import { awq } from "./awq/index.js";
 import { flatquant } from "./flatquant/index.js";
 import { flattenquant } from "./flattenquant/index.js";

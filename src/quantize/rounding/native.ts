@@ -1,5 +1,5 @@
 /** Bindings of native/kernels/gptq.h: GPTQ's float64 factorization and rounding, on every thread of the pool. */
-import type { Backend } from "../../backend/backend.js";
+import type { Backend } from "../../backend/contract/training.js";
 import {
   loadNativeLibrary,
   nativeLibraryExists,

@@ -1,5 +1,4 @@
 /** GPTQ for the linears of one block: factors each second moment once and rounds the weights that read it. */
-import type { RealArray } from "../../backend/backend.js";
 import {
   factorMoment,
   plainGptq,
@@ -7,20 +6,9 @@ import {
   type FactoredMoment,
   type GptqSolver,
 } from "./gptq.js";
-import type { SecondMoment } from "./moments.js";
-import type { GptqSettings } from "./settings.js";
-import type { LinearName } from "../../backend/contract/program.js";
-
-/**
- * Chooses the codes of one linear's weight, [rows, cols], as it is folded and clipped, on the grid with this scale per row.
- */
-export type WeightRounder = (
-  role: LinearName,
-  weight: RealArray,
-  shape: readonly number[],
-  scale: RealArray,
-  bits: number,
-) => Int8Array;
+import type { SecondMoment } from "../block/input-moments.js";
+import type { GptqSettings } from "../schema/gptq-settings.js";
+import type { WeightRounder } from "../schema/weight-rounder.js";
 
 /** `notes` collects what had to be done otherwise than asked, naming `where`, e.g. "block 3". */
 export function gptqRounder(

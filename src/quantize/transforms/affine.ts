@@ -6,7 +6,7 @@ import { PlanishError } from "../../common/errors.js";
 import { randomOrthogonal, type Random } from "../../common/random.js";
 import { binary, cayley, inverse, matmul, unary } from "../../tensor/ops/index.js";
 import type { Graph, Tensor } from "../../tensor/tensor.js";
-import { parameterOf, type Side } from "../parameters.js";
+import { parameterOf, type Side } from "../schema/parameters.js";
 
 export type Parametrisation = "svd" | "direct";
 

@@ -14,7 +14,7 @@ import {
 import type { HostBlock } from "../../models/weights.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
 import { kroneckerFactors } from "./affine.js";
-import type { Side } from "../parameters.js";
+import type { Side } from "../schema/parameters.js";
 
 /** Which transforms a scheme needs. */
 export function activeSites(scheme: Scheme): { linears: boolean; keys: boolean; values: boolean } {

@@ -8,7 +8,7 @@
  * Columns 0 … K−1 are the channels' own (both first copies) in their order; all further pairs come after them, so that
  * most of a row is written straight through.
  */
-import type { RealArray } from "../../backend/backend.js";
+import type { RealArray } from "../../backend/contract/training.js";
 
 /** The columns beyond the channels' own. */
 export interface ChannelSplit {

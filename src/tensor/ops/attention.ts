@@ -1,5 +1,5 @@
 /** Causal scaled dot-product attention with grouped KV heads; keeps no T×T matrix. */
-import type { AttentionArgs } from "../../backend/backend.js";
+import type { AttentionArgs } from "../../backend/contract/training.js";
 import type { Graph, Tensor } from "../tensor.js";
 
 export interface AttentionOptions {

@@ -1,5 +1,5 @@
 /** Elementwise functions, broadcasts and the gated activation. */
-import type { BinaryArgs, BinaryOp, UnaryOp } from "../../backend/backend.js";
+import type { BinaryArgs, BinaryOp, UnaryOp } from "../../backend/contract/training.js";
 import type { Graph, Tensor } from "../tensor.js";
 
 export function unary(g: Graph, op: UnaryOp, x: Tensor): Tensor {

@@ -1,5 +1,5 @@
 /** A static grid with one step for the whole tensor, large channels split over several columns. */
-import type { Buffer } from "../../backend/backend.js";
+import type { Buffer } from "../../backend/contract/training.js";
 import { PlanishError } from "../../common/errors.js";
 import type { Graph, Tensor } from "../tensor.js";
 

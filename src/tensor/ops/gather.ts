@@ -1,6 +1,6 @@
 /** Rows of a table (embeddings). Tables are frozen: no gradient by design. */
 import { PlanishError } from "../../common/errors.js";
-import type { Buffer } from "../../backend/backend.js";
+import type { Buffer } from "../../backend/contract/training.js";
 import type { Graph, Tensor } from "../tensor.js";
 
 /** ids: i32 [rows]; out: [rows, cols]. */

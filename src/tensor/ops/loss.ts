@@ -1,6 +1,6 @@
 /** Losses: mean squared error with a tape, token negative log-likelihood without. */
 import { PlanishError } from "../../common/errors.js";
-import type { Buffer } from "../../backend/backend.js";
+import type { Buffer } from "../../backend/contract/training.js";
 import type { Graph, Tensor } from "../tensor.js";
 
 /** mean (a − b)²; gradient flows to a. */

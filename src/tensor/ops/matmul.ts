@@ -1,6 +1,6 @@
 /** Matrix products: `linear` for the large ones of a model, `matmul` for small matrices of parameters. */
 import { PlanishError } from "../../common/errors.js";
-import type { MatmulOperand } from "../../backend/backend.js";
+import type { MatmulOperand } from "../../backend/contract/training.js";
 import type { Graph, Tensor } from "../tensor.js";
 
 /**

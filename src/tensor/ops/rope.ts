@@ -1,5 +1,5 @@
 /** Rotary position embedding ("rotate half"). */
-import type { Buffer } from "../../backend/backend.js";
+import type { Buffer } from "../../backend/contract/training.js";
 import type { Graph, Tensor } from "../tensor.js";
 
 export interface RopeTables {

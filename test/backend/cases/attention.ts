@@ -5,8 +5,8 @@ import type {
   HeadLayout,
   Kernels,
   Precision,
-} from "../../../src/backend/backend.js";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+} from "../../../src/backend/contract/training.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import {
   evaluate,
   output,

@@ -1,6 +1,11 @@
 /** Conformance cases of elementwise maps, sums, losses and the optimizer. */
 
-import type { AdamWArgs, BinaryArgs, ReduceArgs, UnaryOp } from "../../../src/backend/backend.js";
+import type {
+  AdamWArgs,
+  BinaryArgs,
+  ReduceArgs,
+  UnaryOp,
+} from "../../../src/backend/contract/training.js";
 import { ids, output, Random, real, U, type CaseGroup, type ConformanceCase } from "../harness.js";
 
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));

@@ -1,6 +1,6 @@
 /** Conformance cases of the small float64 algebra: Cayley and the inverse. */
 
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import {
   evaluate,
   output,

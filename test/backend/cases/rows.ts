@@ -1,7 +1,7 @@
 /** Conformance cases of kernels that work row by row: Kronecker transform, norms, rotary embedding, table lookup. */
 
-import type { Kernels, Precision } from "../../../src/backend/backend.js";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import type { Kernels, Precision } from "../../../src/backend/contract/training.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import {
   absolute,
   evaluate,

@@ -7,10 +7,10 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
-import type { Buffer, Kernels } from "../../../src/backend/backend.js";
-import { assembleKernels } from "../../../src/backend/cuda/backend.js";
+import type { Buffer, Kernels } from "../../../src/backend/contract/training.js";
+import { assembleKernels } from "../../../src/backend/cuda/train/backend.js";
 import type { CudaContext } from "../../../src/backend/cuda/context.js";
-import type { GemmRequest } from "../../../src/backend/cuda/cublaslt.js";
+import type { GemmRequest } from "../../../src/backend/cuda/train/cublaslt.js";
 import type { CudaKernel } from "../../../src/backend/cuda/driver.js";
 import { CudaBuffer } from "../../../src/backend/cuda/memory.js";
 import { kernelSourceFolder } from "../../../src/backend/cuda/modules.js";

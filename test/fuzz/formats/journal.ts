@@ -2,7 +2,7 @@
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { Journal } from "../../../src/quantize/journal.js";
+import { Journal } from "../../../src/quantize/run/journal.js";
 import { ensureFinite, type Target } from "../target.js";
 import { decode, encode, JsonBase, mutatedBytes, pick } from "../mutate.js";
 import { scratch } from "../scratch.js";

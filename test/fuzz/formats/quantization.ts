@@ -1,7 +1,7 @@
 /** quantization.json of an artifact, and what follows from its scheme. */
 import { readFileSync } from "node:fs";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
-import { readQuantizationInfo } from "../../../src/quantize/quantization-info.js";
+import { readQuantizationInfo } from "../../../src/quantize/artifact/quantization-info.js";
 import { ensure, ensureFinite, type Target } from "../target.js";
 import { decode, encode, JsonBase } from "../mutate.js";
 import { scratch, scratchFile } from "../scratch.js";

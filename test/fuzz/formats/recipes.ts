@@ -1,7 +1,7 @@
 /** Recipe files, for every method. */
 import { LIMITS } from "../../../src/common/bounds.js";
 import { readRecipe } from "../../../src/cli/commands/recipe-file.js";
-import { resolveRecipe } from "../../../src/quantize/index.js";
+import { resolveRecipe } from "../../../src/quantize/run/pipeline.js";
 import { METHODS } from "../../../src/quantize/methods/index.js";
 import { ensure, ensureFinite, type Target } from "../target.js";
 import { decode, encode, JsonBase, pick } from "../mutate.js";

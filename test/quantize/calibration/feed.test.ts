@@ -1,8 +1,14 @@
 /** A block's calibration activations on their way to its steps: kept on a device that has room, else sent for each. */
 
 import { describe, expect, it } from "vitest";
-import type { Backend, Buffer, DType, HostArray, Uploads } from "../../../src/backend/backend.js";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import type {
+  Backend,
+  Buffer,
+  DType,
+  HostArray,
+  Uploads,
+} from "../../../src/backend/contract/training.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import { BatchFeed, type Batch } from "../../../src/quantize/calibration/feed.js";
 
 const [samples, time, hidden] = [5, 3, 2];

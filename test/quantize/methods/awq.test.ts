@@ -1,10 +1,10 @@
 /** AWQ: the search against plain arithmetic on a case with one salient channel, and the whole pipeline. */
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import { openBackend } from "../../../src/backend/open.js";
 import { Random } from "../../../src/common/random.js";
-import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
+import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
 import {
   channelScales,
   clipLogit,

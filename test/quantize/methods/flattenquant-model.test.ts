@@ -8,19 +8,19 @@ import { loadTokenizer } from "../../../src/checkpoint/tokenizer.js";
 import { LanguageModel } from "../../../src/models/language-model.js";
 import { readBlock } from "../../../src/models/weights.js";
 import type { LinearName } from "../../../src/backend/contract/program.js";
-import { readQuantizationInfo } from "../../../src/quantize/artifact.js";
+import { readQuantizationInfo } from "../../../src/quantize/artifact/artifact.js";
 import { embedAll, forwardAll } from "../../../src/quantize/calibration/forward.js";
 import { StateStore } from "../../../src/quantize/calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "../../../src/quantize/calibration/text.js";
-import { randomWindows } from "../../../src/quantize/calibration/windows.js";
-import { foldBlock } from "../../../src/quantize/fold.js";
-import type { ParameterValues } from "../../../src/quantize/parameters.js";
-import { quantize } from "../../../src/quantize/index.js";
+import { randomWindows } from "../../../src/quantize/schema/windows.js";
+import { foldBlock } from "../../../src/quantize/block/fold.js";
+import type { ParameterValues } from "../../../src/quantize/schema/parameters.js";
+import { quantize } from "../../../src/quantize/run/pipeline.js";
 import { decide, withAlternative } from "../../../src/quantize/methods/flattenquant/choose.js";
 import { flattenquant } from "../../../src/quantize/methods/flattenquant/index.js";
 import { modelEffect } from "../../../src/quantize/methods/flattenquant/model-effect.js";
 import { flattenQuantPresets } from "../../../src/quantize/methods/flattenquant/recipe.js";
-import { packedLayer } from "../../../src/quantize/packed-block.js";
+import { packedLayer } from "../../../src/quantize/block/packed-block.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { Graph } from "../../../src/tensor/tensor.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
@@ -79,13 +79,13 @@ describe('criterion "model"', () => {
   it("measures the divergence of the whole model's distributions", async () => {
     const scheme = parseScheme("w4a4kv8");
     const original = LanguageModel.load(backend, source);
-    const { architecture, config, outer } = original;
+    const { architecture, config, endLayers } = original;
     const tokens = tokenizeCorpus(loadTokenizer(source), readDocuments(calibration));
     const windows = randomWindows(tokens, FEW.samples, FEW.seqLen, 0);
     const hosts = original.layers.map((_, layer) => readBlock(source, architecture, config, layer));
     const progress = { advance: () => undefined, done: () => undefined };
     const recipe = { ...flattenQuantPresets.default, ...FEW };
-    let states = embedAll(backend, config, outer, windows);
+    let states = embedAll(backend, config, endLayers, windows);
     const parameters: ParameterValues[] = [];
     for (const [layer, { weights }] of original.layers.entries()) {
       const targets = { ...states, data: new Float32Array(states.data.length) };
@@ -113,7 +113,7 @@ describe('criterion "model"', () => {
     );
     const effect = await modelEffect(
       {
-        ...{ backend, config, scheme, outer, windows, seed: 0, recipe: {}, teacher: states },
+        ...{ backend, config, scheme, endLayers, windows, seed: 0, recipe: {}, teacher: states },
         ...{ parameters: [], reports: [], keep: () => Promise.resolve() },
         readBlock: (layer) => hosts[layer],
         progress,
@@ -139,7 +139,7 @@ describe('criterion "model"', () => {
             : block.linears;
         return packedLayer(backend, blockProgram(config, layer), scheme, { ...block, linears });
       });
-      const found = logits(new LanguageModel(backend, architecture, config, outer, layers));
+      const found = logits(new LanguageModel(backend, architecture, config, endLayers, layers));
       return meanDivergence(expected, found, config.vocabSize);
     };
     const all8 = divergence();

@@ -5,32 +5,32 @@
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { openBackend } from "../../../src/backend/open.js";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { packageRoot } from "../../../src/common/package.js";
 import { loadTokenizer } from "../../../src/checkpoint/tokenizer.js";
 import { evaluatePerplexity } from "../../../src/evaluate/perplexity.js";
 import { blockProgram, parseModelConfig } from "../../../src/models/architectures/index.js";
-import { loadOuter } from "../../../src/models/language-model.js";
+import { loadEndLayers } from "../../../src/models/language-model.js";
 import { readBlock, uploadBlock } from "../../../src/models/weights.js";
 import { embedAll, forwardAll } from "../../../src/quantize/calibration/forward.js";
 import { captureMaxima, observeSites } from "../../../src/quantize/calibration/maxima.js";
 import { StateStore } from "../../../src/quantize/calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "../../../src/quantize/calibration/text.js";
-import { randomWindows } from "../../../src/quantize/calibration/windows.js";
+import { randomWindows } from "../../../src/quantize/schema/windows.js";
 import {
   emptyHistogram,
   countValue,
   gridDivergence,
 } from "../../../src/quantize/grids/divergence.js";
-import { foldBlock } from "../../../src/quantize/fold.js";
-import { packedLayer } from "../../../src/quantize/packed-block.js";
+import { foldBlock } from "../../../src/quantize/block/fold.js";
+import { packedLayer } from "../../../src/quantize/block/packed-block.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
-import { bindSimulated } from "../../../src/quantize/simulated-block.js";
-import { readKeptParameters } from "../../../src/quantize/simulated-model.js";
+import { bindSimulated } from "../../../src/quantize/block/simulated-block.js";
+import { readKeptParameters } from "../../../src/quantize/block/simulated-model.js";
 import { frozen, Graph, type Tensor } from "../../../src/tensor/tensor.js";
-import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
-import { loadModel, loadSimulated } from "../../../src/quantize/load.js";
+import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
+import { loadModel, loadSimulated } from "../../../src/quantize/artifact/load.js";
 import {
   smoothBlock,
   smoothedMaxima,
@@ -128,8 +128,8 @@ describe("flattening without quantization", () => {
         readDocuments("wikitext2").map((text) => text.slice(0, 3000)),
       );
       const windows = randomWindows(tokens, 1, 12, 1);
-      const outer = loadOuter(reference, checkpoint, architecture, config);
-      let inputs = embedAll(reference, config, outer, windows);
+      const endLayers = loadEndLayers(reference, checkpoint, architecture, config);
+      let inputs = embedAll(reference, config, endLayers, windows);
       let checked = 0;
       for (let layer = 0; layer < config.numLayers; layer += 2) {
         const block = readBlock(checkpoint, architecture, config, layer);

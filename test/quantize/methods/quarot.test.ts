@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { openBackend } from "../../../src/backend/open.js";
 import { Random } from "../../../src/common/random.js";
-import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
+import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
 import { rotations } from "../../../src/quantize/methods/quarot/rotations.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { openBackend } from "../../../src/backend/open.js";
 import { Random } from "../../../src/common/random.js";
-import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
+import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
 import { smoothingDiags } from "../../../src/quantize/methods/smoothquant/diags.js";
 import { blockProgram, parseModelConfig } from "../../../src/models/architectures/index.js";
 import { readBlock } from "../../../src/models/weights.js";

@@ -2,12 +2,12 @@
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { openBackend } from "../../../src/backend/open.js";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import { Random } from "../../../src/common/random.js";
-import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
+import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
 import { rotationSeeds } from "../../../src/quantize/methods/spinquant/seeds.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
-import { readKeptParameters } from "../../../src/quantize/simulated-model.js";
+import { readKeptParameters } from "../../../src/quantize/block/simulated-model.js";
 import { bindMatrix } from "../../../src/quantize/transforms/affine.js";
 import { frozen, Graph } from "../../../src/tensor/tensor.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";

@@ -2,18 +2,18 @@
 import { createHash } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { packageRoot } from "../../../src/common/package.js";
 import { LanguageModel } from "../../../src/models/language-model.js";
 import { readBlock, type HostBlock } from "../../../src/models/weights.js";
 import type { BlockProgram } from "../../../src/backend/contract/program.js";
 import { readDocuments } from "../../../src/quantize/calibration/text.js";
-import { foldBlock } from "../../../src/quantize/fold.js";
-import type { ParameterValues } from "../../../src/quantize/parameters.js";
-import { packedLayer } from "../../../src/quantize/packed-block.js";
+import { foldBlock } from "../../../src/quantize/block/fold.js";
+import type { ParameterValues } from "../../../src/quantize/schema/parameters.js";
+import { packedLayer } from "../../../src/quantize/block/packed-block.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
-import { simulatedModel } from "../../../src/quantize/simulated-model.js";
+import { simulatedModel } from "../../../src/quantize/block/simulated-model.js";
 import { Graph } from "../../../src/tensor/tensor.js";
 import { writeFirstBlocks } from "../../models/first-blocks.js";
 import { blockProgram } from "../../../src/models/architectures/index.js";
@@ -56,7 +56,7 @@ export function identityErrors(
   const scheme = parseScheme("w16a16kv16");
   using source = tinyLlama();
   const original = LanguageModel.load(backend, source);
-  const { architecture, config, outer } = original;
+  const { architecture, config, endLayers } = original;
   const hosts = original.layers.map((_, layer) => readBlock(source, architecture, config, layer));
   const values = hosts.map((host, layer) => parametersOf(host, blockProgram(config, layer), layer));
   const logits = (model: LanguageModel): Float64Array => {
@@ -79,7 +79,7 @@ export function identityErrors(
   );
   return {
     simulated: worst(simulatedModel(backend, source, scheme, values)),
-    folded: worst(new LanguageModel(backend, architecture, config, outer, layers)),
+    folded: worst(new LanguageModel(backend, architecture, config, endLayers, layers)),
   };
 }
 

@@ -1,17 +1,18 @@
 /** GPTQ's meeting with a block: which activations its second moments are of, and where its codes go. */
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import { Random } from "../../../src/common/random.js";
 import type { ModelConfig } from "../../../src/models/config.js";
 import { uploadBlock, type HostBlock } from "../../../src/models/weights.js";
 import type { LinearName } from "../../../src/backend/contract/program.js";
-import { foldBlock } from "../../../src/quantize/fold.js";
-import type { ParameterValues } from "../../../src/quantize/parameters.js";
+import { foldBlock } from "../../../src/quantize/block/fold.js";
+import type { ParameterValues } from "../../../src/quantize/schema/parameters.js";
 import { initialParameters } from "../../../src/quantize/methods/flatquant/parameters.js";
 import { flatQuantPresets } from "../../../src/quantize/methods/flatquant/recipe.js";
-import { settleParameters } from "../../../src/quantize/settle.js";
-import { collectMoments, type SecondMoment } from "../../../src/quantize/rounding/moments.js";
-import { gptqRounder, type WeightRounder } from "../../../src/quantize/rounding/rounder.js";
+import { settleParameters } from "../../../src/quantize/transforms/stored-precision.js";
+import { collectMoments, type SecondMoment } from "../../../src/quantize/block/input-moments.js";
+import { gptqRounder } from "../../../src/quantize/rounding/rounder.js";
+import type { WeightRounder } from "../../../src/quantize/schema/weight-rounder.js";
 import { parseScheme, type Scheme } from "../../../src/backend/contract/scheme.js";
 import { blockProgram } from "../../../src/models/architectures/index.js";
 import { mapValues } from "../../../src/common/records.js";

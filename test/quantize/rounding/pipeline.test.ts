@@ -11,10 +11,10 @@ import { packageRoot } from "../../../src/common/package.js";
 import type { ProgressSink } from "../../../src/common/progress.js";
 import { evaluateDivergence } from "../../../src/evaluate/divergence.js";
 import { LanguageModel } from "../../../src/models/language-model.js";
-import { readQuantizationInfo } from "../../../src/quantize/artifact.js";
+import { readQuantizationInfo } from "../../../src/quantize/artifact/artifact.js";
 import { readDocuments, tokenizeCorpus } from "../../../src/quantize/calibration/text.js";
-import { quantize, type QuantizeOptions } from "../../../src/quantize/index.js";
-import { loadModel } from "../../../src/quantize/load.js";
+import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
+import { loadModel } from "../../../src/quantize/artifact/load.js";
 import { fewBlocks, smallCalibration } from "../methods/support.js";
 
 const directory = mkdtempSync(join(tmpdir(), "planish-gptq-"));

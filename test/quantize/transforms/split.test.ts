@@ -1,7 +1,7 @@
 /** Channel split: the product stays what it was, no copy exceeds its threshold, and codes of copies share one rounding. */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { createReferenceBackend } from "../../../src/backend/reference/index.js";
+import { createReferenceBackend } from "../../../src/backend/reference/train/backend.js";
 import {
   columnMaxima,
   columnsNeeded,

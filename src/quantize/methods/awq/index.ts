@@ -10,17 +10,17 @@
 import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
 import { sitesOf, type LinearName } from "../../../backend/contract/program.js";
-import { measureBlock } from "../../block-training.js";
+import { measureBlock } from "../../block/block-training.js";
 import { captureMeans } from "../../calibration/maxima.js";
-import { diagFolds } from "../../settle.js";
-import type { ParameterValues } from "../../parameters.js";
-import type { BlockJob, BlockOutcome, Method } from "../../method.js";
-import { collectMoments } from "../../rounding/moments.js";
+import { diagFolds } from "../../transforms/stored-precision.js";
+import type { ParameterValues } from "../../schema/parameters.js";
+import type { BlockJob, BlockOutcome, Method } from "../../schema/method.js";
+import { collectMoments } from "../../block/input-moments.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
-import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { gptqOf, roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";
 import { formatScheme, type Scheme } from "../../../backend/contract/scheme.js";
-import { windowCount } from "../../recipe-counts.js";
-import { planTransforms } from "../../transforms/plan.js";
+import { windowCount } from "../../schema/recipe-counts.js";
+import { planTransforms } from "../../transforms/assignment.js";
 import { kroneckerSites, linearsAt } from "../../transforms/sites.js";
 import { clipLogit, searchClips, searchScales } from "./search.js";
 

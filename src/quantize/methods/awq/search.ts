@@ -3,10 +3,10 @@
  * site's outputs least; and how far each row of weights should be clipped. Source: Lin et al., "AWQ" (MLSys 2024), section
  * 3.2, equations 4 and 5; the clipping as in the published code.
  */
-import type { Backend, RealArray } from "../../../backend/backend.js";
+import type { Backend, RealArray } from "../../../backend/contract/training.js";
 import { binary, clipRows, matmul, quantizeRows } from "../../../tensor/ops/index.js";
 import { Graph, type Tensor } from "../../../tensor/tensor.js";
-import { WEIGHT_SCALE_FLOOR } from "../../simulated-block.js";
+import { WEIGHT_SCALE_FLOOR } from "../../block/simulated-block.js";
 
 /** Mean magnitudes below this count as this much. */
 const FLOOR = 1e-4;

@@ -7,19 +7,24 @@
  * earlier blocks do not depend on it.
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { Arena, Backend, Buffer, RealArray } from "../../../backend/backend.js";
+import type { Arena, Backend, Buffer, RealArray } from "../../../backend/contract/training.js";
 import { InterruptedError } from "../../../common/errors.js";
 import { Random } from "../../../common/random.js";
 import { runBlock, type BlockWeights } from "../../../models/interpret.js";
 import { blockProgram } from "../../../models/architectures/index.js";
 import type { ModelConfig } from "../../../models/config.js";
-import { embed, finalNorm, headLogits, type OuterWeights } from "../../../models/language-model.js";
+import {
+  embed,
+  finalNorm,
+  headLogits,
+  type EndLayerWeights,
+} from "../../../models/language-model.js";
 import { freeBlock, uploadBlock } from "../../../models/weights.js";
 import { freeTensor, Graph, parameter, Tensor } from "../../../tensor/tensor.js";
-import { parameterOf, type ParameterValues } from "../../parameters.js";
-import type { RefineJob, RefineOutcome, RefineState } from "../../method.js";
-import { bindSimulated, type BlockDescription } from "../../simulated-block.js";
-import { AdamW, type ParameterRule } from "../../training.js";
+import { parameterOf, type ParameterValues } from "../../schema/parameters.js";
+import type { RefineJob, RefineOutcome, RefineState } from "../../schema/method.js";
+import { bindSimulated, type BlockDescription } from "../../block/simulated-block.js";
+import { AdamW, type ParameterRule } from "../../block/training.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 
 /** Rows of logits formed at once: a large vocabulary's logits would not fit in memory together. */
@@ -110,7 +115,7 @@ function distillStep(
   work: Arena,
   inputs: Arena,
 ): number {
-  const { backend, config, recipe, windows, teacher, outer } = job;
+  const { backend, config, recipe, windows, teacher, endLayers } = job;
   const { precision } = recipe;
   const chosen = windowsOf(
     step,
@@ -140,7 +145,7 @@ function distillStep(
   };
   {
     using g = new Graph(backend, { arena: work, precision });
-    blockInputs.push(keep(g, embed(g, config, outer, ids, batch)));
+    blockInputs.push(keep(g, embed(g, config, endLayers, ids, batch)));
   }
   for (const [layer, student] of students.entries()) {
     using g = new Graph(backend, { arena: work, precision });
@@ -150,7 +155,7 @@ function distillStep(
   const { loss, gradient } = headLoss(
     backend,
     config,
-    outer,
+    endLayers,
     blockInputs[students.length],
     teacherHidden,
     work,
@@ -187,7 +192,7 @@ function studentForward(
 function headLoss(
   backend: Backend,
   config: ModelConfig,
-  outer: OuterWeights,
+  endLayers: EndLayerWeights,
   student: Tensor,
   teacher: Float32Array,
   work: Arena,
@@ -208,7 +213,8 @@ function headLoss(
       [count, hiddenSize],
       teacher.subarray(first * hiddenSize, (first + count) * hiddenSize),
     );
-    const head = (h: Tensor) => headLogits(g, config, outer, finalNorm(g, config, outer, h));
+    const head = (h: Tensor) =>
+      headLogits(g, config, endLayers, finalNorm(g, config, endLayers, h));
     const logits = head(x);
     const kl = g.real(count);
     const gradStudent = g.real(count * vocabSize);

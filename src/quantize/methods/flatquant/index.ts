@@ -3,14 +3,14 @@
  * learned rounding and end-to-end distillation. Source: spec/flatquant.md (Sun, Liu, Bai et al., ICML 2025).
  */
 import { Random } from "../../../common/random.js";
-import { trainBlock } from "../../block-training.js";
+import { trainBlock } from "../../block/block-training.js";
 import { captureMaxima } from "../../calibration/maxima.js";
-import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
-import { gptqOf } from "../../rounding/settings.js";
+import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../schema/method.js";
+import { gptqOf } from "../../schema/gptq-settings.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { distill } from "./distill.js";
 import { initialParameters } from "./parameters.js";
-import { planBlock } from "./plan.js";
+import { planBlock } from "./assignment.js";
 import { flatQuantPresets, flatQuantRecipe, type FlatQuantRecipe } from "./recipe.js";
 import { parameterRule } from "./train.js";
 

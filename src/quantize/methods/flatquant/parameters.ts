@@ -6,7 +6,7 @@ import type { Random } from "../../../common/random.js";
 import { siteNamed, type BlockProgram } from "../../../backend/contract/program.js";
 import type { HostBlock } from "../../../models/weights.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
-import { diagFolds } from "../../settle.js";
+import { diagFolds } from "../../transforms/stored-precision.js";
 import type { Scheme } from "../../../backend/contract/scheme.js";
 import { initMatrix, type InitialValues } from "../../transforms/affine.js";
 import { balancingDiag } from "../../transforms/diag.js";

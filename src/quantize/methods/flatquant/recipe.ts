@@ -1,7 +1,7 @@
 /** FlatQuant's settings as data. Source: spec/flatquant.md, Calibration and "Beyond the paper". */
 import { z } from "zod";
-import { passCount, tokenCount, windowCount } from "../../recipe-counts.js";
-import { roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { passCount, tokenCount, windowCount } from "../../schema/recipe-counts.js";
+import { roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";
 
 const positive = z.number().positive();
 

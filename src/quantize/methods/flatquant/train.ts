@@ -1,7 +1,7 @@
 /** How FlatQuant's parameters are trained. Source: spec/flatquant.md, Calibration. */
-import type { ParameterRule } from "../../training.js";
+import type { ParameterRule } from "../../block/training.js";
 import type { FlatQuantRecipe } from "./recipe.js";
-import { parameterOf } from "../../parameters.js";
+import { parameterOf } from "../../schema/parameters.js";
 
 /** Learning rate and decay by parameter name: clipping fast, rounding without decay, the rest as the recipe says. */
 export function parameterRule(recipe: FlatQuantRecipe): (name: string) => ParameterRule {

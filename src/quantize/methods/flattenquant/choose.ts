@@ -3,9 +3,9 @@
  * bits where the divergence that it adds, over its share of the model's multiply-adds, is below γ. So the cheapest nats
  * are spent first, and γ is what the model would lose if all of it were rounded at this rate.
  */
-import type { RealArray } from "../../../backend/backend.js";
-import { parameterOf, type ParameterValues } from "../../parameters.js";
-import type { LinearFacts, RefineJob, RefineOutcome } from "../../method.js";
+import type { RealArray } from "../../../backend/contract/training.js";
+import { parameterOf, type ParameterValues } from "../../schema/parameters.js";
+import type { LinearFacts, RefineJob, RefineOutcome } from "../../schema/method.js";
 import { modelEffect } from "./model-effect.js";
 import type { FlattenQuantRecipe } from "./recipe.js";
 import type { LinearName } from "../../../backend/contract/program.js";

@@ -6,21 +6,21 @@
  * Per block: maxima of the full-precision activations, smoothing factors, thresholds and copies per linear, one pass for
  * histograms, bits. Rounding, folding and packing are the pipeline's, as for every method.
  */
-import type { RealArray } from "../../../backend/backend.js";
+import type { RealArray } from "../../../backend/contract/training.js";
 import { UsageError } from "../../../common/errors.js";
 import { relativeError } from "../../../common/ratio.js";
 import { binary } from "../../../tensor/ops/index.js";
 import { freeTensor, frozen, type Tensor } from "../../../tensor/tensor.js";
-import { measureBlock } from "../../block-training.js";
+import { measureBlock } from "../../block/block-training.js";
 import { captureMaxima, observeSites, type SiteMaxima } from "../../calibration/maxima.js";
-import type { ParameterValues } from "../../parameters.js";
+import type { ParameterValues } from "../../schema/parameters.js";
 import { gridParameters, type TensorGrid } from "../../grids/tensor.js";
-import type { BlockJob, BlockOutcome, LinearFacts, Method } from "../../method.js";
+import type { BlockJob, BlockOutcome, LinearFacts, Method } from "../../schema/method.js";
 import { needOfWindows } from "../../calibration/windows-recipe.js";
-import { gptqOf } from "../../rounding/settings.js";
+import { gptqOf } from "../../schema/gptq-settings.js";
 import { formatScheme, type Scheme } from "../../../backend/contract/scheme.js";
-import { bindSimulated } from "../../simulated-block.js";
-import { planTransforms } from "../../transforms/plan.js";
+import { bindSimulated } from "../../block/simulated-block.js";
+import { planTransforms } from "../../transforms/assignment.js";
 import { columnMaxima, copiesOf, NO_SPLIT, splitRows } from "../../transforms/split.js";
 import { chooseByModel, withAlternative } from "./choose.js";
 import { chooseBits, FlattenedHistogram, type BitChoice, type SideDivergence } from "./bits.js";

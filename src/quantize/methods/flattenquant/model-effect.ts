@@ -5,7 +5,7 @@
  */
 import type { PackedBlock } from "../../../backend/contract/packed.js";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { Backend } from "../../../backend/backend.js";
+import type { Backend } from "../../../backend/contract/training.js";
 import { InterruptedError } from "../../../common/errors.js";
 import { blockProgram } from "../../../models/architectures/index.js";
 import { runBlock } from "../../../models/interpret.js";
@@ -15,16 +15,16 @@ import {
   finalNorm,
   headLogits,
   type Layer,
-  type OuterWeights,
+  type EndLayerWeights,
 } from "../../../models/language-model.js";
 import { freeBlock, type HostBlock } from "../../../models/weights.js";
 import type { LinearName } from "../../../backend/contract/program.js";
 import { Graph } from "../../../tensor/tensor.js";
-import { sampleRange } from "../../calibration/windows.js";
-import { foldBlock } from "../../fold.js";
-import type { ParameterValues } from "../../parameters.js";
-import type { RefineJob } from "../../method.js";
-import { packedLayer } from "../../packed-block.js";
+import { sampleRange } from "../../schema/windows.js";
+import { foldBlock } from "../../block/fold.js";
+import type { ParameterValues } from "../../schema/parameters.js";
+import type { RefineJob } from "../../schema/method.js";
+import { packedLayer } from "../../block/packed-block.js";
 
 /** Calibration tokens that are looked at: fewer where each costs more, so that a model takes minutes. */
 const TOKENS = { least: 512, most: 2048, weightsTimesTokens: 5e10 };
@@ -50,7 +50,7 @@ export async function modelEffect(
   job: RefineJob<unknown>,
   parametersOf: (layer: number, bits: 4 | 8) => ParameterValues,
 ): Promise<ModelEffect> {
-  const { backend, config, outer, windows, scheme } = job;
+  const { backend, config, endLayers, windows, scheme } = job;
   const hosts = (layer: number): HostBlock => job.readBlock(layer);
   const count = windowsLookedAt(config, hosts(0), windows);
   const ids = windows.ids.subarray(0, count * windows.time);
@@ -58,7 +58,7 @@ export async function modelEffect(
   let states: Float32Array[];
   {
     using g = new Graph(backend);
-    states = [Float32Array.from(g.read(embed(g, config, outer, ids, count)))];
+    states = [Float32Array.from(g.read(embed(g, config, endLayers, ids, count)))];
   }
   for (let layer = 0; layer < config.numLayers; layer++) {
     const host = hosts(layer);
@@ -139,7 +139,7 @@ function runStates(
 
 /** Mean KL of each last state's next-token distribution from the teacher's, over evenly spread positions. */
 function divergences(
-  { backend, config, outer, teacher }: RefineJob<unknown>,
+  { backend, config, endLayers, teacher }: RefineJob<unknown>,
   states: readonly Float32Array[],
 ): number[] {
   const { hiddenSize } = config;
@@ -150,7 +150,7 @@ function divergences(
   const sums = new Float64Array(states.length);
   for (let first = 0; first < positions.length; first += LOGIT_ROWS) {
     const rows = positions.slice(first, first + LOGIT_ROWS);
-    sumDivergences(backend, config, outer, rows, expected, states, sums);
+    sumDivergences(backend, config, endLayers, rows, expected, states, sums);
   }
   return Array.from(sums, (sum) => sum / positions.length);
 }
@@ -158,7 +158,7 @@ function divergences(
 function sumDivergences(
   backend: Backend,
   config: ModelConfig,
-  outer: OuterWeights,
+  endLayers: EndLayerWeights,
   rows: readonly number[],
   expected: Float32Array,
   states: readonly Float32Array[],
@@ -171,7 +171,7 @@ function sumDivergences(
       some.set(state.subarray(row * hiddenSize, (row + 1) * hiddenSize), i * hiddenSize);
     });
     const hidden = g.constant([rows.length, hiddenSize], some);
-    return g.values(headLogits(g, config, outer, finalNorm(g, config, outer, hidden)));
+    return g.values(headLogits(g, config, endLayers, finalNorm(g, config, endLayers, hidden)));
   };
   using g = new Graph(backend);
   const teacher = logits(g, expected);

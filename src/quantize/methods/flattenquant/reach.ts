@@ -4,7 +4,7 @@
  * with the copies as they are, to where the summed squared error of the linear's output is least: rounding and clipping of
  * one side, weighted channel by channel with the other side's power.
  */
-import type { RealArray } from "../../../backend/backend.js";
+import type { RealArray } from "../../../backend/contract/training.js";
 
 /** Shares of the threshold that are tried. */
 const SHARES = [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4];

@@ -1,7 +1,7 @@
 /** FlattenQuant's settings, and the presets that come with it. */
 import { z } from "zod";
 import { windowFields } from "../../calibration/windows-recipe.js";
-import { roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";
 
 export const flattenQuantRecipe = z.strictObject({
   /** Exponent of channel smoothing: how much of the activations' unevenness moves into the weights. */

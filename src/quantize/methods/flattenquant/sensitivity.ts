@@ -7,10 +7,10 @@ import { relativeError } from "../../../common/ratio.js";
 import { runBlock } from "../../../models/interpret.js";
 import { meanSquaredError } from "../../../tensor/ops/index.js";
 import { freeTensor, frozen, Graph, type Tensor } from "../../../tensor/tensor.js";
-import { sampleRange } from "../../calibration/windows.js";
-import type { ParameterValues } from "../../parameters.js";
-import type { BlockJob } from "../../method.js";
-import { bindSimulated } from "../../simulated-block.js";
+import { sampleRange } from "../../schema/windows.js";
+import type { ParameterValues } from "../../schema/parameters.js";
+import type { BlockJob } from "../../schema/method.js";
+import { bindSimulated } from "../../block/simulated-block.js";
 
 /** Windows on which it is measured. */
 const WINDOWS = 2;

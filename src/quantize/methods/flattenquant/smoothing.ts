@@ -16,8 +16,8 @@ import {
   type SitePlace,
 } from "../../../backend/contract/program.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
-import { valueRows } from "../../simulated-block.js";
-import { settleParameters } from "../../settle.js";
+import { valueRows } from "../../block/simulated-block.js";
+import { settleParameters } from "../../transforms/stored-precision.js";
 import { columnMaxima } from "../../transforms/split.js";
 
 /** What each site's activation is multiplied with: 1/s. */

@@ -9,12 +9,12 @@
 import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
 import { Random } from "../../../common/random.js";
-import { measureBlock } from "../../block-training.js";
-import type { Method } from "../../method.js";
+import { measureBlock } from "../../block/block-training.js";
+import type { Method } from "../../schema/method.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
-import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { gptqOf, roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";
 import { formatScheme } from "../../../backend/contract/scheme.js";
-import { planTransforms } from "../../transforms/plan.js";
+import { planTransforms } from "../../transforms/assignment.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { rotations } from "./rotations.js";
 

@@ -3,16 +3,16 @@
  * their grid, or where GPTQ puts them.
  */
 import { z } from "zod";
-import { measureBlock } from "../../block-training.js";
+import { measureBlock } from "../../block/block-training.js";
 import {
   checkGranularity,
   granularityDefaults,
   granularityFields,
   withFullRangeGrids,
-} from "../../grids/full-range.js";
-import type { Method } from "../../method.js";
+} from "../../block/full-range.js";
+import type { Method } from "../../schema/method.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
-import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { gptqOf, roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";
 
 export const rtnRecipe = z.strictObject({
   ...roundingFields,

@@ -2,7 +2,7 @@
 import { sitesOf, type BlockProgram } from "../../../backend/contract/program.js";
 import type { HostBlock } from "../../../models/weights.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
-import type { ParameterValues } from "../../parameters.js";
+import type { ParameterValues } from "../../schema/parameters.js";
 import { balancingDiag } from "../../transforms/diag.js";
 import { linearsAt } from "../../transforms/sites.js";
 

@@ -9,20 +9,20 @@
  */
 import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
-import { measureBlock } from "../../block-training.js";
+import { measureBlock } from "../../block/block-training.js";
 import { captureMaxima } from "../../calibration/maxima.js";
 import {
   checkGranularity,
   granularityDefaults,
   granularityFields,
   withFullRangeGrids,
-} from "../../grids/full-range.js";
-import type { BlockJob, BlockOutcome, Method } from "../../method.js";
+} from "../../block/full-range.js";
+import type { BlockJob, BlockOutcome, Method } from "../../schema/method.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
-import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { gptqOf, roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";
 import { formatScheme } from "../../../backend/contract/scheme.js";
-import { planTransforms } from "../../transforms/plan.js";
-import { diagFolds } from "../../settle.js";
+import { planTransforms } from "../../transforms/assignment.js";
+import { diagFolds } from "../../transforms/stored-precision.js";
 import { kroneckerSites } from "../../transforms/sites.js";
 import { smoothingDiags } from "./diags.js";
 

@@ -9,12 +9,12 @@
 import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
 import { Random } from "../../../common/random.js";
-import { trainBlock } from "../../block-training.js";
-import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../method.js";
-import { gptqOf, roundingDefaults, roundingFields } from "../../rounding/settings.js";
+import { trainBlock } from "../../block/block-training.js";
+import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../schema/method.js";
+import { gptqOf, roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";
 import { formatScheme } from "../../../backend/contract/scheme.js";
-import { passCount, tokenCount, windowCount } from "../../recipe-counts.js";
-import { planTransforms } from "../../transforms/plan.js";
+import { passCount, tokenCount, windowCount } from "../../schema/recipe-counts.js";
+import { planTransforms } from "../../transforms/assignment.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { rotationSeeds } from "./seeds.js";
 

@@ -1,0 +1,360 @@
+/** Prepares a block program for the CPU's engine: its fused steps (`fuse.ts`) as calls of the native kernels. */
+import type { CODES } from "../../contract/abi.js";
+import type { PackedKind } from "../../contract/inference-kernels.js";
+import { PlanishError } from "../../../common/errors.js";
+import {
+  BLOCK_INPUT,
+  rotaryKey,
+  type BlockProgram,
+  type LinearName,
+  type NormStep,
+  type ValueName,
+} from "../../contract/program.js";
+import type { Scheme } from "../../contract/scheme.js";
+import {
+  fuse,
+  NoKernel,
+  type FusedAdd,
+  type FusedAttention,
+  type FusedCache,
+  type FusedNorm,
+  type FusedSite,
+} from "../../contract/fuse.js";
+import { MOST_SETS, STEP_ROWS, type RotaryBuffers, type StepBuffers } from "./buffers.js";
+import type { EngineMemory } from "./memory.js";
+import { clipLogits, type PlacedBlock, type PlacedNorm } from "./placed-block.js";
+import type { Plan, ProductPart } from "./plan.js";
+import type { Slot, Slots } from "../../contract/slots.js";
+
+/** Everything that block plans share. */
+export interface PlanContext {
+  readonly memory: EngineMemory;
+  readonly plan: Plan;
+  readonly scheme: Scheme;
+  readonly kind: PackedKind;
+  readonly buffers: StepBuffers;
+  readonly rotary: ReadonlyMap<string, RotaryBuffers>;
+  readonly slots: Slots;
+  /** Where a slot lies. */
+  readonly address: (slot: Slot) => bigint;
+  readonly pages: bigint;
+  readonly pageBytes: number;
+}
+
+/** What a site's kernel reads. */
+interface SiteInput {
+  readonly input: (typeof CODES.SiteInput)[number];
+  readonly x: bigint;
+  readonly x2?: bigint;
+  readonly op?: (typeof CODES.UnaryOp)[number];
+  readonly norm?: PlacedNorm;
+  readonly epsilon?: number;
+}
+
+/** Where a product's output goes. */
+interface ProductOutput {
+  readonly address: bigint;
+  readonly width: number;
+}
+
+/**
+ * Appends a block's calls to the plan. `input`: where the block's input lies; `cache`: this layer's part of page 0.
+ * Returns where its output lies.
+ * @throws NoKernel naming what has no kernel.
+ */
+export function planBlock(
+  context: PlanContext,
+  program: BlockProgram,
+  block: PlacedBlock,
+  input: Slot,
+  cache: bigint,
+): Slot {
+  return new BlockPlanner(context, block, input, cache).run(program);
+}
+
+class BlockPlanner {
+  private readonly slotOf = new Map<ValueName, Slot>();
+
+  constructor(
+    private readonly context: PlanContext,
+    private readonly block: PlacedBlock,
+    input: Slot,
+    private readonly cache: bigint,
+  ) {
+    this.slotOf.set(BLOCK_INPUT, input);
+  }
+
+  run(program: BlockProgram): Slot {
+    for (const step of fuse(program)) {
+      if (step.op === "site") this.site(step);
+      else if (step.op === "cache") this.cacheWrite(step);
+      else if (step.op === "attention") this.attention(step);
+      else if (step.op === "norm") this.norm(step);
+      else this.add(step);
+      for (const value of step.frees) this.context.slots.release(this.slot(value));
+    }
+    return this.slot(program.out);
+  }
+
+  private slot(value: ValueName): Slot {
+    const found = this.slotOf.get(value);
+    if (found === undefined) throw new NoKernel(`the value "${value}" lies nowhere`);
+    return found;
+  }
+
+  private address(value: ValueName): bigint {
+    return this.context.address(this.slot(value));
+  }
+
+  private take(value: ValueName, width: number): void {
+    this.slotOf.set(value, this.context.slots.take(width));
+  }
+
+  private norm({ step, inPlace }: FusedNorm): void {
+    const { kind, width, epsilon, x, out } = step;
+    const { gain, bias } = this.placedNorm(step);
+    const from = this.address(x);
+    if (inPlace) this.slotOf.set(out, this.slot(x));
+    else this.take(out, width);
+    this.context.plan.add("norm", {
+      kind,
+      x: from,
+      cols: width,
+      gain,
+      bias,
+      epsilon,
+      out: this.address(out),
+    });
+  }
+
+  private add({ step, width, onto }: FusedAdd): void {
+    const [a, b] = [this.address(step.a), this.address(step.b)];
+    if (onto === undefined) this.take(step.out, width);
+    else this.slotOf.set(step.out, this.slot(onto));
+    const out = this.address(step.out);
+    this.context.plan.add("binary", { op: "add", cols: width, a, b, broadcast: "full", out });
+  }
+
+  private placedNorm({ norm }: NormStep): PlacedNorm {
+    const found = this.block.norms[norm];
+    if (!found) throw new PlanishError(`the block's weights have no norm "${norm}"`);
+    return found;
+  }
+
+  private cacheWrite({ step, attention, queries: q, keys: k }: FusedCache): void {
+    const { plan, scheme, buffers, rotary: tables } = this.context;
+    const key = q.rotary && rotaryKey(q.rotary);
+    const turned = tables.get(key ?? "");
+    plan.add("cacheWrite", {
+      table: buffers.chunks.address,
+      pages: this.context.pages,
+      heads: attention.heads,
+      kvHeads: step.heads,
+      headDim: step.headDim,
+      q: this.address(q.root),
+      k: this.address(k.root),
+      v: this.address(step.v),
+      qGain: q.norm && this.placedNorm(q.norm).gain,
+      kGain: k.norm && this.placedNorm(k.norm).gain,
+      epsilon: (q.norm ?? k.norm)?.epsilon ?? 0,
+      cosine: turned?.cosine.address,
+      sine: turned?.sine.address,
+      qMatrix: this.block.queryMatrix,
+      kMatrix: this.block.keyMatrix,
+      queryBits: scheme.queryBits ?? 16,
+      bits: scheme.kvBits,
+      clips: this.block.cacheClips,
+      cache: this.cache,
+      pageBytes: this.context.pageBytes,
+    });
+  }
+
+  private attention({ step, queries }: FusedAttention): void {
+    const { plan, scheme, buffers, pages, pageBytes } = this.context;
+    const { heads, kvHeads, headDim, window, scale, softcap, out } = step;
+    this.take(out, heads * headDim);
+    plan.add("pagedAttention", {
+      table: buffers.chunks.address,
+      pages,
+      heads,
+      kvHeads,
+      headDim,
+      window: window ?? 0,
+      scale,
+      softcap: softcap ?? 0,
+      q: this.address(queries),
+      bits: scheme.kvBits,
+      cache: this.cache,
+      pageBytes,
+      out: this.address(out),
+    });
+  }
+
+  /** A site: its activation, then its linears. */
+  private site(fused: FusedSite): void {
+    const { plan, scheme, buffers, memory, kind } = this.context;
+    const { width, site } = fused.step;
+    const from = this.siteInput(fused);
+    const roles = fused.products.map(({ step }) => step.linear);
+    const transform = this.block.transforms[site] ?? {
+      nLeft: 1,
+      nRight: width,
+      left: 0n,
+      right: 0n,
+    };
+    const gridded = roles.some((role) => this.block.grids[role]);
+    const real = scheme.activationBits >= 16 || gridded;
+
+    // Linears without clips of their own share one set of codes.
+    const clips: [number, number][] = [];
+    let shared: number | undefined;
+    const setOf = roles.map((role) => {
+      const clip = this.block.clips[role];
+      if (!clip && shared !== undefined) return shared;
+      clips.push(clipLogits(clip));
+      if (!clip) shared = clips.length - 1;
+      return clips.length - 1;
+    });
+    if (clips.length > MOST_SETS) throw new RangeError(`${clips.length} sets of codes at ${site}`);
+
+    const untouched = real && from.input === "plain" && !transform.left && !transform.right;
+    if (!untouched)
+      plan.add("site", {
+        input: from.input,
+        // Read by inputs with an activation only.
+        op: from.op ?? "sigmoid",
+        x: from.x,
+        x2: from.x2,
+        nLeft: transform.nLeft,
+        nRight: transform.nRight,
+        gain: from.norm?.gain,
+        bias: from.norm?.bias,
+        epsilon: from.epsilon ?? 0,
+        left: transform.left,
+        right: transform.right,
+        bits: real ? 16 : scheme.activationBits,
+        sets: clips.length,
+        capacity: STEP_ROWS,
+        clips: memory.floats(clips.flat()).address,
+        codes: buffers.codes.address,
+        scale: buffers.scales.address,
+        out: buffers.reals.address,
+      });
+    const x = untouched ? from.x : buffers.reals.address;
+    const outputs = this.outputs(fused);
+    const { accumulate } = fused;
+    if (gridded) {
+      this.gridProducts(roles, { x, width }, outputs, accumulate);
+      return;
+    }
+    this.product(kind, width, roles, outputs, accumulate, (role) => {
+      if (real) return { a: x, aScale: 0n };
+      const set = setOf[roles.indexOf(role)];
+      return {
+        a: buffers.codes.address + BigInt(set * STEP_ROWS * width),
+        aScale: buffers.scales.address + BigInt(set * STEP_ROWS * 4),
+      };
+    });
+  }
+
+  private siteInput({ input }: FusedSite): SiteInput {
+    if (input.kind === "plain") return { input: "plain", x: this.address(input.x) };
+    if (input.kind === "norm") {
+      const { kind, x, epsilon } = input.step;
+      return { input: kind, x: this.address(x), norm: this.placedNorm(input.step), epsilon };
+    }
+    const { activation, gate, x } = input.step;
+    const op = activation;
+    return gate === undefined
+      ? { input: "activation", x: this.address(x), op }
+      : { input: "gated", x: this.address(gate), x2: this.address(x), op };
+  }
+
+  private outputs({ products }: FusedSite): ReadonlyMap<LinearName, ProductOutput> {
+    return new Map(
+      products.map(({ step, width, out, onto }) => {
+        if (onto === undefined) this.take(out, width);
+        else this.slotOf.set(out, this.slot(onto));
+        return [step.linear, { address: this.address(out), width }];
+      }),
+    );
+  }
+
+  /**
+   * Linears with static grids of their own: each quantizes the activation its way and multiplies at its own width; linears
+   * whose grids are the same share both, where their weights have the same width too.
+   */
+  private gridProducts(
+    roles: readonly LinearName[],
+    from: { readonly x: bigint; readonly width: number },
+    outputs: ReadonlyMap<LinearName, ProductOutput>,
+    accumulate: boolean,
+  ): void {
+    const { plan, buffers } = this.context;
+    const groups = new Map<string, LinearName[]>();
+    for (const role of roles) {
+      const grid = this.block.grids[role];
+      const matrix = this.block.linears[role];
+      if (!grid || !matrix)
+        throw new PlanishError(`linear "${role}" has no static grid, and others of its site do`);
+      const key = `${matrix.kind} ${grid.key}`;
+      groups.set(key, [...(groups.get(key) ?? []), role]);
+    }
+    for (const members of groups.values()) {
+      const grid = this.block.grids[members[0]];
+      const first = this.block.linears[members[0]];
+      if (!grid || !first) continue;
+      const columns = first.shape[1];
+      plan.add("flattenRows", {
+        x: from.x,
+        cols: from.width,
+        bits: grid.bits,
+        step: grid.step,
+        factor: grid.factor,
+        extras: grid.extras,
+        channel: grid.channel,
+        part: grid.part,
+        stride: columns,
+        codes: buffers.codes.address,
+        scale: buffers.scales.address,
+      });
+      const codes = { a: buffers.codes.address, aScale: buffers.scales.address };
+      this.product(first.kind, columns, members, outputs, accumulate, () => codes);
+    }
+  }
+
+  /** Products of linears whose activations have `columns` columns, in one call. */
+  private product(
+    kind: PackedKind,
+    columns: number,
+    roles: readonly LinearName[],
+    outputs: ReadonlyMap<LinearName, ProductOutput>,
+    accumulate: boolean,
+    activationOf: (role: LinearName) => Pick<ProductPart, "a" | "aScale">,
+  ): void {
+    const { plan } = this.context;
+    const parts = roles.flatMap((role): ProductPart[] => {
+      const matrix = this.block.linears[role];
+      const out = outputs.get(role);
+      if (!matrix || !out) return [];
+      return [
+        {
+          n: matrix.shape[0],
+          ...activationOf(role),
+          packed: matrix.address,
+          bScale: matrix.scale,
+          bias: matrix.bias,
+          out: out.address,
+          outStride: out.width,
+        },
+      ];
+    });
+    plan.add("packedMatmulParts", {
+      kind,
+      k: columns,
+      parts: parts.length,
+      table: plan.parts(parts),
+      accumulate,
+    });
+  }
+}

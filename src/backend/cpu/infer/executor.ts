@@ -1,0 +1,480 @@
+/**
+ * The executor on the CPU's integer kernels: a model's packed weights in native memory, a paged cache, and one foreign
+ * call per step (native/plan.cpp).
+ *
+ * Every kernel treats rows one by one in an order of its own, fixed by positions in the sequence; so a row's result does
+ * not depend on chunks or on what shares the step (test/backend/cpu/infer/executor.test.ts checks it bit for bit).
+ */
+import { fuse } from "../../contract/fuse.js";
+import { CONSTANTS, PLAN_OPERATIONS, type PlanOperation } from "../../contract/abi.js";
+import type { PackedKind } from "../../contract/inference-kernels.js";
+import type { NativeLibrary } from "../library.js";
+import { nativeKernels, type NativeKernels } from "../native-kernels.js";
+import { PlanishError } from "../../../common/errors.js";
+import { cacheShape, type BlockProgram } from "../../contract/program.js";
+import { formatScheme, type Scheme } from "../../contract/scheme.js";
+import {
+  checkChunk,
+  checkPage,
+  checkReserve,
+  type Chunk,
+  type Executor,
+  type InferenceSource,
+  type ModelShape,
+  type StepLogits,
+} from "../../contract/inference.js";
+import { planBlock, type PlanContext } from "./block-plan.js";
+import {
+  rotaryBuffers,
+  STEP_ROWS,
+  stepBuffers,
+  type RotaryBuffers,
+  type StepBuffers,
+} from "./buffers.js";
+import { EngineMemory, type Place, type Region } from "./memory.js";
+import { placeEndLayers, type PlacedEndLayers } from "./end-layers.js";
+import { placeBlock, type PlacedBlock } from "./placed-block.js";
+import { MatrixPacker, type PackedMatrix } from "./packed-matrix.js";
+import { Plan } from "./plan.js";
+import { Slots, type Slot } from "../../contract/slots.js";
+import { linearKind } from "./linear-kind.js";
+
+export const PAGE_TOKENS = CONSTANTS.pageTokens;
+
+/** Seconds spent per kind of kernel since the profile was asked for. */
+export type StepProfile = Readonly<Record<PlanOperation | "logits", number>>;
+
+/** A stretch of a chunk that goes through the blocks at once. */
+interface Piece {
+  readonly chunk: Chunk;
+  readonly from: number;
+  readonly rows: number;
+}
+
+export class IntegerExecutor implements Executor {
+  readonly shape: ModelShape;
+  readonly description: string;
+  readonly pageTokens = PAGE_TOKENS;
+  readonly bytesPerPage: number;
+  readonly weightBytes: number;
+
+  private readonly memory: EngineMemory;
+  private readonly scheme: Scheme;
+  private readonly kind: PackedKind;
+  private readonly buffers: StepBuffers;
+  private readonly programs: readonly BlockProgram[];
+  private readonly blocks: readonly PlacedBlock[];
+  private readonly endLayers: PlacedEndLayers;
+  private readonly rotary: ReadonlyMap<string, RotaryBuffers>;
+  /** Where values lie between kernels, by slot. */
+  private readonly places: readonly Place<Float32Array>[];
+  /** Where the last block's output lies. */
+  private readonly output: Slot;
+  /** Where each layer's part of a page begins. */
+  private readonly layerOffsets: readonly number[];
+  private readonly kernels: NativeKernels;
+
+  private cache:
+    { readonly memory: EngineMemory; readonly place: Region; readonly pages: number } | undefined;
+  private planned:
+    { readonly memory: EngineMemory; readonly address: bigint; readonly calls: number } | undefined;
+  private pageList: Place<Int32Array> | undefined;
+  private seconds: Float64Array | null = null;
+  private logitSeconds = 0;
+  private disposed = false;
+
+  constructor(
+    private readonly library: NativeLibrary,
+    threads: number,
+    source: InferenceSource,
+  ) {
+    const { shape, programs, scheme } = source;
+    this.shape = shape;
+    this.scheme = scheme;
+    this.kind = linearKind(scheme);
+    this.programs = programs;
+    // What cannot be planned is refused before weights are read.
+    for (const program of programs) fuse(program);
+    this.memory = new EngineMemory(library);
+    this.kernels = nativeKernels(library);
+    const packer = new MatrixPacker(library, this.memory);
+    try {
+      this.blocks = programs.map((program, layer) =>
+        placeBlock(this.memory, packer, program, this.kind, source.block(layer)),
+      );
+      this.endLayers = placeEndLayers(this.memory, packer, source.endLayers);
+      this.buffers = stepBuffers(
+        this.memory,
+        shape.hiddenSize,
+        this.endLayers.embedding.shape[1],
+        programs,
+      );
+      this.rotary = rotaryBuffers(this.memory, programs);
+      const pages = this.layOutPages();
+      this.layerOffsets = pages.offsets;
+      this.bytesPerPage = pages.bytes;
+      const { widths, output } = this.layOutValues();
+      this.places = widths.map((width) =>
+        this.memory.alloc<Float32Array>("f32", STEP_ROWS * width),
+      );
+      this.output = output;
+    } catch (error) {
+      this.memory[Symbol.dispose]();
+      throw error;
+    }
+    this.weightBytes = [...matricesOf(this.blocks, this.endLayers)].reduce(
+      (sum, { bytes }) => sum + bytes,
+      0,
+    );
+    const arithmetic =
+      scheme.activationBits < 16
+        ? "integer"
+        : scheme.weightBits < 16
+          ? "integer weights, f32 activations"
+          : "bf16";
+    this.description = `${library.description()}, ${threads} ${threads === 1 ? "thread" : "threads"}, ${formatScheme(scheme)}, ${arithmetic}`;
+  }
+
+  reserve(pages: number): void {
+    this.checkLive();
+    checkReserve(pages);
+    this.cache?.memory[Symbol.dispose]();
+    this.cache = undefined;
+    this.dropPlan();
+    const memory = new EngineMemory(this.library);
+    this.cache = {
+      memory,
+      place: memory.reserve(pages * this.bytesPerPage),
+      pages,
+    };
+  }
+
+  copyPage(from: number, to: number): void {
+    this.checkLive();
+    const { place, pages } = this.requireCache();
+    checkPage(from, pages);
+    checkPage(to, pages);
+    const size = this.bytesPerPage;
+    if (from !== to) place.copy(from * size, to * size, size);
+  }
+
+  // The kernels run on threads of their own and this one waits for them; what refuses a step rejects.
+  async step(chunks: readonly Chunk[]): Promise<StepLogits> {
+    return Promise.resolve(this.compute(chunks));
+  }
+
+  private compute(chunks: readonly Chunk[]): StepLogits {
+    this.checkLive();
+    for (const chunk of chunks) checkChunk(chunk, this.shape, PAGE_TOKENS, this.cache?.pages);
+    const { vocabSize } = this.shape;
+    const wanted = chunks.map(({ logits, tokens }) =>
+      logits === "all" ? tokens.length : logits === "last" ? 1 : 0,
+    );
+    const total = wanted.reduce((sum, rows) => sum + rows, 0);
+    const all = new Float32Array(total * vocabSize);
+    let filled = 0;
+    for (const pieces of cut(chunks)) {
+      const rows = this.forward(pieces);
+      filled += this.logits(pieces, rows, all.subarray(filled * vocabSize));
+    }
+    let at = 0;
+    return wanted.map((rows) => {
+      if (rows === 0) return undefined;
+      const part = total === rows ? all : all.slice(at * vocabSize, (at + rows) * vocabSize);
+      at += rows;
+      return part;
+    });
+  }
+
+  /** Starts (or restarts) timing kernels; `profile` reads what was spent since. */
+  startProfile(): void {
+    this.seconds = new Float64Array(PLAN_OPERATIONS.length);
+    this.logitSeconds = 0;
+  }
+
+  profile(): StepProfile | undefined {
+    const { seconds } = this;
+    if (!seconds) return undefined;
+    const entries = PLAN_OPERATIONS.map((name, index) => [name, seconds[index]]);
+    return {
+      ...(Object.fromEntries(entries) as Record<PlanOperation, number>),
+      logits: this.logitSeconds,
+    };
+  }
+
+  [Symbol.dispose](): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.dropPlan();
+    this.cache?.memory[Symbol.dispose]();
+    this.memory[Symbol.dispose]();
+  }
+
+  /** Runs the blocks over the pieces' rows; returns their number. */
+  private forward(pieces: readonly Piece[]): number {
+    const { buffers, rotary, endLayers } = this;
+    const offset = endLayers.positions?.offset ?? 0;
+    const listed = pieces.reduce((sum, piece) => sum + pagesOf(piece), 0);
+    const { address, calls, pages } = this.plan(listed);
+    let row = 0;
+    let page = 0;
+    pieces.forEach(({ chunk, from, rows }, index) => {
+      const start = chunk.start + from;
+      const length = chunk.start + chunk.tokens.length;
+      buffers.chunks.data.set([row, rows, start, page], index * 4);
+      const count = pagesOf({ chunk, from, rows });
+      pages.data.set(chunk.pages.subarray(0, count), page);
+      page += count;
+      buffers.ids.data.set(chunk.tokens.subarray(from, from + rows), row);
+      for (let t = 0; t < rows; t++, row++) {
+        buffers.positions.data[row] = start + t + offset;
+        for (const { rows: table, cosine, sine } of rotary.values())
+          table.write(start + t, length, { cos: cosine.data, sin: sine.data }, row * table.pairs);
+      }
+    });
+    this.library.runPlan(address, calls, row, pieces.length, this.seconds);
+    return row;
+  }
+
+  /** Logits of the rows that the pieces ask for, into `out`; returns their number. */
+  private logits(pieces: readonly Piece[], rows: number, out: Float32Array): number {
+    const { buffers, shape, endLayers, kernels } = this;
+    const started = this.seconds ? performance.now() : 0;
+    let count = 0;
+    let row = 0;
+    for (const { chunk, from, rows: length } of pieces) {
+      const last = from + length === chunk.tokens.length;
+      for (let t = 0; t < length; t++, row++)
+        if (chunk.logits === "all" || (chunk.logits === "last" && last && t === length - 1))
+          buffers.chosen.data[count++] = row;
+    }
+    if (count === 0) return 0;
+    const { hiddenSize, vocabSize } = shape;
+    kernels.gatherRows({
+      table: this.places[this.output].address,
+      tableRows: rows,
+      cols: hiddenSize,
+      ids: buffers.chosen.address,
+      rows: count,
+      out: buffers.last.address,
+    });
+    let { address } = buffers.last;
+    if (endLayers.finalNorm) {
+      const { kind, epsilon, gain, bias } = endLayers.finalNorm;
+      kernels.norm({
+        kind,
+        x: address,
+        rows: count,
+        cols: hiddenSize,
+        gain,
+        bias,
+        epsilon,
+        out: buffers.normed.address,
+      });
+      ({ address } = buffers.normed);
+    }
+    const multiply = (
+      { kind, shape: [n, k], address: packed }: PackedMatrix,
+      a: bigint,
+      to: Float32Array,
+    ) => kernels.packedMatmul({ kind, m: count, n, k, a, packed, out: to, accumulate: false });
+    if (endLayers.projectOut) {
+      multiply(endLayers.projectOut, address, buffers.embedded.data);
+      ({ address } = buffers.embedded);
+    }
+    const logits = out.subarray(0, count * vocabSize);
+    multiply(endLayers.head, address, logits);
+    if (endLayers.logitSoftcap !== undefined) this.cap(logits, endLayers.logitSoftcap);
+    if (this.seconds) this.logitSeconds += (performance.now() - started) / 1000;
+    return count;
+  }
+
+  /** cap·tanh(x/cap), as cap·(2σ(2x/cap) − 1). */
+  private cap(x: Float32Array, cap: number): void {
+    const { kernels } = this;
+    const { length } = x;
+    kernels.scale({ x, length, alpha: 2 / cap, accumulate: false, out: x });
+    kernels.unary({ op: "sigmoid", x, length, out: x });
+    kernels.scale({ x, length, alpha: 2 * cap, accumulate: false, out: x });
+    const b = Float32Array.of(cap);
+    kernels.binary({ op: "sub", rows: 1, cols: length, a: x, b, broadcast: "scalar", out: x });
+  }
+
+  /** The plan for this cache, with room for `listed` page numbers. */
+  private plan(listed: number): { address: bigint; calls: number; pages: Place<Int32Array> } {
+    if (this.planned && this.pageList && this.pageList.data.length >= listed)
+      return { ...this.planned, pages: this.pageList };
+    const { place } = this.requireCache();
+    this.dropPlan();
+    const memory = new EngineMemory(this.library);
+    const pages = memory.alloc<Int32Array>("i32", Math.max(2 * listed, 4096));
+    const plan = new Plan(memory);
+    this.planEmbedding(plan);
+    this.planBlocks(
+      {
+        memory,
+        plan,
+        slots: new Slots(),
+        address: (slot) => this.places[slot].address,
+        pages: pages.address,
+      },
+      place.address,
+    );
+    this.planned = { memory, address: plan.finish(), calls: plan.length };
+    this.pageList = pages;
+    return { ...this.planned, pages };
+  }
+
+  /** Plans every block after the other; returns where the last one's output lies. */
+  private planBlocks(
+    where: Pick<PlanContext, "memory" | "plan" | "slots" | "address" | "pages">,
+    cache: bigint,
+  ): Slot {
+    const { scheme, kind, buffers, rotary, bytesPerPage: pageBytes } = this;
+    const context: PlanContext = { ...where, scheme, kind, buffers, rotary, pageBytes };
+    return this.blocks.reduce(
+      (input, block, layer) =>
+        planBlock(
+          context,
+          this.programs[layer],
+          block,
+          input,
+          cache + BigInt(this.layerOffsets[layer]),
+        ),
+      where.slots.take(this.shape.hiddenSize),
+    );
+  }
+
+  /** How wide each slot has to be, from planning once without memory for them. */
+  private layOutValues(): { readonly widths: readonly number[]; readonly output: Slot } {
+    using memory = new EngineMemory(this.library);
+    const slots = new Slots();
+    const plan = new Plan(memory);
+    const output = this.planBlocks({ memory, plan, slots, address: () => 0n, pages: 0n }, 0n);
+    return { widths: slots.widths, output };
+  }
+
+  /** Where each layer's keys and values lie in a page. */
+  private layOutPages(): { readonly offsets: readonly number[]; readonly bytes: number } {
+    const size = new BigInt64Array(1);
+    let bytes = 0;
+    const offsets = this.programs.map((program) => {
+      const { heads, headDim } = cacheShape(program);
+      this.kernels.cacheHeadBytes({ headDim, bits: this.scheme.kvBits, bytes: size });
+      const offset = bytes;
+      bytes += heads * Number(size[0]);
+      return offset;
+    });
+    return { offsets, bytes };
+  }
+
+  private planEmbedding(plan: Plan): void {
+    const { buffers, shape, endLayers } = this;
+    // The first block's input is the first slot.
+    const x = this.places[0].address;
+    const { hiddenSize, vocabSize } = shape;
+    const { embedding, projectIn, positions, embeddingScale } = endLayers;
+    const width = embedding.shape[1];
+    const into = projectIn ? buffers.embedded.address : x;
+    plan.add("packedRows", {
+      kind: embedding.kind,
+      n: vocabSize,
+      k: width,
+      packed: embedding.address,
+      ids: buffers.ids.address,
+      out: into,
+    });
+    if (embeddingScale !== undefined)
+      plan.add("scale", {
+        x: into,
+        length: width,
+        alpha: embeddingScale,
+        accumulate: false,
+        out: into,
+      });
+    if (projectIn) {
+      const part = {
+        n: hiddenSize,
+        a: into,
+        aScale: 0n,
+        packed: projectIn.address,
+        bScale: 0n,
+        bias: 0n,
+        out: x,
+        outStride: hiddenSize,
+      };
+      plan.add("packedMatmulParts", {
+        kind: projectIn.kind,
+        k: width,
+        parts: 1,
+        table: plan.parts([part]),
+        accumulate: false,
+      });
+    }
+    if (positions) {
+      const learned = buffers.embedded.address;
+      plan.add("gatherRows", {
+        table: positions.address,
+        tableRows: positions.rows,
+        cols: hiddenSize,
+        ids: buffers.positions.address,
+        out: learned,
+      });
+      plan.add("binary", {
+        op: "add",
+        cols: hiddenSize,
+        a: x,
+        b: learned,
+        broadcast: "full",
+        out: x,
+      });
+    }
+  }
+
+  private dropPlan(): void {
+    this.planned?.memory[Symbol.dispose]();
+    this.planned = undefined;
+    this.pageList = undefined;
+  }
+
+  private checkLive(): void {
+    if (this.disposed) throw new PlanishError("this engine was disposed; open the model again");
+  }
+
+  private requireCache() {
+    if (!this.cache) throw new PlanishError("no cache pages are reserved; call reserve first");
+    return this.cache;
+  }
+}
+
+/** Pages that a piece reads. */
+function pagesOf({ chunk, from, rows }: Piece): number {
+  return Math.ceil((chunk.start + from + rows) / PAGE_TOKENS);
+}
+
+/** Cuts a step into pieces of at most STEP_ROWS rows together; a chunk's pieces follow one another. */
+function cut(chunks: readonly Chunk[]): Piece[][] {
+  const steps: Piece[][] = [];
+  let room = 0;
+  for (const chunk of chunks)
+    for (let from = 0; from < chunk.tokens.length;) {
+      if (room === 0) {
+        steps.push([]);
+        room = STEP_ROWS;
+      }
+      const rows = Math.min(room, chunk.tokens.length - from);
+      steps[steps.length - 1].push({ chunk, from, rows });
+      from += rows;
+      room -= rows;
+    }
+  return steps;
+}
+
+function* matricesOf(
+  blocks: readonly PlacedBlock[],
+  endLayers: PlacedEndLayers,
+): Generator<PackedMatrix> {
+  for (const { linears } of blocks) yield* Object.values(linears);
+  const { embedding, head, projectIn, projectOut } = endLayers;
+  yield* new Set([embedding, head, projectIn, projectOut].filter((matrix) => matrix !== undefined));
+}

@@ -1,0 +1,94 @@
+/** `quantization.json`: what it may hold, and reading it. */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { z } from "zod";
+import { readJsonObject } from "../../checkpoint/file-reader.js";
+import { fileRecordSchema } from "../../checkpoint/file-record.js";
+import { PlanishError } from "../../common/errors.js";
+import { firstIssue } from "../../common/issues.js";
+import { isScheme } from "../../backend/contract/scheme.js";
+
+export const QUANTIZATION_FILE = "quantization.json";
+export const FORMAT_VERSION = 1;
+
+/** More blocks than any model has, and a longer side than any tensor's. */
+const MOST_BLOCKS = 1e5;
+const LONGEST_SIDE = 2 ** 40;
+
+const count = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
+/** A mean squared error, a loss or a relative change. */
+const size = z.number().min(0);
+const shape = z.array(z.number().int().min(0).max(LONGEST_SIDE)).max(8);
+
+/** What computed a run: the same run on another machine may sum in another order (docs/decisions.md). */
+export const machineSchema = z.strictObject({
+  device: z.string(),
+  /** Instruction set, or the GPU's name. */
+  level: z.string().optional(),
+  /** Of the process that calibrates: with `--workers`, of each worker. */
+  threads: z.number().int().min(1).max(1e5).optional(),
+  /** Of the process that rounds by GPTQ, where workers calibrated. */
+  packingThreads: z.number().int().min(1).max(1e5).optional(),
+});
+export type Machine = z.infer<typeof machineSchema>;
+
+const layerSchema = z.strictObject({
+  layer: count,
+  errorRounded: size.optional(),
+  errorInitial: size.optional(),
+  errorFinal: size.optional(),
+  /** Of the block as packed; measured when its rounding is done after learning (GPTQ). */
+  errorPacked: size.optional(),
+  epochLoss: z.array(size).optional(),
+  moved: z.record(z.string(), size).optional(),
+  /** What the method found out about each linear, by its path. */
+  linears: z.record(z.string(), z.record(z.string(), z.union([z.number(), z.string()]))).optional(),
+  parameters: z.record(z.string(), shape),
+});
+
+/** `quantization.json`, validated. Nothing in it depends on when or how fast the run went. */
+export const quantizationSchema = z.strictObject({
+  formatVersion: z.literal(FORMAT_VERSION),
+  planishVersion: z.string(),
+  method: z.string(),
+  preset: z.string().optional(),
+  scheme: z.string().refine(isScheme, { error: "give a scheme such as w4a4kv4" }),
+  recipe: z.record(z.string(), z.unknown()),
+  seed: z.number(),
+  source: z.strictObject({ name: z.string(), format: z.string(), hash: z.string() }),
+  calibration: z
+    .strictObject({ text: z.string(), samples: count.min(1), seqLen: count.min(1) })
+    .optional(),
+  machine: machineSchema.optional(),
+  layers: z
+    .array(layerSchema)
+    .max(MOST_BLOCKS)
+    .refine((layers) => layers.every(({ layer }, i) => layer === i), {
+      error: "must list the blocks in order, from 0",
+    }),
+  refineLoss: z.array(size).optional(),
+  /** Everything that was done otherwise than asked, in words. */
+  fallbacks: z.array(z.string()),
+  /** Every other file of the artifact; absent in artifacts of earlier versions. */
+  files: z.record(z.string().regex(/^[^/\\]+$/), fileRecordSchema).optional(),
+});
+
+export type QuantizationInfo = z.infer<typeof quantizationSchema>;
+
+export function isArtifact(path: string): boolean {
+  return existsSync(join(path, QUANTIZATION_FILE));
+}
+
+/** Reads and validates `quantization.json`. @throws PlanishError saying which field is wrong. */
+export function readQuantizationInfo(path: string): QuantizationInfo {
+  const file = join(path, QUANTIZATION_FILE);
+  return parseQuantizationInfo(readJsonObject(file), file);
+}
+
+/** @throws PlanishError saying which field is wrong; `where` names the document. */
+export function parseQuantizationInfo(document: unknown, where: string): QuantizationInfo {
+  const result = quantizationSchema.safeParse(document);
+  if (result.success) return result.data;
+  const { field, reason } = firstIssue(result.error);
+  throw new PlanishError(`${where}: ${field || "document"}: ${reason}`);
+}

@@ -1,0 +1,44 @@
+/** Reading an artifact whole, to find out whether it is what was written. */
+import { fileProblems } from "../../checkpoint/file-record.js";
+import { PlanishError } from "../../common/errors.js";
+import { openArtifact } from "./artifact.js";
+import { endLayerTensors, readDescribed } from "./tensors.js";
+import { readQuantizationInfo } from "./quantization-info.js";
+
+export interface VerifiedArtifact {
+  readonly path: string;
+  readonly planishVersion: string;
+  /** Files whose hashes are right. */
+  readonly files: number;
+  /** The artifact is of a version that kept no hashes. */
+  readonly unrecorded: boolean;
+  readonly tensors: number;
+  readonly bytes: number;
+}
+
+/**
+ * Checks the hash of every file, then every tensor's form and values.
+ * @throws PlanishError naming the files, or the tensor, that are not as they were written.
+ */
+export function verifyArtifact(path: string): VerifiedArtifact {
+  const { files, planishVersion } = readQuantizationInfo(path);
+  const problems = fileProblems(path, files ?? {});
+  if (problems.length > 0)
+    throw new PlanishError(
+      `${path}: ${problems.join("; ")}; the artifact is damaged: make it or copy it again`,
+    );
+  using artifact = openArtifact(path);
+  const { checkpoint, architecture, config } = artifact;
+  for (const described of endLayerTensors(architecture, config))
+    if (checkpoint.tensors.has(described.name)) readDescribed(checkpoint, described);
+  for (let layer = 0; layer < config.numLayers; layer++) artifact.block(layer);
+  const tensors = [...checkpoint.tensors.values()];
+  return {
+    path,
+    planishVersion,
+    files: Object.keys(files ?? {}).length,
+    unrecorded: files === undefined,
+    tensors: tensors.length,
+    bytes: tensors.reduce((sum, tensor) => sum + tensor.bytes, 0),
+  };
+}

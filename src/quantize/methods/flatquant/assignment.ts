@@ -1,0 +1,31 @@
+/** What FlatQuant would learn in a block, from the model's sizes alone: the shapes that `initialParameters` fills. */
+import type { BlockProgram } from "../../../backend/contract/program.js";
+import type { BlockPlan } from "../../schema/method.js";
+import type { Scheme } from "../../../backend/contract/scheme.js";
+import { planTransforms } from "../../transforms/assignment.js";
+import type { FlatQuantRecipe } from "./recipe.js";
+
+/** @throws PlanishError for a site whose size has no transform. */
+export function planBlock(
+  program: BlockProgram,
+  scheme: Scheme,
+  recipe: FlatQuantRecipe,
+): BlockPlan {
+  const { transforms, parameters: small } = planTransforms(program, scheme, {
+    matrices: recipe.parametrisation,
+    diag: recipe.diag,
+  });
+  const parameters: Record<string, readonly number[]> = { ...small };
+  for (const { path, shape } of Object.values(program.linears)) {
+    if (recipe.weightClip && scheme.weightBits < 16)
+      for (const bound of ["w_max", "w_min"]) parameters[`clip.${path}.${bound}`] = [shape[0], 1];
+    if (recipe.activationClip && scheme.activationBits < 16)
+      for (const bound of ["a_max", "a_min"]) parameters[`clip.${path}.${bound}`] = [1];
+    if (recipe.learnedRounding.enabled && scheme.weightBits < 16)
+      parameters[`round.${path}`] = shape;
+  }
+  if (recipe.kvClip && scheme.kvBits < 16)
+    for (const part of ["k", "v"])
+      for (const bound of ["a_max", "a_min"]) parameters[`clip.${part}.${bound}`] = [1];
+  return { transforms, parameters };
+}
