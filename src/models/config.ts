@@ -25,9 +25,7 @@ export interface ModelConfig {
   /** Width of the embedding where it is projected to and from the hidden width; absent: they are the same. */
   readonly embeddingSize?: number;
   /** Positions: rotary, or a learned table whose row for position p is p + offset. */
-  readonly positions:
-    | RopePositions
-    | { readonly kind: "learned"; readonly offset: number };
+  readonly positions: RopePositions | { readonly kind: "learned"; readonly offset: number };
   /** Gated MLPs compute act(gate)·up; the others act(up). */
   readonly mlp: { readonly gated: boolean; readonly activation: Activation };
   /** RMS norm over each head of queries and keys, before RoPE. */

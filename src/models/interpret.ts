@@ -98,7 +98,14 @@ export interface BlockContext {
    * Replaces attention: rows of queries, keys and values of this step, as the hooks left them, to mixed values
    * [rows, heads·headDim]. For caches that hold several sequences.
    */
-  readonly attend?: (g: Graph, layer: number, step: AttentionStep, q: Tensor, k: Tensor, v: Tensor) => Tensor;
+  readonly attend?: (
+    g: Graph,
+    layer: number,
+    step: AttentionStep,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+  ) => Tensor;
 }
 
 /** The unquantized block. */
@@ -204,7 +211,13 @@ class BlockRun {
     const { gain, bias } = this.normWeights(name);
     if (gain.size === width) return norm(g, this.value(x), { kind, epsilon, gain, bias });
     const ones = g.constant([width], new Float64Array(width).fill(1));
-    const scaled = binary(g, "mul", norm(g, this.value(x), { kind, epsilon, gain: ones }), gain, "row");
+    const scaled = binary(
+      g,
+      "mul",
+      norm(g, this.value(x), { kind, epsilon, gain: ones }),
+      gain,
+      "row",
+    );
     return bias ? binary(g, "add", scaled, bias, "row") : scaled;
   }
 
@@ -216,7 +229,8 @@ class BlockRun {
 
   private tables(rotary: Parameters<typeof rotaryKey>[0]): RopeTables {
     const found = this.context.rotary.get(rotaryKey(rotary));
-    if (!found) throw new PlanishError("block program: no tables were made for its rotary positions");
+    if (!found)
+      throw new PlanishError("block program: no tables were made for its rotary positions");
     return found;
   }
 
@@ -236,6 +250,8 @@ class BlockRun {
     const value = this.value(x);
     if (gate === undefined) return unary(g, activation, value);
     const factor = this.value(gate);
-    return activation === "silu" ? siluMul(g, factor, value) : binary(g, "mul", unary(g, activation, factor), value);
+    return activation === "silu"
+      ? siluMul(g, factor, value)
+      : binary(g, "mul", unary(g, activation, factor), value);
   }
 }

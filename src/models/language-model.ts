@@ -75,7 +75,10 @@ export function loadEndLayers(
     finalNorm: final && { gain: put(final.gain), bias: final.bias && put(final.bias) },
     projectIn: projection(names.projectIn, [hiddenSize, embeddingSize ?? hiddenSize]),
     projectOut: projection(names.projectOut, [embeddingSize ?? hiddenSize, hiddenSize]),
-    lmHead: config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead) ? embedding : load(names.lmHead, table),
+    lmHead:
+      config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead)
+        ? embedding
+        : load(names.lmHead, table),
   };
 }
 
@@ -99,7 +102,13 @@ export function embed(
 }
 
 /** Token embeddings plus learned positions, [rows, hidden], for tokens at given positions. */
-function embedAt(g: Graph, config: ModelConfig, endLayers: EndLayerWeights, ids: Int32Array, positions: Int32Array): Tensor {
+function embedAt(
+  g: Graph,
+  config: ModelConfig,
+  endLayers: EndLayerWeights,
+  ids: Int32Array,
+  positions: Int32Array,
+): Tensor {
   checkIds(config, ids);
   const embedded = gatherRows(g, endLayers.embedding, g.indices(ids));
   const { embeddingScale } = config;
@@ -109,7 +118,9 @@ function embedAt(g: Graph, config: ModelConfig, endLayers: EndLayerWeights, ids:
   const { offset } = config.positions;
   const last = positions.reduce((a, b) => Math.max(a, b), 0);
   if (last >= config.maxPositions)
-    throw new PlanishError(`position ${last + 1} is past the model's ${config.maxPositions} learned positions`);
+    throw new PlanishError(
+      `position ${last + 1} is past the model's ${config.maxPositions} learned positions`,
+    );
   const rows = positions.map((position) => offset + position);
   return add(g, tokens, gatherRows(g, endLayers.positions, g.indices(rows)));
 }
@@ -121,14 +132,24 @@ function checkIds(config: ModelConfig, ids: Int32Array): void {
 }
 
 /** What the head reads of hidden states [rows, hidden]: normed and projected where the model does so, [rows, embedding]. */
-export function finalNorm(g: Graph, config: ModelConfig, endLayers: EndLayerWeights, hidden: Tensor): Tensor {
+export function finalNorm(
+  g: Graph,
+  config: ModelConfig,
+  endLayers: EndLayerWeights,
+  hidden: Tensor,
+): Tensor {
   const { finalNorm: n, projectOut } = endLayers;
   const normed = n ? norm(g, hidden, { ...config.norm, ...n }) : hidden;
   return projectOut ? linear(g, normed, projectOut) : normed;
 }
 
 /** Logits of what the head reads, [rows, vocab]. */
-export function headLogits(g: Graph, { logitSoftcap }: ModelConfig, endLayers: EndLayerWeights, normed: Tensor): Tensor {
+export function headLogits(
+  g: Graph,
+  { logitSoftcap }: ModelConfig,
+  endLayers: EndLayerWeights,
+  normed: Tensor,
+): Tensor {
   const logits = linear(g, normed, endLayers.lmHead);
   return logitSoftcap === undefined ? logits : softcap(g, logits, logitSoftcap);
 }
@@ -209,7 +230,11 @@ export class LanguageModel implements Disposable {
     return this.through(g, x, { batch, rotary, cache });
   }
 
-  private *through(g: Graph, x: Tensor, context: Omit<BlockContext, "layer">): Generator<Tensor, void> {
+  private *through(
+    g: Graph,
+    x: Tensor,
+    context: Omit<BlockContext, "layer">,
+  ): Generator<Tensor, void> {
     const kept = [g.real(x.size), g.real(x.size)];
     for (const [layer, { weights, hooks }] of this.layers.entries()) {
       const out = kept[layer % 2];
@@ -273,7 +298,8 @@ export class GrowingCache implements KeyValueCache, Disposable {
     readonly capacity: number,
   ) {
     this.widths = programs.map(cacheWidth);
-    const make = () => this.widths.map((width) => backend.alloc(backend.realType, capacity * width));
+    const make = () =>
+      this.widths.map((width) => backend.alloc(backend.realType, capacity * width));
     this.keys = make();
     this.values = make();
   }
@@ -287,7 +313,9 @@ export class GrowingCache implements KeyValueCache, Disposable {
     const time = k.size / width;
     const total = this.filled + time;
     if (total > this.capacity)
-      throw new PlanishError(`sequence of ${total} tokens exceeds the cache's capacity of ${this.capacity}`);
+      throw new PlanishError(
+        `sequence of ${total} tokens exceeds the cache's capacity of ${this.capacity}`,
+      );
     this.backend.copy(g.values(k), this.keys[layer], k.size, 0, this.filled * width);
     this.backend.copy(g.values(v), this.values[layer], v.size, 0, this.filled * width);
     if (layer === this.keys.length - 1) this.filled = total;

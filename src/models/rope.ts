@@ -2,7 +2,12 @@
 import type { Graph } from "../tensor/tensor.js";
 import type { RopeTables } from "../tensor/ops/index.js";
 import { RotaryRows } from "../backend/contract/rotary.js";
-import { rotariesOf, rotaryKey, type BlockProgram, type Rotary } from "../backend/contract/program.js";
+import {
+  rotariesOf,
+  rotaryKey,
+  type BlockProgram,
+  type Rotary,
+} from "../backend/contract/program.js";
 
 /** Rotary tables by `rotaryKey`. */
 export type RotaryTables = ReadonlyMap<string, RopeTables>;
@@ -14,7 +19,11 @@ export function rotaryTables(
   start: number,
   length: number,
 ): RotaryTables {
-  return rotaryTablesAt(g, programs, Int32Array.from({ length }, (_, t) => start + t));
+  return rotaryTablesAt(
+    g,
+    programs,
+    Int32Array.from({ length }, (_, t) => start + t),
+  );
 }
 
 /**
@@ -29,7 +38,12 @@ export function rotaryTablesAt(
 ): RotaryTables {
   const longest = positions.reduce((a, b) => Math.max(a, b), 0) + 1;
   const lengthOf = (row: number): number => lengths?.[row] ?? longest;
-  return new Map(rotariesOf(programs).map((rotary) => [rotaryKey(rotary), tablesAt(g, rotary, positions, lengthOf)]));
+  return new Map(
+    rotariesOf(programs).map((rotary) => [
+      rotaryKey(rotary),
+      tablesAt(g, rotary, positions, lengthOf),
+    ]),
+  );
 }
 
 /** cos/sin of each position's angles, as the rope op takes them. */

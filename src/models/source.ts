@@ -14,13 +14,17 @@ import { readTensor, storedNames } from "./weights.js";
 const HARMLESS = /\.(?:rotary_emb\.inv_freq|masked_bias|attn\.bias|position_ids|decoder\.version)$/;
 
 /** Heads that stand in a language model's place. */
-const OTHER_HEAD = /^(?:score|classifier|qa_outputs|v_head|value_head|reward_head|regression_head|pooler)\./;
+const OTHER_HEAD =
+  /^(?:score|classifier|qa_outputs|v_head|value_head|reward_head|regression_head|pooler)\./;
 
 /**
  * Reads the configuration of an unquantized model and checks its tensors' names, types and head against it.
  * @throws PlanishError naming what is quantized already, unknown, missing or contradictory.
  */
-export function parseSource(checkpoint: Checkpoint): { architecture: Architecture; config: ModelConfig } {
+export function parseSource(checkpoint: Checkpoint): {
+  architecture: Architecture;
+  config: ModelConfig;
+} {
   const { path, tensors } = checkpoint;
   const parsed = parseModelConfig(checkpoint.config);
   const { required, optional } = expectedNames(parsed.architecture, parsed.config);
@@ -28,7 +32,9 @@ export function parseSource(checkpoint: Checkpoint): { architecture: Architectur
   refuseQuantizedTensors(path, tensors.values(), known);
   for (const name of tensors.keys()) {
     if (known.has(name) || HARMLESS.test(name)) continue;
-    const what = OTHER_HEAD.test(name) ? "is a head other than a language model's" : "has no place in it";
+    const what = OTHER_HEAD.test(name)
+      ? "is a head other than a language model's"
+      : "has no place in it";
     throw new PlanishError(
       `${path}: tensor ${quoted(name, 120)} ${what} (architecture ${parsed.config.architecture}, ${parsed.config.numLayers} layers, as config.json says); give the causal language model itself`,
     );
@@ -39,13 +45,18 @@ export function parseSource(checkpoint: Checkpoint): { architecture: Architectur
 }
 
 /** GGUF does not say which linears have biases: there the tensors do. */
-function checkBiases(checkpoint: Checkpoint, { architecture, config }: ReturnType<typeof parseModelConfig>): void {
+function checkBiases(
+  checkpoint: Checkpoint,
+  { architecture, config }: ReturnType<typeof parseModelConfig>,
+): void {
   const { biases } = config;
   if (biases === undefined || checkpoint.format === "gguf") return;
   for (const [layer, program] of blockPrograms(config).entries())
     for (const [name, place] of Object.entries(program.linears)) {
       const wanted = biases.includes(name);
-      const names = storedNames(place).map(({ bias }) => architecture.names.blockPrefix(layer) + bias);
+      const names = storedNames(place).map(
+        ({ bias }) => architecture.names.blockPrefix(layer) + bias,
+      );
       const bias = names.find((each) => checkpoint.tensors.has(each) !== wanted);
       if (bias === undefined) continue;
       const stored = !wanted;
@@ -56,7 +67,10 @@ function checkBiases(checkpoint: Checkpoint, { architecture, config }: ReturnTyp
 }
 
 /** A head that is neither tied nor stored, or both and different. */
-function checkHead(checkpoint: Checkpoint, { architecture, config }: ReturnType<typeof parseModelConfig>): void {
+function checkHead(
+  checkpoint: Checkpoint,
+  { architecture, config }: ReturnType<typeof parseModelConfig>,
+): void {
   const { embedding, lmHead } = architecture.names;
   const stored = checkpoint.tensors.has(lmHead);
   if (!config.tiedEmbeddings) {
@@ -86,7 +100,8 @@ export function expectedNames(
     required.push(names.projectIn, names.projectOut);
   // A tied head may be stored all the same.
   const optional = [names.lmHead];
-  if (config.norm.kind === "layer" && config.finalNorm !== false) optional.push(biasOf(names.finalNorm));
+  if (config.norm.kind === "layer" && config.finalNorm !== false)
+    optional.push(biasOf(names.finalNorm));
   if (config.positions.kind === "learned" && names.positions) required.push(names.positions);
   for (const [layer, program] of blockPrograms(config).entries()) {
     for (const place of [...Object.values(program.linears), ...Object.values(program.norms)])

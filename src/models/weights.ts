@@ -17,7 +17,11 @@ export interface HostBlock {
 }
 
 /** @throws PlanishError when a tensor is missing or its shape is not what the config promises. */
-export function readTensor(checkpoint: Checkpoint, name: string, shape: readonly number[]): HostTensor {
+export function readTensor(
+  checkpoint: Checkpoint,
+  name: string,
+  shape: readonly number[],
+): HostTensor {
   const stored = checkpoint.tensors.get(name);
   if (!stored) throw new PlanishError(`${checkpoint.path}: tensor ${name} is missing`);
   if (stored.shape.length !== shape.length || stored.shape.some((n, i) => n !== shape[i]))
@@ -59,22 +63,38 @@ function indicesOf(position: number, shape: readonly number[]): number[] {
   return indices;
 }
 
-function readOptional(checkpoint: Checkpoint, name: string, shape: readonly number[]): HostTensor | undefined {
+function readOptional(
+  checkpoint: Checkpoint,
+  name: string,
+  shape: readonly number[],
+): HostTensor | undefined {
   return checkpoint.tensors.has(name) ? readTensor(checkpoint, name, shape) : undefined;
 }
 
 /** The tensors that a linear or norm is made of, in order; `rows` are theirs. */
-function partsOf(place: LinearPlace | NormPlace): readonly { readonly path: string; readonly rows: number }[] {
-  return place.stored?.parts ?? [{ path: place.path, rows: "shape" in place ? place.shape[0] : place.width }];
+function partsOf(
+  place: LinearPlace | NormPlace,
+): readonly { readonly path: string; readonly rows: number }[] {
+  return (
+    place.stored?.parts ?? [
+      { path: place.path, rows: "shape" in place ? place.shape[0] : place.width },
+    ]
+  );
 }
 
 /** Names that the tensors of a linear or norm have inside the block: of each part its weight and its bias. */
-export function storedNames(place: LinearPlace | NormPlace): readonly { readonly weight: string; readonly bias: string }[] {
+export function storedNames(
+  place: LinearPlace | NormPlace,
+): readonly { readonly weight: string; readonly bias: string }[] {
   return partsOf(place).map(({ path }) => ({ weight: `${path}.weight`, bias: `${path}.bias` }));
 }
 
 /** Whether a checkpoint of an original has a bias for a linear or norm. */
-export function hasBias(checkpoint: Checkpoint, prefix: string, place: LinearPlace | NormPlace): boolean {
+export function hasBias(
+  checkpoint: Checkpoint,
+  prefix: string,
+  place: LinearPlace | NormPlace,
+): boolean {
   return storedNames(place).some(({ bias }) => checkpoint.tensors.has(prefix + bias));
 }
 
@@ -88,7 +108,9 @@ export function biasedPaths(
   const { linears, norms } = blockProgram(config, layer);
   const places = [...Object.values(linears), ...Object.values(norms)];
   return new Set(
-    places.filter((place) => hasBias(checkpoint, names.blockPrefix(layer), place)).map(({ path }) => path),
+    places
+      .filter((place) => hasBias(checkpoint, names.blockPrefix(layer), place))
+      .map(({ path }) => path),
   );
 }
 
@@ -99,7 +121,9 @@ function readRows(
   place: LinearPlace | NormPlace,
   cols: readonly number[],
 ): HostTensor {
-  const read = partsOf(place).map(({ path, rows }) => readTensor(checkpoint, name(path), [rows, ...cols]));
+  const read = partsOf(place).map(({ path, rows }) =>
+    readTensor(checkpoint, name(path), [rows, ...cols]),
+  );
   const width = cols[0] ?? 1;
   const order = place.stored?.order;
   const factor = "factor" in place ? (place.factor ?? 1) : 1;
@@ -127,7 +151,10 @@ function concatenated(tensors: readonly HostTensor[]): Float32Array {
 /** A gain with what its checkpoint leaves out added, times `factor`. */
 function gainOf(stored: HostTensor, offset = 0, factor = 1): HostTensor {
   if (offset === 0 && factor === 1) return stored;
-  return { shape: stored.shape, data: Float32Array.from(stored.data, (w) => (w + offset) * factor) };
+  return {
+    shape: stored.shape,
+    data: Float32Array.from(stored.data, (w) => (w + offset) * factor),
+  };
 }
 
 /** @throws PlanishError when a tensor of the block is missing or its shape is not what the config promises. */
@@ -141,7 +168,9 @@ export function readBlock(
   const prefix = architecture.names.blockPrefix(layer);
   const weight = (path: string): string => `${prefix}${path}.weight`;
   const bias = (place: LinearPlace | NormPlace): HostTensor | undefined =>
-    hasBias(checkpoint, prefix, place) ? readRows(checkpoint, (path) => `${prefix}${path}.bias`, place, []) : undefined;
+    hasBias(checkpoint, prefix, place)
+      ? readRows(checkpoint, (path) => `${prefix}${path}.bias`, place, [])
+      : undefined;
   return {
     norms: mapValues(program.norms, (place) => ({
       path: place.path,
@@ -166,7 +195,9 @@ export function readFinalNorm(
   { finalNorm, hiddenSize, gainOffset, logitScale = 1 }: ModelConfig,
 ): { readonly gain: HostTensor; readonly bias?: HostTensor } | undefined {
   if (finalNorm === false) return undefined;
-  const bias = readOptional(checkpoint, names.finalNorm.replace(/\.weight$/, ".bias"), [hiddenSize]);
+  const bias = readOptional(checkpoint, names.finalNorm.replace(/\.weight$/, ".bias"), [
+    hiddenSize,
+  ]);
   return {
     gain: gainOf(readTensor(checkpoint, names.finalNorm, [hiddenSize]), gainOffset, logitScale),
     bias: bias && gainOf(bias, 0, logitScale),
@@ -178,7 +209,10 @@ export function uploadBlock(backend: Backend, block: HostBlock): BlockWeights {
   const put = (t: HostTensor): Tensor => frozen(backend, t.shape, t.data);
   return {
     norms: mapValues(block.norms, (n) => ({ gain: put(n.gain), bias: n.bias && put(n.bias) })),
-    linears: mapValues(block.linears, (l) => ({ weight: put(l.weight), bias: l.bias && put(l.bias) })),
+    linears: mapValues(block.linears, (l) => ({
+      weight: put(l.weight),
+      bias: l.bias && put(l.bias),
+    })),
   };
 }
 

@@ -55,12 +55,15 @@ describe("configurations of 44 families", () => {
     }
   });
 
-  it.each(Object.keys(configs).filter((name) => !READ.includes(name.split("/")[0])))("%s is refused", (name) => {
-    const { model_type } = configs[name];
-    expect(refusal(configs[name])).toContain(
-      `architecture "${model_type as string}" is not supported`,
-    );
-  });
+  it.each(Object.keys(configs).filter((name) => !READ.includes(name.split("/")[0])))(
+    "%s is refused",
+    (name) => {
+      const { model_type } = configs[name];
+      expect(refusal(configs[name])).toContain(
+        `architecture "${model_type as string}" is not supported`,
+      );
+    },
+  );
 });
 
 describe("keys that change the arithmetic", () => {
@@ -97,13 +100,19 @@ describe("keys that change the arithmetic", () => {
     ["quantization_config", { quantization_config: { quant_method: "gptq", bits: 4 } }],
     ["gptq, 4 bits", { quantization_config: { quant_method: "gptq", bits: 4 } }],
     ["mlx, 4 bits", { quantization: { group_size: 64, bits: 4 } }],
-    ["rope_scaling", { rope_parameters: { rope_theta: 500 }, rope_scaling: { type: "linear", factor: 2 } }],
+    [
+      "rope_scaling",
+      { rope_parameters: { rope_theta: 500 }, rope_scaling: { type: "linear", factor: 2 } },
+    ],
     ["disagree", { rope_parameters: { rope_theta: 700 } }],
     ["without a type", { rope_scaling: { factor: 2 } }],
     ["mrope", { rope_scaling: { type: "mrope", factor: 2 } }],
     ["mscale", { rope_scaling: { type: "linear", factor: 2, mscale: 0.7 } }],
     ["full_attention", { rope_parameters: { full_attention: { rope_theta: 500 } } }],
-    ["partial_rotary_factor", { rope_parameters: { rope_type: "default", partial_rotary_factor: 0.5 } }],
+    [
+      "partial_rotary_factor",
+      { rope_parameters: { rope_type: "default", partial_rotary_factor: 0.5 } },
+    ],
     [
       "original_max_position_embeddings",
       { rope_scaling: { rope_type: "llama3", factor: 8, low_freq_factor: 1, high_freq_factor: 4 } },
@@ -115,11 +124,19 @@ describe("keys that change the arithmetic", () => {
   it("passes them where they change nothing", () => {
     const plain = parse({});
     for (const change of [
-      { partial_rotary_factor: 1, rotary_dim: 16, query_pre_attn_scalar: 16, attention_multiplier: 0.25 },
+      {
+        partial_rotary_factor: 1,
+        rotary_dim: 16,
+        query_pre_attn_scalar: 16,
+        attention_multiplier: 0.25,
+      },
       { layer_types: ["full_attention", "full_attention"], sliding_window: null, num_experts: 0 },
       { attn_logit_softcapping: null, clip_qkv: null, alibi: false, no_rope_layers: [1, 1] },
       { layer_norm_eps: 1e-5, hidden_activation: "swish", is_causal: true, rope_scaling: null },
-      { rope_parameters: { rope_theta: 500, rope_type: "default" }, rope_scaling: { type: "default" } },
+      {
+        rope_parameters: { rope_theta: 500, rope_type: "default" },
+        rope_scaling: { type: "default" },
+      },
     ])
       expect(parse(change)).toEqual(plain);
   });

@@ -75,7 +75,12 @@ function plainOpt(tensors: OptTensors, variant: OptVariant, ids: readonly number
     const at = `layers.${l}`;
     const normAll = (name: string, m: Matrix) => m.map((y) => norm(`${at}.${name}`, y));
     const mlp = (m: Matrix) =>
-      m.map((y) => linear(`${at}.fc2`, linear(`${at}.fc1`, y).map((v) => Math.max(v, 0))));
+      m.map((y) =>
+        linear(
+          `${at}.fc2`,
+          linear(`${at}.fc1`, y).map((v) => Math.max(v, 0)),
+        ),
+      );
     const attend = (m: Matrix) => attention(`${at}.self_attn`, m);
     if (first) {
       x = plus(x, attend(normAll("self_attn_layer_norm", x)));
@@ -159,8 +164,8 @@ describe("config.json of the published sizes", () => {
 
   it("norms without weights are refused", () => {
     const config = { model_type: "opt", hidden_size: 8, num_attention_heads: 2 };
-    expect(() =>
-      parseModelConfig({ ...config, layer_norm_elementwise_affine: false }),
-    ).toThrow(/layer_norm_elementwise_affine/);
+    expect(() => parseModelConfig({ ...config, layer_norm_elementwise_affine: false })).toThrow(
+      /layer_norm_elementwise_affine/,
+    );
   });
 });

@@ -77,7 +77,11 @@ const V = "model.layers.1.self_attn.v_proj";
 
 describe("sources that are quantized already", () => {
   it.each<[string, string, Record<string, Omit<TensorEntry, "name"> | undefined>]>([
-    ["compressed-tensors", "weight_scale", { [`${V}.weight`]: codes([24, 48]), [`${V}.weight_scale`]: floats([24, 1]) }],
+    [
+      "compressed-tensors",
+      "weight_scale",
+      { [`${V}.weight`]: codes([24, 48]), [`${V}.weight_scale`]: floats([24, 1]) },
+    ],
     ["bitsandbytes", "SCB", { [`${V}.weight`]: codes([24, 48]), [`${V}.SCB`]: floats([24]) }],
     ["integers", "v_proj", { [`${V}.weight`]: codes([24, 48]) }],
     ["GPTQ or AWQ", "qweight", { [`${V}.weight`]: undefined, [`${V}.qweight`]: codes([6, 48]) }],
@@ -98,14 +102,20 @@ describe("sources that are quantized already", () => {
     expect(message).toContain("original");
   });
 
-  it.each(["gptq", "awq", "compressed-tensors", "bitsandbytes", "fp8", "mxfp4", "quanto", "torchao"])(
-    "names %s from config.json before it opens the weights",
-    async (quant_method) => {
-      const directory = await model({ config: { quantization_config: { quant_method } } });
-      writeFileSync(join(directory, "model.safetensors"), "of types that only this format has");
-      expect(refusal(directory)).toContain(`quantized already (${quant_method})`);
-    },
-  );
+  it.each([
+    "gptq",
+    "awq",
+    "compressed-tensors",
+    "bitsandbytes",
+    "fp8",
+    "mxfp4",
+    "quanto",
+    "torchao",
+  ])("names %s from config.json before it opens the weights", async (quant_method) => {
+    const directory = await model({ config: { quantization_config: { quant_method } } });
+    writeFileSync(join(directory, "model.safetensors"), "of types that only this format has");
+    expect(refusal(directory)).toContain(`quantized already (${quant_method})`);
+  });
 
   it("are noticed by the settings that older tools leave beside the weights", async () => {
     const directory = await model({});
@@ -121,9 +131,9 @@ describe("sources that are quantized already", () => {
       await quantize({ backend, source: checkpoint, out, method: "rtn", scheme: "w4a16kv16" });
     }
     using again = openCheckpoint(out);
-    await expect(quantize({ backend, source: again, out: join(root, "twice"), method: "rtn" })).rejects.toThrow(
-      /is a Planish artifact, which is quantized already; give the original model/,
-    );
+    await expect(
+      quantize({ backend, source: again, out: join(root, "twice"), method: "rtn" }),
+    ).rejects.toThrow(/is a Planish artifact, which is quantized already; give the original model/);
   });
 });
 
@@ -135,9 +145,9 @@ describe("heads", () => {
 
   it("must not be both tied and different", async () => {
     const tied = { variant: "qwen2, biases" } as const;
-    expect(refusal(await model({ ...tied, tensors: { "lm_head.weight": floats([61, 48]) } }))).toMatch(
-      /lm_head\.weight differs from model\.embed_tokens\.weight/,
-    );
+    expect(
+      refusal(await model({ ...tied, tensors: { "lm_head.weight": floats([61, 48]) } })),
+    ).toMatch(/lm_head\.weight differs from model\.embed_tokens\.weight/);
     const directory = await model(tied);
     using plain = openCheckpoint(directory);
     const bytes = plain.readBytes("model.embed_tokens.weight");
@@ -153,9 +163,14 @@ describe("heads", () => {
     expect(() => LanguageModel.load(backend, source)).toThrow(/lm_head\.weight is \[60, 48\]/);
   });
 
-  it.each(["score.weight", "classifier.weight", "v_head.summary.weight", "qa_outputs.bias"])("of another kind: %s", async (name) => {
-    expect(refusal(await model({ tensors: { [name]: floats([2]) } }))).toContain("a head other than a language model's");
-  });
+  it.each(["score.weight", "classifier.weight", "v_head.summary.weight", "qa_outputs.bias"])(
+    "of another kind: %s",
+    async (name) => {
+      expect(refusal(await model({ tensors: { [name]: floats([2]) } }))).toContain(
+        "a head other than a language model's",
+      );
+    },
+  );
 });
 
 describe("tensors", () => {
@@ -184,33 +199,51 @@ describe("tensors", () => {
 
   it("of biases must be there where config.json says so, and only there", async () => {
     const biases = { variant: "qwen2, biases" } as const;
-    expect(refusal(await model({ ...biases, tensors: { [`${V}.bias`]: undefined } }))).toContain(`${V}.bias is missing`);
-    expect(refusal(await model({ tensors: { [`${V}.bias`]: floats([24]) } }))).toContain(`${V}.bias is there`);
-    expect(refusal(await model({ variant: "qwen3, head norms, heads wider than the states", config: { attention_bias: true } }))).toContain(
-      "q_proj.bias is missing",
+    expect(refusal(await model({ ...biases, tensors: { [`${V}.bias`]: undefined } }))).toContain(
+      `${V}.bias is missing`,
     );
+    expect(refusal(await model({ tensors: { [`${V}.bias`]: floats([24]) } }))).toContain(
+      `${V}.bias is there`,
+    );
+    expect(
+      refusal(
+        await model({
+          variant: "qwen3, head norms, heads wider than the states",
+          config: { attention_bias: true },
+        }),
+      ),
+    ).toContain("q_proj.bias is missing");
   });
 });
 
 describe("values", () => {
-  it.each(["model.embed_tokens.weight", "lm_head.weight", `${V}.weight`, "model.norm.weight", "model.layers.0.input_layernorm.weight"])(
-    "that are no finite numbers in %s are refused with their place",
-    async (name) => {
-      using plain = openCheckpoint(await model({}));
-      const shape = plain.tensors.get(name)?.shape ?? [];
-      const data = plain.read(name);
-      const place = shape.length === 2 ? [shape[0] - 1, 2] : [2];
-      data[place.length === 2 ? place[0] * shape[1] + 2 : 2] = name.includes("norm") ? Infinity : NaN;
-      const directory = await model({ tensors: { [name]: { type: "F32", shape, data: () => new Uint8Array(data.buffer) } } });
-      const message = new RegExp(`tensor ${name.replaceAll(".", "\\.")} holds (?:NaN|Infinity) at \\[${place.join(", ")}\\]`);
-      using backend = openBackend();
-      using source = openCheckpoint(directory);
-      expect(() => LanguageModel.load(backend, source)).toThrow(message);
-      const out = join(root, `out${made++}`);
-      await expect(quantize({ backend, source, out, method: "rtn", scheme: "w4a16kv16" })).rejects.toThrow(message);
-      expect(existsSync(out)).toBe(false);
-    },
-  );
+  it.each([
+    "model.embed_tokens.weight",
+    "lm_head.weight",
+    `${V}.weight`,
+    "model.norm.weight",
+    "model.layers.0.input_layernorm.weight",
+  ])("that are no finite numbers in %s are refused with their place", async (name) => {
+    using plain = openCheckpoint(await model({}));
+    const shape = plain.tensors.get(name)?.shape ?? [];
+    const data = plain.read(name);
+    const place = shape.length === 2 ? [shape[0] - 1, 2] : [2];
+    data[place.length === 2 ? place[0] * shape[1] + 2 : 2] = name.includes("norm") ? Infinity : NaN;
+    const directory = await model({
+      tensors: { [name]: { type: "F32", shape, data: () => new Uint8Array(data.buffer) } },
+    });
+    const message = new RegExp(
+      `tensor ${name.replaceAll(".", "\\.")} holds (?:NaN|Infinity) at \\[${place.join(", ")}\\]`,
+    );
+    using backend = openBackend();
+    using source = openCheckpoint(directory);
+    expect(() => LanguageModel.load(backend, source)).toThrow(message);
+    const out = join(root, `out${made++}`);
+    await expect(
+      quantize({ backend, source, out, method: "rtn", scheme: "w4a16kv16" }),
+    ).rejects.toThrow(message);
+    expect(existsSync(out)).toBe(false);
+  });
 
   it("are looked at one by one: the first that is none is found wherever it stands", () => {
     const wrong = fc.constantFrom(NaN, Infinity, -Infinity);

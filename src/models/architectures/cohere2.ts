@@ -5,7 +5,15 @@
 import { LIMITS } from "../../common/bounds.js";
 import type { Architecture } from "../config.js";
 import { LLAMA_NAMES, LLAMA_PATHS, parallelBlock } from "./common.js";
-import { everyFull, factor, layerKinds, llamaShape, normEpsilon, window, windowed } from "./shape.js";
+import {
+  everyFull,
+  factor,
+  layerKinds,
+  llamaShape,
+  normEpsilon,
+  window,
+  windowed,
+} from "./shape.js";
 
 export const cohere2: Architecture = {
   name: "cohere2",
@@ -24,6 +32,7 @@ export const cohere2: Architecture = {
       ),
     });
   },
-  lower: (config, layer) => parallelBlock(config, layer, { ...LLAMA_PATHS, norms: { input: "input_layernorm" } }),
+  lower: (config, layer) =>
+    parallelBlock(config, layer, { ...LLAMA_PATHS, norms: { input: "input_layernorm" } }),
   names: LLAMA_NAMES,
 };

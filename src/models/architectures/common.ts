@@ -1,7 +1,12 @@
 /** Parts of blocks that architectures share. */
 import { BlockBuilder } from "../builder.js";
 import type { ModelConfig } from "../config.js";
-import type { BlockProgram, Rotary, StoredRows, ValueName } from "../../backend/contract/program.js";
+import type {
+  BlockProgram,
+  Rotary,
+  StoredRows,
+  ValueName,
+} from "../../backend/contract/program.js";
 
 /** Names shared by every architecture that follows LLaMA's layout. */
 export const LLAMA_NAMES = {
@@ -87,7 +92,9 @@ function headRows(
 ): StoredRows | undefined {
   if (!order && rows === heads * headDim) return undefined;
   const channels = order ?? Array.from({ length: headDim }, (_, i) => i);
-  const all = Array.from({ length: heads }, (_, head) => channels.map((i) => skip + head * headDim + i));
+  const all = Array.from({ length: heads }, (_, head) =>
+    channels.map((i) => skip + head * headDim + i),
+  );
   return { parts: [{ path, rows }], order: all.flat() };
 }
 
@@ -120,7 +127,14 @@ export function attentionMix(
   const linear = (name: "q" | "k" | "v", count: number, before: number) => {
     const skip = all === undefined ? 0 : before * headDim;
     const rows = all ?? count * headDim;
-    const stored = headRows(fused ?? paths[name], rows, skip, count, headDim, name === "v" ? undefined : order);
+    const stored = headRows(
+      fused ?? paths[name],
+      rows,
+      skip,
+      count,
+      headDim,
+      name === "v" ? undefined : order,
+    );
     return { name, path: paths[name], out: count * headDim, stored };
   };
   const [query, key, v] = b.site(
@@ -138,9 +152,17 @@ export function attentionMix(
     const kind = { kind: norm.kind, epsilon: norm.epsilon };
     const offset = config.gainOffset;
     if (headNorms === "each") {
-      const parts = Array.from({ length: count }, (_, i) => ({ path: `${path}.norms.${i}`, rows: headDim }));
+      const parts = Array.from({ length: count }, (_, i) => ({
+        path: `${path}.norms.${i}`,
+        rows: headDim,
+      }));
       const stored = { parts, order: headRows(path, -1, 0, count, headDim, order)?.order };
-      return b.norm(value, { name, path, stored, offset, channels: count * headDim }, headDim, kind);
+      return b.norm(
+        value,
+        { name, path, stored, offset, channels: count * headDim },
+        headDim,
+        kind,
+      );
     }
     const [width, groups] = headNorms === "row" ? [count * headDim, count] : [headDim, 1];
     const stored = headRows(path, width, 0, groups, headDim, order);
@@ -181,7 +203,12 @@ export interface MlpPaths {
 }
 
 /** act(gate)·up through down, or act(up) through down where there is no gate. */
-export function mlpPart(b: BlockBuilder, config: ModelConfig, x: ValueName, paths: MlpPaths): ValueName {
+export function mlpPart(
+  b: BlockBuilder,
+  config: ModelConfig,
+  x: ValueName,
+  paths: MlpPaths,
+): ValueName {
   return mlpOutput(b, config, mlpHidden(b, config, x, paths), paths);
 }
 
@@ -197,11 +224,25 @@ export function mlpHidden(
     path,
     out: intermediateSize,
     stored:
-      fused === undefined ? undefined : headRows(fused, 2 * intermediateSize, half * intermediateSize, 1, intermediateSize, undefined),
+      fused === undefined
+        ? undefined
+        : headRows(
+            fused,
+            2 * intermediateSize,
+            half * intermediateSize,
+            1,
+            intermediateSize,
+            undefined,
+          ),
   });
-  const read = gate === undefined ? [linear("up", up, 0)] : [linear("gate", gate, 0), linear("up", up, 1)];
+  const read =
+    gate === undefined ? [linear("up", up, 0)] : [linear("gate", gate, 0), linear("up", up, 1)];
   const outputs = b.site(x, "mlp_in", read, hiddenSize);
-  return b.activation(mlp.activation, outputs[outputs.length - 1], gate === undefined ? undefined : outputs[0]);
+  return b.activation(
+    mlp.activation,
+    outputs[outputs.length - 1],
+    gate === undefined ? undefined : outputs[0],
+  );
 }
 
 export function mlpOutput(
@@ -244,7 +285,11 @@ export function decoderBlock(
   const b = new BlockBuilder();
   const normed = blockNorms(b, config);
   const read = normed(b.input, "input", norms.input);
-  const mixed = normed(attentionPart(b, config, layer, read, attention, form), "after_attention", norms.afterAttention);
+  const mixed = normed(
+    attentionPart(b, config, layer, read, attention, form),
+    "after_attention",
+    norms.afterAttention,
+  );
   const y = b.add(b.input, mixed);
   const middle = normed(y, "post", norms.post);
   return b.finish(b.add(y, normed(mlpPart(b, config, middle, mlp), "after_mlp", norms.afterMlp)));

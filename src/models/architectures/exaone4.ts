@@ -13,13 +13,18 @@ import type { LayerKind } from "./rope-config.js";
 function pattern(c: ConfigReader, width: number | undefined): (layer: number) => LayerKind {
   const layers = c.integer("num_hidden_layers", LIMITS.layers);
   const value = c.optional("sliding_window_pattern") ?? 4;
-  const text = typeof value === "number" ? `${"L".repeat(Math.max(0, Math.min(value, LIMITS.layers) - 1))}G` : value;
+  const text =
+    typeof value === "number"
+      ? `${"L".repeat(Math.max(0, Math.min(value, LIMITS.layers) - 1))}G`
+      : value;
   if (typeof text !== "string" || !/^[LG]+$/.test(text) || value === 0)
     throw new PlanishError(
       `config.json: sliding_window_pattern must be a number of layers or a text of L and G, found ${shown(value)}`,
     );
   return (layer) =>
-    width === undefined || text[layer % text.length] === "G" || (typeof value === "string" && layer === layers - 1)
+    width === undefined ||
+    text[layer % text.length] === "G" ||
+    (typeof value === "string" && layer === layers - 1)
       ? "full_attention"
       : "sliding_attention";
 }

@@ -7,7 +7,16 @@ import { LIMITS } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import type { Architecture, ConfigReader, ModelConfig } from "../config.js";
 import { decoderBlock, LLAMA_NAMES, LLAMA_PATHS, NORMED_ATTENTION } from "./common.js";
-import { everyFull, factor, layerKinds, llamaShape, optionalFactor, window, windowed, type ShapeOptions } from "./shape.js";
+import {
+  everyFull,
+  factor,
+  layerKinds,
+  llamaShape,
+  optionalFactor,
+  window,
+  windowed,
+  type ShapeOptions,
+} from "./shape.js";
 import { ropeOfKinds, ropePositions } from "./rope-config.js";
 
 const NORMS = {
@@ -56,7 +65,11 @@ export const gemma3: Architecture = {
   name: "gemma3",
   modelTypes: ["gemma3_text"],
   parse: (c) => {
-    const pattern = c.integer("sliding_window_pattern", LIMITS.layers, c.integer("_sliding_window_pattern", LIMITS.layers, 6));
+    const pattern = c.integer(
+      "sliding_window_pattern",
+      LIMITS.layers,
+      c.integer("_sliding_window_pattern", LIMITS.layers, 6),
+    );
     const kinds = layerKinds(c, everyFull(pattern));
     const widths = windowed(kinds, window(c, 4096));
     const local = factor(c, "rope_local_base_freq", 10_000);
@@ -68,7 +81,9 @@ export const gemma3: Architecture = {
       maxPositions: 131_072,
       qkNorm: true,
       positions: full,
-      layers: widths.map((layer, i) => (kinds[i] === "full_attention" ? layer : { ...layer, positions: sliding })),
+      layers: widths.map((layer, i) =>
+        kinds[i] === "full_attention" ? layer : { ...layer, positions: sliding },
+      ),
     });
   },
   lower: (config, layer) =>

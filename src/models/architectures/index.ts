@@ -35,7 +35,9 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>): {
   config: ModelConfig;
 } {
   const type = config.model_type;
-  const architecture = ARCHITECTURES.find((a) => typeof type === "string" && a.modelTypes.includes(type));
+  const architecture = ARCHITECTURES.find(
+    (a) => typeof type === "string" && a.modelTypes.includes(type),
+  );
   if (!architecture) {
     const accepted = ARCHITECTURES.flatMap((a) => a.modelTypes);
     const near = typeof type === "string" ? nearest(type, accepted) : undefined;
@@ -68,7 +70,10 @@ function nearest(type: string, accepted: readonly string[]): string | undefined 
  * The class says which head stands on the blocks; without one of its own a language model's is meant.
  * @throws PlanishError for classifiers, reward models, encoders and whatever else is no causal language model.
  */
-function refuseOtherHead(config: Readonly<Record<string, unknown>>, { name, modelTypes }: Architecture): void {
+function refuseOtherHead(
+  config: Readonly<Record<string, unknown>>,
+  { name, modelTypes }: Architecture,
+): void {
   const classes = config.architectures;
   if (classes === undefined || classes === null) return;
   const accepted = modelTypes.map((type) => `${type.replace(/_text$/, "")}forcausallm`);
@@ -120,9 +125,15 @@ function checkSizes(c: ModelConfig): void {
   };
   for (const [key, value] of Object.entries(sizes))
     if (!Number.isInteger(value) || value < 1)
-      throw new PlanishError(`config.json: ${key} comes out as ${value}; it must be a positive whole number`);
+      throw new PlanishError(
+        `config.json: ${key} comes out as ${value}; it must be a positive whole number`,
+      );
   if (c.numHeads % c.numKvHeads !== 0)
-    throw new PlanishError(`config.json: ${c.numHeads} attention heads cannot share ${c.numKvHeads} KV heads evenly`);
+    throw new PlanishError(
+      `config.json: ${c.numHeads} attention heads cannot share ${c.numKvHeads} KV heads evenly`,
+    );
   if (c.positions.kind === "rope" && c.headDim % 2 !== 0)
-    throw new PlanishError(`config.json: head_dim ${c.headDim} is odd; rotary embedding needs pairs`);
+    throw new PlanishError(
+      `config.json: head_dim ${c.headDim} is odd; rotary embedding needs pairs`,
+    );
 }

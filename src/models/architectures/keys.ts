@@ -17,8 +17,10 @@ const is =
 const close = (value: unknown, wanted: number): boolean =>
   typeof value === "number" && Math.abs(value - wanted) <= 1e-6 * Math.abs(wanted);
 const epsilon: Check = (value, { norm }) => value === norm.epsilon;
-const sameActivation: Check = (value, { mlp }) => typeof value === "string" && activation(value) === mlp.activation;
-const everyLayerHasRope: Check = (value) => Array.isArray(value) && value.every((flag) => flag === 1 || flag === true);
+const sameActivation: Check = (value, { mlp }) =>
+  typeof value === "string" && activation(value) === mlp.activation;
+const everyLayerHasRope: Check = (value) =>
+  Array.isArray(value) && value.every((flag) => flag === 1 || flag === true);
 
 /** Keys of other architectures (or older spellings) with the values under which they change nothing here. */
 const NEUTRAL: Readonly<Record<string, Check>> = {
@@ -126,12 +128,19 @@ export function refuseUnreadKeys(
 
 /** Null, and lists and objects without anything in them. False is a value: some keys are on unless they say no. */
 function isAbsent(value: unknown): boolean {
-  return value === null || value === undefined || (typeof value === "object" && Object.keys(value).length === 0);
+  return (
+    value === null ||
+    value === undefined ||
+    (typeof value === "object" && Object.keys(value).length === 0)
+  );
 }
 
 function isHarmless(key: string, value: unknown): boolean {
   if (HARMLESS.has(key)) return true;
-  const words = key.replace(/([a-z0-9])([A-Z])/g, "$1_$2").toLowerCase().replace(/[^a-z0-9]+/g, "_");
+  const words = key
+    .replace(/([a-z0-9])([A-Z])/g, "$1_$2")
+    .toLowerCase()
+    .replace(/[^a-z0-9]+/g, "_");
   if (HARMLESS_NAME.test(words)) return true;
   if (value === false || value === "") return true;
   // Any number nobody knows may be a factor; texts and switches betray themselves by their name.

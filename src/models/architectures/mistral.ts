@@ -18,7 +18,9 @@ export const ministral: Architecture = {
   modelTypes: ["ministral"],
   parse: (c) => {
     const width = window(c, 4096);
-    const kinds = layerKinds(c, () => (width === undefined ? "full_attention" : "sliding_attention"));
+    const kinds = layerKinds(c, () =>
+      width === undefined ? "full_attention" : "sliding_attention",
+    );
     return llamaShape(c, "ministral", { layers: windowed(kinds, width), kvHeads: 8, biases: [] });
   },
   lower: (config, layer) => decoderBlock(config, layer, LLAMA_PATHS),
@@ -45,7 +47,9 @@ export const ministral3: Architecture = {
 /** Queries grow with their position, in steps of the original length, by `llama_4_scaling_beta` of the rope's object. */
 function withGrowth(config: ModelConfig, rope: unknown): ModelConfig {
   const { positions } = config;
-  const beta = (rope as { readonly llama_4_scaling_beta?: unknown } | undefined)?.llama_4_scaling_beta ?? undefined;
+  const beta =
+    (rope as { readonly llama_4_scaling_beta?: unknown } | undefined)?.llama_4_scaling_beta ??
+    undefined;
   if (beta === undefined || positions.kind !== "rope") return config;
   if (!("originalMaxPositions" in positions.scaling))
     throw new PlanishError(

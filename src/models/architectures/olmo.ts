@@ -13,9 +13,11 @@ const PATHS = {
   mlp: LLAMA_PATHS.mlp,
 } as const;
 
-const lower: Architecture["lower"] = (config, layer) => decoderBlock(config, layer, PATHS, { headNorms: "row" });
+const lower: Architecture["lower"] = (config, layer) =>
+  decoderBlock(config, layer, PATHS, { headNorms: "row" });
 
-const biases = (c: ConfigReader) => (c.boolean("attention_bias", false) ? ["q", "k", "v", "o"] : []);
+const biases = (c: ConfigReader) =>
+  c.boolean("attention_bias", false) ? ["q", "k", "v", "o"] : [];
 
 export const olmo2: Architecture = {
   name: "olmo2",
@@ -40,8 +42,13 @@ export const olmo3: Architecture = {
     });
     const { positions } = config;
     if (positions.kind !== "rope") return config;
-    const sliding = ropeOfKinds(c)?.sliding_attention ?? { ...ropePositions(c), scaling: { type: "default" as const } };
-    const layers = widths.map((layer, i) => (kinds[i] === "full_attention" ? layer : { ...layer, positions: sliding }));
+    const sliding = ropeOfKinds(c)?.sliding_attention ?? {
+      ...ropePositions(c),
+      scaling: { type: "default" as const },
+    };
+    const layers = widths.map((layer, i) =>
+      kinds[i] === "full_attention" ? layer : { ...layer, positions: sliding },
+    );
     return { ...config, layers };
   },
   lower,

@@ -45,7 +45,9 @@ export const opt: Architecture = {
     };
   },
   lower: (config, layer) =>
-    config.normPlacement === "after" ? normsAfter(config, layer) : decoderBlock(config, layer, PATHS),
+    config.normPlacement === "after"
+      ? normsAfter(config, layer)
+      : decoderBlock(config, layer, PATHS),
   names: {
     embedding: "model.decoder.embed_tokens.weight",
     positions: "model.decoder.embed_positions.weight",
@@ -73,6 +75,9 @@ function normsAfter(config: ModelConfig, layer: number): BlockProgram {
   const b = new BlockBuilder();
   const normed = (x: ValueName, name: "input" | "post") =>
     b.norm(x, { name, path: PATHS.norms[name] }, config.hiddenSize, config.norm);
-  const y = normed(b.add(b.input, attentionPart(b, config, layer, b.input, PATHS.attention)), "input");
+  const y = normed(
+    b.add(b.input, attentionPart(b, config, layer, b.input, PATHS.attention)),
+    "input",
+  );
   return b.finish(normed(b.add(y, mlpPart(b, config, y, PATHS.mlp)), "post"));
 }

@@ -11,7 +11,9 @@ export function qwenLayers(c: ConfigReader): LayerConfig[] | undefined {
   const full = c.integer("max_window_layers", LIMITS.positions, 28, 0);
   if (!c.boolean("use_sliding_window", false)) return undefined;
   return windowed(
-    layerKinds(c, (layer) => (width !== undefined && layer >= full ? "sliding_attention" : "full_attention")),
+    layerKinds(c, (layer) =>
+      width !== undefined && layer >= full ? "sliding_attention" : "full_attention",
+    ),
     width,
   );
 }
@@ -22,7 +24,9 @@ export const qwen2: Architecture = {
   parse: (c) => {
     // Its biases are part of the architecture: the key, where somebody wrote it, can only say so.
     if (!c.boolean("attention_bias", true))
-      throw new PlanishError("config.json: attention_bias is false, but Qwen2 has biases on q, k and v; only true is accepted");
+      throw new PlanishError(
+        "config.json: attention_bias is false, but Qwen2 has biases on q, k and v; only true is accepted",
+      );
     return llamaShape(c, "qwen2", { layers: qwenLayers(c), biases: ["q", "k", "v"] });
   },
   lower: (config, layer) => decoderBlock(config, layer, LLAMA_PATHS),
@@ -32,7 +36,9 @@ export const qwen2: Architecture = {
 export const qwen3: Architecture = {
   name: "qwen3",
   modelTypes: ["qwen3"],
-  parse: (c) => llamaShape(c, "qwen3", { qkNorm: true, layers: qwenLayers(c), biases: llamaBiases(c) }),
-  lower: (config, layer) => decoderBlock(config, layer, { ...LLAMA_PATHS, attention: NORMED_ATTENTION }),
+  parse: (c) =>
+    llamaShape(c, "qwen3", { qkNorm: true, layers: qwenLayers(c), biases: llamaBiases(c) }),
+  lower: (config, layer) =>
+    decoderBlock(config, layer, { ...LLAMA_PATHS, attention: NORMED_ATTENTION }),
   names: LLAMA_NAMES,
 };

@@ -18,7 +18,8 @@ export function configReader(config: Readonly<Record<string, unknown>>): {
   };
   const reader: ConfigReader = {
     number: (key, fallback, range) => finiteIn(get(key) ?? fallback, `config.json: ${key}`, range),
-    integer: (key, max, fallback, min = 1) => integerIn(get(key) ?? fallback, `config.json: ${key}`, { min, max }),
+    integer: (key, max, fallback, min = 1) =>
+      integerIn(get(key) ?? fallback, `config.json: ${key}`, { min, max }),
     boolean(key, fallback) {
       const value = get(key) ?? fallback;
       return typeof value === "boolean" ? value : fail(key, "true or false", value);

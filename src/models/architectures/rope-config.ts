@@ -56,18 +56,28 @@ export type LayerKind = (typeof LAYER_KINDS)[number];
  * Rotary positions of windowed and of other layers where `rope_parameters` has an object for each; undefined where it has not.
  * @throws PlanishError naming the key that is missing, wrong or not understood.
  */
-export function ropeOfKinds(c: ConfigReader, options: RopeOptions = {}): Record<LayerKind, RopePositions> | undefined {
+export function ropeOfKinds(
+  c: ConfigReader,
+  options: RopeOptions = {},
+): Record<LayerKind, RopePositions> | undefined {
   const outer = record(c, "rope_parameters");
-  if (!outer || !Object.keys(outer).some((key) => LAYER_KINDS.some((kind) => kind === key))) return undefined;
+  if (!outer || !Object.keys(outer).some((key) => LAYER_KINDS.some((kind) => kind === key)))
+    return undefined;
   const of = (kind: LayerKind): RopePositions => {
     const key = `rope_parameters.${kind}`;
     const source = objectAt(outer[kind], key) ?? {};
-    const theta = finiteIn(source.rope_theta ?? options.theta ?? 10000, `config.json: ${key}.rope_theta`, { above: 0 });
+    const theta = finiteIn(
+      source.rope_theta ?? options.theta ?? 10000,
+      `config.json: ${key}.rope_theta`,
+      { above: 0 },
+    );
     return { kind: "rope", theta, ...ropeScaling(key, source, c, options) };
   };
   for (const key of Object.keys(outer))
     if (!LAYER_KINDS.some((kind) => kind === key))
-      throw new PlanishError(`config.json: rope_parameters has ${quoted(key)} beside ${LAYER_KINDS.join(" and ")}`);
+      throw new PlanishError(
+        `config.json: rope_parameters has ${quoted(key)} beside ${LAYER_KINDS.join(" and ")}`,
+      );
   return { full_attention: of("full_attention"), sliding_attention: of("sliding_attention") };
 }
 
@@ -76,12 +86,20 @@ export function rotaryShare(c: ConfigReader, fallback: number): number {
   const inner = record(c, "rope_parameters")?.partial_rotary_factor;
   const outer = c.optional("partial_rotary_factor") ?? undefined;
   if (inner !== undefined && inner !== null && outer !== undefined && inner !== outer)
-    disagree(`rope_parameters.partial_rotary_factor ${shown(inner)}`, `partial_rotary_factor ${shown(outer)}`);
-  return finiteIn(inner ?? outer ?? fallback, "config.json: partial_rotary_factor", { above: 0, max: 1 });
+    disagree(
+      `rope_parameters.partial_rotary_factor ${shown(inner)}`,
+      `partial_rotary_factor ${shown(outer)}`,
+    );
+  return finiteIn(inner ?? outer ?? fallback, "config.json: partial_rotary_factor", {
+    above: 0,
+    max: 1,
+  });
 }
 
 function disagree(a: string, b: string): never {
-  throw new PlanishError(`config.json: ${a} and ${b} disagree; keep the one that the model was trained with`);
+  throw new PlanishError(
+    `config.json: ${a} and ${b} disagree; keep the one that the model was trained with`,
+  );
 }
 
 function record(c: ConfigReader, key: string): JsonRecord | undefined {
@@ -113,7 +131,13 @@ const KEYS: Readonly<Record<string, readonly string[]>> = {
     ...["attention_factor", "mscale", "mscale_all_dim"],
   ],
   dynamic: ["factor", "original_max_position_embeddings"],
-  longrope: ["factor", "original_max_position_embeddings", "short_factor", "long_factor", "attention_factor"],
+  longrope: [
+    "factor",
+    "original_max_position_embeddings",
+    "short_factor",
+    "long_factor",
+    "attention_factor",
+  ],
 };
 const COMMON_KEYS = ["rope_type", "type", "rope_theta", "frequency_dtype"];
 /** Older names of types. */
@@ -125,10 +149,18 @@ function ropeScaling(
   c: ConfigReader,
   options: RopeOptions,
 ): Pick<RopePositions, "scaling" | "frequencyType"> {
-  return { scaling: scaling(key, source, c, options), frequencyType: frequencyType(source.frequency_dtype) };
+  return {
+    scaling: scaling(key, source, c, options),
+    frequencyType: frequencyType(source.frequency_dtype),
+  };
 }
 
-function scaling(key: string, source: JsonRecord, c: ConfigReader, options: RopeOptions): RopeScaling {
+function scaling(
+  key: string,
+  source: JsonRecord,
+  c: ConfigReader,
+  options: RopeOptions,
+): RopeScaling {
   const type = source.rope_type ?? source.type;
   if ((source.type ?? type) !== type)
     disagree(`${key}.rope_type ${shown(source.rope_type)}`, `${key}.type ${shown(source.type)}`);
@@ -143,7 +175,9 @@ function scaling(key: string, source: JsonRecord, c: ConfigReader, options: Rope
     finiteIn(source[inner] ?? fallback, `config.json: ${key}.${inner}`, { above: 0 });
   const original = (fallback?: number): number =>
     integerIn(
-      source.original_max_position_embeddings ?? c.optional("original_max_position_embeddings") ?? fallback,
+      source.original_max_position_embeddings ??
+        c.optional("original_max_position_embeddings") ??
+        fallback,
       `config.json: ${key}.original_max_position_embeddings`,
       { min: 1, max: LIMITS.positions },
     );
@@ -152,7 +186,10 @@ function scaling(key: string, source: JsonRecord, c: ConfigReader, options: Rope
     case "linear":
       return { type: "linear", factor: number("factor") };
     case "llama3": {
-      const [lowFreqFactor, highFreqFactor] = [number("low_freq_factor"), number("high_freq_factor")];
+      const [lowFreqFactor, highFreqFactor] = [
+        number("low_freq_factor"),
+        number("high_freq_factor"),
+      ];
       if (lowFreqFactor >= highFreqFactor)
         throw new PlanishError(
           `config.json: ${key}.low_freq_factor ${lowFreqFactor} must be below high_freq_factor ${highFreqFactor}`,
@@ -171,7 +208,9 @@ function scaling(key: string, source: JsonRecord, c: ConfigReader, options: Rope
       const [betaFast, betaSlow] = [number("beta_fast", 32), number("beta_slow", 1)];
       const truncate = source.truncate ?? true;
       if (typeof truncate !== "boolean")
-        throw new PlanishError(`config.json: ${key}.truncate must be true or false, found ${shown(truncate)}`);
+        throw new PlanishError(
+          `config.json: ${key}.truncate must be true or false, found ${shown(truncate)}`,
+        );
       return {
         type: "yarn",
         factor,
@@ -183,12 +222,18 @@ function scaling(key: string, source: JsonRecord, c: ConfigReader, options: Rope
       };
     }
     case "dynamic":
-      return { type: "dynamic", factor: number("factor"), originalMaxPositions: original(maxPositions) };
+      return {
+        type: "dynamic",
+        factor: number("factor"),
+        originalMaxPositions: original(maxPositions),
+      };
     case "longrope": {
       const originalMaxPositions = original(maxPositions);
       const factor = number("factor", maxPositions / originalMaxPositions);
-      const factors = (inner: string): readonly number[] => factorsAt(source[inner], `${key}.${inner}`, options.dims);
-      const attention = factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(originalMaxPositions));
+      const factors = (inner: string): readonly number[] =>
+        factorsAt(source[inner], `${key}.${inner}`, options.dims);
+      const attention =
+        factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(originalMaxPositions));
       return {
         type: "longrope",
         shortFactors: factors("short_factor"),
@@ -203,9 +248,15 @@ function scaling(key: string, source: JsonRecord, c: ConfigReader, options: Rope
 }
 
 /** 0.1·ln(factor) + 1, or the ratio of two of them with their own multipliers. */
-function yarnAttention(factor: number, source: JsonRecord, number: (inner: string) => number): number {
-  const of = (multiplier: number): number => (factor <= 1 ? 1 : 0.1 * multiplier * Math.log(factor) + 1);
-  const given = (inner: string): boolean => source[inner] !== undefined && source[inner] !== null && source[inner] !== 0;
+function yarnAttention(
+  factor: number,
+  source: JsonRecord,
+  number: (inner: string) => number,
+): number {
+  const of = (multiplier: number): number =>
+    factor <= 1 ? 1 : 0.1 * multiplier * Math.log(factor) + 1;
+  const given = (inner: string): boolean =>
+    source[inner] !== undefined && source[inner] !== null && source[inner] !== 0;
   if (!given("mscale") || !given("mscale_all_dim")) return of(1);
   return of(number("mscale")) / of(number("mscale_all_dim"));
 }
@@ -218,7 +269,12 @@ function factorsAt(value: unknown, key: string, dims: number | undefined): reado
   return value.map((factor, i) => finiteIn(factor, `config.json: ${key}[${i}]`, { above: 0 }));
 }
 
-function refuseOtherKeys(key: string, name: string, source: JsonRecord, options: RopeOptions): void {
+function refuseOtherKeys(
+  key: string,
+  name: string,
+  source: JsonRecord,
+  options: RopeOptions,
+): void {
   const known = [...COMMON_KEYS, ...KEYS[name], ...(options.known ?? [])];
   for (const [inner, value] of Object.entries(source)) {
     if (value === null || known.includes(inner)) continue;

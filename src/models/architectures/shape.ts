@@ -49,7 +49,9 @@ function heads(c: ConfigReader, options: ShapeOptions) {
   const hiddenSize = c.integer("hidden_size", LIMITS.width);
   const numHeads = c.integer("num_attention_heads", LIMITS.heads);
   const absent = (c.optional("head_dim") ?? undefined) === undefined;
-  const headDim = absent ? (options.headDim ?? hiddenSize / numHeads) : c.integer("head_dim", LIMITS.width);
+  const headDim = absent
+    ? (options.headDim ?? hiddenSize / numHeads)
+    : c.integer("head_dim", LIMITS.width);
   const numKvHeads = c.integer("num_key_value_heads", LIMITS.heads, options.kvHeads ?? numHeads);
   const { rotaryShare: share, interleaved } = options;
   const dims = share === undefined ? headDim : Math.floor(headDim * rotaryShare(c, share));
@@ -65,12 +67,25 @@ function heads(c: ConfigReader, options: ShapeOptions) {
  * What LLaMA-shaped architectures have in common.
  * @throws PlanishError when a size is missing or wrong, or `layer_types` contradicts the architecture's windows.
  */
-export function llamaShape(c: ConfigReader, architecture: string, options: ShapeOptions = {}): ModelConfig {
+export function llamaShape(
+  c: ConfigReader,
+  architecture: string,
+  options: ShapeOptions = {},
+): ModelConfig {
   const { dims, ...sizes } = heads(c, options);
   const numLayers = c.integer("num_hidden_layers", LIMITS.layers);
   const { slidingWindow, layers, rope } = options;
-  if (!layers) checkLayerTypes(c, numLayers, slidingWindow === undefined ? "full_attention" : "sliding_attention");
-  const maxPositions = c.integer("max_position_embeddings", LIMITS.positions, options.maxPositions ?? 2048);
+  if (!layers)
+    checkLayerTypes(
+      c,
+      numLayers,
+      slidingWindow === undefined ? "full_attention" : "sliding_attention",
+    );
+  const maxPositions = c.integer(
+    "max_position_embeddings",
+    LIMITS.positions,
+    options.maxPositions ?? 2048,
+  );
   const { key, fallback } = options.activation ?? { key: "hidden_act", fallback: "silu" };
   return {
     architecture,
@@ -79,7 +94,10 @@ export function llamaShape(c: ConfigReader, architecture: string, options: Shape
     numLayers,
     vocabSize: c.integer("vocab_size", LIMITS.vocabulary),
     maxPositions,
-    norm: options.norm ?? { kind: "rms", epsilon: normEpsilon(c, "rms_norm_eps", options.epsilon ?? 1e-6) },
+    norm: options.norm ?? {
+      kind: "rms",
+      epsilon: normEpsilon(c, "rms_norm_eps", options.epsilon ?? 1e-6),
+    },
     positions:
       options.positions ??
       ropePositions(c, { dims, maxPositions, partial: options.rotaryShare !== undefined, ...rope }),
@@ -108,7 +126,11 @@ export function factor(c: ConfigReader, key: string, fallback: number): number {
 }
 
 /** The same where null, or (without a fallback) absence, means that there is none. */
-export function optionalFactor(c: ConfigReader, key: string, fallback?: number): number | undefined {
+export function optionalFactor(
+  c: ConfigReader,
+  key: string,
+  fallback?: number,
+): number | undefined {
   const value = c.optional(key);
   if (value === null) return undefined;
   return value === undefined ? fallback : factor(c, key, 0);
@@ -122,11 +144,15 @@ export function window(c: ConfigReader, fallback?: number): number | undefined {
 }
 
 /** Of each layer whether it has a window: `layer_types`, or where it is absent what `fallback` says. */
-export function layerKinds(c: ConfigReader, fallback: (layer: number) => LayerKind): readonly LayerKind[] {
+export function layerKinds(
+  c: ConfigReader,
+  fallback: (layer: number) => LayerKind,
+): readonly LayerKind[] {
   const layers = c.integer("num_hidden_layers", LIMITS.layers);
   const types = c.optional("layer_types") ?? undefined;
   if (types === undefined) return Array.from({ length: layers }, (_, layer) => fallback(layer));
-  const known = (type: unknown): type is LayerKind => type === "full_attention" || type === "sliding_attention";
+  const known = (type: unknown): type is LayerKind =>
+    type === "full_attention" || type === "sliding_attention";
   if (!Array.isArray(types) || types.length !== layers || !types.every(known))
     throw new PlanishError(
       `config.json: layer_types must be "full_attention" or "sliding_attention" for each of ${layers} layers, found ${shown(types)}`,
@@ -142,7 +168,9 @@ export function windowed(kinds: readonly LayerKind[], width: number | undefined)
   return kinds.map((kind) => {
     if (kind === "full_attention") return {};
     if (width === undefined)
-      throw new PlanishError("config.json: layer_types has sliding_attention, and sliding_window is not given");
+      throw new PlanishError(
+        "config.json: layer_types has sliding_attention, and sliding_window is not given",
+      );
     return { window: width };
   });
 }

@@ -9,8 +9,14 @@ import { layerKinds, llamaBiases, llamaShape, window, windowed } from "./shape.j
 function ropeLayers(c: ConfigReader): readonly boolean[] {
   const layers = c.integer("num_hidden_layers", LIMITS.layers);
   const interval = c.integer("no_rope_layer_interval", LIMITS.layers, 4);
-  const flags = c.optional("no_rope_layers") ?? Array.from({ length: layers }, (_, i) => Number((i + 1) % interval !== 0));
-  if (!Array.isArray(flags) || flags.length !== layers || flags.some((flag) => flag !== 0 && flag !== 1))
+  const flags =
+    c.optional("no_rope_layers") ??
+    Array.from({ length: layers }, (_, i) => Number((i + 1) % interval !== 0));
+  if (
+    !Array.isArray(flags) ||
+    flags.length !== layers ||
+    flags.some((flag) => flag !== 0 && flag !== 1)
+  )
     throw new PlanishError(
       `config.json: no_rope_layers must be 0 or 1 for each of ${layers} layers, found ${shown(flags)}`,
     );
@@ -24,14 +30,18 @@ export const smollm3: Architecture = {
     const rope = ropeLayers(c);
     const width = window(c);
     const used = c.boolean("use_sliding_window", false) && width !== undefined;
-    const kinds = layerKinds(c, (layer) => (used && !rope[layer] ? "sliding_attention" : "full_attention"));
+    const kinds = layerKinds(c, (layer) =>
+      used && !rope[layer] ? "sliding_attention" : "full_attention",
+    );
     return llamaShape(c, "smollm3", {
       tied: true,
       kvHeads: 4,
       maxPositions: 32768,
       rope: { theta: 2e6 },
       biases: llamaBiases(c),
-      layers: windowed(kinds, width).map((layer, i) => (rope[i] ? layer : { ...layer, positions: null })),
+      layers: windowed(kinds, width).map((layer, i) =>
+        rope[i] ? layer : { ...layer, positions: null },
+      ),
     });
   },
   lower: (config, layer) => decoderBlock(config, layer, LLAMA_PATHS),
