@@ -7,7 +7,7 @@
  * for cuts between pages.)
  */
 import { PlanishError } from "../../common/errors.js";
-import type { HostNorm, PackedBlock } from "./packed.js";
+import type { HostNorm, PackedBlock, QuantizedMatrix } from "./packed.js";
 import type { BlockProgram, NormStep } from "./program.js";
 import type { Scheme } from "./scheme.js";
 
@@ -28,6 +28,8 @@ export interface StoredMatrix {
   values(): Float32Array;
   /** The 16-bit numbers themselves, where that is what is stored. */
   halves(): Uint8Array | undefined;
+  /** The codes, where the matrix is stored quantized. */
+  quantized?(): QuantizedMatrix;
 }
 
 /** What surrounds the blocks. */

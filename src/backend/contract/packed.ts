@@ -47,15 +47,31 @@ export interface PackedGrid {
   readonly factor?: Float32Array;
 }
 
+/**
+ * Integer codes with their scales, of a weight or a table [rows, columns]. Without a group there is one scale a row; with
+ * one, scale (and offset) are row-major [rows, columns / group], and an entry is scale·code, or scale·code + offset.
+ */
+export interface QuantizedMatrix {
+  /** Row-major; −2^(b−1) … 2^(b−1)−1, or 0 … 2^b−1 where there are offsets. */
+  readonly codes: Int8Array;
+  readonly scale: Float32Array;
+  /** Consecutive columns that share a scale. */
+  readonly group?: number;
+  /** Of each group, beside its scale. */
+  readonly offset?: Float32Array;
+  /** Width of these codes, where it differs from the scheme's. */
+  readonly bits?: number;
+}
+
 export interface PackedLinear {
   /** Path inside the block, e.g. "self_attn.q_proj". */
   readonly path: string;
   readonly shape: readonly [number, number];
   /**
-   * Integer codes [out, in] with one scale per output row; absent when weights stay at 16 bits. With a grid, codes have
+   * Codes [out, in] with a scale per output row or group; absent when weights stay at 16 bits. With a grid, codes have
    * its further columns too, and all scales are equal.
    */
-  readonly quantized?: { readonly codes: Int8Array; readonly scale: Float32Array };
+  readonly quantized?: QuantizedMatrix;
   /** 16-bit weights, when not quantized. */
   readonly weight?: Float32Array;
   readonly bias?: Float32Array;

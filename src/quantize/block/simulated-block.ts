@@ -31,7 +31,8 @@ import {
 } from "../../tensor/ops/index.js";
 import type { Graph, Tensor } from "../../tensor/tensor.js";
 import { gridStep, readTensorGrid, type TensorGrid } from "../grids/tensor.js";
-import type { Scheme } from "../../backend/contract/scheme.js";
+import { groupObstacle, type Scheme } from "../../backend/contract/scheme.js";
+import { PlanishError } from "../../common/errors.js";
 import {
   bindTransform,
   formOrthogonals,
@@ -83,6 +84,8 @@ export function bindSimulated(
   params: Parameters,
   observe?: ActivationObserver,
 ): SimulatedBlock {
+  const obstacle = groupObstacle(scheme, "the simulated block");
+  if (obstacle !== undefined) throw new PlanishError(obstacle);
   const formed = formOrthogonals(g, params);
   const places = sitesOf(program);
   const makesValues = (name: LinearName): boolean =>

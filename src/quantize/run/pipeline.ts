@@ -42,7 +42,12 @@ import type { BlockReport, CalibrationNeed } from "../schema/method.js";
 import { findMethod, type AnyMethod } from "../methods/index.js";
 import { packBlocks } from "./packing-stage.js";
 import type { Machine } from "../artifact/quantization-info.js";
-import { formatScheme, parseScheme, type Scheme } from "../../backend/contract/scheme.js";
+import {
+  formatScheme,
+  groupObstacle,
+  parseScheme,
+  type Scheme,
+} from "../../backend/contract/scheme.js";
 import { calibrateSideBySide, type BlockRange, type Workers } from "./workers.js";
 
 export interface QuantizeOptions {
@@ -164,6 +169,8 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const method = findMethod(options.method ?? "flatquant");
   const scheme =
     typeof options.scheme === "object" ? options.scheme : parseScheme(options.scheme ?? "w4a4kv4");
+  const obstacle = groupObstacle(scheme, "quantize");
+  if (obstacle !== undefined) throw new UsageError(obstacle);
   refuseArtifact(source.path);
   const { architecture, config } = parseSource(source);
   const { preset, recipe } = resolveRecipe(method, options.preset, options.recipe);

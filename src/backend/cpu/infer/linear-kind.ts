@@ -1,10 +1,12 @@
 /** How the CPU's engine keeps and multiplies linears. */
 import type { PackedKind } from "../../contract/inference-kernels.js";
-import { formatScheme, type Scheme } from "../../contract/scheme.js";
+import { formatScheme, groupObstacle, type Scheme } from "../../contract/scheme.js";
 import { PlanishError } from "../../../common/errors.js";
 
 /** How a scheme's linears are kept and multiplied. @throws PlanishError for the schemes that have no such kernel. */
 export function linearKind(scheme: Scheme): PackedKind {
+  const obstacle = groupObstacle(scheme, "the CPU engine");
+  if (obstacle !== undefined) throw new PlanishError(obstacle);
   const { weightBits, activationBits } = scheme;
   if (weightBits >= 16 && activationBits >= 16) return "bf16Bf16";
   if (weightBits >= 16)

@@ -2,6 +2,7 @@
 import { PlanishError } from "../../../common/errors.js";
 import type { InferenceSource, EndLayerSource } from "../../contract/inference.js";
 import { rotariesOf, type BlockProgram, type Step } from "../../contract/program.js";
+import { groupObstacle } from "../../contract/scheme.js";
 import { hasPlainAngles } from "../../contract/rotary.js";
 import { fuse, NoKernel } from "../../contract/fuse.js";
 import { siteGeometry, siteSharedBytes, type SiteShape } from "./layout.js";
@@ -20,6 +21,8 @@ export function cudaObstacle(
 ): string | undefined {
   const { shape, programs, scheme, endLayers } = source;
   const { weightBits, activationBits, kvBits, queryBits = 16 } = scheme;
+  const obstacle = groupObstacle(scheme, "the CUDA engine");
+  if (obstacle !== undefined) return obstacle;
   if (weightBits >= 16 && activationBits >= 16)
     return "a model that is not quantized has no CUDA engine";
   if (weightBits >= 16) return "weights of 16 bits have no integer kernels";
