@@ -1,26 +1,27 @@
 /**
  * Chat templates: how a model wants turns written down, as Jinja source that comes with its tokenizer. Rendered with
- * the variables that Hugging Face transformers gives (`messages`, `tools`, `add_generation_prompt`, special tokens).
+ * the variables that Hugging Face transformers gives (`messages`, `tools`, `documents`, `add_generation_prompt`, special
+ * tokens), and held to its texts by vectors (test/engine/chat-template-conformance.test.ts).
  */
-import { Template } from "@huggingface/jinja";
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { oneLine } from "../common/bounds.js";
 import { EngineError, type ChatMessage } from "./request.js";
+import { JinjaTemplate } from "./template/interpreter.js";
 
 export interface RenderOptions {
   readonly tools?: readonly Readonly<Record<string, unknown>>[];
 }
 
 export class ChatTemplate {
-  private readonly template: Template;
+  private readonly template: JinjaTemplate;
 
-  /** @throws EngineError when the source is no template that the library understands. */
+  /** @throws EngineError when the source is no template that can be read. */
   constructor(
     source: string,
     private readonly specialTokens: Tokenizer["specialTokens"],
   ) {
     try {
-      this.template = new Template(source);
+      this.template = new JinjaTemplate(source);
     } catch (cause) {
       throw new EngineError(
         `the chat template cannot be read: ${messageOf(cause)}; give another with chatTemplate (--chat-template FILE)`,
@@ -39,6 +40,7 @@ export class ChatTemplate {
       return this.template.render({
         messages: messages.map((message) => ({ ...message, content: message.content ?? "" })),
         tools: tools ?? null,
+        documents: null,
         add_generation_prompt: true,
         ...this.specialTokens,
       });
