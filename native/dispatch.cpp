@@ -106,27 +106,17 @@ const Machine& machine() {
 // Levels that the build script could compile define PL_HAVE_<LEVEL>.
 bool fill(Level level, KernelTable& table) {
   switch (level) {
-    case PORTABLE:
-      portable::fill_table(table);
-      return true;
+    case PORTABLE: portable::fill_table(table); return true;
 #if defined(PL_HAVE_AVX2)
-    case AVX2:
-      avx2::fill_table(table);
-      return true;
+    case AVX2: avx2::fill_table(table); return true;
 #endif
 #if defined(PL_HAVE_AVX512)
-    case AVX512:
-      avx512::fill_table(table);
-      return true;
+    case AVX512: avx512::fill_table(table); return true;
 #endif
 #if defined(PL_HAVE_AMX)
-    case AMX:
-      amx::fill_table(table);
-      return true;
+    case AMX: amx::fill_table(table); return true;
 #endif
-    default:
-      (void)table;
-      return false;
+    default: (void)table; return false;
   }
 }
 
@@ -144,7 +134,10 @@ struct Chosen {
 void choose(int level) {
   fill(static_cast<Level>(level), chosen.table);
   chosen.level = level;
-  const char* detail = level == AMX ? " (int8, bf16)" : level == AVX512 ? " (vnni, bf16)" : level == AVX2 ? " (fma)" : "";
+  const char* detail = level == AMX      ? " (int8, bf16)"
+                       : level == AVX512 ? " (vnni, bf16)"
+                       : level == AVX2   ? " (fma)"
+                                         : "";
   snprintf(chosen.description, sizeof chosen.description, "%s, %s%s%s%s", machine().processor, LEVEL_NAMES[level],
            detail, machine().note[0] ? "; " : "", machine().note);
 }
@@ -215,7 +208,8 @@ void* pl_alloc(int64_t bytes) {
   const int64_t size = mapped_bytes(bytes);
   // Map enough to align big blocks to a huge page, then give the ends back.
   const int64_t slack = size >= HUGE_PAGE ? HUGE_PAGE : 0;
-  void* raw = mmap(nullptr, static_cast<size_t>(size + slack), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* raw =
+      mmap(nullptr, static_cast<size_t>(size + slack), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) {
     fail(PL_OUT_OF_MEMORY, "no memory for %lld bytes", static_cast<long long>(bytes));
     return nullptr;

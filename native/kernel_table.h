@@ -10,8 +10,8 @@ struct KernelTable {
 #undef PL_KERNEL
 };
 
-#define PL_DECLARE_LEVEL(level)                 \
-  namespace level {                             \
+#define PL_DECLARE_LEVEL(level)                   \
+  namespace level {                               \
   void fill_table(::planish::KernelTable& table); \
   }
 PL_DECLARE_LEVEL(portable)

@@ -26,11 +26,11 @@ inline void tasks(bool parallel, int64_t count, const F& f) {
   }
 }
 
-// packA and packB: (panel, i0, count, k0, length). store: (tile, i0, rows, j0, columns, k0), called once per block of k.
+// fill_a and fill_b: (panel, i0, count, k0, length). store: (tile, i0, rows, j0, columns, k0), called once per block of k.
 // `split_k` says whether k may be cut into blocks.
-template <class Unit, class PackA, class PackB, class Store>
-int blocked_product(int64_t m, int64_t n, int64_t k, bool split_k, bool parallel, const PackA& packA, const PackB& packB,
-                    const Store& store) {
+template <class Unit, class FillA, class FillB, class Store>
+int blocked_product(int64_t m, int64_t n, int64_t k, bool split_k, bool parallel, const FillA& fill_a,
+                    const FillB& fill_b, const Store& store) {
   constexpr int64_t ROWS = MR<Unit>, STEP = GROUP_STEP<Unit>, GROUP = Unit::GROUP;
   const int threads = parallel ? thread_count() : 1;
   const int64_t groups = ceil_div(k, GROUP);
@@ -68,8 +68,8 @@ int blocked_product(int64_t m, int64_t n, int64_t k, bool split_k, bool parallel
     tasks(parallel, panels * k_blocks, [&](int64_t task) {
       const int64_t panel = task % panels, block = task / panels;
       const int64_t j = (first + panel) * NR, k0 = block * block_k;
-      packB(packed_b + (block * panels + panel) * panel_b, j, n - j < NR ? n - j : NR, k0,
-            k - k0 < block_k ? k - k0 : block_k);
+      fill_b(packed_b + (block * panels + panel) * panel_b, j, n - j < NR ? n - j : NR, k0,
+             k - k0 < block_k ? k - k0 : block_k);
     });
     tasks(parallel, row_blocks * column_blocks, [&](int64_t task) {
       const int64_t row_block = task / column_blocks, column_block = task % column_blocks;
@@ -88,7 +88,7 @@ int blocked_product(int64_t m, int64_t n, int64_t k, bool split_k, bool parallel
         const int64_t k0 = block * block_k, length = k - k0 < block_k ? k - k0 : block_k;
         const int64_t steps = ceil_div(ceil_div(length, GROUP), STEP) * STEP;
         for (int64_t i = i_begin, p = 0; i < i_end; i += ROWS, p++)
-          packA(packed_a + p * panel_a, i, i_end - i < ROWS ? i_end - i : ROWS, k0, length);
+          fill_a(packed_a + p * panel_a, i, i_end - i < ROWS ? i_end - i : ROWS, k0, length);
         for (int64_t panel = panel_begin; panel < panel_end; panel++) {
           const int64_t j = (first + panel) * NR;
           const int columns = static_cast<int>(n - j < NR ? n - j : NR);
@@ -150,9 +150,9 @@ template <class Unit>
 int real_product(int64_t m, int64_t n, int64_t k, const Side& a, const Side& b, const Output& output, bool parallel) {
   const bool is_long = !Unit::ROUND && !b.codes && (b.stride_k != 1 || k >= LONG_SUM);
   if (m <= (is_long ? THIN_ROWS_LONG : THIN_ROWS))
-    return thin_product<Unit::ROUND>(m, n, k, a, b, parallel, [&](const float* sums, int64_t i, int64_t j, int64_t count) {
-      output.store_row(sums, i, j, count, true);
-    });
+    return thin_product<Unit::ROUND>(
+        m, n, k, a, b, parallel,
+        [&](const float* sums, int64_t i, int64_t j, int64_t count) { output.store_row(sums, i, j, count, true); });
   return blocked_product<Unit>(
       m, n, k, true, parallel,
       [&](uint32_t* panel, int64_t i, int64_t count, int64_t k0, int64_t length) {
@@ -172,14 +172,18 @@ inline int matmul(int64_t m, int64_t n, int64_t k, int64_t batch, const void* a,
                   const float* k_scale, const float* n_scale, const float* bias, double alpha, int32_t flags) {
   if (m <= 0 || n <= 0 || batch <= 0) return 0;
   const bool a_across = (a_flags & OPERAND_TRANSPOSED) != 0, b_across = (b_flags & OPERAND_TRANSPOSED) != 0;
-  const Side left = Side{a, (a_flags & OPERAND_CODES) != 0, a_across ? 1 : a_stride, a_across ? a_stride : 1, k_scale, m}.advanced(a_offset);
-  const Side right = Side{b, (b_flags & OPERAND_CODES) != 0, b_across ? b_stride : 1, b_across ? 1 : b_stride, nullptr, n}.advanced(b_offset);
+  const Side left =
+      Side{a, (a_flags & OPERAND_CODES) != 0, a_across ? 1 : a_stride, a_across ? a_stride : 1, k_scale, m}.advanced(
+          a_offset);
+  const Side right =
+      Side{b, (b_flags & OPERAND_CODES) != 0, b_across ? b_stride : 1, b_across ? 1 : b_stride, nullptr, n}.advanced(
+          b_offset);
   const auto one = [&](int64_t index, bool parallel) {
     const Output output{out + out_offset + index * out_batch, out_stride, n_scale, bias, static_cast<float>(alpha),
                         (flags & PRODUCT_ACCUMULATES) != 0};
     const Side x = left.advanced(index * a_batch), y = right.advanced(index * b_batch);
     return flags & PRODUCT_BF16 ? real_product<UnitBf16>(m, n, k, x, y, output, parallel)
-                        : real_product<UnitF32>(m, n, k, x, y, output, parallel);
+                                : real_product<UnitF32>(m, n, k, x, y, output, parallel);
   };
   const int64_t work = m * n * (k > 0 ? k : 1);
   // Many products: one thread each. Few: all threads in each.
@@ -208,7 +212,8 @@ inline int int_matmul(int64_t m, int64_t n, int64_t k, const int8_t* a, const fl
                       const float* b_scale, const float* bias, float* out) {
   if (m <= 0 || n <= 0) return 0;
   // 2³¹ / 2¹⁴: beyond it a sum of products of codes could leave int32.
-  if (k > 131071) return fail(PL_BAD_ARGUMENT, "integer product over k = %lld; at most 131071", static_cast<long long>(k));
+  if (k > 131071)
+    return fail(PL_BAD_ARGUMENT, "integer product over k = %lld; at most 131071", static_cast<long long>(k));
   const bool parallel = m * n * (k > 0 ? k : 1) >= 4 * PARALLEL_WORK;
   const auto store_row = [&](const int32_t* sums, int64_t i, int64_t j, int64_t count) {
     float* row = out + i * n + j;

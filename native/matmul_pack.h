@@ -125,7 +125,8 @@ void pack_panel(uint32_t* panel, const Side& side, int64_t i0, int64_t count, in
       for (int64_t g = 0; g < groups; g += LANES) {
         VI block[LANES];
         for (int r = 0; r < LANES; r++)
-          block[r] = r < valid_i ? load_row<Unit, Source>(side, i0 + lane + r, k0 + g * GROUP, length - g * GROUP) : zero_i();
+          block[r] =
+              r < valid_i ? load_row<Unit, Source>(side, i0 + lane + r, k0 + g * GROUP, length - g * GROUP) : zero_i();
         transpose(block);
         const int64_t steps = padded - g < LANES ? padded - g : LANES;
         uint32_t* out = panel + g * WIDTH + lane;
@@ -240,7 +241,8 @@ void pack_byte_panel(uint32_t* panel, const ByteSide& side, int64_t i0, int64_t 
     for (int64_t g = 0; g < groups; g += LANES) {
       VI block[LANES];
       for (int r = 0; r < LANES; r++)
-        block[r] = lane + r < count ? load_byte_row<Unit>(side, i0 + lane + r, g * GROUP, length - g * GROUP) : zero_i();
+        block[r] =
+            lane + r < count ? load_byte_row<Unit>(side, i0 + lane + r, g * GROUP, length - g * GROUP) : zero_i();
       transpose(block);
       const int64_t steps = padded - g < LANES ? padded - g : LANES;
       uint32_t* out = panel + g * WIDTH + lane;

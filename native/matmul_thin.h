@@ -116,10 +116,10 @@ inline void thin_block(const float* a, int64_t padded, const Side& b, int64_t j,
                        float* result) {
   if (b.stride_k == 1) {
     thin_dots<ROUND, ROWS>(a, padded, b.at<Source>(j, 0), b.stride_i, k, static_cast<int>(columns),
-                           reinterpret_cast<float(*)[COLUMNS_AT_ONCE]>(result));
+                           reinterpret_cast<float (*)[COLUMNS_AT_ONCE]>(result));
   } else {
     thin_sums<ROUND, ROWS>(a, padded, b.at<Source>(j, 0), b.stride_k, k, columns,
-                           reinterpret_cast<float(*)[COLUMNS_AT_ONCE * LANES]>(result));
+                           reinterpret_cast<float (*)[COLUMNS_AT_ONCE * LANES]>(result));
   }
 }
 
@@ -172,8 +172,8 @@ constexpr uint8_t THIN_FLIP = PL_ISA >= 2 ? 0x80 : 0;
 
 // sums[r][c] for `rows` ≤ ROWS rows and `columns` columns from i and j on.
 template <int ROWS>
-void thin_bytes(const int8_t* a, const int32_t* row_sums, const int8_t* b, int64_t k, int64_t i, int64_t rows, int64_t j,
-                int64_t columns, int32_t (*sums)[COLUMNS_AT_ONCE]) {
+void thin_bytes(const int8_t* a, const int32_t* row_sums, const int8_t* b, int64_t k, int64_t i, int64_t rows,
+                int64_t j, int64_t columns, int32_t (*sums)[COLUMNS_AT_ONCE]) {
   constexpr int SPAN = LANES * UnitI8::GROUP;
   const ByteSide left{a, k, 0}, right{b, k, THIN_FLIP};
   int64_t row[ROWS], column[COLUMNS_AT_ONCE];

@@ -61,16 +61,16 @@ struct PackedProduct {
 
   int32_t kind;
   int64_t m, k, groups, group_bytes;
-  bool tiles;        // the tile unit's form of A, and panels unpacked for it
-  bool unpacks;      // panels of 4-bit weights into bytes, at levels where many rows pay for it
-  int64_t width;     // lanes per group of packed A
-  int64_t panel_a;   // lanes of one row panel
+  bool tiles;       // the tile unit's form of A, and panels unpacked for it
+  bool unpacks;     // panels of 4-bit weights into bytes, at levels where many rows pay for it
+  int64_t width;    // lanes per group of packed A
+  int64_t panel_a;  // lanes of one row panel
   int64_t row_panels;
   int64_t rows_per_panel;
   const PackedPart* parts;
   const uint32_t* packed_a[MAX_PARTS];
   const int32_t* row_sums[MAX_PARTS];
-  int64_t most_ends;                  // per row panel
+  int64_t most_ends;               // per row panel
   const int32_t* ends[MAX_PARTS];  // of its blocks of groups, for 16-bit sums
   bool accumulate;
 
@@ -107,8 +107,8 @@ struct PackedProduct {
       for (int r = 0; r < rows; r++) {
         const int32_t correction = CODES && row_sums[index] ? row_sums[index][i + r] : 0;
         store_packed_row(tile + r * NR, correction, CODES ? a_scale[i + r] : 1.0f, b_scale ? b_scale + j : nullptr,
-                         bias ? bias + j : nullptr, pointer_of<float>(part.out) + (i + r) * part.out_stride + j, columns,
-                         accumulate);
+                         bias ? bias + j : nullptr, pointer_of<float>(part.out) + (i + r) * part.out_stride + j,
+                         columns, accumulate);
       }
     };
     if (count == NR) {
@@ -172,9 +172,9 @@ struct PackedProduct {
       for (int64_t p = row_begin; p < row_end; p++) {
         const int64_t i = p * rows_per_panel;
         const int rows = static_cast<int>(m - i < rows_per_panel ? m - i : rows_per_panel);
-        packed_kernel_of<Weights, MR_VECTOR>(rows, together)(groups, group_bytes, packed_a[index] + p * panel_a, width,
-                                                             weights + panel * shape.panel_bytes, shape.panel_bytes,
-                                                             SHORT_SUMS<Unit> ? ends[index] + p * most_ends : nullptr, tile);
+        packed_kernel_of<Weights, MR_VECTOR>(rows, together)(
+            groups, group_bytes, packed_a[index] + p * panel_a, width, weights + panel * shape.panel_bytes,
+            shape.panel_bytes, SHORT_SUMS<Unit> ? ends[index] + p * most_ends : nullptr, tile);
         for (int t = 0; t < together; t++) store(part, index, tile + t * rows * NR, i, rows, (panel + t) * NR);
       }
       panel += together;
@@ -209,7 +209,8 @@ struct PackedProduct {
     const int64_t lanes_a = row_panels * panel_a;
     most_ends = SHORT_SUMS<Unit> ? ceil_div(k, 32) + 1 : 0;
     uint32_t* const space = static_cast<uint32_t*>(thread_scratch(0, static_cast<size_t>(distinct * lanes_a + 64) * 4));
-    int32_t* const sums = static_cast<int32_t*>(thread_scratch(2, static_cast<size_t>(distinct * (m + row_panels * most_ends) + 16) * 4));
+    int32_t* const sums =
+        static_cast<int32_t*>(thread_scratch(2, static_cast<size_t>(distinct * (m + row_panels * most_ends) + 16) * 4));
     int32_t* const blocks = sums + distinct * m;
     if (!space || !sums) return fail(PL_OUT_OF_MEMORY, "no memory for the operands of a packed product");
     const bool parallel = m * panels * NR * k >= PACKED_PARALLEL_WORK;
@@ -265,7 +266,8 @@ struct PackedProduct {
       const int64_t row_block = task % row_blocks, piece = task / row_blocks;
       int64_t begin = runs * piece / pieces * run, end = runs * (piece + 1) / pieces * run;
       if (end > panels) end = panels;
-      const int64_t row_begin = row_panels * row_block / row_blocks, row_end = row_panels * (row_block + 1) / row_blocks;
+      const int64_t row_begin = row_panels * row_block / row_blocks,
+                    row_end = row_panels * (row_block + 1) / row_blocks;
       uint32_t* unpacked = nullptr;
       if (tiles || unpacks) {
         unpacked = static_cast<uint32_t*>(thread_scratch(1, static_cast<size_t>(groups * NR) * 4 + 64));
@@ -297,34 +299,29 @@ inline int packed_matmul_parts(int32_t kind, int64_t m, int64_t k, int64_t parts
                                int32_t accumulate) {
   if (m <= 0 || parts <= 0) return 0;
   if (parts > MAX_PARTS)
-    return fail(PL_BAD_ARGUMENT, "%lld parts in a packed product; at most %d", static_cast<long long>(parts), int{MAX_PARTS});
+    return fail(PL_BAD_ARGUMENT, "%lld parts in a packed product; at most %d", static_cast<long long>(parts),
+                int{MAX_PARTS});
   // As for int_matmul: beyond it a sum of products of codes could leave int32.
-  if (k > 131071) return fail(PL_BAD_ARGUMENT, "packed product over k = %lld; at most 131071", static_cast<long long>(k));
+  if (k > 131071)
+    return fail(PL_BAD_ARGUMENT, "packed product over k = %lld; at most 131071", static_cast<long long>(k));
   const PackedPart* const list = reinterpret_cast<const PackedPart*>(table);
   const bool add = accumulate != 0;
   switch (kind) {
-    case PACKED_KIND_INT4:
-      return PackedProduct<Int4Weights>().run(kind, m, k, parts, list, add);
-    case PACKED_KIND_INT8:
-      return PackedProduct<Int8Weights>().run(kind, m, k, parts, list, add);
-    case PACKED_KIND_INT4_F32:
-      return PackedProduct<Int4F32Weights>().run(kind, m, k, parts, list, add);
-    case PACKED_KIND_INT8_F32:
-      return PackedProduct<Int8F32Weights>().run(kind, m, k, parts, list, add);
-    case PACKED_KIND_BF16_BF16:
-      return PackedProduct<Bf16Bf16Weights>().run(kind, m, k, parts, list, add);
-    case PACKED_KIND_HALF_F32:
-      return PackedProduct<HalfF32Weights>().run(kind, m, k, parts, list, add);
-    case PACKED_KIND_BF16_F32:
-      return PackedProduct<Bf16F32Weights>().run(kind, m, k, parts, list, add);
-    default:
-      return fail(PL_BAD_ARGUMENT, "no packed weights of kind %d", kind);
+    case PACKED_KIND_INT4: return PackedProduct<Int4Weights>().run(kind, m, k, parts, list, add);
+    case PACKED_KIND_INT8: return PackedProduct<Int8Weights>().run(kind, m, k, parts, list, add);
+    case PACKED_KIND_INT4_F32: return PackedProduct<Int4F32Weights>().run(kind, m, k, parts, list, add);
+    case PACKED_KIND_INT8_F32: return PackedProduct<Int8F32Weights>().run(kind, m, k, parts, list, add);
+    case PACKED_KIND_BF16_BF16: return PackedProduct<Bf16Bf16Weights>().run(kind, m, k, parts, list, add);
+    case PACKED_KIND_HALF_F32: return PackedProduct<HalfF32Weights>().run(kind, m, k, parts, list, add);
+    case PACKED_KIND_BF16_F32: return PackedProduct<Bf16F32Weights>().run(kind, m, k, parts, list, add);
+    default: return fail(PL_BAD_ARGUMENT, "no packed weights of kind %d", kind);
   }
 }
 
 // One matrix. a [m, k], out [m, n]; scales and bias as in PackedPart.
 inline int packed_matmul(int32_t kind, int64_t m, int64_t n, int64_t k, const void* a, const float* a_scale,
-                         const uint8_t* packed, const float* b_scale, const float* bias, float* out, int32_t accumulate) {
+                         const uint8_t* packed, const float* b_scale, const float* bias, float* out,
+                         int32_t accumulate) {
   const auto word = [](const void* p) { return static_cast<int64_t>(reinterpret_cast<intptr_t>(p)); };
   const int64_t table[8] = {n, word(a), word(a_scale), word(packed), word(b_scale), word(bias), word(out), n};
   return packed_matmul_parts(kind, m, k, 1, table, accumulate);

@@ -202,7 +202,8 @@ void unpack_for_tiles(int64_t groups, int64_t group_bytes, const uint8_t* b, uin
     VI column[VECTORS];
     Weights::columns(b, column);
     for (int v = 0; v < VECTORS; v++) {
-      if (Weights::SHIFT != 0) column[v] = _mm512_sub_epi8(column[v], _mm512_set1_epi8(static_cast<char>(Weights::SHIFT)));
+      if (Weights::SHIFT != 0)
+        column[v] = _mm512_sub_epi8(column[v], _mm512_set1_epi8(static_cast<char>(Weights::SHIFT)));
       store_i(out + v * LANES, column[v]);
     }
   }

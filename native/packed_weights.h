@@ -16,18 +16,12 @@ struct PackedForm {
 
 inline PackedForm packed_form(int32_t kind) {
   switch (kind) {
-    case PACKED_KIND_INT4:
-      return {UnitNibbles::GROUP, GROUP_STEP<UnitNibbles>, 4};
-    case PACKED_KIND_INT8:
-      return {UnitI8::GROUP, GROUP_STEP<UnitI8>, 8};
-    case PACKED_KIND_INT4_F32:
-      return {1, 1, 4};
-    case PACKED_KIND_INT8_F32:
-      return {1, 1, 8};
-    case PACKED_KIND_BF16_BF16:
-      return {UnitBf16::GROUP, GROUP_STEP<UnitBf16>, 16};
-    default:
-      return {1, 1, 16};
+    case PACKED_KIND_INT4: return {UnitNibbles::GROUP, GROUP_STEP<UnitNibbles>, 4};
+    case PACKED_KIND_INT8: return {UnitI8::GROUP, GROUP_STEP<UnitI8>, 8};
+    case PACKED_KIND_INT4_F32: return {1, 1, 4};
+    case PACKED_KIND_INT8_F32: return {1, 1, 8};
+    case PACKED_KIND_BF16_BF16: return {UnitBf16::GROUP, GROUP_STEP<UnitBf16>, 16};
+    default: return {1, 1, 16};
   }
 }
 
@@ -93,7 +87,8 @@ inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, 
     memset(out, 0, static_cast<size_t>(shape.panel_bytes));
 #if PL_ISA == 1
     if (kind == PACKED_KIND_INT4) {
-      if (uint32_t* const lanes = static_cast<uint32_t*>(thread_scratch(1, static_cast<size_t>(shape.groups * NR + 8) * 4))) {
+      if (uint32_t* const lanes =
+              static_cast<uint32_t*>(thread_scratch(1, static_cast<size_t>(shape.groups * NR + 8) * 4))) {
         pack_nibbles(static_cast<const int8_t*>(source) + panel * NR * k, n - panel * NR < NR ? n - panel * NR : NR, k,
                      shape.groups, lanes, out);
         return;
@@ -115,7 +110,8 @@ inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, 
         }
         const int code = exists ? static_cast<const int8_t*>(source)[row * k + at] : 0;
         if (shape.form.bits == 8) {
-          base[vector * LANES * group + element] = static_cast<uint8_t>(code + (kind == PACKED_KIND_INT8 ? SHIFT_INT8 : 0));
+          base[vector * LANES * group + element] =
+              static_cast<uint8_t>(code + (kind == PACKED_KIND_INT8 ? SHIFT_INT8 : 0));
         } else {
           base[element] = static_cast<uint8_t>(base[element] | (((code + SHIFT_INT4) & 15) << (4 * vector)));
         }
@@ -130,11 +126,12 @@ inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, 
 inline int packed_rows(int32_t kind, int64_t n, int64_t k, const uint8_t* packed, const int32_t* ids, int64_t rows,
                        float* out) {
   if (kind != PACKED_KIND_HALF_F32 && kind != PACKED_KIND_BF16_F32)
-    return fail(PL_BAD_ARGUMENT, "rows are read from packed weights of 16 bits for f32 activations, not of kind %d", kind);
+    return fail(PL_BAD_ARGUMENT, "rows are read from packed weights of 16 bits for f32 activations, not of kind %d",
+                kind);
   for (int64_t r = 0; r < rows; r++)
     if (ids[r] < 0 || ids[r] >= n)
-      return fail(PL_BAD_ARGUMENT, "id %d of row %lld is not in the table; give 0 … %lld", ids[r], static_cast<long long>(r),
-                  static_cast<long long>(n - 1));
+      return fail(PL_BAD_ARGUMENT, "id %d of row %lld is not in the table; give 0 … %lld", ids[r],
+                  static_cast<long long>(r), static_cast<long long>(n - 1));
   const PackedShape shape(kind, n, k);
   parallel_ranges(rows, 8, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {

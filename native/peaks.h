@@ -109,8 +109,7 @@ inline int peak_bf16(int64_t iterations, double* operations) {
     __m512i x = _mm512_set1_epi16(0x3c00), y = _mm512_set1_epi16(0x3f00);
     PL_OPAQUE(x);
     PL_OPAQUE(y);
-    peak_loop(iterations, _mm512_setzero_ps(),
-              [&](__m512 a) { return _mm512_dpbf16_ps(a, (__m512bh)x, (__m512bh)y); });
+    peak_loop(iterations, _mm512_setzero_ps(), [&](__m512 a) { return _mm512_dpbf16_ps(a, (__m512bh)x, (__m512bh)y); });
   });
   *operations = 2.0 * 32 * PEAK_CHAINS * static_cast<double>(iterations) * thread_count();
   return 0;

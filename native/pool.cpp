@@ -55,7 +55,7 @@ struct Pool {
   pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
   pthread_cond_t done = PTHREAD_COND_INITIALIZER;
   pthread_t threads[MAX_THREADS];
-  int count = 0;  // threads, the caller included; 0: not started
+  int count = 0;                  // threads, the caller included; 0: not started
   uint64_t first_generation = 0;  // of the workers: what they have seen when they begin
   Job job;
   alignas(64) std::atomic<uint64_t> generation{0};

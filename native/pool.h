@@ -34,8 +34,7 @@ inline void parallel_for(int64_t tasks, const F& f) {
 // Task by task: for few large tasks, or tasks of uneven cost.
 template <class F>
 inline void parallel_for_dynamic(int64_t tasks, const F& f) {
-  pool_run(
-      tasks, tasks, 1, [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); }, &f);
+  pool_run(tasks, tasks, 1, [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); }, &f);
 }
 
 // Task by task, each thread from a stretch of its own as long as it lasts: for tasks that read one long stretch of memory
@@ -43,7 +42,8 @@ inline void parallel_for_dynamic(int64_t tasks, const F& f) {
 template <class F>
 inline void parallel_for_stretches(int64_t tasks, const F& f) {
   pool_run(
-      tasks, tasks, thread_count(), [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); }, &f);
+      tasks, tasks, thread_count(), [](const void* context, int64_t task) { (*static_cast<const F*>(context))(task); },
+      &f);
 }
 
 // Splits [0, count) into ranges of at least `grain` items, at most one per thread, and calls f(begin, end) for each.

@@ -1,7 +1,7 @@
 // Attention on tensor cores: bf16 factors, f32 scores and sums, tiles of 64 queries by 64 keys in shared memory.
 // Definitions: src/backend/contract/training-kernels.ts; method: Dao 2023 (FlashAttention-2). Compiled per HEAD_DIM (a multiple of 16, at
 // most 128). Operands are packed [batch][heads][time][HEAD_DIM] (attention.cu, pack_heads); results are f32 in their
-// own layouts. The backward pass recomputes the weights from logSumExp, once for queries and once for keys, so that
+// own layouts. The backward pass recomputes the weights from log_sum_exp, once for queries and once for keys, so that
 // every sum has one owner and a fixed order.
 #include "mma.cuh"
 
@@ -20,23 +20,23 @@ constexpr int KEYS16 = TILE / 16;
 #define LN_2 0.6931471805599453f
 
 struct Shape {
-  i64 heads, kvHeads, headDim, queryLength, keyLength, causal, window;
-  i64 qBatch, qTime, qHead, kvBatch, kvTime, kvHead, outBatch, outTime, outHead;
+  i64 heads, kv_heads, head_dim, query_length, key_length, causal, window;
+  i64 q_batch, q_time, q_head, kv_batch, kv_time, kv_head, out_batch, out_time, out_head;
 };
 
 __device__ __forceinline__ void copy16(u16* to, const u16* from, bool inside) {
   const int bytes = inside ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(sharedAddress(to)), "l"(from), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void commitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING>
-__device__ __forceinline__ void waitCopies() {
+__device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 // Rows first … first+63 of a packed [length][HEAD_DIM] matrix; zero from `length` on.
-__device__ __forceinline__ void loadTile(const u16* matrix, i64 first, i64 length, u16* to) {
+__device__ __forceinline__ void load_tile(const u16* matrix, i64 first, i64 length, u16* to) {
   constexpr int CHUNKS = HEAD_DIM / 8;
   for (int at = threadIdx.x; at < TILE * CHUNKS; at += THREADS) {
     const int row = at / CHUNKS, d = at % CHUNKS * 8;
@@ -46,26 +46,26 @@ __device__ __forceinline__ void loadTile(const u16* matrix, i64 first, i64 lengt
 }
 
 __device__ __forceinline__ bool visible(const Shape& s, i64 t, i64 j) {
-  const i64 position = t + s.keyLength - s.queryLength;
-  if (j >= s.keyLength || t >= s.queryLength) return false;
+  const i64 position = t + s.key_length - s.query_length;
+  if (j >= s.key_length || t >= s.query_length) return false;
   if (s.causal && j > position) return false;
   return s.window <= 0 || j > position - s.window;
 }
 
 // Whether every pair of the two tiles is visible, so that masking can be left out.
-__device__ __forceinline__ bool allVisible(const Shape& s, i64 t0, i64 j0) {
-  const i64 shift = s.keyLength - s.queryLength;
-  if (t0 + TILE > s.queryLength || j0 + TILE > s.keyLength) return false;
+__device__ __forceinline__ bool all_visible(const Shape& s, i64 t0, i64 j0) {
+  const i64 shift = s.key_length - s.query_length;
+  if (t0 + TILE > s.query_length || j0 + TILE > s.key_length) return false;
   if (s.causal && j0 + TILE - 1 > t0 + shift) return false;
   return s.window <= 0 || j0 > t0 + TILE - 1 + shift - s.window;
 }
 
 // Key tiles that queries t0 … t0+63 see: from `first` (a multiple of TILE) up to `end`.
-__device__ __forceinline__ void keyRange(const Shape& s, i64 t0, i64& first, i64& end) {
-  const i64 shift = s.keyLength - s.queryLength;
-  const i64 lastQuery = t0 + TILE < s.queryLength ? t0 + TILE - 1 : s.queryLength - 1;
-  end = s.keyLength;
-  if (s.causal && lastQuery + shift + 1 < end) end = lastQuery + shift + 1;
+__device__ __forceinline__ void key_range(const Shape& s, i64 t0, i64& first, i64& end) {
+  const i64 shift = s.key_length - s.query_length;
+  const i64 last_query = t0 + TILE < s.query_length ? t0 + TILE - 1 : s.query_length - 1;
+  end = s.key_length;
+  if (s.causal && last_query + shift + 1 < end) end = last_query + shift + 1;
   first = 0;
   if (s.window > 0 && t0 + shift + 1 - s.window > 0) first = (t0 + shift + 1 - s.window) / TILE * TILE;
 }
@@ -79,11 +79,11 @@ __device__ __forceinline__ void scores(const u16* a, int row, const u16* b, floa
 #pragma unroll
   for (int k = 0; k < D16; k++) {
     u32 fa[4];
-    loadA<false>(fa, a, STRIDE, row, k * 16);
+    load_a<false>(fa, a, STRIDE, row, k * 16);
 #pragma unroll
     for (int n = 0; n < KEYS16; n++) {
       u32 fb[4];
-      loadB<true>(fb, b, STRIDE, k * 16, n * 16);
+      load_b<true>(fb, b, STRIDE, k * 16, n * 16);
       mma(c[2 * n], fa, fb[0], fb[1]);
       mma(c[2 * n + 1], fa, fb[2], fb[3]);
     }
@@ -91,15 +91,15 @@ __device__ __forceinline__ void scores(const u16* a, int row, const u16* b, floa
 }
 
 // sum (16 × HEAD_DIM) += W·B: W in registers as `scores` leaves it, rounded to bf16; B stored [64][HEAD_DIM].
-__device__ __forceinline__ void addProduct(const float (&w)[KEYS16 * 2][4], const u16* b, float (&sum)[D16 * 2][4]) {
+__device__ __forceinline__ void add_product(const float (&w)[KEYS16 * 2][4], const u16* b, float (&sum)[D16 * 2][4]) {
 #pragma unroll
   for (int k = 0; k < KEYS16; k++) {
-    const u32 fa[4] = {packBf16(w[2 * k][0], w[2 * k][1]), packBf16(w[2 * k][2], w[2 * k][3]),
-                       packBf16(w[2 * k + 1][0], w[2 * k + 1][1]), packBf16(w[2 * k + 1][2], w[2 * k + 1][3])};
+    const u32 fa[4] = {pack_bf16(w[2 * k][0], w[2 * k][1]), pack_bf16(w[2 * k][2], w[2 * k][3]),
+                       pack_bf16(w[2 * k + 1][0], w[2 * k + 1][1]), pack_bf16(w[2 * k + 1][2], w[2 * k + 1][3])};
 #pragma unroll
     for (int n = 0; n < D16; n++) {
       u32 fb[4];
-      loadB<false>(fb, b, STRIDE, k * 16, n * 16);
+      load_b<false>(fb, b, STRIDE, k * 16, n * 16);
       mma(sum[2 * n], fa, fb[0], fb[1]);
       mma(sum[2 * n + 1], fa, fb[2], fb[3]);
     }
@@ -114,8 +114,8 @@ __device__ __forceinline__ void clear(float (&sum)[D16 * 2][4]) {
 }
 
 // Stores 16 × HEAD_DIM sums times a factor per row into a strided f32 tensor; rows from `row`, up to `length`.
-__device__ __forceinline__ void storeRows(float* to, i64 stride, i64 row, i64 length, int headDim,
-                                          const float (&sum)[D16 * 2][4], float factor0, float factor1) {
+__device__ __forceinline__ void store_rows(float* to, i64 stride, i64 row, i64 length, int head_dim,
+                                           const float (&sum)[D16 * 2][4], float factor0, float factor1) {
   const int lane = threadIdx.x % 32;
   const bool even = (stride & 1) == 0 && ((unsigned long long)to & 7) == 0;
 #pragma unroll
@@ -128,10 +128,10 @@ __device__ __forceinline__ void storeRows(float* to, i64 stride, i64 row, i64 le
       const int d = n * 8 + lane % 4 * 2;
       const float v0 = sum[n][half * 2] * factor, v1 = sum[n][half * 2 + 1] * factor;
       float* at = to + r * stride + d;
-      if (even && d + 1 < headDim) *(float2*)at = make_float2(v0, v1);
+      if (even && d + 1 < head_dim) *(float2*)at = make_float2(v0, v1);
       else {
-        if (d < headDim) at[0] = v0;
-        if (d + 1 < headDim) at[1] = v1;
+        if (d < head_dim) at[0] = v0;
+        if (d + 1 < head_dim) at[1] = v1;
       }
     }
   }
@@ -139,41 +139,41 @@ __device__ __forceinline__ void storeRows(float* to, i64 stride, i64 row, i64 le
 
 // grid: (query tiles, heads, batch); the longest rows first.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_forward(const u16* q, const u16* k, const u16* v, float* out, float* logSumExp, double scale, Shape s) {
+    attention_forward(const u16* q, const u16* k, const u16* v, float* out, float* log_sum_exp, double scale, Shape s) {
   extern __shared__ __align__(16) u16 memory[];
-  u16* tileQ = memory;
-  u16* tileK[2] = {tileQ + TILE_ELEMENTS, tileQ + 2 * TILE_ELEMENTS};
-  u16* tileV[2] = {tileQ + 3 * TILE_ELEMENTS, tileQ + 4 * TILE_ELEMENTS};
+  u16* tile_q = memory;
+  u16* tile_k[2] = {tile_q + TILE_ELEMENTS, tile_q + 2 * TILE_ELEMENTS};
+  u16* tile_v[2] = {tile_q + 3 * TILE_ELEMENTS, tile_q + 4 * TILE_ELEMENTS};
   const i64 h = blockIdx.y, b = blockIdx.z, t0 = (i64)(gridDim.x - 1 - blockIdx.x) * TILE;
-  const i64 group = h * s.kvHeads / s.heads;
+  const i64 group = h * s.kv_heads / s.heads;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  q += (b * s.heads + h) * s.queryLength * HEAD_DIM;
-  k += (b * s.kvHeads + group) * s.keyLength * HEAD_DIM;
-  v += (b * s.kvHeads + group) * s.keyLength * HEAD_DIM;
+  q += (b * s.heads + h) * s.query_length * HEAD_DIM;
+  k += (b * s.kv_heads + group) * s.key_length * HEAD_DIM;
+  v += (b * s.kv_heads + group) * s.key_length * HEAD_DIM;
   i64 first, end;
-  keyRange(s, t0, first, end);
+  key_range(s, t0, first, end);
   const float factor = (float)scale * LOG2_E;
-  loadTile(q, t0, s.queryLength, tileQ);
+  load_tile(q, t0, s.query_length, tile_q);
   if (first < end) {
-    loadTile(k, first, s.keyLength, tileK[0]);
-    loadTile(v, first, s.keyLength, tileV[0]);
+    load_tile(k, first, s.key_length, tile_k[0]);
+    load_tile(v, first, s.key_length, tile_v[0]);
   }
-  commitCopies();
+  commit_copies();
   float sum[D16 * 2][4];
   clear(sum);
   float high[2] = {-INFINITE, -INFINITE}, total[2] = {0.f, 0.f};
   int stage = 0;
   for (i64 j0 = first; j0 < end; j0 += TILE, stage ^= 1) {
     if (j0 + TILE < end) {
-      loadTile(k, j0 + TILE, s.keyLength, tileK[stage ^ 1]);
-      loadTile(v, j0 + TILE, s.keyLength, tileV[stage ^ 1]);
+      load_tile(k, j0 + TILE, s.key_length, tile_k[stage ^ 1]);
+      load_tile(v, j0 + TILE, s.key_length, tile_v[stage ^ 1]);
     }
-    commitCopies();
-    waitCopies<1>();
+    commit_copies();
+    wait_copies<1>();
     __syncthreads();
     float c[KEYS16 * 2][4];
-    scores(tileQ, warp * 16, tileK[stage], c);
-    const bool masked = !allVisible(s, t0, j0);
+    scores(tile_q, warp * 16, tile_k[stage], c);
+    const bool masked = !all_visible(s, t0, j0);
 #pragma unroll
     for (int n = 0; n < KEYS16 * 2; n++) {
 #pragma unroll
@@ -209,10 +209,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
       for (int n = 0; n < D16 * 2; n++) sum[n][2 * half] *= shrink, sum[n][2 * half + 1] *= shrink;
     }
-    addProduct(c, tileV[stage], sum);
+    add_product(c, tile_v[stage], sum);
     __syncthreads();
   }
-  waitCopies<0>();
+  wait_copies<0>();
   float inverse[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -220,46 +220,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     total[half] += __shfl_xor_sync(FULL_MASK, total[half], 2);
     inverse[half] = total[half] == 0.f ? 0.f : 1.f / total[half];
     const i64 t = t0 + warp * 16 + lane / 4 + half * 8;
-    if (logSumExp && lane % 4 == 0 && t < s.queryLength)
-      logSumExp[(b * s.heads + h) * s.queryLength + t] =
+    if (log_sum_exp && lane % 4 == 0 && t < s.query_length)
+      log_sum_exp[(b * s.heads + h) * s.query_length + t] =
           total[half] == 0.f ? -INFINITE : (high[half] + log2f(total[half])) * LN_2;
   }
-  storeRows(out + b * s.outBatch + h * s.outHead, s.outTime, t0 + warp * 16, s.queryLength, (int)s.headDim, sum,
-            inverse[0], inverse[1]);
+  store_rows(out + b * s.out_batch + h * s.out_head, s.out_time, t0 + warp * 16, s.query_length, (int)s.head_dim, sum,
+             inverse[0], inverse[1]);
 }
 
 // dQ = Σ_j dS_tj·K_j. grid: (query tiles, heads, batch).
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_backward_q(const u16* q, const u16* k, const u16* v, const u16* grad, const float* logSumExp,
-                         const float* delta, float* gradQ, double scale, Shape s) {
+    attention_backward_q(const u16* q, const u16* k, const u16* v, const u16* grad, const float* log_sum_exp,
+                         const float* delta, float* grad_q, double scale, Shape s) {
   extern __shared__ __align__(16) u16 memory[];
-  u16* tileQ = memory;
-  u16* tileG = tileQ + TILE_ELEMENTS;
-  u16* tileK[2] = {tileQ + 2 * TILE_ELEMENTS, tileQ + 3 * TILE_ELEMENTS};
-  u16* tileV[2] = {tileQ + 4 * TILE_ELEMENTS, tileQ + 5 * TILE_ELEMENTS};
+  u16* tile_q = memory;
+  u16* tile_g = tile_q + TILE_ELEMENTS;
+  u16* tile_k[2] = {tile_q + 2 * TILE_ELEMENTS, tile_q + 3 * TILE_ELEMENTS};
+  u16* tile_v[2] = {tile_q + 4 * TILE_ELEMENTS, tile_q + 5 * TILE_ELEMENTS};
   const i64 h = blockIdx.y, b = blockIdx.z, t0 = (i64)(gridDim.x - 1 - blockIdx.x) * TILE;
-  const i64 group = h * s.kvHeads / s.heads, row = (b * s.heads + h) * s.queryLength;
+  const i64 group = h * s.kv_heads / s.heads, row = (b * s.heads + h) * s.query_length;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   q += row * HEAD_DIM;
   grad += row * HEAD_DIM;
-  k += (b * s.kvHeads + group) * s.keyLength * HEAD_DIM;
-  v += (b * s.kvHeads + group) * s.keyLength * HEAD_DIM;
+  k += (b * s.kv_heads + group) * s.key_length * HEAD_DIM;
+  v += (b * s.kv_heads + group) * s.key_length * HEAD_DIM;
   i64 first, end;
-  keyRange(s, t0, first, end);
+  key_range(s, t0, first, end);
   const float factor = (float)scale * LOG2_E;
-  loadTile(q, t0, s.queryLength, tileQ);
-  loadTile(grad, t0, s.queryLength, tileG);
+  load_tile(q, t0, s.query_length, tile_q);
+  load_tile(grad, t0, s.query_length, tile_g);
   if (first < end) {
-    loadTile(k, first, s.keyLength, tileK[0]);
-    loadTile(v, first, s.keyLength, tileV[0]);
+    load_tile(k, first, s.key_length, tile_k[0]);
+    load_tile(v, first, s.key_length, tile_v[0]);
   }
-  commitCopies();
+  commit_copies();
   float lse[2], correction[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const i64 t = t0 + warp * 16 + lane / 4 + half * 8;
-    const bool inside = t < s.queryLength;
-    lse[half] = inside ? logSumExp[row + t] * LOG2_E : 0.f;
+    const bool inside = t < s.query_length;
+    lse[half] = inside ? log_sum_exp[row + t] * LOG2_E : 0.f;
     correction[half] = inside ? delta[row + t] : 0.f;
   }
   float sum[D16 * 2][4];
@@ -267,16 +267,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   int stage = 0;
   for (i64 j0 = first; j0 < end; j0 += TILE, stage ^= 1) {
     if (j0 + TILE < end) {
-      loadTile(k, j0 + TILE, s.keyLength, tileK[stage ^ 1]);
-      loadTile(v, j0 + TILE, s.keyLength, tileV[stage ^ 1]);
+      load_tile(k, j0 + TILE, s.key_length, tile_k[stage ^ 1]);
+      load_tile(v, j0 + TILE, s.key_length, tile_v[stage ^ 1]);
     }
-    commitCopies();
-    waitCopies<1>();
+    commit_copies();
+    wait_copies<1>();
     __syncthreads();
     float weight[KEYS16 * 2][4], c[KEYS16 * 2][4];
-    scores(tileQ, warp * 16, tileK[stage], weight);
-    scores(tileG, warp * 16, tileV[stage], c);
-    const bool masked = !allVisible(s, t0, j0);
+    scores(tile_q, warp * 16, tile_k[stage], weight);
+    scores(tile_g, warp * 16, tile_v[stage], c);
+    const bool masked = !all_visible(s, t0, j0);
 #pragma unroll
     for (int n = 0; n < KEYS16 * 2; n++) {
 #pragma unroll
@@ -287,70 +287,71 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         c[n][i] = w * (c[n][i] - correction[i / 2]) * (float)scale;
       }
     }
-    addProduct(c, tileK[stage], sum);
+    add_product(c, tile_k[stage], sum);
     __syncthreads();
   }
-  waitCopies<0>();
-  storeRows(gradQ + b * s.qBatch + h * s.qHead, s.qTime, t0 + warp * 16, s.queryLength, (int)s.headDim, sum, 1.f, 1.f);
+  wait_copies<0>();
+  store_rows(grad_q + b * s.q_batch + h * s.q_head, s.q_time, t0 + warp * 16, s.query_length, (int)s.head_dim, sum, 1.f,
+             1.f);
 }
 
 // dK = Σ_t dS_tj·Q_t and dV = Σ_t P_tj·G_t over all query heads of the group. A warp owns 16 keys; scores are held
-// transposed, keys by queries. grid: (key tiles, kvHeads, batch).
+// transposed, keys by queries. grid: (key tiles, kv_heads, batch).
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_backward_kv(const u16* q, const u16* k, const u16* v, const u16* grad, const float* logSumExp,
-                          const float* delta, float* gradK, float* gradV, double scale, Shape s) {
+    attention_backward_kv(const u16* q, const u16* k, const u16* v, const u16* grad, const float* log_sum_exp,
+                          const float* delta, float* grad_k, float* grad_v, double scale, Shape s) {
   extern __shared__ __align__(16) u16 memory[];
-  u16* tileK = memory;
-  u16* tileV = tileK + TILE_ELEMENTS;
-  u16* tileQ[2] = {tileK + 2 * TILE_ELEMENTS, tileK + 3 * TILE_ELEMENTS};
-  u16* tileG[2] = {tileK + 4 * TILE_ELEMENTS, tileK + 5 * TILE_ELEMENTS};
-  float* rowValues = (float*)(tileK + 6 * TILE_ELEMENTS);  // [stage][lse, delta][TILE]
+  u16* tile_k = memory;
+  u16* tile_v = tile_k + TILE_ELEMENTS;
+  u16* tile_q[2] = {tile_k + 2 * TILE_ELEMENTS, tile_k + 3 * TILE_ELEMENTS};
+  u16* tile_g[2] = {tile_k + 4 * TILE_ELEMENTS, tile_k + 5 * TILE_ELEMENTS};
+  float* row_values = (float*)(tile_k + 6 * TILE_ELEMENTS);  // [stage][lse, delta][TILE]
   const i64 group = blockIdx.y, b = blockIdx.z, j0 = (i64)blockIdx.x * TILE;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  k += (b * s.kvHeads + group) * s.keyLength * HEAD_DIM;
-  v += (b * s.kvHeads + group) * s.keyLength * HEAD_DIM;
-  const i64 shift = s.keyLength - s.queryLength;
+  k += (b * s.kv_heads + group) * s.key_length * HEAD_DIM;
+  v += (b * s.kv_heads + group) * s.key_length * HEAD_DIM;
+  const i64 shift = s.key_length - s.query_length;
   const float factor = (float)scale * LOG2_E;
   // Queries that see any of these keys.
-  i64 from = 0, until = s.queryLength;
+  i64 from = 0, until = s.query_length;
   if (s.causal && j0 - shift > 0) from = (j0 - shift) / TILE * TILE;
   if (s.window > 0 && j0 + TILE - 1 + s.window - shift < until) until = j0 + TILE - 1 + s.window - shift;
   if (until < from) until = from;
   const i64 tiles = (until - from + TILE - 1) / TILE;
-  const i64 firstHead = (group * s.heads + s.kvHeads - 1) / s.kvHeads;
-  const i64 endHead = ((group + 1) * s.heads + s.kvHeads - 1) / s.kvHeads;
-  const i64 steps = tiles * (endHead - firstHead);
-  loadTile(k, j0, s.keyLength, tileK);
-  loadTile(v, j0, s.keyLength, tileV);
+  const i64 first_head = (group * s.heads + s.kv_heads - 1) / s.kv_heads;
+  const i64 end_head = ((group + 1) * s.heads + s.kv_heads - 1) / s.kv_heads;
+  const i64 steps = tiles * (end_head - first_head);
+  load_tile(k, j0, s.key_length, tile_k);
+  load_tile(v, j0, s.key_length, tile_v);
   auto fetch = [&](i64 step, int stage) {
-    const i64 row = (b * s.heads + firstHead + step / tiles) * s.queryLength, t0 = from + step % tiles * TILE;
-    loadTile(q + row * HEAD_DIM, t0, s.queryLength, tileQ[stage]);
-    loadTile(grad + row * HEAD_DIM, t0, s.queryLength, tileG[stage]);
+    const i64 row = (b * s.heads + first_head + step / tiles) * s.query_length, t0 = from + step % tiles * TILE;
+    load_tile(q + row * HEAD_DIM, t0, s.query_length, tile_q[stage]);
+    load_tile(grad + row * HEAD_DIM, t0, s.query_length, tile_g[stage]);
     if (threadIdx.x < TILE) {
       const i64 t = t0 + threadIdx.x;
-      const bool inside = t < s.queryLength;
-      rowValues[stage * 2 * TILE + threadIdx.x] = inside ? logSumExp[row + t] * LOG2_E : 0.f;
-      rowValues[stage * 2 * TILE + TILE + threadIdx.x] = inside ? delta[row + t] : 0.f;
+      const bool inside = t < s.query_length;
+      row_values[stage * 2 * TILE + threadIdx.x] = inside ? log_sum_exp[row + t] * LOG2_E : 0.f;
+      row_values[stage * 2 * TILE + TILE + threadIdx.x] = inside ? delta[row + t] : 0.f;
     }
   };
   if (steps > 0) fetch(0, 0);
-  commitCopies();
-  float sumK[D16 * 2][4], sumV[D16 * 2][4];
-  clear(sumK);
-  clear(sumV);
+  commit_copies();
+  float sum_k[D16 * 2][4], sum_v[D16 * 2][4];
+  clear(sum_k);
+  clear(sum_v);
   int stage = 0;
   for (i64 step = 0; step < steps; step++, stage ^= 1) {
     if (step + 1 < steps) fetch(step + 1, stage ^ 1);
-    commitCopies();
-    waitCopies<1>();
+    commit_copies();
+    wait_copies<1>();
     __syncthreads();
     const i64 t0 = from + step % tiles * TILE;
-    const float* lse = rowValues + stage * 2 * TILE;
+    const float* lse = row_values + stage * 2 * TILE;
     const float* correction = lse + TILE;
     float weight[KEYS16 * 2][4], c[KEYS16 * 2][4];
-    scores(tileK, warp * 16, tileQ[stage], weight);
-    scores(tileV, warp * 16, tileG[stage], c);
-    const bool masked = !allVisible(s, t0, j0);
+    scores(tile_k, warp * 16, tile_q[stage], weight);
+    scores(tile_v, warp * 16, tile_g[stage], c);
+    const bool masked = !all_visible(s, t0, j0);
 #pragma unroll
     for (int n = 0; n < KEYS16 * 2; n++) {
 #pragma unroll
@@ -362,12 +363,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         c[n][i] = w * (c[n][i] - correction[column]) * (float)scale;
       }
     }
-    addProduct(weight, tileG[stage], sumV);
-    addProduct(c, tileQ[stage], sumK);
+    add_product(weight, tile_g[stage], sum_v);
+    add_product(c, tile_q[stage], sum_k);
     __syncthreads();
   }
-  waitCopies<0>();
-  const i64 at = b * s.kvBatch + group * s.kvHead;
-  storeRows(gradK + at, s.kvTime, j0 + warp * 16, s.keyLength, (int)s.headDim, sumK, 1.f, 1.f);
-  storeRows(gradV + at, s.kvTime, j0 + warp * 16, s.keyLength, (int)s.headDim, sumV, 1.f, 1.f);
+  wait_copies<0>();
+  const i64 at = b * s.kv_batch + group * s.kv_head;
+  store_rows(grad_k + at, s.kv_time, j0 + warp * 16, s.key_length, (int)s.head_dim, sum_k, 1.f, 1.f);
+  store_rows(grad_v + at, s.kv_time, j0 + warp * 16, s.key_length, (int)s.head_dim, sum_v, 1.f, 1.f);
 }

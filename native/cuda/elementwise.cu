@@ -5,11 +5,9 @@
   for (i64 at = (blockIdx.x * (i64)blockDim.x + threadIdx.x) * W; at < length; at += (i64)gridDim.x * blockDim.x * W)
 
 // Divisions of 64-bit numbers cost ten times those of 32-bit ones.
-__device__ __forceinline__ i64 quotient(i64 a, i64 b) {
-  return ((a | b) >> 32) == 0 ? (i64)((u32)a / (u32)b) : a / b;
-}
+__device__ __forceinline__ i64 quotient(i64 a, i64 b) { return ((a | b) >> 32) == 0 ? (i64)((u32)a / (u32)b) : a / b; }
 
-__device__ __forceinline__ float siluSlope(float x) {
+__device__ __forceinline__ float silu_slope(float x) {
   const float s = sigmoidf(x);
   return s * (1.f + x * (1.f - s));
 }
@@ -20,7 +18,7 @@ __device__ __forceinline__ float siluSlope(float x) {
 #define GELU_CUBIC 0.044715f
 
 // Numbers of the operations: order of UNARY in src/backend/cuda/train/kernels/elementwise.ts.
-__device__ __forceinline__ float unaryValue(int op, float x) {
+__device__ __forceinline__ float unary_value(int op, float x) {
   switch (op) {
     case 0: return sigmoidf(x);
     case 1: return x * sigmoidf(x);
@@ -32,13 +30,13 @@ __device__ __forceinline__ float unaryValue(int op, float x) {
   }
 }
 
-__device__ __forceinline__ float unarySlope(int op, float x) {
+__device__ __forceinline__ float unary_slope(int op, float x) {
   switch (op) {
     case 0: {
       const float s = sigmoidf(x);
       return s * (1.f - s);
     }
-    case 1: return siluSlope(x);
+    case 1: return silu_slope(x);
     case 2: return x > 0.f ? 1.f : 0.f;
     case 3: return 0.5f * (1.f + erff(x * SQRT_HALF)) + x * expf(-0.5f * x * x) * INVERSE_SQRT_2_PI;
     case 4: {
@@ -51,26 +49,26 @@ __device__ __forceinline__ float unarySlope(int op, float x) {
 }
 
 template <int W>
-__device__ __forceinline__ void unaryLoop(int op, const float* x, i64 length, const float* grad, float* out) {
+__device__ __forceinline__ void unary_loop(int op, const float* x, i64 length, const float* grad, float* out) {
   STRIDED(W) {
     float v[W], g[W];
     load<W>(x + at, v);
     if (grad) load<W>(grad + at, g);
 #pragma unroll
-    for (int i = 0; i < W; i++) v[i] = grad ? unarySlope(op, v[i]) * g[i] : unaryValue(op, v[i]);
+    for (int i = 0; i < W; i++) v[i] = grad ? unary_slope(op, v[i]) * g[i] : unary_value(op, v[i]);
     store<W>(out + at, v);
   }
 }
 
 // The function, or with `grad` its slope times the gradient.
 extern "C" __global__ void unary(i64 op, const float* x, i64 length, const float* grad, float* out) {
-  if (length % 4 == 0) unaryLoop<4>((int)op, x, length, grad, out);
-  else unaryLoop<1>((int)op, x, length, grad, out);
+  if (length % 4 == 0) unary_loop<4>((int)op, x, length, grad, out);
+  else unary_loop<1>((int)op, x, length, grad, out);
 }
 
 template <int W>
-__device__ __forceinline__ void binaryLoop(int op, i64 length, i64 cols, const float* a, const float* b,
-                                           int broadcast, float* out) {
+__device__ __forceinline__ void binary_loop(int op, i64 length, i64 cols, const float* a, const float* b, int broadcast,
+                                            float* out) {
   const float single = broadcast == 3 ? *b : 0.f;
   STRIDED(W) {
     float v[W], o[W];
@@ -92,12 +90,12 @@ extern "C" __global__ void binary(i64 op, i64 rows, i64 cols, const float* a, co
                                   float* out) {
   const i64 length = rows * cols;
   const bool wide = broadcast == 0 || broadcast == 3 ? length % 4 == 0 : cols % 4 == 0;
-  if (wide) binaryLoop<4>((int)op, length, cols, a, b, (int)broadcast, out);
-  else binaryLoop<1>((int)op, length, cols, a, b, (int)broadcast, out);
+  if (wide) binary_loop<4>((int)op, length, cols, a, b, (int)broadcast, out);
+  else binary_loop<1>((int)op, length, cols, a, b, (int)broadcast, out);
 }
 
 template <int W>
-__device__ __forceinline__ void scaleLoop(const float* x, i64 length, float alpha, i64 accumulate, float* out) {
+__device__ __forceinline__ void scale_loop(const float* x, i64 length, float alpha, i64 accumulate, float* out) {
   STRIDED(W) {
     float v[W], o[W];
     load<W>(x + at, v);
@@ -109,12 +107,12 @@ __device__ __forceinline__ void scaleLoop(const float* x, i64 length, float alph
 }
 
 extern "C" __global__ void scale(const float* x, i64 length, double alpha, i64 accumulate, float* out) {
-  if (length % 4 == 0) scaleLoop<4>(x, length, (float)alpha, accumulate, out);
-  else scaleLoop<1>(x, length, (float)alpha, accumulate, out);
+  if (length % 4 == 0) scale_loop<4>(x, length, (float)alpha, accumulate, out);
+  else scale_loop<1>(x, length, (float)alpha, accumulate, out);
 }
 
 template <int W>
-__device__ __forceinline__ void siluMulLoop(const float* gate, const float* up, i64 length, float* out) {
+__device__ __forceinline__ void silu_mul_loop(const float* gate, const float* up, i64 length, float* out) {
   STRIDED(W) {
     float g[W], u[W];
     load<W>(gate + at, g);
@@ -126,13 +124,13 @@ __device__ __forceinline__ void siluMulLoop(const float* gate, const float* up, 
 }
 
 extern "C" __global__ void silu_mul(const float* gate, const float* up, i64 length, float* out) {
-  if (length % 4 == 0) siluMulLoop<4>(gate, up, length, out);
-  else siluMulLoop<1>(gate, up, length, out);
+  if (length % 4 == 0) silu_mul_loop<4>(gate, up, length, out);
+  else silu_mul_loop<1>(gate, up, length, out);
 }
 
 template <int W>
-__device__ __forceinline__ void siluMulBackwardLoop(const float* gate, const float* up, i64 length,
-                                                    const float* grad, float* gradGate, float* gradUp) {
+__device__ __forceinline__ void silu_mul_backward_loop(const float* gate, const float* up, i64 length,
+                                                       const float* grad, float* grad_gate, float* grad_up) {
   STRIDED(W) {
     float g[W], u[W], d[W];
     load<W>(gate + at, g);
@@ -144,15 +142,15 @@ __device__ __forceinline__ void siluMulBackwardLoop(const float* gate, const flo
       u[i] = s * (1.f + g[i] * (1.f - s)) * u[i] * d[i];
       g[i] = g[i] * s * d[i];
     }
-    store<W>(gradGate + at, u);
-    store<W>(gradUp + at, g);
+    store<W>(grad_gate + at, u);
+    store<W>(grad_up + at, g);
   }
 }
 
 extern "C" __global__ void silu_mul_backward(const float* gate, const float* up, i64 length, const float* grad,
-                                             float* gradGate, float* gradUp) {
-  if (length % 4 == 0) siluMulBackwardLoop<4>(gate, up, length, grad, gradGate, gradUp);
-  else siluMulBackwardLoop<1>(gate, up, length, grad, gradGate, gradUp);
+                                             float* grad_gate, float* grad_up) {
+  if (length % 4 == 0) silu_mul_backward_loop<4>(gate, up, length, grad, grad_gate, grad_up);
+  else silu_mul_backward_loop<1>(gate, up, length, grad, grad_gate, grad_up);
 }
 
 // partial[block] = Σ of the block's share of x (· y), or of (x − y)² when `squares`. 256 threads.
@@ -168,7 +166,7 @@ extern "C" __global__ void sum_partial(const float* x, const float* y, i64 lengt
       sum += y ? v * y[at] : v;
     }
   }
-  sum = groupReduce<Sum, 256>(sum, shared);
+  sum = group_reduce<Sum, 256>(sum, shared);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
@@ -186,7 +184,7 @@ extern "C" __global__ void sum_finish_scalar(const float* partial, i64 count, do
   __shared__ double sums[8];
   double sum = 0.0;
   for (i64 i = threadIdx.x; i < count; i += 256) sum += partial[i];
-  sum = warpSum(sum);
+  sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -216,13 +214,13 @@ extern "C" __global__ void column_maxima(const float* x, i64 rows, i64 cols, i64
   const i64 end = first + chunk < rows ? first + chunk : rows;
   float high = 0.f;
   for (i64 r = first; r < end; r++) high = fmaxf(high, fabsf(x[r * cols + c]));
-  atomicMax((int*)out + c, __float_as_int(high));
+  atomic_max((int*)out + c, __float_as_int(high));
 }
 
 template <int GROUP, int W>
 __device__ __forceinline__ void sum_columns(const float* x, const float* y, i64 rows, i64 cols, double alpha,
                                             float* out, float* shared) {
-  const i64 row = groupRow<GROUP>();
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
   float sum = 0.f;
@@ -233,7 +231,7 @@ __device__ __forceinline__ void sum_columns(const float* x, const float* y, i64 
 #pragma unroll
     for (int i = 0; i < W; i++) sum += y ? v[i] * o[i] : v[i];
   }
-  sum = groupReduce<Sum, GROUP>(sum, shared);
+  sum = group_reduce<Sum, GROUP>(sum, shared);
   if (t == 0) out[row] = (float)(alpha * (double)sum);
 }
 
@@ -242,29 +240,28 @@ ROW_KERNEL(sum_columns, (const float* x, const float* y, i64 rows, i64 cols, dou
 
 // In double: parameters are few next to activations, and corrections of late steps need it. bound < 0: none.
 extern "C" __global__ void adamw(float* param, const float* grad, float* moment1, float* moment2, i64 length,
-                                 double learningRate, double beta1, double beta2, double epsilon,
-                                 double decay, double gradScale, double correction1, double correction2,
-                                 double bound) {
+                                 double learning_rate, double beta1, double beta2, double epsilon, double decay,
+                                 double grad_scale, double correction1, double correction2, double bound) {
   STRIDED(1) {
-    const double g = grad[at] * gradScale;
+    const double g = grad[at] * grad_scale;
     const double m = beta1 * moment1[at] + (1.0 - beta1) * g;
     const double v = beta2 * moment2[at] + (1.0 - beta2) * g * g;
     moment1[at] = (float)m;
     moment2[at] = (float)v;
     const double update = m / correction1 / (sqrt(v / correction2) + epsilon);
-    double next = param[at] * decay - learningRate * update;
+    double next = param[at] * decay - learning_rate * update;
     if (bound >= 0.0) next = fmin(bound, fmax(-bound, next));
     param[at] = (float)next;
   }
 }
 
 // out[r][:] = table[ids[r]][:]; the smallest row with an id outside the table goes to *bad. A block per row.
-extern "C" __global__ void gather_rows(const float* table, i64 tableRows, i64 cols, const int* ids, i64 rows,
+extern "C" __global__ void gather_rows(const float* table, i64 table_rows, i64 cols, const int* ids, i64 rows,
                                        float* out, i64* bad) {
   for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
     const i64 id = ids[r];
-    if (id < 0 || id >= tableRows) {
-      if (threadIdx.x == 0) atomicMin(bad, r);
+    if (id < 0 || id >= table_rows) {
+      if (threadIdx.x == 0) atomic_min(bad, r);
       continue;
     }
     for (i64 c = threadIdx.x; c < cols; c += blockDim.x) out[r * cols + c] = table[id * cols + c];

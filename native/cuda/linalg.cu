@@ -20,7 +20,7 @@ struct Solves {
 
 // Inverts m (n×n, row-major) in place by Gauss–Jordan elimination without exchanges. The matrices here have I as
 // their symmetric part, which keeps every pivot at least 1 and growth small. row, column: n doubles each.
-__device__ void invertInPlace(double* m, int n, double* row, double* column) {
+__device__ void invert_in_place(double* m, int n, double* row, double* column) {
   const int tx = threadIdx.x % 32, ty = threadIdx.x / 32;
   for (int p = 0; p < n; p++) {
     const double inverse = 1.0 / m[p * n + p];
@@ -43,7 +43,7 @@ __device__ void invertInPlace(double* m, int n, double* row, double* column) {
 }
 
 // I − A/2 with A = tril(seed) − tril(seed)ᵀ.
-__device__ void identityMinusHalfSkew(const float* seed, double* m, int n) {
+__device__ void identity_minus_half_skew(const float* seed, double* m, int n) {
   const int tx = threadIdx.x % 32, ty = threadIdx.x / 32;
   for (int i = ty; i < n; i += SOLVE_THREADS / 32) {
     for (int j = tx; j < n; j += 32) {
@@ -57,32 +57,32 @@ __device__ void identityMinusHalfSkew(const float* seed, double* m, int n) {
 }
 
 // Q = (I − A/2)⁻¹(I + A/2) = 2(I − A/2)⁻¹ − I.
-extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, 1) cayley(Solves solves, i64 largestShared) {
+extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, 1) cayley(Solves solves, i64 largest_shared) {
   extern __shared__ double memory[];
   const Solve s = solves.item[blockIdx.x];
   const int n = (int)s.n;
   double* row = memory;
   double* column = row + n;
-  double* m = n <= largestShared ? column + n : s.work;
-  identityMinusHalfSkew(s.seed, m, n);
-  invertInPlace(m, n, row, column);
+  double* m = n <= largest_shared ? column + n : s.work;
+  identity_minus_half_skew(s.seed, m, n);
+  invert_in_place(m, n, row, column);
   const int tx = threadIdx.x % 32, ty = threadIdx.x / 32;
   for (int i = ty; i < n; i += SOLVE_THREADS / 32)
     for (int j = tx; j < n; j += 32) s.out[i * n + j] = (float)(2.0 * m[i * n + j] - (i == j ? 1.0 : 0.0));
 }
 
-// dA = ½·Y·(I + Q)ᵀ with (I − A/2)ᵀ·Y = grad; gradSeed = dA − dAᵀ below the diagonal.
-extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, 1) cayley_backward(Solves solves, i64 largestShared) {
+// d_a = ½·Y·(I + Q)ᵀ with (I − A/2)ᵀ·Y = grad; gradSeed = d_a − dAᵀ below the diagonal.
+extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, 1) cayley_backward(Solves solves, i64 largest_shared) {
   extern __shared__ double memory[];
   const Solve s = solves.item[blockIdx.x];
   const int n = (int)s.n;
   double* row = memory;
   double* column = row + n;
   double* y = s.work;
-  double* dA = y + (i64)n * n;
-  double* m = n <= largestShared ? column + n : dA + (i64)n * n;
-  identityMinusHalfSkew(s.seed, m, n);
-  invertInPlace(m, n, row, column);
+  double* d_a = y + (i64)n * n;
+  double* m = n <= largest_shared ? column + n : d_a + (i64)n * n;
+  identity_minus_half_skew(s.seed, m, n);
+  invert_in_place(m, n, row, column);
   const int tx = threadIdx.x % 32, ty = threadIdx.x / 32;
   for (int i = ty; i < n; i += SOLVE_THREADS / 32) {
     for (int j = tx; j < n; j += 32) {
@@ -100,13 +100,12 @@ extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, 1) cayley_backward(S
     for (int j = tx; j < n; j += 32) {
       double sum = y[i * n + j];
       for (int c = 0; c < n; c++) sum += y[i * n + c] * m[c * n + j];
-      dA[i * n + j] = 0.5 * sum;
+      d_a[i * n + j] = 0.5 * sum;
     }
   }
   __syncthreads();
   for (int i = ty; i < n; i += SOLVE_THREADS / 32)
-    for (int j = tx; j < n; j += 32)
-      s.out[i * n + j] = j < i ? (float)(dA[i * n + j] - dA[j * n + i]) : 0.f;
+    for (int j = tx; j < n; j += 32) s.out[i * n + j] = j < i ? (float)(d_a[i * n + j] - d_a[j * n + i]) : 0.f;
 }
 
 // out = x⁻¹ by Gauss–Jordan with partial pivoting; work: n² doubles in global memory. *bad becomes the smaller of
@@ -133,14 +132,14 @@ extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, 1)
       }
       for (int offset = 16; offset > 0; offset /= 2) {
         const double other = __shfl_xor_sync(FULL_MASK, best, offset);
-        const int otherAt = __shfl_xor_sync(FULL_MASK, at, offset);
+        const int other_at = __shfl_xor_sync(FULL_MASK, at, offset);
         // Ties go to the smaller row, so that all lanes agree.
-        if (other > best || (other == best && otherAt < at)) best = other, at = otherAt;
+        if (other > best || (other == best && other_at < at)) best = other, at = other_at;
       }
       if (threadIdx.x == 0) {
         pivot = at;
         exchanged[p] = at;
-        if (!(best > 0.0 && best < 1e300)) atomicMin(bad, (i64)p);
+        if (!(best > 0.0 && best < 1e300)) atomic_min(bad, (i64)p);
       }
     }
     __syncthreads();

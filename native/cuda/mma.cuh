@@ -2,9 +2,7 @@
 #pragma once
 #include "common.cuh"
 
-__device__ __forceinline__ u32 sharedAddress(const void* pointer) {
-  return (u32)__cvta_generic_to_shared(pointer);
-}
+__device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
 __device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -13,7 +11,7 @@ __device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 address) {
                : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix4Transposed(u32 (&r)[4], u32 address) {
+__device__ __forceinline__ void ldmatrix4_transposed(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address)
@@ -30,23 +28,23 @@ __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
 // The 16×16 piece of A at (m, k): A stored [m][k], or [k][m] when TRANSPOSED. Strides count bf16 elements, multiples
 // of 8.
 template <bool TRANSPOSED>
-__device__ __forceinline__ void loadA(u32 (&a)[4], const u16* base, int stride, int m, int k) {
+__device__ __forceinline__ void load_a(u32 (&a)[4], const u16* base, int stride, int m, int k) {
   const int lane = threadIdx.x % 32;
   if (!TRANSPOSED) {
-    ldmatrix4(a, sharedAddress(base + (m + lane % 16) * stride + k + lane / 16 * 8));
+    ldmatrix4(a, shared_address(base + (m + lane % 16) * stride + k + lane / 16 * 8));
   } else {
-    ldmatrix4Transposed(a, sharedAddress(base + (k + lane % 8 + lane / 16 * 8) * stride + m + lane / 8 % 2 * 8));
+    ldmatrix4_transposed(a, shared_address(base + (k + lane % 8 + lane / 16 * 8) * stride + m + lane / 8 % 2 * 8));
   }
 }
 
 // The 16×16 piece of B at (k, n), for two mma of 8 columns: B stored [k][n], or [n][k] when TRANSPOSED.
 template <bool TRANSPOSED>
-__device__ __forceinline__ void loadB(u32 (&b)[4], const u16* base, int stride, int k, int n) {
+__device__ __forceinline__ void load_b(u32 (&b)[4], const u16* base, int stride, int k, int n) {
   const int lane = threadIdx.x % 32;
   if (TRANSPOSED) {
-    ldmatrix4(b, sharedAddress(base + (n + lane % 8 + lane / 16 * 8) * stride + k + lane / 8 % 2 * 8));
+    ldmatrix4(b, shared_address(base + (n + lane % 8 + lane / 16 * 8) * stride + k + lane / 8 % 2 * 8));
   } else {
-    ldmatrix4Transposed(b, sharedAddress(base + (k + lane % 8 + lane / 8 % 2 * 8) * stride + n + lane / 16 * 8));
+    ldmatrix4_transposed(b, shared_address(base + (k + lane % 8 + lane / 8 % 2 * 8) * stride + n + lane / 16 * 8));
   }
 }
 
@@ -69,20 +67,20 @@ struct TileProduct {
     return warp + s * WARPS < TILES;
   }
 
-  static __device__ __forceinline__ void run(const u16* a, int aStride, const u16* b, int bStride,
+  static __device__ __forceinline__ void run(const u16* a, int a_stride, const u16* b, int b_stride,
                                              float (&acc)[PER_WARP][8]) {
-    multiply<false>(a, nullptr, aStride, b, nullptr, bStride, acc);
+    multiply<false>(a, nullptr, a_stride, b, nullptr, b_stride, acc);
   }
 
   // The same of pairs of parts; the product of the low parts is below what f32 sums keep.
-  static __device__ __forceinline__ void runParts(const u16* a, const u16* aLow, int aStride, const u16* b, const u16* bLow,
-                                                  int bStride, float (&acc)[PER_WARP][8]) {
-    multiply<true>(a, aLow, aStride, b, bLow, bStride, acc);
+  static __device__ __forceinline__ void run_parts(const u16* a, const u16* a_low, int a_stride, const u16* b,
+                                                   const u16* b_low, int b_stride, float (&acc)[PER_WARP][8]) {
+    multiply<true>(a, a_low, a_stride, b, b_low, b_stride, acc);
   }
 
   template <bool PARTS>
-  static __device__ __forceinline__ void multiply(const u16* a, const u16* aLow, int aStride, const u16* b, const u16* bLow,
-                                               int bStride, float (&acc)[PER_WARP][8]) {
+  static __device__ __forceinline__ void multiply(const u16* a, const u16* a_low, int a_stride, const u16* b,
+                                                  const u16* b_low, int b_stride, float (&acc)[PER_WARP][8]) {
     // Where the warps are a multiple of a row of tiles, a warp's tiles lie in one column and share B.
     constexpr bool ONE_COLUMN = !SQUARES && WARPS % N16 == 0;
     constexpr int COLUMNS = SQUARES ? 2 : 1, PIECES = PARTS ? 2 : 1;
@@ -95,12 +93,12 @@ struct TileProduct {
         const bool there = place(s, m, n);
         const int column = SQUARES ? s % 2 : 0;
         if (SQUARES ? s < 2 && n < N16 : ONE_COLUMN ? s == 0 : there) {
-          loadB<TB>(fb[column][0], b, bStride, k * 16, n * 16);
-          if (PARTS) loadB<TB>(fb[column][PIECES - 1], bLow, bStride, k * 16, n * 16);
+          load_b<TB>(fb[column][0], b, b_stride, k * 16, n * 16);
+          if (PARTS) load_b<TB>(fb[column][PIECES - 1], b_low, b_stride, k * 16, n * 16);
         }
         if (SQUARES ? s % 2 == 0 && m < M16 : there) {
-          loadA<TA>(fa[0], a, aStride, m * 16, k * 16);
-          if (PARTS) loadA<TA>(fa[PIECES - 1], aLow, aStride, m * 16, k * 16);
+          load_a<TA>(fa[0], a, a_stride, m * 16, k * 16);
+          if (PARTS) load_a<TA>(fa[PIECES - 1], a_low, a_stride, m * 16, k * 16);
         }
         if (!there) continue;
 #pragma unroll

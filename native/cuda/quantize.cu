@@ -5,38 +5,36 @@
 // The clip factors of a call; 1 without clips. In double, so that the factor itself adds one rounding only.
 struct Clips {
   float max, min;
-  __device__ __forceinline__ Clips(const float* clipMax, const float* clipMin)
-      : max(clipMax ? (float)(1.0 / (1.0 + exp(-(double)*clipMax))) : 1.f),
-        min(clipMin ? (float)(1.0 / (1.0 + exp(-(double)*clipMin))) : 1.f) {}
+  __device__ __forceinline__ Clips(const float* clip_max, const float* clip_min)
+      : max(clip_max ? (float)(1.0 / (1.0 + exp(-(double)*clip_max))) : 1.f),
+        min(clip_min ? (float)(1.0 / (1.0 + exp(-(double)*clip_min))) : 1.f) {}
 };
 
-__device__ __forceinline__ float sigmoidOf(const float* logit) {
-  return (float)(1.0 / (1.0 + exp(-(double)*logit)));
-}
+__device__ __forceinline__ float sigmoid_of(const float* logit) { return (float)(1.0 / (1.0 + exp(-(double)*logit))); }
 
 // How many threads' elements equal a row's extreme: counts are exact in float up to 2^24 columns.
 template <int GROUP>
-__device__ __forceinline__ float countEqual(float local, float count, float extreme, float* shared) {
-  return groupReduce<Sum, GROUP>(local == extreme ? count : 0.f, shared);
+__device__ __forceinline__ float count_equal(float local, float count, float extreme, float* shared) {
+  return group_reduce<Sum, GROUP>(local == extreme ? count : 0.f, shared);
 }
 
-__device__ __forceinline__ void trackMax(float v, float& best, float& count) {
+__device__ __forceinline__ void track_max(float v, float& best, float& count) {
   if (v > best) best = v, count = 1.f;
   else if (v == best) count += 1.f;
 }
-__device__ __forceinline__ void trackMin(float v, float& best, float& count) {
+__device__ __forceinline__ void track_min(float v, float& best, float& count) {
   if (v < best) best = v, count = 1.f;
   else if (v == best) count += 1.f;
 }
 
 template <int GROUP, int W>
-__device__ __forceinline__ void quantize_rows(const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax,
-                                              const float* clipMin, double scaleFloor, const float* offset,
-                                              i8* codes, float* scale, float* shared) {
-  const i64 row = groupRow<GROUP>();
+__device__ __forceinline__ void quantize_rows(const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max,
+                                              const float* clip_min, double scale_floor, const float* offset, i8* codes,
+                                              float* scale, float* shared) {
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
-  const Clips clips(clipMax, clipMin);
+  const Clips clips(clip_max, clip_min);
   const float qmax = (float)((1 << (bits - 1)) - 1);
   x += row * cols;
   codes += row * cols;
@@ -48,10 +46,10 @@ __device__ __forceinline__ void quantize_rows(const float* x, i64 rows, i64 cols
 #pragma unroll
     for (int i = 0; i < W; i++) high = fmaxf(high, v[i]), low = fminf(low, v[i]);
   }
-  high = groupReduce<Max, GROUP>(high, shared);
-  low = groupReduce<Min, GROUP>(low, shared);
+  high = group_reduce<Max, GROUP>(high, shared);
+  low = group_reduce<Min, GROUP>(low, shared);
   const float reach = fmaxf(-low * clips.min, high * clips.max);
-  const float wanted = fmaxf((float)scaleFloor, reach / qmax);
+  const float wanted = fmaxf((float)scale_floor, reach / qmax);
   const float s = wanted == 0.f ? 1.f : wanted;
   if (t == 0) scale[row] = s;
   for (i64 c = t * W; c < cols; c += GROUP * W) {
@@ -65,52 +63,51 @@ __device__ __forceinline__ void quantize_rows(const float* x, i64 rows, i64 cols
       if (offset) ratio += o[i];
       q[i] = (int)fminf(qmax, fmaxf(-qmax - 1.f, rintf(ratio)));
     }
-    storeCodes<W>(codes + c, q);
+    store_codes_up_to<W>(codes + c, q);
   }
 }
 
 ROW_KERNEL(quantize_rows,
-           (const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax, const float* clipMin,
-            double scaleFloor, const float* offset, i8* codes, float* scale),
-           x, rows, cols, bits, clipMax, clipMin, scaleFloor, offset, codes, scale)
+           (const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max, const float* clip_min,
+            double scale_floor, const float* offset, i8* codes, float* scale),
+           x, rows, cols, bits, clip_max, clip_min, scale_floor, offset, codes, scale)
 
 // Adds share/ties to this thread's elements that equal the extreme; only threads whose own extreme it is look again.
 template <int GROUP, int W>
-__device__ __forceinline__ void addToEqual(const float* x, i64 cols, int t, float extreme, float share,
-                                           float* gradX) {
+__device__ __forceinline__ void add_to_equal(const float* x, i64 cols, int t, float extreme, float share,
+                                             float* grad_x) {
   for (i64 c = t * W; c < cols; c += GROUP * W) {
 #pragma unroll
     for (int i = 0; i < W; i++)
-      if (x[c + i] == extreme) gradX[c + i] += share;
+      if (x[c + i] == extreme) grad_x[c + i] += share;
   }
 }
 
 template <int GROUP, int W>
 __device__ __forceinline__ void quantize_rows_backward(const float* x, i64 rows, i64 cols, i64 bits,
-                                                       const float* clipMax, const float* clipMin,
-                                                       double scaleFloor, const float* offset, const i8* codes,
-                                                       const float* scale, const float* grad, float* gradX,
-                                                       float* gradOffset, float* rowHigh, float* rowLow,
-                                                       float* shared) {
-  const i64 row = groupRow<GROUP>();
+                                                       const float* clip_max, const float* clip_min, double scale_floor,
+                                                       const float* offset, const i8* codes, const float* scale,
+                                                       const float* grad, float* grad_x, float* grad_offset,
+                                                       float* row_high, float* row_low, float* shared) {
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
-  const Clips clips(clipMax, clipMin);
+  const Clips clips(clip_max, clip_min);
   const float qmax = (float)((1 << (bits - 1)) - 1);
   const float s = scale[row];
   x += row * cols;
   codes += row * cols;
   grad += row * cols;
   if (offset) offset += row * cols;
-  if (gradX) gradX += row * cols;
-  if (gradOffset) gradOffset += row * cols;
-  float high = 0.f, low = 0.f, highCount = 0.f, lowCount = 0.f, sum = 0.f;
+  if (grad_x) grad_x += row * cols;
+  if (grad_offset) grad_offset += row * cols;
+  float high = 0.f, low = 0.f, high_count = 0.f, low_count = 0.f, sum = 0.f;
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W], o[W], g[W];
     int q[W];
     load<W>(x + c, v);
     load<W>(grad + c, g);
-    loadCodes<W>(codes + c, q);
+    load_codes<W>(codes + c, q);
     if (offset) load<W>(offset + c, o);
     float gx[W], go[W];
 #pragma unroll
@@ -121,53 +118,53 @@ __device__ __forceinline__ void quantize_rows_backward(const float* x, i64 rows,
       gx[i] = inside ? g[i] : 0.f;
       go[i] = inside ? s * g[i] : 0.f;
       sum += g[i] * ((float)q[i] - (inside ? ratio : 0.f));
-      trackMax(v[i], high, highCount);
-      trackMin(v[i], low, lowCount);
+      track_max(v[i], high, high_count);
+      track_min(v[i], low, low_count);
     }
-    if (gradX) store<W>(gradX + c, gx);
-    if (gradOffset) store<W>(gradOffset + c, go);
+    if (grad_x) store<W>(grad_x + c, gx);
+    if (grad_offset) store<W>(grad_offset + c, go);
   }
-  const float rowMax = groupReduce<Max, GROUP>(high, shared);
-  const float rowMin = groupReduce<Min, GROUP>(low, shared);
-  const float total = groupReduce<Sum, GROUP>(sum, shared);
-  const float hi = rowMax * clips.max, lo = rowMin * clips.min;
+  const float row_max = group_reduce<Max, GROUP>(high, shared);
+  const float row_min = group_reduce<Min, GROUP>(low, shared);
+  const float total = group_reduce<Sum, GROUP>(sum, shared);
+  const float hi = row_max * clips.max, lo = row_min * clips.min;
   const float reach = fmaxf(-lo, hi);
-  float toHigh = 0.f, toLow = 0.f;
-  if (reach > 0.f && reach / qmax >= (float)scaleFloor) {
+  float to_high = 0.f, to_low = 0.f;
+  if (reach > 0.f && reach / qmax >= (float)scale_floor) {
     const float share = -lo == hi ? 0.5f : 1.f;
-    if (hi == reach) toHigh = share * total / qmax;
-    if (-lo == reach) toLow = -share * total / qmax;
+    if (hi == reach) to_high = share * total / qmax;
+    if (-lo == reach) to_low = -share * total / qmax;
   }
-  if (gradX && toHigh != 0.f) {
-    const float ties = countEqual<GROUP>(high, highCount, rowMax, shared);
-    if (high == rowMax) addToEqual<GROUP, W>(x, cols, t, rowMax, toHigh * clips.max / ties, gradX);
+  if (grad_x && to_high != 0.f) {
+    const float ties = count_equal<GROUP>(high, high_count, row_max, shared);
+    if (high == row_max) add_to_equal<GROUP, W>(x, cols, t, row_max, to_high * clips.max / ties, grad_x);
   }
-  if (gradX && toLow != 0.f) {
-    const float ties = countEqual<GROUP>(low, lowCount, rowMin, shared);
-    if (low == rowMin) addToEqual<GROUP, W>(x, cols, t, rowMin, toLow * clips.min / ties, gradX);
+  if (grad_x && to_low != 0.f) {
+    const float ties = count_equal<GROUP>(low, low_count, row_min, shared);
+    if (low == row_min) add_to_equal<GROUP, W>(x, cols, t, row_min, to_low * clips.min / ties, grad_x);
   }
-  if (t == 0 && rowHigh) rowHigh[row] = toHigh * rowMax, rowLow[row] = toLow * rowMin;
+  if (t == 0 && row_high) row_high[row] = to_high * row_max, row_low[row] = to_low * row_min;
 }
 
 ROW_KERNEL(quantize_rows_backward,
-           (const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax, const float* clipMin,
-            double scaleFloor, const float* offset, const i8* codes, const float* scale, const float* grad,
-            float* gradX, float* gradOffset, float* rowHigh, float* rowLow),
-           x, rows, cols, bits, clipMax, clipMin, scaleFloor, offset, codes, scale, grad, gradX, gradOffset,
-           rowHigh, rowLow)
+           (const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max, const float* clip_min,
+            double scale_floor, const float* offset, const i8* codes, const float* scale, const float* grad,
+            float* grad_x, float* grad_offset, float* row_high, float* row_low),
+           x, rows, cols, bits, clip_max, clip_min, scale_floor, offset, codes, scale, grad, grad_x, grad_offset,
+           row_high, row_low)
 
 // Gradient of a scalar clipping logit from its rows' shares: σ(1−σ)·Σ, in a fixed order. Two blocks: max and min.
 extern "C" __global__ void __launch_bounds__(1024)
-    clip_gradient(const float* rowHigh, const float* rowLow, i64 rows, const float* clipMax, const float* clipMin,
-                  float* gradMax, float* gradMin) {
+    clip_gradient(const float* row_high, const float* row_low, i64 rows, const float* clip_max, const float* clip_min,
+                  float* grad_max, float* grad_min) {
   __shared__ double sums[32];
-  const float* from = blockIdx.x == 0 ? rowHigh : rowLow;
-  float* to = blockIdx.x == 0 ? gradMax : gradMin;
-  const float* logit = blockIdx.x == 0 ? clipMax : clipMin;
+  const float* from = blockIdx.x == 0 ? row_high : row_low;
+  float* to = blockIdx.x == 0 ? grad_max : grad_min;
+  const float* logit = blockIdx.x == 0 ? clip_max : clip_min;
   if (!to) return;
   double sum = 0.0;
   for (i64 r = threadIdx.x; r < rows; r += 1024) sum += from[r];
-  sum = warpSum(sum);
+  sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -183,7 +180,7 @@ extern "C" __global__ void dequantize_rows(const i8* codes, const float* scale, 
     for (i64 at = (blockIdx.x * (i64)blockDim.x + threadIdx.x) * 4; at < total; at += (i64)gridDim.x * blockDim.x * 4) {
       const float s = scale[at / cols];
       int q[4];
-      loadCodes<4>(codes + at, q);
+      load_codes<4>(codes + at, q);
       const float v[4] = {s * q[0], s * q[1], s * q[2], s * q[3]};
       store<4>(out + at, v);
     }
@@ -206,12 +203,12 @@ struct AsymGrid {
 };
 
 template <int GROUP, int W>
-__device__ __forceinline__ void asym(const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax,
-                                     const float* clipMin, float* out, float* shared) {
-  const i64 row = groupRow<GROUP>();
+__device__ __forceinline__ void asym(const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max,
+                                     const float* clip_min, float* out, float* shared) {
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
-  const Clips clips(clipMax, clipMin);
+  const Clips clips(clip_max, clip_min);
   const float levels = (float)((1 << bits) - 1);
   x += row * cols;
   out += row * cols;
@@ -222,8 +219,8 @@ __device__ __forceinline__ void asym(const float* x, i64 rows, i64 cols, i64 bit
 #pragma unroll
     for (int i = 0; i < W; i++) high = fmaxf(high, v[i]), low = fminf(low, v[i]);
   }
-  high = groupReduce<Max, GROUP>(high, shared);
-  low = groupReduce<Min, GROUP>(low, shared);
+  high = group_reduce<Max, GROUP>(high, shared);
+  low = group_reduce<Min, GROUP>(low, shared);
   const AsymGrid grid(high, low, clips, levels);
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W];
@@ -238,31 +235,31 @@ __device__ __forceinline__ void asym(const float* x, i64 rows, i64 cols, i64 bit
 }
 
 ROW_KERNEL(asym,
-           (const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax, const float* clipMin, float* out),
-           x, rows, cols, bits, clipMax, clipMin, out)
+           (const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max, const float* clip_min, float* out), x,
+           rows, cols, bits, clip_max, clip_min, out)
 
 template <int GROUP, int W>
-__device__ __forceinline__ void asym_backward(const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax,
-                                              const float* clipMin, const float* grad, float* gradX,
-                                              float* rowHigh, float* rowLow, float* shared) {
-  const i64 row = groupRow<GROUP>();
+__device__ __forceinline__ void asym_backward(const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max,
+                                              const float* clip_min, const float* grad, float* grad_x, float* row_high,
+                                              float* row_low, float* shared) {
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
-  const Clips clips(clipMax, clipMin);
+  const Clips clips(clip_max, clip_min);
   const float levels = (float)((1 << bits) - 1);
   x += row * cols;
   grad += row * cols;
-  gradX += row * cols;
-  float high = 0.f, low = 0.f, highCount = 0.f, lowCount = 0.f;
+  grad_x += row * cols;
+  float high = 0.f, low = 0.f, high_count = 0.f, low_count = 0.f;
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W];
     load<W>(x + c, v);
 #pragma unroll
-    for (int i = 0; i < W; i++) trackMax(v[i], high, highCount), trackMin(v[i], low, lowCount);
+    for (int i = 0; i < W; i++) track_max(v[i], high, high_count), track_min(v[i], low, low_count);
   }
-  const float rowMax = groupReduce<Max, GROUP>(high, shared);
-  const float rowMin = groupReduce<Min, GROUP>(low, shared);
-  const AsymGrid grid(rowMax, rowMin, clips, levels);
+  const float row_max = group_reduce<Max, GROUP>(high, shared);
+  const float row_min = group_reduce<Min, GROUP>(low, shared);
+  const AsymGrid grid(row_max, row_min, clips, levels);
   float sum = 0.f;
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W], g[W];
@@ -277,30 +274,30 @@ __device__ __forceinline__ void asym_backward(const float* x, i64 rows, i64 cols
       sum += g[i] * (code - grid.zero - (inside ? ratio : 0.f));
       if (!inside) g[i] = 0.f;
     }
-    store<W>(gradX + c, g);
+    store<W>(grad_x + c, g);
   }
-  const float total = groupReduce<Sum, GROUP>(sum, shared);
-  const float toHigh = grid.empty ? 0.f : total / levels, toLow = -toHigh;
-  if (rowMax > 0.f) {
-    const float ties = countEqual<GROUP>(high, highCount, rowMax, shared);
-    if (high == rowMax) addToEqual<GROUP, W>(x, cols, t, rowMax, toHigh * clips.max / ties, gradX);
+  const float total = group_reduce<Sum, GROUP>(sum, shared);
+  const float to_high = grid.empty ? 0.f : total / levels, to_low = -to_high;
+  if (row_max > 0.f) {
+    const float ties = count_equal<GROUP>(high, high_count, row_max, shared);
+    if (high == row_max) add_to_equal<GROUP, W>(x, cols, t, row_max, to_high * clips.max / ties, grad_x);
   }
-  if (rowMin < 0.f) {
-    const float ties = countEqual<GROUP>(low, lowCount, rowMin, shared);
-    if (low == rowMin) addToEqual<GROUP, W>(x, cols, t, rowMin, toLow * clips.min / ties, gradX);
+  if (row_min < 0.f) {
+    const float ties = count_equal<GROUP>(low, low_count, row_min, shared);
+    if (low == row_min) add_to_equal<GROUP, W>(x, cols, t, row_min, to_low * clips.min / ties, grad_x);
   }
-  if (t == 0 && rowHigh) rowHigh[row] = toHigh * rowMax, rowLow[row] = toLow * rowMin;
+  if (t == 0 && row_high) row_high[row] = to_high * row_max, row_low[row] = to_low * row_min;
 }
 
 ROW_KERNEL(asym_backward,
-           (const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax, const float* clipMin,
-            const float* grad, float* gradX, float* rowHigh, float* rowLow),
-           x, rows, cols, bits, clipMax, clipMin, grad, gradX, rowHigh, rowLow)
+           (const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max, const float* clip_min,
+            const float* grad, float* grad_x, float* row_high, float* row_low),
+           x, rows, cols, bits, clip_max, clip_min, grad, grad_x, row_high, row_low)
 
 template <int GROUP, int W>
-__device__ __forceinline__ void clip_rows(const float* x, i64 rows, i64 cols, const float* clipMax,
-                                          const float* clipMin, float* out, float* shared) {
-  const i64 row = groupRow<GROUP>();
+__device__ __forceinline__ void clip_rows(const float* x, i64 rows, i64 cols, const float* clip_max,
+                                          const float* clip_min, float* out, float* shared) {
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
   x += row * cols;
@@ -312,8 +309,8 @@ __device__ __forceinline__ void clip_rows(const float* x, i64 rows, i64 cols, co
 #pragma unroll
     for (int i = 0; i < W; i++) high = fmaxf(high, v[i]), low = fminf(low, v[i]);
   }
-  const float upper = groupReduce<Max, GROUP>(high, shared) * sigmoidOf(clipMax + row);
-  const float lower = groupReduce<Min, GROUP>(low, shared) * sigmoidOf(clipMin + row);
+  const float upper = group_reduce<Max, GROUP>(high, shared) * sigmoid_of(clip_max + row);
+  const float lower = group_reduce<Min, GROUP>(low, shared) * sigmoid_of(clip_min + row);
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W];
     load<W>(x + c, v);
@@ -323,32 +320,31 @@ __device__ __forceinline__ void clip_rows(const float* x, i64 rows, i64 cols, co
   }
 }
 
-ROW_KERNEL(clip_rows,
-           (const float* x, i64 rows, i64 cols, const float* clipMax, const float* clipMin, float* out), x, rows,
-           cols, clipMax, clipMin, out)
+ROW_KERNEL(clip_rows, (const float* x, i64 rows, i64 cols, const float* clip_max, const float* clip_min, float* out), x,
+           rows, cols, clip_max, clip_min, out)
 
 template <int GROUP, int W>
-__device__ __forceinline__ void clip_rows_backward(const float* x, i64 rows, i64 cols, const float* clipMax,
-                                                   const float* clipMin, const float* grad, float* gradX,
-                                                   float* gradMax, float* gradMin, float* shared) {
-  const i64 row = groupRow<GROUP>();
+__device__ __forceinline__ void clip_rows_backward(const float* x, i64 rows, i64 cols, const float* clip_max,
+                                                   const float* clip_min, const float* grad, float* grad_x,
+                                                   float* grad_max, float* grad_min, float* shared) {
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
   x += row * cols;
   grad += row * cols;
-  gradX += row * cols;
-  float high = -INFINITE, low = INFINITE, highCount = 0.f, lowCount = 0.f;
+  grad_x += row * cols;
+  float high = -INFINITE, low = INFINITE, high_count = 0.f, low_count = 0.f;
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W];
     load<W>(x + c, v);
 #pragma unroll
-    for (int i = 0; i < W; i++) trackMax(v[i], high, highCount), trackMin(v[i], low, lowCount);
+    for (int i = 0; i < W; i++) track_max(v[i], high, high_count), track_min(v[i], low, low_count);
   }
-  const float rowMax = groupReduce<Max, GROUP>(high, shared);
-  const float rowMin = groupReduce<Min, GROUP>(low, shared);
-  const float sigmaMax = sigmoidOf(clipMax + row), sigmaMin = sigmoidOf(clipMin + row);
-  const float upper = rowMax * sigmaMax, lower = rowMin * sigmaMin;
-  float toUpper = 0.f, toLower = 0.f;
+  const float row_max = group_reduce<Max, GROUP>(high, shared);
+  const float row_min = group_reduce<Min, GROUP>(low, shared);
+  const float sigma_max = sigmoid_of(clip_max + row), sigma_min = sigmoid_of(clip_min + row);
+  const float upper = row_max * sigma_max, lower = row_min * sigma_min;
+  float to_upper = 0.f, to_lower = 0.f;
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W], g[W];
     load<W>(x + c, v);
@@ -357,25 +353,25 @@ __device__ __forceinline__ void clip_rows_backward(const float* x, i64 rows, i64
     for (int i = 0; i < W; i++) {
       const bool above = fmaxf(v[i], lower) > upper;
       const bool below = !above && v[i] < lower;
-      if (above) toUpper += g[i];
-      if (below) toLower += g[i];
+      if (above) to_upper += g[i];
+      if (below) to_lower += g[i];
       if (above || below) g[i] = 0.f;
     }
-    store<W>(gradX + c, g);
+    store<W>(grad_x + c, g);
   }
-  toUpper = groupReduce<Sum, GROUP>(toUpper, shared);
-  toLower = groupReduce<Sum, GROUP>(toLower, shared);
-  const float highTies = countEqual<GROUP>(high, highCount, rowMax, shared);
-  const float lowTies = countEqual<GROUP>(low, lowCount, rowMin, shared);
-  if (high == rowMax) addToEqual<GROUP, W>(x, cols, t, rowMax, toUpper * sigmaMax / highTies, gradX);
-  if (low == rowMin) addToEqual<GROUP, W>(x, cols, t, rowMin, toLower * sigmaMin / lowTies, gradX);
+  to_upper = group_reduce<Sum, GROUP>(to_upper, shared);
+  to_lower = group_reduce<Sum, GROUP>(to_lower, shared);
+  const float high_ties = count_equal<GROUP>(high, high_count, row_max, shared);
+  const float low_ties = count_equal<GROUP>(low, low_count, row_min, shared);
+  if (high == row_max) add_to_equal<GROUP, W>(x, cols, t, row_max, to_upper * sigma_max / high_ties, grad_x);
+  if (low == row_min) add_to_equal<GROUP, W>(x, cols, t, row_min, to_lower * sigma_min / low_ties, grad_x);
   if (t == 0) {
-    if (gradMax) gradMax[row] = toUpper * rowMax * sigmaMax * (1.f - sigmaMax);
-    if (gradMin) gradMin[row] = toLower * rowMin * sigmaMin * (1.f - sigmaMin);
+    if (grad_max) grad_max[row] = to_upper * row_max * sigma_max * (1.f - sigma_max);
+    if (grad_min) grad_min[row] = to_lower * row_min * sigma_min * (1.f - sigma_min);
   }
 }
 
 ROW_KERNEL(clip_rows_backward,
-           (const float* x, i64 rows, i64 cols, const float* clipMax, const float* clipMin, const float* grad,
-            float* gradX, float* gradMax, float* gradMin),
-           x, rows, cols, clipMax, clipMin, grad, gradX, gradMax, gradMin)
+           (const float* x, i64 rows, i64 cols, const float* clip_max, const float* clip_min, const float* grad,
+            float* grad_x, float* grad_max, float* grad_min),
+           x, rows, cols, clip_max, clip_min, grad, grad_x, grad_max, grad_min)

@@ -10,17 +10,17 @@
 
 namespace planish::PL_LEVEL {
 
-constexpr int64_t kQueryBlock = 48;
+constexpr int64_t QUERY_BLOCK = 48;
 
 /**
  * Weights exp(score − level) of one row in place, for products in T; returns their sum by lanes. `Masked` rows may hold
  * −∞, whose weight is exactly 0.
  */
 template <class T, bool Masked>
-PL_INLINE vf softmaxRow(float* row, int64_t wide, float level) {
+PL_INLINE vf softmax_row(float* row, int64_t wide, float level) {
   // One exponential for both: a row's weights must not depend on whether its tile is cut for another row's sake.
   const auto weigh = [level](vf score) {
-    const vf weight = expNegative(score - level);
+    const vf weight = exp_negative(score - level);
     return Masked ? (score == -INFINITY ? vf{} : weight) : weight;
   };
   vf sum = vf{};
@@ -45,75 +45,76 @@ PL_INLINE vf softmaxRow(float* row, int64_t wide, float level) {
 }
 
 template <class T>
-static int attentionForward(const AttentionShape& shape, const float* q, int64_t qBatch, int64_t qTime, int64_t qHead,
-                            const float* k, const float* v, int64_t kvBatch, int64_t kvTime, int64_t kvHead, float* out,
-                            int64_t outBatch, int64_t outTime, int64_t outHead, float* logSumExp) {
-  const int64_t batch = shape.batch, heads = shape.heads, kvHeads = shape.kvHeads, headDim = shape.headDim;
-  const int64_t queryLength = shape.queryLength, keyLength = shape.keyLength;
-  const int64_t dim = padded(headDim), depth = steps<T>(headDim), keyDepth = steps<T>(kKeyBlock);
-  const int64_t keyBlocks = (keyLength + kKeyBlock - 1) / kKeyBlock;
-  const int64_t queryBlocks = (queryLength + kQueryBlock - 1) / kQueryBlock;
+static int attention_forward(const AttentionShape& shape, const float* q, int64_t q_batch, int64_t q_time,
+                             int64_t q_head, const float* k, const float* v, int64_t kv_batch, int64_t kv_time,
+                             int64_t kv_head, float* out, int64_t out_batch, int64_t out_time, int64_t out_head,
+                             float* log_sum_exp) {
+  const int64_t batch = shape.batch, heads = shape.heads, kv_heads = shape.kv_heads, head_dim = shape.head_dim;
+  const int64_t query_length = shape.query_length, key_length = shape.key_length;
+  const int64_t dim = padded(head_dim), depth = steps<T>(head_dim), key_depth = steps<T>(KEY_BLOCK);
+  const int64_t key_blocks = (key_length + KEY_BLOCK - 1) / KEY_BLOCK;
+  const int64_t query_blocks = (query_length + QUERY_BLOCK - 1) / QUERY_BLOCK;
   // Keys transposed block by block, values ready for the product over keys, once for all heads of a group.
-  const int64_t keyTile = depth * kKeyBlock, valueTile = keyDepth * dim;
-  const int64_t tiles = batch * kvHeads * keyBlocks;
-  T* const packedKeys = scratchOf<T>(0, tiles * keyTile);
-  T* const packedValues = scratchOf<T>(1, tiles * valueTile);
-  if (tiles > 0 && (!packedKeys || !packedValues))
-    return fail(PL_OUT_OF_MEMORY, "attention: no memory to pack %lld keys", (long long)(batch * kvHeads * keyLength));
+  const int64_t key_tile = depth * KEY_BLOCK, value_tile = key_depth * dim;
+  const int64_t tiles = batch * kv_heads * key_blocks;
+  T* const packed_keys = scratch_of<T>(0, tiles * key_tile);
+  T* const packed_values = scratch_of<T>(1, tiles * value_tile);
+  if (tiles > 0 && (!packed_keys || !packed_values))
+    return fail(PL_OUT_OF_MEMORY, "attention: no memory to pack %lld keys", (long long)(batch * kv_heads * key_length));
   std::atomic<bool> starved{false};
   parallel_for(tiles, [&](int64_t task) {
-    T* const space = scratchOf<T>(2, keyTile);
+    T* const space = scratch_of<T>(2, key_tile);
     if (!space) return starved.store(true, std::memory_order_relaxed);
-    const int64_t block = task % keyBlocks, g = task / keyBlocks % kvHeads, b = task / keyBlocks / kvHeads;
-    const int64_t k0 = block * kKeyBlock;
-    const int64_t count = keyLength - k0 < kKeyBlock ? keyLength - k0 : kKeyBlock;
-    const int64_t at = b * kvBatch + k0 * kvTime + g * kvHead;
-    Packer<T>::transposed(k + at, count, headDim, kvTime, packedKeys + task * keyTile, space);
-    Packer<T>::depthRows(v + at, count, headDim, kvTime, packedValues + task * valueTile, dim);
+    const int64_t block = task % key_blocks, g = task / key_blocks % kv_heads, b = task / key_blocks / kv_heads;
+    const int64_t k0 = block * KEY_BLOCK;
+    const int64_t count = key_length - k0 < KEY_BLOCK ? key_length - k0 : KEY_BLOCK;
+    const int64_t at = b * kv_batch + k0 * kv_time + g * kv_head;
+    Packer<T>::transposed(k + at, count, head_dim, kv_time, packed_keys + task * key_tile, space);
+    Packer<T>::depth_rows(v + at, count, head_dim, kv_time, packed_values + task * value_tile, dim);
   });
-  parallel_for_dynamic(batch * heads * queryBlocks, [&](int64_t task) {
+  parallel_for_dynamic(batch * heads * query_blocks, [&](int64_t task) {
     // Later query blocks see more keys; they go first so that the threads finish together.
-    const int64_t block = queryBlocks - 1 - task / (batch * heads);
+    const int64_t block = query_blocks - 1 - task / (batch * heads);
     const int64_t h = task % heads, b = task / heads % batch;
-    const int64_t q0 = block * kQueryBlock;
-    const int64_t rows = queryLength - q0 < kQueryBlock ? queryLength - q0 : kQueryBlock;
-    float* const work = scratchOf<float>(2, kQueryBlock * (2 * dim + kKeyBlock + VL));
+    const int64_t q0 = block * QUERY_BLOCK;
+    const int64_t rows = query_length - q0 < QUERY_BLOCK ? query_length - q0 : QUERY_BLOCK;
+    float* const work = scratch_of<float>(2, QUERY_BLOCK * (2 * dim + KEY_BLOCK + VL));
     if (!work) return starved.store(true, std::memory_order_relaxed);
     T* const queries = reinterpret_cast<T*>(work);
-    float* const mixed = work + kQueryBlock * dim;
-    float* const scores = mixed + kQueryBlock * dim;
-    float* const totals = scores + kQueryBlock * kKeyBlock;  // by lanes
-    float top[kQueryBlock];
-    Packer<T>::rows(q + b * qBatch + q0 * qTime + h * qHead, rows, headDim, qTime, queries, dim, shape.scale);
+    float* const mixed = work + QUERY_BLOCK * dim;
+    float* const scores = mixed + QUERY_BLOCK * dim;
+    float* const totals = scores + QUERY_BLOCK * KEY_BLOCK;  // by lanes
+    float top[QUERY_BLOCK];
+    Packer<T>::rows(q + b * q_batch + q0 * q_time + h * q_head, rows, head_dim, q_time, queries, dim, shape.scale);
     std::memset(mixed, 0, static_cast<size_t>(rows * dim) * 4);
     std::memset(totals, 0, static_cast<size_t>(rows * VL) * 4);
     for (int64_t r = 0; r < rows; ++r) top[r] = -INFINITY;
-    const int64_t firstVisible = shape.firstKey(q0), endVisible = shape.lastKey(q0 + rows - 1);
-    const int64_t tileBase = (b * kvHeads + shape.kvHeadOf(h)) * keyBlocks;
-    for (int64_t j = firstVisible / kKeyBlock; j * kKeyBlock < endVisible; ++j) {
-      const int64_t k0 = j * kKeyBlock;
-      const int64_t present = keyLength - k0 < kKeyBlock ? keyLength - k0 : kKeyBlock;
-      const T* const keys = packedKeys + (tileBase + j) * keyTile;
-      const T* const values = packedValues + (tileBase + j) * valueTile;
+    const int64_t first_visible = shape.first_key(q0), end_visible = shape.last_key(q0 + rows - 1);
+    const int64_t tile_base = (b * kv_heads + shape.kv_head_of(h)) * key_blocks;
+    for (int64_t j = first_visible / KEY_BLOCK; j * KEY_BLOCK < end_visible; ++j) {
+      const int64_t k0 = j * KEY_BLOCK;
+      const int64_t present = key_length - k0 < KEY_BLOCK ? key_length - k0 : KEY_BLOCK;
+      const T* const keys = packed_keys + (tile_base + j) * key_tile;
+      const T* const values = packed_values + (tile_base + j) * value_tile;
       const bool cut =
-          present < kKeyBlock || shape.lastKey(q0) < k0 + kKeyBlock || shape.firstKey(q0 + rows - 1) > k0;
-      const int64_t strip = cut ? kMaskStrip : rows;
+          present < KEY_BLOCK || shape.last_key(q0) < k0 + KEY_BLOCK || shape.first_key(q0 + rows - 1) > k0;
+      const int64_t strip = cut ? MASK_STRIP : rows;
       for (int64_t r0 = 0; r0 < rows; r0 += strip) {
         const int64_t m = rows - r0 < strip ? rows - r0 : strip;
-        const int64_t seen = shape.lastKey(q0 + r0 + m - 1) - k0;
+        const int64_t seen = shape.last_key(q0 + r0 + m - 1) - k0;
         const int64_t width = seen < present ? seen : present;
         if (width <= 0) continue;
         const int64_t wide = padded(width);
-        float* const tile = scores + r0 * kKeyBlock;
-        smallProduct<T, false>(m, wide, depth, queries + r0 * dim, dim, keys, kKeyBlock, tile, kKeyBlock, false);
+        float* const tile = scores + r0 * KEY_BLOCK;
+        small_product<T, false>(m, wide, depth, queries + r0 * dim, dim, keys, KEY_BLOCK, tile, KEY_BLOCK, false);
         for (int64_t r = 0; r < m; ++r) {
-          float* const row = tile + r * kKeyBlock;
+          float* const row = tile + r * KEY_BLOCK;
           float* const total = totals + (r0 + r) * VL;
-          if (shape.softcap > 0.0f) capRow(row, wide, shape.softcap);
-          if (cut) maskRow(row, q0 + r0 + r, k0, wide, shape, -INFINITY);
+          if (shape.softcap > 0.0f) cap_row(row, wide, shape.softcap);
+          if (cut) mask_row(row, q0 + r0 + r, k0, wide, shape, -INFINITY);
           vf best = load(row);
           for (int64_t i = VL; i < wide; i += VL) best = vmax(best, load(row + i));
-          const float highest = maxLanes(best), before = top[r0 + r];
+          const float highest = max_lanes(best), before = top[r0 + r];
           if (highest > before) {
             top[r0 + r] = highest;
             if (before != -INFINITY) {
@@ -125,20 +126,21 @@ static int attentionForward(const AttentionShape& shape, const float* q, int64_t
           }
           // Where nothing is visible yet, the maximum is −∞ and the weights must come out as 0, not NaN.
           const float level = top[r0 + r] == -INFINITY ? 0.0f : top[r0 + r];
-          store(total, load(total) + (cut ? softmaxRow<T, true>(row, wide, level) : softmaxRow<T, false>(row, wide, level)));
+          store(total,
+                load(total) + (cut ? softmax_row<T, true>(row, wide, level) : softmax_row<T, false>(row, wide, level)));
         }
-        smallProduct<T, false>(m, dim, steps<T>(width), reinterpret_cast<const T*>(tile), kKeyBlock, values, dim,
-                               mixed + r0 * dim, dim, true);
+        small_product<T, false>(m, dim, steps<T>(width), reinterpret_cast<const T*>(tile), KEY_BLOCK, values, dim,
+                                mixed + r0 * dim, dim, true);
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
-      const float total = sumLanes(load(totals + r * VL));
+      const float total = sum_lanes(load(totals + r * VL));
       const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
       const float* const row = mixed + r * dim;
-      float* const o = out + b * outBatch + (q0 + r) * outTime + h * outHead;
-      mapLanes(row, o, headDim, [&](vf x) { return x * inverse; });
-      if (logSumExp)
-        logSumExp[(b * heads + h) * queryLength + q0 + r] = total == 0.0f ? -INFINITY : top[r] + std::log(total);
+      float* const o = out + b * out_batch + (q0 + r) * out_time + h * out_head;
+      map_lanes(row, o, head_dim, [&](vf x) { return x * inverse; });
+      if (log_sum_exp)
+        log_sum_exp[(b * heads + h) * query_length + q0 + r] = total == 0.0f ? -INFINITY : top[r] + std::log(total);
     }
   });
   if (starved.load()) return fail(PL_OUT_OF_MEMORY, "attention: no memory for a tile");
@@ -146,21 +148,21 @@ static int attentionForward(const AttentionShape& shape, const float* q, int64_t
 }
 
 /** `half`: products of bfloat16 pairs, where the level has them. */
-inline int attention(int64_t batch, int64_t heads, int64_t kvHeads, int64_t headDim, int64_t queryLength,
-                     int64_t keyLength, int32_t causal, int64_t window, float scale, float softcap,
-                              const float* q, int64_t qBatch,
-                     int64_t qTime, int64_t qHead, const float* k, const float* v, int64_t kvBatch, int64_t kvTime,
-                     int64_t kvHead, float* out, int64_t outBatch, int64_t outTime, int64_t outHead, float* logSumExp,
-                     int32_t half) {
-  const AttentionShape shape{batch, heads, kvHeads, headDim, queryLength, keyLength, window, causal != 0, scale, softcap};
+inline int attention(int64_t batch, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t query_length,
+                     int64_t key_length, int32_t causal, int64_t window, float scale, float softcap, const float* q,
+                     int64_t q_batch, int64_t q_time, int64_t q_head, const float* k, const float* v, int64_t kv_batch,
+                     int64_t kv_time, int64_t kv_head, float* out, int64_t out_batch, int64_t out_time,
+                     int64_t out_head, float* log_sum_exp, int32_t half) {
+  const AttentionShape shape{batch,      heads,  kv_heads,    head_dim, query_length,
+                             key_length, window, causal != 0, scale,    softcap};
 #if defined(PL_PAIRS)
   if (half)
-    return attentionForward<Pair>(shape, q, qBatch, qTime, qHead, k, v, kvBatch, kvTime, kvHead, out, outBatch, outTime,
-                                  outHead, logSumExp);
+    return attention_forward<Pair>(shape, q, q_batch, q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, out_batch,
+                                   out_time, out_head, log_sum_exp);
 #endif
   (void)half;
-  return attentionForward<float>(shape, q, qBatch, qTime, qHead, k, v, kvBatch, kvTime, kvHead, out, outBatch, outTime,
-                                 outHead, logSumExp);
+  return attention_forward<float>(shape, q, q_batch, q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, out_batch,
+                                  out_time, out_head, log_sum_exp);
 }
 
 }  // namespace planish::PL_LEVEL

@@ -6,45 +6,44 @@
 
 namespace planish::PL_LEVEL {
 
-constexpr int64_t kKeyBlock = 64;
+constexpr int64_t KEY_BLOCK = 64;
 // A tile that the mask cuts is computed in strips of this many queries, each up to its own last key. Even, so that
 // strips begin between pairs of queries.
-constexpr int64_t kMaskStrip = 16;
+constexpr int64_t MASK_STRIP = 16;
 
 /** Everything about an attention call but its tensors. */
 struct AttentionShape {
-  int64_t batch, heads, kvHeads, headDim, queryLength, keyLength, window;
+  int64_t batch, heads, kv_heads, head_dim, query_length, key_length, window;
   bool causal;
   float scale;
   /** Scores s become softcap·tanh(s/softcap); 0: they stay. */
   float softcap;
 
   /** One past the last key that query t sees. */
-  int64_t lastKey(int64_t t) const {
-    if (!causal) return keyLength;
-    const int64_t end = t + keyLength - queryLength + 1;
-    return end < 0 ? 0 : end > keyLength ? keyLength : end;
+  int64_t last_key(int64_t t) const {
+    if (!causal) return key_length;
+    const int64_t end = t + key_length - query_length + 1;
+    return end < 0 ? 0 : end > key_length ? key_length : end;
   }
-  int64_t firstKey(int64_t t) const {
+  int64_t first_key(int64_t t) const {
     if (window <= 0) return 0;
-    const int64_t first = t + keyLength - queryLength + 1 - window, end = lastKey(t);
+    const int64_t first = t + key_length - query_length + 1 - window, end = last_key(t);
     return first < 0 ? 0 : first > end ? end : first;
   }
-  int64_t kvHeadOf(int64_t head) const { return head * kvHeads / heads; }
-  /** First query head of KV head g; g = kvHeads gives `heads`. */
-  int64_t firstHead(int64_t g) const { return (g * heads + kvHeads - 1) / kvHeads; }
+  int64_t kv_head_of(int64_t head) const { return head * kv_heads / heads; }
+  /** First query head of KV head g; g = kv_heads gives `heads`. */
+  int64_t first_head(int64_t g) const { return (g * heads + kv_heads - 1) / kv_heads; }
 };
 
 /** Writes `value` to keys of a row of scores that query t must not see; the row starts at key `k0`. */
-PL_INLINE void maskRow(float* row, int64_t t, int64_t k0, int64_t count, const AttentionShape& shape,
-                              float value) {
-  const int64_t first = shape.firstKey(t) - k0, last = shape.lastKey(t) - k0;
+PL_INLINE void mask_row(float* row, int64_t t, int64_t k0, int64_t count, const AttentionShape& shape, float value) {
+  const int64_t first = shape.first_key(t) - k0, last = shape.last_key(t) - k0;
   for (int64_t j = 0; j < first && j < count; ++j) row[j] = value;
   for (int64_t j = last < 0 ? 0 : last; j < count; ++j) row[j] = value;
 }
 
 /** Caps a row of scores, which are scaled already. */
-PL_INLINE void capRow(float* row, int64_t count, float softcap) {
+PL_INLINE void cap_row(float* row, int64_t count, float softcap) {
   const float inverse = 1.0f / softcap;
   for (int64_t i = 0; i < count; i += VL) store(row + i, softcap * tanhv(load(row + i) * inverse));
 }
@@ -61,28 +60,28 @@ struct Packer;
 
 template <>
 struct Packer<float> {
-  /** Row by row, times `factor`: the A side of a product over headDim. Rows are `ld` apart and padded with zeros. */
+  /** Row by row, times `factor`: the A side of a product over head_dim. Rows are `ld` apart and padded with zeros. */
   static void rows(const float* x, int64_t count, int64_t dim, int64_t stride, float* out, int64_t ld, float factor) {
     for (int64_t r = 0; r < count; ++r) {
       const float* const row = x + r * stride;
       float* const o = out + r * ld;
-      for (int64_t d = 0; d < dim; d += VL) store(o + d, loadPartly(row + d, dim - d) * factor);
+      for (int64_t d = 0; d < dim; d += VL) store(o + d, load_partly(row + d, dim - d) * factor);
     }
   }
   /** The B side of a product over rows: [row][ld]. */
-  static void depthRows(const float* x, int64_t count, int64_t dim, int64_t stride, float* out, int64_t ld) {
+  static void depth_rows(const float* x, int64_t count, int64_t dim, int64_t stride, float* out, int64_t ld) {
     rows(x, count, dim, stride, out, ld, 1.0f);
   }
-  /** The B side of a product over headDim: [dim][kKeyBlock]; `space` is not used. */
+  /** The B side of a product over head_dim: [dim][KEY_BLOCK]; `space` is not used. */
   static void transposed(const float* x, int64_t count, int64_t dim, int64_t stride, float* out, float*) {
-    copyTransposed<float>(x, count, dim, stride, out, kKeyBlock);
+    copy_transposed<float>(x, count, dim, stride, out, KEY_BLOCK);
   }
-  PL_INLINE vf loadPartly(const float* p, int64_t count) { return count >= VL ? load(p) : load_part(p, count); }
+  PL_INLINE vf load_partly(const float* p, int64_t count) { return count >= VL ? load(p) : load_part(p, count); }
 };
 
 #if defined(PL_PAIRS)
 /** 2·VL floats as VL pairs: element i of the result holds (low[i], high[i]). */
-PL_INLINE __m512i pairLanes(vf low, vf high) {
+PL_INLINE __m512i pair_lanes(vf low, vf high) {
   // The conversion leaves low in the lower half; the permutation interleaves the halves.
   const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
@@ -98,8 +97,8 @@ struct Packer<Pair> {
       const float* const row = x + r * stride;
       Pair* const o = out + r * ld;
       for (int64_t d = 0; d < dim; d += 2 * VL) {
-        const vf low = Packer<float>::loadPartly(row + d, dim - d) * factor;
-        const vf high = dim - d > VL ? Packer<float>::loadPartly(row + d + VL, dim - d - VL) * factor : vf{};
+        const vf low = Packer<float>::load_partly(row + d, dim - d) * factor;
+        const vf high = dim - d > VL ? Packer<float>::load_partly(row + d + VL, dim - d - VL) * factor : vf{};
         const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
         const int64_t left = (dim - d + 1) / 2;
         if (left >= VL) _mm512_storeu_si512(o + d / 2, pairs);
@@ -108,21 +107,21 @@ struct Packer<Pair> {
     }
   }
   /** As above, rows 2i and 2i+1 paired: [⌈count/2⌉][ld]. */
-  static void depthRows(const float* x, int64_t count, int64_t dim, int64_t stride, Pair* out, int64_t ld) {
+  static void depth_rows(const float* x, int64_t count, int64_t dim, int64_t stride, Pair* out, int64_t ld) {
     for (int64_t r = 0; r < count; r += 2) {
       const float* const row = x + r * stride;
       for (int64_t d = 0; d < dim; d += VL) {
-        const vf low = Packer<float>::loadPartly(row + d, dim - d);
-        const vf high = r + 1 < count ? Packer<float>::loadPartly(row + stride + d, dim - d) : vf{};
-        _mm512_storeu_si512(out + r / 2 * ld + d, pairLanes(low, high));
+        const vf low = Packer<float>::load_partly(row + d, dim - d);
+        const vf high = r + 1 < count ? Packer<float>::load_partly(row + stride + d, dim - d) : vf{};
+        _mm512_storeu_si512(out + r / 2 * ld + d, pair_lanes(low, high));
       }
     }
   }
-  /** As above: [⌈dim/2⌉][kKeyBlock]; `space` holds kKeyBlock·⌈dim/2⌉ pairs. */
+  /** As above: [⌈dim/2⌉][KEY_BLOCK]; `space` holds KEY_BLOCK·⌈dim/2⌉ pairs. */
   static void transposed(const float* x, int64_t count, int64_t dim, int64_t stride, Pair* out, Pair* space) {
     const int64_t depth = steps<Pair>(dim);
     rows(x, count, dim, stride, space, depth, 1.0f);
-    copyTransposed<Pair>(space, count, depth, depth, out, kKeyBlock);
+    copy_transposed<Pair>(space, count, depth, depth, out, KEY_BLOCK);
   }
 };
 #endif

@@ -10,12 +10,10 @@
 
 namespace planish::PL_LEVEL {
 
-/** As storeCodes, with whole vectors apart: a copy of a constant size is one instruction, of any other a call. */
-PL_INLINE void putCodes(int8_t* out, vf q, int64_t count) {
-  if (count >= VL)
-    storeCodes(out, q, VL);
-  else
-    storeCodes(out, q, count);
+/** As store_codes_up_to, with whole vectors apart: a copy of a constant size is one instruction, of any other a call. */
+PL_INLINE void put_codes(int8_t* out, vf q, int64_t count) {
+  if (count >= VL) store_codes_up_to(out, q, VL);
+  else store_codes_up_to(out, q, count);
 }
 
 inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits, float step, const float* factor,
@@ -29,10 +27,10 @@ inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits
   // The further columns in whole vectors; what fills the last one up is never written out.
   const int64_t padded = (extras + VL - 1) / VL * VL;
   std::atomic<bool> starved{false};
-  parallel_ranges(rows, rowGrain(cols + extras), [&](int64_t begin, int64_t end) {
-    float* const rounded = scratchOf<float>(0, cols + VL);
-    float* const below = scratchOf<float>(1, padded + 1);
-    int32_t* const from = scratchOf<int32_t>(2, padded + 1);
+  parallel_ranges(rows, row_grain(cols + extras), [&](int64_t begin, int64_t end) {
+    float* const rounded = scratch_of<float>(0, cols + VL);
+    float* const below = scratch_of<float>(1, padded + 1);
+    int32_t* const from = scratch_of<int32_t>(2, padded + 1);
     if (!rounded || !below || !from) {
       starved = true;
       return;
@@ -48,18 +46,18 @@ inline int flatten_rows(const float* x, int64_t rows, int64_t cols, int32_t bits
       int8_t* cr = codes + r * stride;
       for (int64_t i = 0; i < cols; i += VL) {
         const int64_t count = cols - i;
-        vf v = loadUpTo(xr + i, count);
-        if (factor) v = v * loadUpTo(factor + i, count);
+        vf v = load_up_to(xr + i, count);
+        if (factor) v = v * load_up_to(factor + i, count);
         // Clamped at 2²¹ steps, which is beyond the reach of sixteen thousand copies.
-        const vf q = roundEvenClamped(v / sv);
+        const vf q = round_even_clamped(v / sv);
         store(rounded + i, q);
-        putCodes(cr + i, vmin(vmax(q, bottom), top), count);
+        put_codes(cr + i, vmin(vmax(q, bottom), top), count);
       }
       for (int64_t e = 0; e < padded; e += VL) {
         // Copy p holds what lies between p·Q and (p + 1)·Q steps, on either side.
         const vf v = gather(rounded, from + e);
         const vf size = vmin(vmax((v < 0.0f ? -v : v) - load(below + e), vf{}), top);
-        putCodes(cr + cols + e, v < 0.0f ? -size : size, extras - e);
+        put_codes(cr + cols + e, v < 0.0f ? -size : size, extras - e);
       }
       for (int64_t i = cols + extras; i < stride; ++i) cr[i] = 0;
       if (scale) scale[r] = step;

@@ -10,12 +10,12 @@
 namespace planish::PL_LEVEL {
 
 // Pivots that are eliminated together.
-constexpr int64_t kGptqPanel = 32;
+constexpr int64_t GPTQ_PANEL = 32;
 // Rows of the trailing matrix, and rows of a weight, per task.
-constexpr int64_t kGptqRows = 32;
+constexpr int64_t GPTQ_ROWS = 32;
 
-/** Doubles per row of R: n rounded up to whole vectors, which smallProduct may read. */
-static inline int64_t gptqStride(int64_t n) {
+/** Doubles per row of R: n rounded up to whole vectors, which small_product may read. */
+static inline int64_t gptq_stride(int64_t n) {
   constexpr int64_t lanes = VecOf<double>::lanes;
   return (n + lanes - 1) / lanes * lanes;
 }
@@ -26,12 +26,13 @@ static inline int64_t gptqStride(int64_t n) {
  *
  * Both axes reversed, R·Rᵀ is Uᵀ·U, Cholesky's usual form, which is computed by panels of rows of U.
  */
-inline int gptq_factor(int64_t n, const double* moment, const int32_t* order, double damp, double* factor, int32_t* factored) {
-  const int64_t ld = gptqStride(n);
-  double* const u = scratchOf<double>(0, n * ld + kGptqPanel * ld + n);
+inline int gptq_factor(int64_t n, const double* moment, const int32_t* order, double damp, double* factor,
+                       int32_t* factored) {
+  const int64_t ld = gptq_stride(n);
+  double* const u = scratch_of<double>(0, n * ld + GPTQ_PANEL * ld + n);
   if (!u) return fail(PL_OUT_OF_MEMORY, "gptq_factor: no memory for n = %lld", (long long)n);
   double* const negated = u + n * ld;
-  double* const diagonal = negated + kGptqPanel * ld;
+  double* const diagonal = negated + GPTQ_PANEL * ld;
   *factored = 0;
   parallel_ranges(n, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -43,8 +44,8 @@ inline int gptq_factor(int64_t n, const double* moment, const int32_t* order, do
       diagonal[i] = u[i * ld + i];
     }
   });
-  for (int64_t p0 = 0; p0 < n; p0 += kGptqPanel) {
-    const int64_t p1 = p0 + kGptqPanel < n ? p0 + kGptqPanel : n;
+  for (int64_t p0 = 0; p0 < n; p0 += GPTQ_PANEL) {
+    const int64_t p1 = p0 + GPTQ_PANEL < n ? p0 + GPTQ_PANEL : n;
     for (int64_t p = p0; p < p1; ++p) {
       double* const row = u + p * ld;
       // What is left of a dependent channel is rounding noise of the subtraction, of either sign.
@@ -61,10 +62,10 @@ inline int gptq_factor(int64_t n, const double* moment, const int32_t* order, do
     // Negated once, so that the product can accumulate.
     for (int64_t p = p0; p < p1; ++p)
       for (int64_t j = p1; j < n; ++j) negated[(p - p0) * ld + j] = -u[p * ld + j];
-    parallel_for_dynamic((n - p1 + kGptqRows - 1) / kGptqRows, [&](int64_t task) {
-      const int64_t i0 = p1 + task * kGptqRows, i1 = i0 + kGptqRows < n ? i0 + kGptqRows : n;
-      smallProduct<double, true>(i1 - i0, n - i0, p1 - p0, negated + i0, ld, u + p0 * ld + i0, ld, u + i0 * ld + i0, ld,
-                                 true);
+    parallel_for_dynamic((n - p1 + GPTQ_ROWS - 1) / GPTQ_ROWS, [&](int64_t task) {
+      const int64_t i0 = p1 + task * GPTQ_ROWS, i1 = i0 + GPTQ_ROWS < n ? i0 + GPTQ_ROWS : n;
+      small_product<double, true>(i1 - i0, n - i0, p1 - p0, negated + i0, ld, u + p0 * ld + i0, ld, u + i0 * ld + i0,
+                                  ld, true);
     });
   }
   parallel_ranges(n, 16, [&](int64_t begin, int64_t end) {
@@ -82,31 +83,29 @@ inline int gptq_factor(int64_t n, const double* moment, const int32_t* order, do
  * R from gptq_factor: column order[j] is rounded at its place j in the order, with (1/R[j,j])·Σ_{i<j} (W − Q)[:,i]·R[i,j]
  * added to it.
  */
-inline int gptq_round(int64_t rows, int64_t cols, const double* weight, const double* scale, int64_t scales, int32_t bits,
-                      const double* factor, const int32_t* order, int8_t* codes) {
+inline int gptq_round(int64_t rows, int64_t cols, const double* weight, const double* scale, int64_t scales,
+                      int32_t bits, const double* factor, const int32_t* order, int8_t* codes) {
   const double lowest = -std::ldexp(1.0, bits - 1), highest = -lowest - 1;
   std::atomic<bool> starved{false};
-  parallel_for_dynamic((rows + kGptqRows - 1) / kGptqRows, [&](int64_t task) {
-    const int64_t r0 = task * kGptqRows, count = r0 + kGptqRows < rows ? kGptqRows : rows - r0;
-    const int64_t ld = gptqStride(kGptqPanel);
+  parallel_for_dynamic((rows + GPTQ_ROWS - 1) / GPTQ_ROWS, [&](int64_t task) {
+    const int64_t r0 = task * GPTQ_ROWS, count = r0 + GPTQ_ROWS < rows ? GPTQ_ROWS : rows - r0;
+    const int64_t ld = gptq_stride(GPTQ_PANEL);
     // W − Q by position; a panel of R with padded rows; what is fed back to the panel's columns.
-    double* const error = scratchOf<double>(0, count * cols + cols * ld + count * ld);
+    double* const error = scratch_of<double>(0, count * cols + cols * ld + count * ld);
     if (!error) {
       starved.store(true, std::memory_order_relaxed);
       return;
     }
     double* const panel = error + count * cols;
     double* const fed = panel + cols * ld;
-    for (int64_t first = 0; first < cols; first += kGptqPanel) {
-      const int64_t width = first + kGptqPanel < cols ? kGptqPanel : cols - first;
+    for (int64_t first = 0; first < cols; first += GPTQ_PANEL) {
+      const int64_t width = first + GPTQ_PANEL < cols ? GPTQ_PANEL : cols - first;
       for (int64_t i = 0; i < first + width; ++i) {
         std::memcpy(panel + i * ld, factor + i * cols + first, static_cast<size_t>(width) * sizeof(double));
         for (int64_t j = width; j < ld; ++j) panel[i * ld + j] = 0;
       }
-      if (first > 0)
-        smallProduct<double, false>(count, width, first, error, cols, panel, ld, fed, ld, false);
-      else
-        std::memset(fed, 0, static_cast<size_t>(count * ld) * sizeof(double));
+      if (first > 0) small_product<double, false>(count, width, first, error, cols, panel, ld, fed, ld, false);
+      else std::memset(fed, 0, static_cast<size_t>(count * ld) * sizeof(double));
       for (int64_t r = 0; r < count; ++r) {
         const double step = scale[scales == 1 ? 0 : r0 + r];
         double* __restrict sums = fed + r * ld;
@@ -124,7 +123,8 @@ inline int gptq_round(int64_t rows, int64_t cols, const double* weight, const do
       }
     }
   });
-  if (starved.load()) return fail(PL_OUT_OF_MEMORY, "gptq_round: no memory for %lld×%lld", (long long)rows, (long long)cols);
+  if (starved.load())
+    return fail(PL_OUT_OF_MEMORY, "gptq_round: no memory for %lld×%lld", (long long)rows, (long long)cols);
   return 0;
 }
 

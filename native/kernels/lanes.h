@@ -18,11 +18,11 @@ namespace planish::PL_LEVEL {
 
 /** Floats in one vector. */
 constexpr int VL = LANES;
-constexpr int kVectorBytes = 4 * LANES;
+constexpr int VECTOR_BYTES = 4 * LANES;
 
 template <class T>
 struct VecOf : VectorOf<T, LANES> {
-  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
+  static constexpr int lanes = VECTOR_BYTES / static_cast<int>(sizeof(T));
 };
 
 using vf = VF;
@@ -31,11 +31,11 @@ using vu = VecOf<uint32_t>::type;  // for bit patterns: may wrap
 using vd = VD;
 
 template <class T>
-PL_INLINE typename VecOf<T>::type loadT(const T* p) {
+PL_INLINE typename VecOf<T>::type load_t(const T* p) {
   return *reinterpret_cast<const typename VecOf<T>::loose*>(p);
 }
 template <class T>
-PL_INLINE void storeT(T* p, typename VecOf<T>::type v) {
+PL_INLINE void store_t(T* p, typename VecOf<T>::type v) {
   *reinterpret_cast<typename VecOf<T>::loose*>(p) = v;
 }
 
@@ -46,34 +46,30 @@ PL_INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
 // Lanes are combined in a fixed order, halves first.
 template <class F>
-PL_INLINE float combineLanes(vf v, F f) {
+PL_INLINE float combine_lanes(vf v, F f) {
   const auto four = combine_to_four(v, f);
   const auto two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
   return f(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
 }
-PL_INLINE float sumLanes(vf v) {
-  return combineLanes(v, [](auto a, auto b) { return a + b; });
+PL_INLINE float sum_lanes(vf v) {
+  return combine_lanes(v, [](auto a, auto b) { return a + b; });
 }
-PL_INLINE float maxLanes(vf v) {
-  return combineLanes(v, [](auto a, auto b) { return b > a ? b : a; });
+PL_INLINE float max_lanes(vf v) {
+  return combine_lanes(v, [](auto a, auto b) { return b > a ? b : a; });
 }
-PL_INLINE float minLanes(vf v) {
-  return combineLanes(v, [](auto a, auto b) { return b < a ? b : a; });
+PL_INLINE float min_lanes(vf v) {
+  return combine_lanes(v, [](auto a, auto b) { return b < a ? b : a; });
 }
 
 /**
  * Round half to even. Adding 1.5·2²³ leaves no room for a fraction, so the addition itself rounds in the
- * processor's mode (to nearest even); exact for |x| < 2²². Callers clamp to ±kRoundLimit first.
+ * processor's mode (to nearest even); exact for |x| < 2²². Callers clamp to ±ROUND_LIMIT first.
  */
-constexpr float kRoundMagic = 12582912.0f;
-constexpr float kRoundLimit = 2097152.0f;
-PL_INLINE vf roundEven(vf x) { return (x + kRoundMagic) - kRoundMagic; }
-PL_INLINE vf roundEvenClamped(vf x) {
-  return roundEven(vmin(vmax(x, splat(-kRoundLimit)), splat(kRoundLimit)));
-}
-static inline float roundEven1(float x) {
-  return std::nearbyintf(std::min(std::max(x, -kRoundLimit), kRoundLimit));
-}
+constexpr float ROUND_MAGIC = 12582912.0f;
+constexpr float ROUND_LIMIT = 2097152.0f;
+PL_INLINE vf round_even(vf x) { return (x + ROUND_MAGIC) - ROUND_MAGIC; }
+PL_INLINE vf round_even_clamped(vf x) { return round_even(vmin(vmax(x, splat(-ROUND_LIMIT)), splat(ROUND_LIMIT))); }
+static inline float round_even1(float x) { return std::nearbyintf(std::min(std::max(x, -ROUND_LIMIT), ROUND_LIMIT)); }
 
 /**
  * e^x, relative error below 1.5e-7: x = n·ln2 + r with |r| ≤ ln2/2; e^r = 1 + r + r²·q(r), q of degree 4 by Chebyshev
@@ -83,8 +79,8 @@ static inline float roundEven1(float x) {
 PL_INLINE vf expv(vf x) {
   const vf lowest = splat(-87.33f);
   const vf clamped = vmin(vmax(x, lowest), splat(88.3f));
-  const vf shifted = fma(clamped, splat(1.44269504088896341f), splat(kRoundMagic));
-  const vf n = shifted - kRoundMagic;
+  const vf shifted = fma(clamped, splat(1.44269504088896341f), splat(ROUND_MAGIC));
+  const vf n = shifted - ROUND_MAGIC;
   // ln2 in two parts; n times the first is exact.
   vf r = fma(n, splat(-0.693359375f), clamped);
   r = fma(n, splat(2.12194440e-4f), r);
@@ -115,10 +111,10 @@ PL_INLINE vf tanhv(vf x) {
  * e^x for x ≤ 0 (up to rounding), as softmax needs it: relative error below 2e-7 + |x|·2e-8, never below e^−87.3, so
  * that what must be zero has to be cleared by the caller. A third fewer instructions than expv. NaN stays NaN.
  */
-PL_INLINE vf expNegative(vf x) {
+PL_INLINE vf exp_negative(vf x) {
   const vf clamped = vmax(x, splat(-87.33f));
-  const vf shifted = fma(clamped, splat(1.44269504088896341f), splat(kRoundMagic));
-  const vf r = fma(shifted - kRoundMagic, splat(-0.69314718055994531f), clamped);
+  const vf shifted = fma(clamped, splat(1.44269504088896341f), splat(ROUND_MAGIC));
+  const vf r = fma(shifted - ROUND_MAGIC, splat(-0.69314718055994531f), clamped);
   vf p = splat(1.3926203361634337e-3f);
   p = fma(p, r, splat(8.3631948824190414e-3f));
   p = fma(p, r, splat(4.1666554498413700e-2f));
@@ -132,19 +128,17 @@ PL_INLINE vf expNegative(vf x) {
 
 PL_INLINE vf sigmoidv(vf x) { return 1.0f / (1.0f + expv(-x)); }
 
-static inline float sigmoid1(float x) {
-  return static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x))));
-}
+static inline float sigmoid1(float x) { return static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x)))); }
 
 /** Applies f(vector) over n elements; the tail is padded with zeros and its extra lanes are dropped. */
 template <class F>
-PL_INLINE void mapLanes(const float* x, float* out, int64_t n, F f) {
+PL_INLINE void map_lanes(const float* x, float* out, int64_t n, F f) {
   int64_t i = 0;
   for (; i + VL <= n; i += VL) store(out + i, f(load(x + i)));
   if (i < n) store_part(out + i, f(load_part(x + i, n - i)), n - i);
 }
 template <class F>
-PL_INLINE void mapLanes2(const float* x, const float* y, float* out, int64_t n, F f) {
+PL_INLINE void map_lanes2(const float* x, const float* y, float* out, int64_t n, F f) {
   int64_t i = 0;
   for (; i + VL <= n; i += VL) store(out + i, f(load(x + i), load(y + i)));
   if (i < n) store_part(out + i, f(load_part(x + i, n - i), load_part(y + i, n - i)), n - i);

@@ -13,38 +13,37 @@
 namespace planish::PL_LEVEL {
 
 // Rows per task are chosen so that a task moves at least this many elements.
-constexpr int64_t kTaskElements = 16384;
-PL_INLINE int64_t rowGrain(int64_t cols) {
-  const int64_t rows = kTaskElements / (cols > 0 ? cols : 1);
+constexpr int64_t TASK_ELEMENTS = 16384;
+PL_INLINE int64_t row_grain(int64_t cols) {
+  const int64_t rows = TASK_ELEMENTS / (cols > 0 ? cols : 1);
   return rows > 0 ? rows : 1;
 }
 
 /** The symmetric scale of a row before its floor, and which side sets it. */
 struct SymmetricRange {
-  float hi, lo;     // max(0, max x), min(0, min x), before clipping
-  float top, low;   // the same after clipping; low as a magnitude
-  float raw;        // max(top, low) / qmax
+  float hi, lo;    // max(0, max x), min(0, min x), before clipping
+  float top, low;  // the same after clipping; low as a magnitude
+  float raw;       // max(top, low) / qmax
 };
 
-PL_INLINE SymmetricRange symmetricRange(const float* x, int64_t cols, float factorMax,
-                                               float factorMin, float qmax) {
-  const Extremes e = rowExtremes(x, cols);
+PL_INLINE SymmetricRange symmetric_range(const float* x, int64_t cols, float factor_max, float factor_min, float qmax) {
+  const Extremes e = row_extremes(x, cols);
   SymmetricRange s;
   s.hi = e.hi > 0.0f ? e.hi : 0.0f;
   s.lo = e.lo < 0.0f ? e.lo : 0.0f;
-  s.top = s.hi * factorMax;
-  s.low = -(s.lo * factorMin);
+  s.top = s.hi * factor_max;
+  s.low = -(s.lo * factor_min);
   s.raw = (s.top > s.low ? s.top : s.low) / qmax;
   return s;
 }
 
-PL_INLINE float flooredScale(float raw, float scaleFloor) {
-  if (raw < scaleFloor) return scaleFloor;
+PL_INLINE float floored_scale(float raw, float scale_floor) {
+  if (raw < scale_floor) return scale_floor;
   return raw == 0.0f ? 1.0f : raw;
 }
 
 /** Writes min(VL, count) integers of [−128, 127] as bytes. */
-PL_INLINE void storeCodes(int8_t* out, vf q, int64_t count) {
+PL_INLINE void store_codes_up_to(int8_t* out, vf q, int64_t count) {
   store_codes(out, q, count >= VL ? VL : static_cast<size_t>(count));
 }
 
@@ -56,23 +55,23 @@ PL_INLINE void storeCodes(int8_t* out, vf q, int64_t count) {
  * than 4·2⁻²⁴·(qmax + 1) apart and round to the same integer, unless the product lies that close to a tie. Then four
  * vectors are divided. Scales so small or large that their reciprocal might not be a normal number always are.
  */
-PL_INLINE int64_t codesByReciprocal(const float* x, int64_t cols, float scale, float qmax, int8_t* codes) {
+PL_INLINE int64_t codes_by_reciprocal(const float* x, int64_t cols, float scale, float qmax, int8_t* codes) {
   int64_t i = 0;
 #if defined(__AVX2__) && !defined(__AVX512F__)
   if (!(scale > 0x1p-100f && scale < 0x1p100f)) return 0;
   const vf sv = splat(scale), inverse = splat(1.0f / scale), most = splat(qmax), least = splat(-qmax - 1.0f);
-  const vf nearTie = splat(0.5f - (qmax + 1.0f) * 0x1p-22f);
+  const vf near_tie = splat(0.5f - (qmax + 1.0f) * 0x1p-22f);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   for (; i + 4 * VL <= cols; i += 4 * VL) {
     vf rounded[4], farthest = vf{};
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       const vf ratio = vmin(vmax(load(x + i + v * VL) * inverse, least), most);
-      rounded[v] = roundEven(ratio);
+      rounded[v] = round_even(ratio);
       farthest = vmax(farthest, vabs(ratio - rounded[v]));
     }
-    if (__builtin_expect(_mm256_movemask_ps((__m256)(farthest >= nearTie)), 0))
-      for (int v = 0; v < 4; ++v) rounded[v] = roundEven(vmin(vmax(load(x + i + v * VL) / sv, least), most));
+    if (__builtin_expect(_mm256_movemask_ps((__m256)(farthest >= near_tie)), 0))
+      for (int v = 0; v < 4; ++v) rounded[v] = round_even(vmin(vmax(load(x + i + v * VL) / sv, least), most));
     __m256i integers[4];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) integers[v] = _mm256_cvtps_epi32((__m256)rounded[v]);
@@ -86,61 +85,59 @@ PL_INLINE int64_t codesByReciprocal(const float* x, int64_t cols, float scale, f
   return i;
 }
 
-inline int quantize_rows(const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clipMax,
-                         const float* clipMin, float scaleFloor, const float* offset, int8_t* codes,
-                         float* scale) {
+inline int quantize_rows(const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max,
+                         const float* clip_min, float scale_floor, const float* offset, int8_t* codes, float* scale) {
   const float qmax = static_cast<float>((1 << (bits - 1)) - 1);
-  const float factorMax = clipMax ? sigmoid1(*clipMax) : 1.0f;
-  const float factorMin = clipMin ? sigmoid1(*clipMin) : 1.0f;
-  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+  const float factor_max = clip_max ? sigmoid1(*clip_max) : 1.0f;
+  const float factor_min = clip_min ? sigmoid1(*clip_min) : 1.0f;
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     const vf top = splat(qmax), bottom = splat(-qmax - 1.0f);
     for (int64_t r = begin; r < end; ++r) {
       const float* xr = x + r * cols;
       int8_t* cr = codes + r * cols;
-      const float s = flooredScale(symmetricRange(xr, cols, factorMax, factorMin, qmax).raw, scaleFloor);
+      const float s = floored_scale(symmetric_range(xr, cols, factor_max, factor_min, qmax).raw, scale_floor);
       scale[r] = s;
       const vf sv = splat(s);
       const float* off = offset ? offset + r * cols : nullptr;
-      for (int64_t i = off ? 0 : codesByReciprocal(xr, cols, s, qmax, cr); i < cols; i += VL) {
+      for (int64_t i = off ? 0 : codes_by_reciprocal(xr, cols, s, qmax, cr); i < cols; i += VL) {
         const int64_t count = cols - i;
-        vf v = loadUpTo(xr + i, count) / sv;
-        if (off) v += loadUpTo(off + i, count);
+        vf v = load_up_to(xr + i, count) / sv;
+        if (off) v += load_up_to(off + i, count);
         // Clamping to the integer ends of the grid before rounding gives the same code as after.
-        storeCodes(cr + i, roundEven(vmin(vmax(v, bottom), top)), count);
+        store_codes_up_to(cr + i, round_even(vmin(vmax(v, bottom), top)), count);
       }
     }
   });
   return 0;
 }
 
-inline int quantize_rows_backward(const float* x, int64_t rows, int64_t cols, int32_t bits,
-                                  const float* clipMax, const float* clipMin, float scaleFloor,
-                                  const float* offset, const int8_t* codes, const float* scale,
-                                  const float* grad, float* gradX, float* gradClipMax,
-                                  float* gradClipMin, float* gradOffset) {
+inline int quantize_rows_backward(const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max,
+                                  const float* clip_min, float scale_floor, const float* offset, const int8_t* codes,
+                                  const float* scale, const float* grad, float* grad_x, float* grad_clip_max,
+                                  float* grad_clip_min, float* grad_offset) {
   const float qmax = static_cast<float>((1 << (bits - 1)) - 1);
-  const float factorMax = clipMax ? sigmoid1(*clipMax) : 1.0f;
-  const float factorMin = clipMin ? sigmoid1(*clipMin) : 1.0f;
+  const float factor_max = clip_max ? sigmoid1(*clip_max) : 1.0f;
+  const float factor_min = clip_min ? sigmoid1(*clip_min) : 1.0f;
   // Per row: the gradient with respect to (top, low), for the clips.
-  double* sides = scratchOf<double>(0, 2 * rows);
+  double* sides = scratch_of<double>(0, 2 * rows);
   if (!sides) return fail(PL_OUT_OF_MEMORY, "quantize_rows_backward: no memory for %lld rows", (long long)rows);
-  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     const vf top = splat(qmax), bottom = splat(-qmax - 1.0f);
     for (int64_t r = begin; r < end; ++r) {
       const float* xr = x + r * cols;
       const float* gr = grad + r * cols;
       const int8_t* cr = codes + r * cols;
-      float* gx = gradX ? gradX + r * cols : nullptr;
-      float* go = gradOffset ? gradOffset + r * cols : nullptr;
+      float* gx = grad_x ? grad_x + r * cols : nullptr;
+      float* go = grad_offset ? grad_offset + r * cols : nullptr;
       const float* off = offset ? offset + r * cols : nullptr;
       const vf sv = splat(scale[r]);
-      const double gradScale = sumRow(cols, [&](int64_t i, int64_t count) {
-        const vf ratio = loadUpTo(xr + i, count) / sv;
+      const double grad_scale = sum_row(cols, [&](int64_t i, int64_t count) {
+        const vf ratio = load_up_to(xr + i, count) / sv;
         vf shifted = ratio;
-        if (off) shifted += loadUpTo(off + i, count);
-        const vf rounded = roundEvenClamped(shifted);
+        if (off) shifted += load_up_to(off + i, count);
+        const vf rounded = round_even_clamped(shifted);
         const auto inside = (rounded <= top) & (rounded >= bottom);
-        const vf g = loadUpTo(gr + i, count);
+        const vf g = load_up_to(gr + i, count);
         const vf through = inside ? g : vf{};
         if (gx) {
           if (count >= VL) store(gx + i, through);
@@ -156,35 +153,35 @@ inline int quantize_rows_backward(const float* x, int64_t rows, int64_t cols, in
         const vf code = __builtin_convertvector(__builtin_convertvector(raw, vi), vf);
         return g * code - through * ratio;
       });
-      const SymmetricRange s = symmetricRange(xr, cols, factorMax, factorMin, qmax);
-      double dTop = 0, dLow = 0;
-      if (s.raw > 0.0f && s.raw >= scaleFloor) {
-        const double d = gradScale / qmax;
+      const SymmetricRange s = symmetric_range(xr, cols, factor_max, factor_min, qmax);
+      double d_top = 0, d_low = 0;
+      if (s.raw > 0.0f && s.raw >= scale_floor) {
+        const double d = grad_scale / qmax;
         // max(top, low): the larger side takes the gradient, equal sides share it.
-        if (s.top > s.low) dTop = d;
-        else if (s.low > s.top) dLow = d;
-        else dTop = dLow = d / 2;
+        if (s.top > s.low) d_top = d;
+        else if (s.low > s.top) d_low = d;
+        else d_top = d_low = d / 2;
       }
-      sides[2 * r] = dTop * s.hi;
-      sides[2 * r + 1] = -dLow * s.lo;
+      sides[2 * r] = d_top * s.hi;
+      sides[2 * r + 1] = -d_low * s.lo;
       if (gx) {
-        if (s.hi > 0.0f) spreadOverTies(xr, cols, s.hi, static_cast<float>(dTop * factorMax), gx);
-        if (s.lo < 0.0f) spreadOverTies(xr, cols, s.lo, static_cast<float>(-dLow * factorMin), gx);
+        if (s.hi > 0.0f) spread_over_ties(xr, cols, s.hi, static_cast<float>(d_top * factor_max), gx);
+        if (s.lo < 0.0f) spread_over_ties(xr, cols, s.lo, static_cast<float>(-d_low * factor_min), gx);
       }
     }
   });
-  double sumTop = 0, sumLow = 0;
+  double sum_top = 0, sum_low = 0;
   for (int64_t r = 0; r < rows; ++r) {
-    sumTop += sides[2 * r];
-    sumLow += sides[2 * r + 1];
+    sum_top += sides[2 * r];
+    sum_low += sides[2 * r + 1];
   }
-  if (gradClipMax) *gradClipMax = static_cast<float>(sumTop * factorMax * (1.0 - factorMax));
-  if (gradClipMin) *gradClipMin = static_cast<float>(sumLow * factorMin * (1.0 - factorMin));
+  if (grad_clip_max) *grad_clip_max = static_cast<float>(sum_top * factor_max * (1.0 - factor_max));
+  if (grad_clip_min) *grad_clip_min = static_cast<float>(sum_low * factor_min * (1.0 - factor_min));
   return 0;
 }
 
 inline int dequantize_rows(const int8_t* codes, const float* scale, int64_t rows, int64_t cols, float* out) {
-  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int8_t* __restrict cr = codes + r * cols;
       float* __restrict o = out + r * cols;
@@ -202,32 +199,32 @@ struct AsymmetricRange {
   bool empty;  // an all-zero row: the range is the constant [−1, 1]
 };
 
-PL_INLINE AsymmetricRange asymmetricRange(const float* x, int64_t cols, float factorMax,
-                                                 float factorMin, float levels) {
-  const Extremes e = rowExtremes(x, cols);
+PL_INLINE AsymmetricRange asymmetric_range(const float* x, int64_t cols, float factor_max, float factor_min,
+                                           float levels) {
+  const Extremes e = row_extremes(x, cols);
   AsymmetricRange a;
   a.max = e.hi > 0.0f ? e.hi : 0.0f;
   a.min = e.lo < 0.0f ? e.lo : 0.0f;
   a.empty = a.max == 0.0f && a.min == 0.0f;
-  const float hi = a.empty ? 1.0f : a.max * factorMax;
-  const float lo = a.empty ? -1.0f : a.min * factorMin;
+  const float hi = a.empty ? 1.0f : a.max * factor_max;
+  const float lo = a.empty ? -1.0f : a.min * factor_min;
   a.scale = (hi - lo) / levels;
-  a.zero = roundEven1(-lo / a.scale);
+  a.zero = round_even1(-lo / a.scale);
   return a;
 }
 
-inline int fake_quantize_asym(const float* x, int64_t rows, int64_t cols, int32_t bits,
-                              const float* clipMax, const float* clipMin, float* out) {
+inline int fake_quantize_asym(const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max,
+                              const float* clip_min, float* out) {
   const float levels = static_cast<float>((1 << bits) - 1);
-  const float factorMax = clipMax ? sigmoid1(*clipMax) : 1.0f;
-  const float factorMin = clipMin ? sigmoid1(*clipMin) : 1.0f;
-  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+  const float factor_max = clip_max ? sigmoid1(*clip_max) : 1.0f;
+  const float factor_min = clip_min ? sigmoid1(*clip_min) : 1.0f;
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     const vf top = splat(levels);
     for (int64_t r = begin; r < end; ++r) {
       const float* xr = x + r * cols;
-      const AsymmetricRange a = asymmetricRange(xr, cols, factorMax, factorMin, levels);
-      mapLanes(xr, out + r * cols, cols, [&](vf v) {
-        const vf q = vmin(vmax(roundEvenClamped(v / a.scale) + a.zero, vf{}), top);
+      const AsymmetricRange a = asymmetric_range(xr, cols, factor_max, factor_min, levels);
+      map_lanes(xr, out + r * cols, cols, [&](vf v) {
+        const vf q = vmin(vmax(round_even_clamped(v / a.scale) + a.zero, vf{}), top);
         return a.scale * (q - a.zero);
       });
     }
@@ -235,75 +232,74 @@ inline int fake_quantize_asym(const float* x, int64_t rows, int64_t cols, int32_
   return 0;
 }
 
-inline int fake_quantize_asym_backward(const float* x, int64_t rows, int64_t cols, int32_t bits,
-                                       const float* clipMax, const float* clipMin, const float* grad,
-                                       float* gradX, float* gradClipMax, float* gradClipMin) {
+inline int fake_quantize_asym_backward(const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max,
+                                       const float* clip_min, const float* grad, float* grad_x, float* grad_clip_max,
+                                       float* grad_clip_min) {
   const float levels = static_cast<float>((1 << bits) - 1);
-  const float factorMax = clipMax ? sigmoid1(*clipMax) : 1.0f;
-  const float factorMin = clipMin ? sigmoid1(*clipMin) : 1.0f;
-  double* sides = scratchOf<double>(0, 2 * rows);
+  const float factor_max = clip_max ? sigmoid1(*clip_max) : 1.0f;
+  const float factor_min = clip_min ? sigmoid1(*clip_min) : 1.0f;
+  double* sides = scratch_of<double>(0, 2 * rows);
   if (!sides) return fail(PL_OUT_OF_MEMORY, "fake_quantize_asym_backward: no memory for %lld rows", (long long)rows);
-  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     const vf top = splat(levels);
     for (int64_t r = begin; r < end; ++r) {
       const float* xr = x + r * cols;
       const float* gr = grad + r * cols;
-      float* gx = gradX + r * cols;
-      const AsymmetricRange a = asymmetricRange(xr, cols, factorMax, factorMin, levels);
-      const double gradScale = sumRow(cols, [&](int64_t i, int64_t count) {
-        const vf ratio = loadUpTo(xr + i, count) / a.scale;
-        const vf shifted = roundEvenClamped(ratio) + a.zero;
+      float* gx = grad_x + r * cols;
+      const AsymmetricRange a = asymmetric_range(xr, cols, factor_max, factor_min, levels);
+      const double grad_scale = sum_row(cols, [&](int64_t i, int64_t count) {
+        const vf ratio = load_up_to(xr + i, count) / a.scale;
+        const vf shifted = round_even_clamped(ratio) + a.zero;
         const auto inside = (shifted <= top) & (shifted >= vf{});
-        const vf g = loadUpTo(gr + i, count);
+        const vf g = load_up_to(gr + i, count);
         const vf through = inside ? g : vf{};
         if (count >= VL) store(gx + i, through);
         else store_part(gx + i, through, count);
         const vf q = vmin(vmax(shifted, vf{}), top);
         return g * (q - a.zero) - through * ratio;
       });
-      const double d = a.empty ? 0.0 : gradScale / levels;
+      const double d = a.empty ? 0.0 : grad_scale / levels;
       sides[2 * r] = d * a.max;
       sides[2 * r + 1] = -d * a.min;
-      if (a.max > 0.0f) spreadOverTies(xr, cols, a.max, static_cast<float>(d * factorMax), gx);
-      if (a.min < 0.0f) spreadOverTies(xr, cols, a.min, static_cast<float>(-d * factorMin), gx);
+      if (a.max > 0.0f) spread_over_ties(xr, cols, a.max, static_cast<float>(d * factor_max), gx);
+      if (a.min < 0.0f) spread_over_ties(xr, cols, a.min, static_cast<float>(-d * factor_min), gx);
     }
   });
-  double sumMax = 0, sumMin = 0;
+  double sum_max = 0, sum_min = 0;
   for (int64_t r = 0; r < rows; ++r) {
-    sumMax += sides[2 * r];
-    sumMin += sides[2 * r + 1];
+    sum_max += sides[2 * r];
+    sum_min += sides[2 * r + 1];
   }
-  if (gradClipMax) *gradClipMax = static_cast<float>(sumMax * factorMax * (1.0 - factorMax));
-  if (gradClipMin) *gradClipMin = static_cast<float>(sumMin * factorMin * (1.0 - factorMin));
+  if (grad_clip_max) *grad_clip_max = static_cast<float>(sum_max * factor_max * (1.0 - factor_max));
+  if (grad_clip_min) *grad_clip_min = static_cast<float>(sum_min * factor_min * (1.0 - factor_min));
   return 0;
 }
 
-inline int clip_rows(const float* x, int64_t rows, int64_t cols, const float* clipMax,
-                     const float* clipMin, float* out) {
-  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+inline int clip_rows(const float* x, int64_t rows, int64_t cols, const float* clip_max, const float* clip_min,
+                     float* out) {
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const Extremes e = rowExtremes(x + r * cols, cols);
-      const vf hi = splat(e.hi * sigmoid1(clipMax[r])), lo = splat(e.lo * sigmoid1(clipMin[r]));
-      mapLanes(x + r * cols, out + r * cols, cols, [&](vf v) { return vmin(vmax(v, lo), hi); });
+      const Extremes e = row_extremes(x + r * cols, cols);
+      const vf hi = splat(e.hi * sigmoid1(clip_max[r])), lo = splat(e.lo * sigmoid1(clip_min[r]));
+      map_lanes(x + r * cols, out + r * cols, cols, [&](vf v) { return vmin(vmax(v, lo), hi); });
     }
   });
   return 0;
 }
 
-inline int clip_rows_backward(const float* x, int64_t rows, int64_t cols, const float* clipMax,
-                              const float* clipMin, const float* grad, float* gradX, float* gradClipMax,
-                              float* gradClipMin) {
-  parallel_ranges(rows, rowGrain(cols), [&](int64_t begin, int64_t end) {
+inline int clip_rows_backward(const float* x, int64_t rows, int64_t cols, const float* clip_max, const float* clip_min,
+                              const float* grad, float* grad_x, float* grad_clip_max, float* grad_clip_min) {
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* xr = x + r * cols;
       const float* gr = grad + r * cols;
-      float* gx = gradX + r * cols;
-      const Extremes e = rowExtremes(xr, cols);
-      const float factorMax = sigmoid1(clipMax[r]), factorMin = sigmoid1(clipMin[r]);
-      const vf hi = splat(e.hi * factorMax), lo = splat(e.lo * factorMin);
-      double gradLo = 0;
-      const double gradHi = sumRow(cols, [&](int64_t i, int64_t count) {
-        const vf v = loadUpTo(xr + i, count), g = loadUpTo(gr + i, count);
+      float* gx = grad_x + r * cols;
+      const Extremes e = row_extremes(xr, cols);
+      const float factor_max = sigmoid1(clip_max[r]), factor_min = sigmoid1(clip_min[r]);
+      const vf hi = splat(e.hi * factor_max), lo = splat(e.lo * factor_min);
+      double grad_lo = 0;
+      const double grad_hi = sum_row(cols, [&](int64_t i, int64_t count) {
+        const vf v = load_up_to(xr + i, count), g = load_up_to(gr + i, count);
         // Clamp is min(max(x, lo), hi): should the bounds cross, the upper one wins.
         const auto above = vmax(v, lo) > hi;
         const auto below = (v < lo) & ~above;
@@ -312,15 +308,15 @@ inline int clip_rows_backward(const float* x, int64_t rows, int64_t cols, const 
         else store_part(gx + i, through, count);
         return above ? g : vf{};
       });
-      gradLo = sumRow(cols, [&](int64_t i, int64_t count) {
-        const vf v = loadUpTo(xr + i, count), g = loadUpTo(gr + i, count);
+      grad_lo = sum_row(cols, [&](int64_t i, int64_t count) {
+        const vf v = load_up_to(xr + i, count), g = load_up_to(gr + i, count);
         const auto above = vmax(v, lo) > hi;
         return (v < lo) & ~above ? g : vf{};
       });
-      spreadOverTies(xr, cols, e.hi, static_cast<float>(gradHi * factorMax), gx);
-      spreadOverTies(xr, cols, e.lo, static_cast<float>(gradLo * factorMin), gx);
-      if (gradClipMax) gradClipMax[r] = static_cast<float>(gradHi * e.hi * factorMax * (1.0 - factorMax));
-      if (gradClipMin) gradClipMin[r] = static_cast<float>(gradLo * e.lo * factorMin * (1.0 - factorMin));
+      spread_over_ties(xr, cols, e.hi, static_cast<float>(grad_hi * factor_max), gx);
+      spread_over_ties(xr, cols, e.lo, static_cast<float>(grad_lo * factor_min), gx);
+      if (grad_clip_max) grad_clip_max[r] = static_cast<float>(grad_hi * e.hi * factor_max * (1.0 - factor_max));
+      if (grad_clip_min) grad_clip_min[r] = static_cast<float>(grad_lo * e.lo * factor_min * (1.0 - factor_min));
     }
   });
   return 0;

@@ -10,7 +10,7 @@ struct Extremes {
 };
 
 /** Smallest and largest element of a row. */
-PL_INLINE Extremes rowExtremes(const float* x, int64_t n) {
+PL_INLINE Extremes row_extremes(const float* x, int64_t n) {
   vf lo = splat(x[0]), hi = lo;
   int64_t i = 0;
   for (; i + VL <= n; i += VL) {
@@ -23,11 +23,11 @@ PL_INLINE Extremes rowExtremes(const float* x, int64_t n) {
     lo = vmin(lo, v);
     hi = vmax(hi, v);
   }
-  return {minLanes(lo), maxLanes(hi)};
+  return {min_lanes(lo), max_lanes(hi)};
 }
 
 /** Adds `grad` to the elements that equal `value`, shared equally; nearly always there is one. */
-static inline void spreadOverTies(const float* x, int64_t n, float value, float grad, float* gradX) {
+static inline void spread_over_ties(const float* x, int64_t n, float value, float grad, float* grad_x) {
   if (grad == 0.0f) return;
   vi indices;
   for (int l = 0; l < VL; ++l) indices[l] = l;
@@ -50,11 +50,11 @@ static inline void spreadOverTies(const float* x, int64_t n, float value, float 
   if (ties == 0) return;
   // The sum of the places of a single tie is its place.
   if (ties == 1) {
-    gradX[place] += grad;
+    grad_x[place] += grad;
     return;
   }
   const float share = grad / static_cast<float>(ties);
-  for (i = 0; i < n; ++i) gradX[i] += x[i] == value ? share : 0.0f;
+  for (i = 0; i < n; ++i) grad_x[i] += x[i] == value ? share : 0.0f;
 }
 
 /**
@@ -63,7 +63,7 @@ static inline void spreadOverTies(const float* x, int64_t n, float value, float 
  * lanes past `count` zero.
  */
 template <class F>
-PL_INLINE double sumRow(int64_t n, F f) {
+PL_INLINE double sum_row(int64_t n, F f) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += 4096) {
     const int64_t end = n - begin > 4096 ? begin + 4096 : n;
@@ -74,14 +74,12 @@ PL_INLINE double sumRow(int64_t n, F f) {
       b += f(i + VL, static_cast<int64_t>(VL));
     }
     for (; i < end; i += VL) a += f(i, end - i < VL ? end - i : static_cast<int64_t>(VL));
-    total += static_cast<double>(sumLanes(a + b));
+    total += static_cast<double>(sum_lanes(a + b));
   }
   return total;
 }
 
 /** A vector at x+i of which `count` lanes are valid and the others zero. */
-PL_INLINE vf loadUpTo(const float* x, int64_t count) {
-  return count >= VL ? load(x) : load_part(x, count);
-}
+PL_INLINE vf load_up_to(const float* x, int64_t count) { return count >= VL ? load(x) : load_part(x, count); }
 
 }  // namespace planish::PL_LEVEL

@@ -13,94 +13,96 @@
 namespace planish::PL_LEVEL {
 
 /** `count` rows of the site's input, before its transform. */
-static inline void siteInput(int32_t input, int32_t op, const float* x, const float* x2, int64_t count, int64_t width,
-                             const float* gain, const float* bias, float epsilon, float* out) {
+static inline void site_input(int32_t input, int32_t op, const float* x, const float* x2, int64_t count, int64_t width,
+                              const float* gain, const float* bias, float epsilon, float* out) {
   const int64_t length = count * width;
   switch (input) {
     case SITE_INPUT_RMS:
     case SITE_INPUT_LAYER:
       norm(input == SITE_INPUT_LAYER ? NORM_KIND_LAYER : 0, x, count, width, gain, bias, epsilon, out);
       return;
-    case SITE_INPUT_ACTIVATION:
-      unary(op, x, length, out);
-      return;
+    case SITE_INPUT_ACTIVATION: unary(op, x, length, out); return;
     case SITE_INPUT_GATED:
       if (op == UNARY_OP_SILU) {
         silu_mul(x, x2, length, out);
       } else {
         unary(op, x, length, out);
-        mapLanes2(out, x2, out, length, [](vf a, vf b) { return a * b; });
+        map_lanes2(out, x2, out, length, [](vf a, vf b) { return a * b; });
       }
       return;
-    default:
-      std::memcpy(out, x, static_cast<size_t>(length) * 4);
+    default: std::memcpy(out, x, static_cast<size_t>(length) * 4);
   }
 }
 
 /** Codes of one row with its extremes known, as quantize_rows writes them; returns the scale. */
-PL_INLINE float quantizeRow(const float* x, int64_t cols, Extremes e, float factorMax, float factorMin, float qmax,
-                                   int8_t* codes) {
+PL_INLINE float quantize_row(const float* x, int64_t cols, Extremes e, float factor_max, float factor_min, float qmax,
+                             int8_t* codes) {
   const float hi = e.hi > 0.0f ? e.hi : 0.0f, lo = e.lo < 0.0f ? e.lo : 0.0f;
-  const float top = hi * factorMax, low = -(lo * factorMin);
-  const float s = flooredScale((top > low ? top : low) / qmax, 0.0f);
+  const float top = hi * factor_max, low = -(lo * factor_min);
+  const float s = floored_scale((top > low ? top : low) / qmax, 0.0f);
   const vf sv = splat(s), most = splat(qmax), least = splat(-qmax - 1.0f);
-  for (int64_t i = codesByReciprocal(x, cols, s, qmax, codes); i < cols; i += VL) {
+  for (int64_t i = codes_by_reciprocal(x, cols, s, qmax, codes); i < cols; i += VL) {
     const int64_t count = cols - i;
-    storeCodes(codes + i, roundEven(vmin(vmax(loadUpTo(x + i, count) / sv, least), most)), count);
+    store_codes_up_to(codes + i, round_even(vmin(vmax(load_up_to(x + i, count) / sv, least), most)), count);
   }
   return s;
 }
 
 /**
- * x (and x2): [rows, nLeft·nRight]. left, right: null for none. bits below 16: `sets` sets of codes [sets][capacity, width]
+ * x (and x2): [rows, n_left·n_right]. left, right: null for none. bits below 16: `sets` sets of codes [sets][capacity, width]
  * and scales [sets][capacity] with capacity ≥ rows, one for each pair of clipping logits in `clips` [sets][2] (+∞ clips nothing). 16 bits: the
  * transformed rows go to `out`.
  */
-inline int site(int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t nLeft, int64_t nRight,
-                const float* gain, const float* bias, float epsilon, const float* left, const float* right, int32_t bits,
-                int64_t sets, int64_t capacity, const float* clips, int8_t* codes, float* scale, float* out) {
-  if (input < SITE_INPUT_PLAIN || input > SITE_INPUT_GATED) return fail(PL_BAD_ARGUMENT, "site: unknown input %d", input);
-  if (input >= SITE_INPUT_ACTIVATION && (op < 0 || op >= UNARY_OP_COUNT)) return fail(PL_BAD_ARGUMENT, "site: unknown operation %d", op);
-  if (bits < 2 || (bits > 8 && bits != 16)) return fail(PL_BAD_ARGUMENT, "site: activations of %d bits; give 2 … 8, or 16", bits);
-  const int64_t width = nLeft * nRight, ld = padded(nRight);
-  float* const rightSpace = right ? scratchOf<float>(4, nRight * ld) : nullptr;
-  if (right && !rightSpace) return fail(PL_OUT_OF_MEMORY, "site: no memory for a %lld-wide factor", (long long)nRight);
-  const float* const rightRows = right ? paddedFactor(right, nRight, false, rightSpace) : nullptr;
+inline int site(int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t n_left,
+                int64_t n_right, const float* gain, const float* bias, float epsilon, const float* left,
+                const float* right, int32_t bits, int64_t sets, int64_t capacity, const float* clips, int8_t* codes,
+                float* scale, float* out) {
+  if (input < SITE_INPUT_PLAIN || input > SITE_INPUT_GATED)
+    return fail(PL_BAD_ARGUMENT, "site: unknown input %d", input);
+  if (input >= SITE_INPUT_ACTIVATION && (op < 0 || op >= UNARY_OP_COUNT))
+    return fail(PL_BAD_ARGUMENT, "site: unknown operation %d", op);
+  if (bits < 2 || (bits > 8 && bits != 16))
+    return fail(PL_BAD_ARGUMENT, "site: activations of %d bits; give 2 … 8, or 16", bits);
+  const int64_t width = n_left * n_right, ld = padded(n_right);
+  float* const right_space = right ? scratch_of<float>(4, n_right * ld) : nullptr;
+  if (right && !right_space)
+    return fail(PL_OUT_OF_MEMORY, "site: no memory for a %lld-wide factor", (long long)n_right);
+  const float* const right_rows = right ? padded_factor(right, n_right, false, right_space) : nullptr;
   const bool transforms = left || right;
   const float qmax = static_cast<float>((1 << (bits - 1)) - 1);
-  const int64_t block = kroneckerBlock(width);
+  const int64_t block = kronecker_block(width);
   std::atomic<bool> starved{false};
   parallel_ranges(rows, block, [&](int64_t begin, int64_t end) {
-    float* const entering = scratchOf<float>(5, block * (2 * width + (transforms ? nLeft * ld : 0)) + VL);
+    float* const entering = scratch_of<float>(5, block * (2 * width + (transforms ? n_left * ld : 0)) + VL);
     if (!entering) {
       starved.store(true, std::memory_order_relaxed);
       return;
     }
     float* const leaving = entering + block * width;
     float* const work = leaving + block * width;
-    if (transforms && ld != nRight) std::memset(work, 0, static_cast<size_t>(block * nLeft * ld) * 4);
+    if (transforms && ld != n_right) std::memset(work, 0, static_cast<size_t>(block * n_left * ld) * 4);
     for (int64_t r0 = begin; r0 < end; r0 += block) {
       const int64_t count = end - r0 < block ? end - r0 : block;
       const float* values = x + r0 * width;
       if (input != SITE_INPUT_PLAIN) {
-        siteInput(input, op, values, x2 ? x2 + r0 * width : nullptr, count, width, gain, bias, epsilon, entering);
+        site_input(input, op, values, x2 ? x2 + r0 * width : nullptr, count, width, gain, bias, epsilon, entering);
         values = entering;
       }
       if (bits == 16) {
-        transformRows(values, count, nLeft, nRight, left, rightRows, work, out + r0 * width);
+        transform_rows(values, count, n_left, n_right, left, right_rows, work, out + r0 * width);
         continue;
       }
       if (transforms) {
-        transformRows(values, count, nLeft, nRight, left, rightRows, work, leaving);
+        transform_rows(values, count, n_left, n_right, left, right_rows, work, leaving);
         values = leaving;
       }
       for (int64_t r = 0; r < count; ++r) {
         const float* const row = values + r * width;
-        const Extremes e = rowExtremes(row, width);
+        const Extremes e = row_extremes(row, width);
         for (int64_t set = 0; set < sets; ++set) {
-          const float factorMax = sigmoid1(clips[2 * set]), factorMin = sigmoid1(clips[2 * set + 1]);
+          const float factor_max = sigmoid1(clips[2 * set]), factor_min = sigmoid1(clips[2 * set + 1]);
           scale[set * capacity + r0 + r] =
-              quantizeRow(row, width, e, factorMax, factorMin, qmax, codes + (set * capacity + r0 + r) * width);
+              quantize_row(row, width, e, factor_max, factor_min, qmax, codes + (set * capacity + r0 + r) * width);
         }
       }
     }

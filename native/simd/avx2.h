@@ -107,9 +107,7 @@ PL_INLINE VF halves_at(const uint8_t* p) {
 PL_INLINE VF widen_bf16(const uint8_t* p) {
   return as_f(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
-PL_INLINE VF gather(const float* table, const int32_t* index) {
-  return _mm256_i32gather_ps(table, load_i(index), 4);
-}
+PL_INLINE VF gather(const float* table, const int32_t* index) { return _mm256_i32gather_ps(table, load_i(index), 4); }
 PL_INLINE VF square_root(VF x) {
   for (int l = 0; l < LANES; l++) x[l] = std::sqrt(x[l]);
   return x;

@@ -92,8 +92,7 @@ inline void multiply_bf16(int c, int a, int b) {
 
 inline void multiply_bytes(int c, int a, int b) {
   multiply<uint32_t>(c, a, b, [](uint32_t cell, const uint8_t* x, const uint8_t* y) {
-    for (int e = 0; e < 4; e++)
-      cell += static_cast<uint32_t>(static_cast<int8_t>(x[e]) * static_cast<int8_t>(y[e]));
+    for (int e = 0; e < 4; e++) cell += static_cast<uint32_t>(static_cast<int8_t>(x[e]) * static_cast<int8_t>(y[e]));
     return cell;
   });
 }

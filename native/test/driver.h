@@ -10,7 +10,7 @@ struct DriverCase {
   const char* name;
   int (*run)();
   const DriverCase* next;
-  DriverCase(const char* caseName, int (*function)());
+  DriverCase(const char* case_name, int (*function)());
 };
 
 inline const DriverCase*& driver_cases() {
@@ -18,7 +18,8 @@ inline const DriverCase*& driver_cases() {
   return first;
 }
 
-inline DriverCase::DriverCase(const char* caseName, int (*function)()) : name(caseName), run(function), next(driver_cases()) {
+inline DriverCase::DriverCase(const char* case_name, int (*function)())
+    : name(case_name), run(function), next(driver_cases()) {
   driver_cases() = this;
 }
 

@@ -21,9 +21,9 @@ int packed(int kind, int64_t m, int64_t n, int64_t k, bool extras) {
   Floats out(static_cast<size_t>(m * n));
   const void* left = kind < 2 ? static_cast<const void*>(a_codes.data()) : a.data();
   const bool scaled = extras || kind < 2;
-  if (const int code = pl_packed_matmul(kind, m, n, k, left, kind < 2 ? a_scale.data() : nullptr, weights.data(),
-                                        scaled ? b_scale.data() : nullptr, extras ? bias.data() : nullptr, out.data(),
-                                        extras))
+  if (const int code =
+          pl_packed_matmul(kind, m, n, k, left, kind < 2 ? a_scale.data() : nullptr, weights.data(),
+                           scaled ? b_scale.data() : nullptr, extras ? bias.data() : nullptr, out.data(), extras))
     return code;
   if (kind < 5) return 0;
   const std::vector<int32_t> ids{static_cast<int32_t>(n - 1), 0};
@@ -32,7 +32,7 @@ int packed(int kind, int64_t m, int64_t n, int64_t k, bool extras) {
 }
 
 DriverCase packed_products("packed products", [] {
-  const int64_t sizes[][3] = {{1, 1, 1},  {1, 33, 63}, {2, 65, 64},  {4, 64, 7},  {5, 17, 130},
+  const int64_t sizes[][3] = {{1, 1, 1},    {1, 33, 63},   {2, 65, 64},    {4, 64, 7},  {5, 17, 130},
                               {13, 96, 65}, {17, 31, 257}, {70, 130, 129}, {16, 33, 31}};
   for (int kind = 0; kind < 7; kind++)
     for (const auto& s : sizes)
@@ -56,8 +56,8 @@ DriverCase extremes("packed products of extreme codes over long sums", [] {
           std::vector<uint8_t> weights(static_cast<size_t>(bytes));
           Floats out(static_cast<size_t>(m * n));
           if (const int failed = pl_pack_weights(kind, n, k, codes.data(), weights.data())) return failed;
-          if (const int failed = pl_packed_matmul(kind, m, n, k, a.data(), ones.data(), weights.data(), ones.data(), nullptr,
-                                                  out.data(), 0))
+          if (const int failed = pl_packed_matmul(kind, m, n, k, a.data(), ones.data(), weights.data(), ones.data(),
+                                                  nullptr, out.data(), 0))
             return failed;
           for (const float value : out)
             if (value != static_cast<float>(k * a_code * code)) return 1;
@@ -102,17 +102,18 @@ int cache(int64_t heads, int64_t kv, int64_t dim, int bits, int64_t window, int 
   const float* const square = extras ? matrix.data() : nullptr;
   Floats out(q.size());
   if (const int code = pl_cache_write(2, table.data(), pages.data(), heads, kv, dim, q.data(), k.data(), v.data(), norm,
-                                      norm, 1e-5f, table_of, table_of, square, square, extras ? 8 : 16, bits, clips.data(),
-                                      memory.data(), page_bytes))
+                                      norm, 1e-5f, table_of, table_of, square, square, extras ? 8 : 16, bits,
+                                      clips.data(), memory.data(), page_bytes))
     return code;
-  if (const int code = pl_paged_attention(2, table.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f, q.data(), bits,
-                                          memory.data(), page_bytes, out.data()))
+  if (const int code =
+          pl_paged_attention(2, table.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f,
+                             q.data(), bits, memory.data(), page_bytes, out.data()))
     return code;
   // Their last tokens alone: tasks that threads share.
   const std::vector<int32_t> last{0, 1, 69, 0, 1, 1, 66, 2};
   Floats queries(static_cast<size_t>(2 * heads * dim), 0.5f), mixed(queries.size());
-  return pl_paged_attention(2, last.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f, queries.data(), bits, memory.data(),
-                            page_bytes, mixed.data());
+  return pl_paged_attention(2, last.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f,
+                            queries.data(), bits, memory.data(), page_bytes, mixed.data());
 }
 
 DriverCase caches("the paged cache and attention over it", [] {

@@ -6,30 +6,32 @@ namespace {
 using Floats = std::vector<float>;
 
 DriverCase attention_case("attention and its gradient", [] {
-  const int64_t sizes[][6] = {{1, 1, 1, 1, 1, 1},     {2, 4, 2, 5, 7, 7},      {1, 3, 1, 17, 65, 65},
-                              {1, 5, 2, 33, 3, 130},  {2, 2, 2, 64, 131, 70},  {1, 6, 3, 24, 49, 200}};
+  const int64_t sizes[][6] = {{1, 1, 1, 1, 1, 1},    {2, 4, 2, 5, 7, 7},     {1, 3, 1, 17, 65, 65},
+                              {1, 5, 2, 33, 3, 130}, {2, 2, 2, 64, 131, 70}, {1, 6, 3, 24, 49, 200}};
   for (const auto& s : sizes)
     for (int half = 0; half < 2; half++)
       for (int64_t window : {0, 20}) {
         const int64_t batch = s[0], heads = s[1], kv = s[2], dim = s[3], queries = s[4], keys = s[5];
-        const int64_t qCount = batch * queries * heads * dim, kCount = batch * keys * kv * dim;
-        const auto q = pattern<float>(qCount), k = pattern<float>(kCount), v = pattern<float>(kCount);
-        const auto grad = pattern<float>(qCount);
-        Floats out(qCount), lse(batch * heads * queries), gradQ(qCount), gradK(kCount), gradV(kCount);
+        const int64_t q_count = batch * queries * heads * dim, k_count = batch * keys * kv * dim;
+        const auto q = pattern<float>(q_count), k = pattern<float>(k_count), v = pattern<float>(k_count);
+        const auto grad = pattern<float>(q_count);
+        Floats out(q_count), lse(batch * heads * queries), grad_q(q_count), grad_k(k_count), grad_v(k_count);
         const int64_t qb = queries * heads * dim, qt = heads * dim, kb = keys * kv * dim, kt = kv * dim;
-        int code = pl_attention(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f, window > 0 ? 0.5f : 0.0f, q.data(), qb, qt, dim,
-                                k.data(), v.data(), kb, kt, dim, out.data(), qb, qt, dim, lse.data(), half);
+        int code = pl_attention(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f,
+                                window > 0 ? 0.5f : 0.0f, q.data(), qb, qt, dim, k.data(), v.data(), kb, kt, dim,
+                                out.data(), qb, qt, dim, lse.data(), half);
         if (code == 0)
-          code = pl_attention_backward(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f, window > 0 ? 0.5f : 0.0f, q.data(), qb, qt,
-                                       dim, k.data(), v.data(), kb, kt, dim, out.data(), grad.data(), qb, qt, dim,
-                                       lse.data(), gradQ.data(), gradK.data(), gradV.data(), half);
+          code = pl_attention_backward(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f,
+                                       window > 0 ? 0.5f : 0.0f, q.data(), qb, qt, dim, k.data(), v.data(), kb, kt, dim,
+                                       out.data(), grad.data(), qb, qt, dim, lse.data(), grad_q.data(), grad_k.data(),
+                                       grad_v.data(), half);
         if (code != 0) return code;
       }
   return 0;
 });
 
 DriverCase kronecker_case("Kronecker transform and its gradient", [] {
-  const int64_t sizes[][3] = {{1, 1, 1},   {3, 1, 5},   {7, 4, 6},    {65, 3, 24}, {33, 8, 16}, {5, 22, 32},
+  const int64_t sizes[][3] = {{1, 1, 1},    {3, 1, 5},  {7, 4, 6},    {65, 3, 24}, {33, 8, 16}, {5, 22, 32},
                               {40, 24, 24}, {2, 9, 64}, {19, 13, 13}, {3, 64, 65}, {300, 1, 20}};
   for (const auto& s : sizes)
     for (int parts = 0; parts < 8; parts++) {
@@ -39,14 +41,15 @@ DriverCase kronecker_case("Kronecker transform and its gradient", [] {
       const float* l = parts & 1 ? left.data() : nullptr;
       const float* r = parts & 2 ? right.data() : nullptr;
       const float* d = parts & 4 ? diag.data() : nullptr;
-      Floats out(n), gradX(n), gradLeft(a * a), gradRight(b * b), gradDiag(a * b);
+      Floats out(n), grad_x(n), grad_left(a * a), grad_right(b * b), grad_diag(a * b);
       int code = pl_kronecker(x.data(), rows, a, b, l, r, d, out.data());
       if (code == 0)
-        code = pl_kronecker_backward(x.data(), rows, a, b, l, r, d, grad.data(), gradX.data(), l ? gradLeft.data() : nullptr,
-                                     r ? gradRight.data() : nullptr, d ? gradDiag.data() : nullptr);
+        code = pl_kronecker_backward(x.data(), rows, a, b, l, r, d, grad.data(), grad_x.data(),
+                                     l ? grad_left.data() : nullptr, r ? grad_right.data() : nullptr,
+                                     d ? grad_diag.data() : nullptr);
       if (code == 0)
         code = pl_kronecker_backward(x.data(), rows, a, b, l, r, d, grad.data(), nullptr, nullptr, nullptr,
-                                     d ? gradDiag.data() : nullptr);
+                                     d ? grad_diag.data() : nullptr);
       if (code != 0) return code;
     }
   return 0;
@@ -79,7 +82,8 @@ DriverCase rows_case("grids, norms and losses over rows", [] {
   for (int64_t rows : {1, 3, 70})
     for (int64_t cols : {1, 2, 15, 16, 17, 31, 33, 64, 100, 4099}) {
       const int64_t n = rows * cols;
-      const auto x = pattern<float>(n), y = pattern<float>(n), gain = pattern<float>(cols), clips = pattern<float>(rows);
+      const auto x = pattern<float>(n), y = pattern<float>(n), gain = pattern<float>(cols),
+                 clips = pattern<float>(rows);
       std::vector<int8_t> codes(n);
       std::vector<int32_t> ids(rows, 0);
       Floats scale(rows), out(n), other(n), column(rows), row(cols), second(cols), first(rows);
@@ -104,10 +108,15 @@ DriverCase rows_case("grids, norms and losses over rows", [] {
       code |= pl_softmax_kl(x.data(), y.data(), rows, cols, column.data(), out.data(), 0.5f);
       for (int keep = 1; keep < 4; keep++)
         code |= pl_reduce(rows, cols, x.data(), keep == 2 ? nullptr : y.data(), keep, 2,
-                          keep == 1 ? row.data() : keep == 2 ? column.data() : &up);
+                          keep == 1   ? row.data()
+                          : keep == 2 ? column.data()
+                                      : &up);
       for (int broadcast = 0; broadcast < 4; broadcast++)
         code |= pl_binary(broadcast % 3, rows, cols, x.data(),
-                          broadcast == 0 ? y.data() : broadcast == 1 ? gain.data() : broadcast == 2 ? clips.data() : &clip,
+                          broadcast == 0   ? y.data()
+                          : broadcast == 1 ? gain.data()
+                          : broadcast == 2 ? clips.data()
+                                           : &clip,
                           broadcast, out.data());
       if (cols % 2 == 0) {
         const auto table = pattern<float>(2 * cols / 2);
@@ -142,9 +151,9 @@ DriverCase matrices_case("inverse and Cayley", [] {
   for (int64_t n : {1, 2, 7, 16, 31, 33, 70}) {
     auto x = pattern<float>(n * n);
     for (int64_t i = 0; i < n; i++) x[i * n + i] += 10;
-    Floats out(n * n), gradSeed(n * n);
+    Floats out(n * n), grad_seed(n * n);
     int code = pl_inverse(x.data(), n, out.data()) | pl_cayley(x.data(), n, out.data());
-    code |= pl_cayley_backward(x.data(), n, out.data(), x.data(), gradSeed.data());
+    code |= pl_cayley_backward(x.data(), n, out.data(), x.data(), grad_seed.data());
     if (code != 0) return code;
   }
   return 0;
@@ -154,7 +163,8 @@ DriverCase gptq_case("gptq's factor and rounding", [] {
   for (int64_t n : {1, 3, 31, 32, 33, 70, 97})
     for (int64_t rows : {1, 5, 32, 33, 65}) {
       auto weight = pattern<double>(rows * n);
-      std::vector<double> moment(static_cast<size_t>(n * n), 0.5), factor(moment.size()), scale(static_cast<size_t>(rows), 7.0);
+      std::vector<double> moment(static_cast<size_t>(n * n), 0.5), factor(moment.size()),
+          scale(static_cast<size_t>(rows), 7.0);
       std::vector<int32_t> order(static_cast<size_t>(n));
       for (int64_t i = 0; i < n; i++) {
         moment[i * n + i] = 1 + static_cast<double>(i);

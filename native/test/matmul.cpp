@@ -15,7 +15,7 @@ int product(int64_t m, int64_t n, int64_t k, int64_t batch, int a_flags, int b_f
                    extras ? n_scale.data() : nullptr, extras ? bias.data() : nullptr, extras ? 0.5 : 1.0, flags);
 }
 
-const int64_t SIZES[][3] = {{1, 1, 1},   {1, 17, 33},  {3, 65, 17},  {5, 3, 255},  {8, 33, 1},   {9, 9, 9},
+const int64_t SIZES[][3] = {{1, 1, 1},    {1, 17, 33},  {3, 65, 17},  {5, 3, 255},  {8, 33, 1},    {9, 9, 9},
                             {13, 31, 64}, {17, 1, 130}, {33, 33, 65}, {12, 32, 16}, {31, 47, 129}, {67, 130, 1030}};
 
 DriverCase real_products("real matrix products", [] {
@@ -24,7 +24,8 @@ DriverCase real_products("real matrix products", [] {
       for (int b_flags = 0; b_flags < 4; b_flags++)
         for (int flags = 0; flags < 4; flags++) {
           const int64_t batch = size[0] * size[1] * size[2] < 4000 ? 3 : 1;
-          if (const int code = product(size[0], size[1], size[2], batch, a_flags, b_flags, flags, (a_flags + flags) % 2))
+          if (const int code =
+                  product(size[0], size[1], size[2], batch, a_flags, b_flags, flags, (a_flags + flags) % 2))
             return code;
         }
   return product(20, 20, 0, 1, 0, 0, 0, true);

@@ -40,25 +40,25 @@ struct InPlace {
   __device__ __forceinline__ uint4 values(int n) const {
     return *(const uint4*)(page + Page::VALUES + (n * 32 + threadIdx.x % 32) * 16);
   }
-  __device__ __forceinline__ u32 keyZero(int i) const {
+  __device__ __forceinline__ u32 key_zero(int i) const {
     return *(const u16*)(page + Page::KEY_ZERO + (8 * i + threadIdx.x % 32 / 4) * 2);
   }
-  __device__ __forceinline__ float keyScale(int i) const {
+  __device__ __forceinline__ float key_scale(int i) const {
     return *(const float*)(page + Page::KEY_SCALE + (8 * i + threadIdx.x % 32 / 4) * 4);
   }
-  __device__ __forceinline__ float valueScale(int i) const {
+  __device__ __forceinline__ float value_scale(int i) const {
     return *(const float*)(page + Page::VALUE_SCALE + (8 * i + threadIdx.x % 32 / 4) * 4);
   }
   // Of tokens 8j + 2t and 8j + 2t + 1.
-  __device__ __forceinline__ u32 valueZeros(int j) const {
+  __device__ __forceinline__ u32 value_zeros(int j) const {
     return *(const u32*)(page + Page::VALUE_ZERO + (8 * j + threadIdx.x % 4 * 2) * 2);
   }
   // 16 bits: columns 32c + 8t … of token 8i + g's key; tokens 16u + 2t, 16u + 8 + 2t and the ones after them at column 8n + g.
-  __device__ __forceinline__ uint4 keyHalves(int i, int c) const {
+  __device__ __forceinline__ uint4 key_halves(int i, int c) const {
     const int lane = threadIdx.x % 32;
     return *(const uint4*)(page + Page::KEYS + ((8 * i + lane / 4) * DIM + c * 32 + lane % 4 * 8) * 2);
   }
-  __device__ __forceinline__ uint2 valueHalves(int n, int u) const {
+  __device__ __forceinline__ uint2 value_halves(int n, int u) const {
     return *(const uint2*)(page + Page::VALUES + (((n * 2 + u / 2) * 32 + threadIdx.x % 32) * 4 + u % 2 * 2) * 4);
   }
 };
@@ -66,8 +66,8 @@ struct InPlace {
 // The same in registers, all asked for before anything is needed (4 bits). Scales and zero points are with lanes l of tokens l
 // and l + 32, and pairs of values' zero points in order; with every lane that needs them they were more than registers hold.
 struct Held {
-  u32 words[8][KEY_WORDS], keyZeros[2], valueZeroPairs;
-  float keyScales[2], valueScales[2];
+  u32 words[8][KEY_WORDS], key_zeros[2], value_zero_pairs;
+  float key_scales[2], value_scales[2];
   uint4 columns[DIM / 16];
 
   __device__ __forceinline__ void load(const InPlace& from) {
@@ -77,17 +77,17 @@ struct Held {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const int token = 32 * h + lane;
-      keyZeros[h] = *(const u16*)(from.page + Page::KEY_ZERO + token * 2);
-      keyScales[h] = *(const float*)(from.page + Page::KEY_SCALE + token * 4);
-      valueScales[h] = *(const float*)(from.page + Page::VALUE_SCALE + token * 4);
+      key_zeros[h] = *(const u16*)(from.page + Page::KEY_ZERO + token * 2);
+      key_scales[h] = *(const float*)(from.page + Page::KEY_SCALE + token * 4);
+      value_scales[h] = *(const float*)(from.page + Page::VALUE_SCALE + token * 4);
     }
-    valueZeroPairs = *(const u32*)(from.page + Page::VALUE_ZERO + lane * 4);
+    value_zero_pairs = *(const u32*)(from.page + Page::VALUE_ZERO + lane * 4);
 #pragma unroll
     for (int n = 0; n < DIM / 16; n++) columns[n] = from.values(n);
   }
   // Of token 8i + g.
   template <class T>
-  static __device__ __forceinline__ T ofToken(const T (&each)[2], int i) {
+  static __device__ __forceinline__ T of_token(const T (&each)[2], int i) {
     return __shfl_sync(FULL_MASK, each[i / 4], 8 * (i % 4) + threadIdx.x % 32 / 4);
   }
   __device__ __forceinline__ void key(int i, u32 (&to)[KEY_WORDS]) const {
@@ -95,10 +95,12 @@ struct Held {
     for (int j = 0; j < KEY_WORDS; j++) to[j] = words[i][j];
   }
   __device__ __forceinline__ uint4 values(int n) const { return columns[n]; }
-  __device__ __forceinline__ u32 keyZero(int i) const { return ofToken(keyZeros, i); }
-  __device__ __forceinline__ float keyScale(int i) const { return ofToken(keyScales, i); }
-  __device__ __forceinline__ float valueScale(int i) const { return ofToken(valueScales, i); }
-  __device__ __forceinline__ u32 valueZeros(int j) const { return __shfl_sync(FULL_MASK, valueZeroPairs, 4 * j + threadIdx.x % 4); }
+  __device__ __forceinline__ u32 key_zero(int i) const { return of_token(key_zeros, i); }
+  __device__ __forceinline__ float key_scale(int i) const { return of_token(key_scales, i); }
+  __device__ __forceinline__ float value_scale(int i) const { return of_token(value_scales, i); }
+  __device__ __forceinline__ u32 value_zeros(int j) const {
+    return __shfl_sync(FULL_MASK, value_zero_pairs, 4 * j + threadIdx.x % 4);
+  }
 };
 
 // What a warp has of its pages so far; `total` only of this thread's tokens.
@@ -119,7 +121,7 @@ __device__ __forceinline__ void clear(Sums& sums) {
 
 // Queries as operand B: columns 2h and 2h + 1 of a tile are a head and its tail. Rows are reordered as keys are kept: of step s,
 // columns 4s … 4s + 3 of a thread's quarter (4 bits), or of its pieces of eight (16 bits).
-__device__ __forceinline__ void loadQueries(u32 (&q)[DIM / 16][TILES][2], const float* from, int heads, float scale) {
+__device__ __forceinline__ void load_queries(u32 (&q)[DIM / 16][TILES][2], const float* from, int heads, float scale) {
   const int lane = threadIdx.x % 32, head = lane / 8, t4 = lane % 4;
   const bool tail = lane / 4 % 2;
 #pragma unroll
@@ -130,16 +132,18 @@ __device__ __forceinline__ void loadQueries(u32 (&q)[DIM / 16][TILES][2], const 
       f4 x = {0.f, 0.f, 0.f, 0.f};
       if (4 * t + head < heads) x = *(const f4*)(from + (4 * t + head) * DIM + column);
       // Not to be fused with the tails' differences in one kernel and left alone in another.
-      x.x = __fmul_rn(x.x, scale), x.y = __fmul_rn(x.y, scale), x.z = __fmul_rn(x.z, scale), x.w = __fmul_rn(x.w, scale);
-      const u32 low = packHalf(x.x, x.y), high = packHalf(x.z, x.w);
-      q[s][t][0] = tail ? packTail(x.x, x.y, low) : low;
-      q[s][t][1] = tail ? packTail(x.z, x.w, high) : high;
+      x.x = __fmul_rn(x.x, scale), x.y = __fmul_rn(x.y, scale), x.z = __fmul_rn(x.z, scale),
+      x.w = __fmul_rn(x.w, scale);
+      const u32 low = pack_half(x.x, x.y), high = pack_half(x.z, x.w);
+      q[s][t][0] = tail ? pack_tail(x.x, x.y, low) : low;
+      q[s][t][1] = tail ? pack_tail(x.z, x.w, high) : high;
     }
 }
 
 // A page of which tokens `hidden` … `here` − 1 are seen.
 template <class Source>
-__device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DIM / 16][TILES][2], Sums& sums, int here, int hidden) {
+__device__ __forceinline__ void attend_page(const Source& page, const u32 (&q)[DIM / 16][TILES][2], Sums& sums,
+                                            int here, int hidden) {
   const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   float weight[8][TILES], inverse[8], highest[TILES];
   const u32 magic = halves1024();
@@ -153,8 +157,8 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         page.key(2 * j + h, words[h]);
-        const u32 z = page.keyZero(2 * j + h);
-        zeroForms(z | z << 16, zero[h], zero16[h]);
+        const u32 z = page.key_zero(2 * j + h);
+        zero_forms(z | z << 16, zero[h], zero16[h]);
       }
 #pragma unroll
       for (int s = 0; s < DIM / 16; s++) {
@@ -162,18 +166,19 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
 #pragma unroll
         for (int p = 0; p < 2; p++)
 #pragma unroll
-          for (int h = 0; h < 2; h++) a[2 * p + h] = nibblePair(words[h][s / 2], s % 2 * 2 + p, zero[h], zero16[h], magic);
+          for (int h = 0; h < 2; h++)
+            a[2 * p + h] = nibble_pair(words[h][s / 2], s % 2 * 2 + p, zero[h], zero16[h], magic);
 #pragma unroll
-        for (int t = 0; t < TILES; t++) mmaHalf(c[t], a, q[s][t][0], q[s][t][1]);
+        for (int t = 0; t < TILES; t++) mma_half(c[t], a, q[s][t][0], q[s][t][1]);
       }
     } else {
 #pragma unroll
       for (int s = 0; s < DIM / 16; s += 2) {
-        const uint4 w = page.keyHalves(2 * j, s / 2), x = page.keyHalves(2 * j + 1, s / 2);
+        const uint4 w = page.key_halves(2 * j, s / 2), x = page.key_halves(2 * j + 1, s / 2);
         const u32 a[2][4] = {{w.x, x.x, w.y, x.y}, {w.z, x.z, w.w, x.w}};
 #pragma unroll
         for (int t = 0; t < TILES; t++)
-          mmaHalf(c[t], a[0], q[s][t][0], q[s][t][1]), mmaHalf(c[t], a[1], q[s + 1][t][0], q[s + 1][t][1]);
+          mma_half(c[t], a[0], q[s][t][0], q[s][t][1]), mma_half(c[t], a[1], q[s + 1][t][0], q[s + 1][t][1]);
       }
     }
 #pragma unroll
@@ -184,8 +189,8 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
       float scale = 1.f, shift = 0.f;
       inverse[i] = 1.f;
       if (BITS == 4) {
-        const float of = page.valueScale(i);
-        scale = page.keyScale(i), shift = __log2f(of), inverse[i] = reciprocal(of);
+        const float of = page.value_scale(i);
+        scale = page.key_scale(i), shift = __log2f(of), inverse[i] = reciprocal(of);
       }
       if (!seen) inverse[i] = 0.f;
 #pragma unroll
@@ -201,9 +206,10 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
 #pragma unroll
   for (int t = 0; t < TILES; t++) {
 #pragma unroll
-    for (int offset = 4; offset < 32; offset *= 2) highest[t] = fmaxf(highest[t], __shfl_xor_sync(FULL_MASK, highest[t], offset));
+    for (int offset = 4; offset < 32; offset *= 2)
+      highest[t] = fmaxf(highest[t], __shfl_xor_sync(FULL_MASK, highest[t], offset));
     const float before = sums.top[t], top = fmaxf(before, highest[t]);
-    const float shrink = before == -INFINITE ? 0.f : powerOf2(before - top);
+    const float shrink = before == -INFINITE ? 0.f : power_of2(before - top);
     sums.top[t] = top, sums.total[t] *= shrink;
 #pragma unroll
     for (int n = 0; n < DIM / 16; n++)
@@ -211,12 +217,13 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
       for (int c = 0; c < 4; c++) sums.o[n][t][c] *= shrink;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      weight[i][t] = top == -INFINITE ? 0.f : powerOf2(weight[i][t] - top);
+      weight[i][t] = top == -INFINITE ? 0.f : power_of2(weight[i][t] - top);
       sums.total[t] = fmaf(weight[i][t], inverse[i], sums.total[t]);
     }
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
-      const u32 head = packSmall(weight[i][t], weight[i + 1][t]), tail = packTail(weight[i][t], weight[i + 1][t], head);
+      const u32 head = pack_small(weight[i][t], weight[i + 1][t]),
+                tail = pack_tail(weight[i][t], weight[i + 1][t], head);
       p[i][t] = transposed(__byte_perm(head, tail, 0x5410));
       p[i + 1][t] = transposed(__byte_perm(head, tail, 0x7632));
     }
@@ -224,7 +231,7 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
   u32 zero[8], zero16[8];
   if (BITS == 4) {
 #pragma unroll
-    for (int j = 0; j < 8; j++) zeroForms(page.valueZeros(j), zero[j], zero16[j]);
+    for (int j = 0; j < 8; j++) zero_forms(page.value_zeros(j), zero[j], zero16[j]);
   }
 #pragma unroll
   for (int n = 0; n < DIM / 16; n++) {
@@ -240,10 +247,10 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
       for (int h = 0; h < 2; h++) {
         if constexpr (BITS == 4) {
           const u32 word = words[2 * h + u / 2];
-          a[h] = nibblePair(word, 2 * u % 4, zero[2 * u], zero16[2 * u], magic);
-          a[2 + h] = nibblePair(word, 2 * u % 4 + 1, zero[2 * u + 1], zero16[2 * u + 1], magic);
+          a[h] = nibble_pair(word, 2 * u % 4, zero[2 * u], zero16[2 * u], magic);
+          a[2 + h] = nibble_pair(word, 2 * u % 4 + 1, zero[2 * u + 1], zero16[2 * u + 1], magic);
         } else {
-          const uint2 w = page.valueHalves(2 * n + h, u);
+          const uint2 w = page.value_halves(2 * n + h, u);
           a[h] = w.x, a[2 + h] = w.y;
           // 0 · infinity must not arise from what nobody wrote.
 #pragma unroll
@@ -255,13 +262,13 @@ __device__ __forceinline__ void attendPage(const Source& page, const u32 (&q)[DI
         }
       }
 #pragma unroll
-      for (int t = 0; t < TILES; t++) mmaHalf(sums.o[n][t], a, p[2 * u][t], p[2 * u + 1][t]);
+      for (int t = 0; t < TILES; t++) mma_half(sums.o[n][t], a, p[2 * u][t], p[2 * u + 1][t]);
     }
   }
 }
 
 // A warp's sums to shared memory: [head][HEAD_STRIDE], which keeps heads in banks of their own.
-__device__ __forceinline__ void shareSums(const Sums& sums, float* to, float* tops, float* totals, int heads) {
+__device__ __forceinline__ void share_sums(const Sums& sums, float* to, float* tops, float* totals, int heads) {
   const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
 #pragma unroll
   for (int t = 0; t < TILES; t++) {

@@ -11,18 +11,16 @@ constexpr int PER_THREAD = (GROUPS + PAGE_THREADS - 1) / PAGE_THREADS;
 
 struct Packed {
   uint4 keys[BITS == 4 ? PER_THREAD : 1], values[PER_THREAD];
-  u16 keyZero[PER_THREAD];
-  u32 valueZero[BITS == 4 ? 8 : 1];
-  float keyScale, valueScale;
+  u16 key_zero[PER_THREAD];
+  u32 value_zero[BITS == 4 ? 8 : 1];
+  float key_scale, value_scale;
 };
 
-__device__ __forceinline__ void copyAhead(u16* to, const u8* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(sharedAt(to)), "l"(from) : "memory");
+__device__ __forceinline__ void copy_ahead(u16* to, const u8* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_at(to)), "l"(from) : "memory");
 }
 
-__device__ __forceinline__ void waitForCopies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Tile::key(token, piece): where eight columns of a key go; Tile::value(row, piece): eight tokens of a value's column.
 // `here`: tokens of this page that were written; the others' scales become harmless. `keys`: where `unpack` will be told
@@ -35,18 +33,18 @@ __device__ __forceinline__ void fetch(Packed& p, const u8* page, int here, u16* 
     if (group >= GROUPS) break;
     const u8* const from = page + Page::KEYS + group * 16;
     if (BITS == 4) p.keys[BITS == 4 ? i : 0] = *(const uint4*)from;
-    else copyAhead(keys + Tile::key(group * 8 / DIM, group * 8 % DIM / 8), from);
+    else copy_ahead(keys + Tile::key(group * 8 / DIM, group * 8 % DIM / 8), from);
     p.values[i] = *(const uint4*)(page + Page::VALUES + group * 16);
-    if (BITS == 4) p.keyZero[i] = *(const u16*)(page + Page::KEY_ZERO + group * 32 / DIM * 2);
+    if (BITS == 4) p.key_zero[i] = *(const u16*)(page + Page::KEY_ZERO + group * 32 / DIM * 2);
   }
   if (BITS == 4) {
 #pragma unroll
     for (int j = 0; j < 8; j++)
-      p.valueZero[BITS == 4 ? j : 0] = *(const u32*)(page + Page::VALUE_ZERO + (8 * j + 2 * (threadIdx.x % 4)) * 2);
+      p.value_zero[BITS == 4 ? j : 0] = *(const u32*)(page + Page::VALUE_ZERO + (8 * j + 2 * (threadIdx.x % 4)) * 2);
     if (threadIdx.x < PAGE_TOKENS) {
       const bool written = threadIdx.x < here;
-      p.keyScale = written ? ((const float*)(page + Page::KEY_SCALE))[threadIdx.x] : 1.f;
-      p.valueScale = written ? ((const float*)(page + Page::VALUE_SCALE))[threadIdx.x] : 1.f;
+      p.key_scale = written ? ((const float*)(page + Page::KEY_SCALE))[threadIdx.x] : 1.f;
+      p.value_scale = written ? ((const float*)(page + Page::VALUE_SCALE))[threadIdx.x] : 1.f;
     }
   }
 }
@@ -67,7 +65,7 @@ __device__ __forceinline__ void unpack(Packed& p, u16* keys, u16* values, float*
     const int token = 2 * (threadIdx.x % 4);
     if (BITS == 4) {
 #pragma unroll
-      for (int j = 0; j < 8; j++) p.valueZero[BITS == 4 ? j : 0] &= written(token + 8 * j, here);
+      for (int j = 0; j < 8; j++) p.value_zero[BITS == 4 ? j : 0] &= written(token + 8 * j, here);
     } else {
 #pragma unroll
       for (int i = 0; i < PER_THREAD; i++) {
@@ -91,20 +89,21 @@ __device__ __forceinline__ void unpack(Packed& p, u16* keys, u16* values, float*
       const uint4 w = p.keys[BITS == 4 ? i : 0];
       const u32 k[4] = {turn ? w.z : w.x, turn ? w.w : w.y, turn ? w.x : w.z, turn ? w.y : w.w};
       u32 zero, zero16;
-      zeroPair(p.keyZero[i] | (u32)p.keyZero[i] << 16, zero, zero16);
+      zero_pair(p.key_zero[i] | (u32)p.key_zero[i] << 16, zero, zero16);
 #pragma unroll
       for (int n = 0; n < 4; n++)
         *(uint4*)(keys + Tile::key(token, piece + (n ^ turn))) =
-            make_uint4(nibblePair(k[n], 0, zero, zero16, magic), nibblePair(k[n], 1, zero, zero16, magic),
-                       nibblePair(k[n], 2, zero, zero16, magic), nibblePair(k[n], 3, zero, zero16, magic));
+            make_uint4(nibble_pair(k[n], 0, zero, zero16, magic), nibble_pair(k[n], 1, zero, zero16, magic),
+                       nibble_pair(k[n], 2, zero, zero16, magic), nibble_pair(k[n], 3, zero, zero16, magic));
       const int t = group % 4, first = group / 32 * 16 + group / 4 % 8;
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         u32 less, less16;
-        zeroPair(p.valueZero[BITS == 4 ? j : 0], less, less16);
+        zero_pair(p.value_zero[BITS == 4 ? j : 0], less, less16);
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          *(u32*)(values + Tile::value(first + 8 * half, j) + 2 * t) = nibblePair(v[2 * half + j / 4], j % 4, less, less16, magic);
+          *(u32*)(values + Tile::value(first + 8 * half, j) + 2 * t) =
+              nibble_pair(v[2 * half + j / 4], j % 4, less, less16, magic);
       }
     } else {
       const int j0 = group / 32 % 2 * 4, t = group % 4, g = group / 4 % 8, n = group / 64;
@@ -113,9 +112,9 @@ __device__ __forceinline__ void unpack(Packed& p, u16* keys, u16* values, float*
     }
   }
   if (BITS == 4 && threadIdx.x < PAGE_TOKENS) {
-    scales[threadIdx.x] = p.keyScale * scale;
-    scales[PAGE_TOKENS + threadIdx.x] = __log2f(p.valueScale);
-    scales[2 * PAGE_TOKENS + threadIdx.x] = reciprocal(p.valueScale);
+    scales[threadIdx.x] = p.key_scale * scale;
+    scales[PAGE_TOKENS + threadIdx.x] = __log2f(p.value_scale);
+    scales[2 * PAGE_TOKENS + threadIdx.x] = reciprocal(p.value_scale);
   }
-  if (BITS == 16) waitForCopies();
+  if (BITS == 16) wait_for_copies();
 }

@@ -30,14 +30,15 @@ struct Rows {
 };
 
 // A page's scores become weights; `o` is scaled where a row's largest score grows too much.
-__device__ __forceinline__ void weigh(float (&scores)[32], float (&o)[DIM / 2], Rows& r, const float* scales, float unit,
-                                      int first, int position, int window, bool edge) {
+__device__ __forceinline__ void weigh(float (&scores)[32], float (&o)[DIM / 2], Rows& r, const float* scales,
+                                      float unit, int first, int position, int window, bool edge) {
   const int t4 = threadIdx.x % 4;
   float highest[2] = {-INFINITE, -INFINITE};
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     float2 by = make_float2(unit, unit), more = make_float2(0.f, 0.f);
-    if (BITS == 4) by = *(const float2*)(scales + 8 * i + 2 * t4), more = *(const float2*)(scales + PAGE_TOKENS + 8 * i + 2 * t4);
+    if (BITS == 4)
+      by = *(const float2*)(scales + 8 * i + 2 * t4), more = *(const float2*)(scales + PAGE_TOKENS + 8 * i + 2 * t4);
 #pragma unroll
     for (int h = 0; h < 2; h++)
 #pragma unroll
@@ -60,7 +61,7 @@ __device__ __forceinline__ void weigh(float (&scores)[32], float (&o)[DIM / 2], 
     shrink[h] = 1.f;
     if (highest[h] > r.top[h] + TOLERATED) {
       // Nothing was summed before the first score: 2^(-infinity - a number) is 0.
-      shrink[h] = powerOf2(r.top[h] - highest[h]);
+      shrink[h] = power_of2(r.top[h] - highest[h]);
       r.top[h] = highest[h];
       grows = true;
     }
@@ -83,7 +84,7 @@ __device__ __forceinline__ void weigh(float (&scores)[32], float (&o)[DIM / 2], 
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         float& score = scores[4 * i + 2 * h + e];
-        score = powerOf2(score - level[h]);
+        score = power_of2(score - level[h]);
         r.total[h] += score * (e ? inverse.y : inverse.x);
       }
   }
@@ -98,17 +99,17 @@ __device__ __forceinline__ void settle(float (&x)[N]) {
 
 // Parameters: those of attention_prefill.cu.
 extern "C" __global__ void __launch_bounds__(PAGE_THREADS, 1)
-    attention_prefill_wgmma(const u16* q, const int* blocks, const int* pages, i64 numHeads, i64 kvHeads, i64 window, double scale,
-                            const u8* cache, i64 pageBytes, void* out) {
+    attention_prefill_wgmma(const u16* q, const int* blocks, const int* pages, i64 num_heads, i64 kv_heads, i64 window,
+                            double scale, const u8* cache, i64 page_bytes, void* out) {
   extern __shared__ __align__(1024) u16 memory[];
   __shared__ __align__(16) float scales[PAGES][SCALES];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
-  releaseNext();
-  waitForEarlier();
+  release_next();
+  wait_for_earlier();
   const i64 row0 = blocks[4 * blockIdx.y];
   const int rows = blocks[4 * blockIdx.y + 1], position0 = blocks[4 * blockIdx.y + 2];
   const int* const list = pages + blocks[4 * blockIdx.y + 3];
-  const i64 head = blockIdx.x, kvHead = head / (numHeads / kvHeads);
+  const i64 head = blockIdx.x, kv_head = head / (num_heads / kv_heads);
   // Queries of this warp: 16 from m on; this thread's are m + g and m + g + 8.
   const int m = 16 * warp, length = position0 + rows;
   const float unit = (float)scale * LOG2E;
@@ -118,31 +119,32 @@ extern "C" __global__ void __launch_bounds__(PAGE_THREADS, 1)
 #pragma unroll
     for (int c = 0; c < 4; c++) {
       const int row = m + g + c % 2 * 8;
-      a[s][c] = row < rows ? *(const u32*)(q + ((row0 + row) * numHeads + head) * DIM + 16 * s + c / 2 * 8 + 2 * t4) : 0;
+      a[s][c] =
+          row < rows ? *(const u32*)(q + ((row0 + row) * num_heads + head) * DIM + 16 * s + c / 2 * 8 + 2 * t4) : 0;
     }
   float o[DIM / 2] = {}, even[32], odd[32];
   Rows r = {{-INFINITE, -INFINITE}, {0.f, 0.f}};
-  const int firstVisible = window > 0 && position0 >= window ? position0 - (int)window + 1 : 0;
-  const int begin = firstVisible / PAGE_TOKENS, end = (length + PAGE_TOKENS - 1) / PAGE_TOKENS;
+  const int first_visible = window > 0 && position0 >= window ? position0 - (int)window + 1 : 0;
+  const int begin = first_visible / PAGE_TOKENS, end = (length + PAGE_TOKENS - 1) / PAGE_TOKENS;
   // A warpgroup leaves out pages that none of its queries sees: even factors of zero could move the last bits of its sums,
   // which must not depend on what else the block holds.
-  const int lastRow = (m | 63) < rows ? m | 63 : rows - 1;
-  const int mine = (m & ~63) < rows ? (position0 + lastRow) / PAGE_TOKENS + 1 : begin;
-  const u32 shared = sharedAt(memory);
+  const int last_row = (m | 63) < rows ? m | 63 : rows - 1;
+  const int mine = (m & ~63) < rows ? (position0 + last_row) / PAGE_TOKENS + 1 : begin;
+  const u32 shared = shared_at(memory);
   Packed packed;
   const auto bring = [&](int index, int slot) {
-    const u8* const page = cache + list[index] * pageBytes + kvHead * Page::BYTES;
+    const u8* const page = cache + list[index] * page_bytes + kv_head * Page::BYTES;
     fetch<Swizzled>(packed, page, length - index * PAGE_TOKENS, memory + slot * PAGE_HALVES);
   };
   const auto place = [&](int index, int slot) {
     u16* const tile = memory + slot * PAGE_HALVES;
     unpack<Swizzled>(packed, tile, tile + KEYS, scales[slot], unit, length - index * PAGE_TOKENS);
   };
-  const auto multiplyKeys = [&](float (&scores)[32], int slot) {
-    const u64 keys = swizzledOperand(shared + slot * PAGE_HALVES * 2);
+  const auto multiply_keys = [&](float (&scores)[32], int slot) {
+    const u64 keys = swizzled_operand(shared + slot * PAGE_HALVES * 2);
 #pragma unroll
     for (int s = 0; s < DIM / 16; s++) WgmmaHalf<64>::add(scores, a[s], keys + s / 4 * (PANEL * 2 / 16) + s % 4 * 2, s);
-    wgmmaCommit();
+    wgmma_commit();
   };
   // What this thread wrote to shared memory is seen by every warpgroup's wgmma.
   const auto publish = [&] {
@@ -153,8 +155,8 @@ extern "C" __global__ void __launch_bounds__(PAGE_THREADS, 1)
   const auto step = [&](float (&scores)[32], float (&next)[32], int index) {
     const int after = now == PAGES - 1 ? 0 : now + 1, free = after == PAGES - 1 ? 0 : after + 1;
     // Beyond the last page this multiplies an older one, for nothing.
-    wgmmaFence();
-    multiplyKeys(next, after);
+    wgmma_fence();
+    multiply_keys(next, after);
     const bool more = index + 2 < end;
     if (more) bring(index + 2, free);
     if (index < mine) {
@@ -164,15 +166,15 @@ extern "C" __global__ void __launch_bounds__(PAGE_THREADS, 1)
 #pragma unroll
       for (int u = 0; u < 4; u++)
 #pragma unroll
-        for (int c = 0; c < 4; c++) p[u][c] = packSmall(scores[8 * u + 2 * c], scores[8 * u + 2 * c + 1]);
-      const u64 values = swizzledOperand(shared + (now * PAGE_HALVES + KEYS) * 2);
-      wgmmaFence();
+        for (int c = 0; c < 4; c++) p[u][c] = pack_small(scores[8 * u + 2 * c], scores[8 * u + 2 * c + 1]);
+      const u64 values = swizzled_operand(shared + (now * PAGE_HALVES + KEYS) * 2);
+      wgmma_fence();
 #pragma unroll
       for (int u = 0; u < 4; u++) WgmmaHalf<DIM>::add(o, p[u], values + 2 * u, 1);
-      wgmmaCommit();
+      wgmma_commit();
     }
     if (more) place(index + 2, free);
-    wgmmaWait<0>();
+    wgmma_wait<0>();
     settle(next);
     settle(o);
     publish();
@@ -185,9 +187,9 @@ extern "C" __global__ void __launch_bounds__(PAGE_THREADS, 1)
     place(begin + 1, 1);
   }
   publish();
-  wgmmaFence();
-  multiplyKeys(even, 0);
-  wgmmaWait<0>();
+  wgmma_fence();
+  multiply_keys(even, 0);
+  wgmma_wait<0>();
   settle(even);
   for (int index = begin; index < end; index += 2) {
     step(even, odd, index);
@@ -201,11 +203,11 @@ extern "C" __global__ void __launch_bounds__(PAGE_THREADS, 1)
     const int row = m + g + 8 * h;
     if (row >= rows) continue;
     const float inverse = total == 0.f ? 0.f : 1.f / total;
-    const i64 to = ((row0 + row) * numHeads + head) * DIM;
+    const i64 to = ((row0 + row) * num_heads + head) * DIM;
 #pragma unroll
     for (int n = 0; n < DIM / 8; n++) {
       const float v0 = o[4 * n + 2 * h] * inverse, v1 = o[4 * n + 2 * h + 1] * inverse;
-      if (OUT16) *(u32*)((u16*)out + to + 8 * n + 2 * t4) = packHalf(v0, v1);
+      if (OUT16) *(u32*)((u16*)out + to + 8 * n + 2 * t4) = pack_half(v0, v1);
       else *(float2*)((float*)out + to + 8 * n + 2 * t4) = make_float2(v0, v1);
     }
   }

@@ -25,20 +25,16 @@
 #define GATED 0
 #endif
 
-__device__ __forceinline__ float from16(u16 bits) {
-  return BF16 ? fromBf16(bits) : fromHalf(bits);
-}
+__device__ __forceinline__ float from16(u16 bits) { return BF16 ? from_bf16(bits) : from_half(bits); }
 
-__device__ __forceinline__ u16 to16(float x) {
-  return BF16 ? toBf16(x) : toHalf(x);
-}
+__device__ __forceinline__ u16 to16(float x) { return BF16 ? to_bf16(x) : to_half(x); }
 
 // x[row] = table[ids[row]], and the row's rotary tables, [rows][half], from its position (double, as on the host).
 extern "C" __global__ void __launch_bounds__(256)
-    embed(const u16* table, const int* ids, const int* positions, i64 cols, const double* frequencies, i64 half, float* x,
-          float* cosine, float* sine) {
-  releaseNext();
-  waitForEarlier();
+    embed(const u16* table, const int* ids, const int* positions, i64 cols, const double* frequencies, i64 half,
+          float* x, float* cosine, float* sine) {
+  release_next();
+  wait_for_earlier();
   const i64 row = blockIdx.x;
   const u16* const from = table + ids[row] * cols;
   for (i64 i = threadIdx.x; i < cols; i += 256) x[row * cols + i] = from16(from[i]);
@@ -53,8 +49,8 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     final_rows(const float* x, const int* chosen, i64 cols, const float* gain, double epsilon, u16* out) {
   __shared__ float shared[8];
-  releaseNext();
-  waitForEarlier();
+  release_next();
+  wait_for_earlier();
   const float* const from = x + chosen[blockIdx.x] * cols;
   u16* const high = out + blockIdx.x * cols;
   u16* const low = high + gridDim.x * cols;
@@ -62,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(256)
   if (NORM) {
     float square = 0.f;
     for (i64 i = threadIdx.x; i < cols; i += 256) square += from[i] * from[i];
-    square = groupReduce<Sum, 256>(square, shared);
+    square = group_reduce<Sum, 256>(square, shared);
     inverse = rsqrtf(square / cols + (float)epsilon);
   }
   for (i64 i = threadIdx.x; i < cols; i += 256) {
@@ -74,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 __device__ __forceinline__ void mma16(float* c, const u32* a, u32 b0, u32 b1) {
   if (!BF16) {
-    mmaHalf(c, a, b0, b1);
+    mma_half(c, a, b0, b1);
     return;
   }
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -96,16 +92,16 @@ extern "C" __global__ void __launch_bounds__(HEAD_WARPS * 32)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const i64 token0 = (i64)blockIdx.y * TOKENS, v0 = ((i64)blockIdx.x * HEAD_WARPS + warp) * 16;
   // Rows beyond the table repeat its last one and are not written.
-  const i64 lastRow = vocab - 1;
-  const u16* const rowA = table + (v0 + g < lastRow ? v0 + g : lastRow) * cols;
-  const u16* const rowB = table + (v0 + g + 8 < lastRow ? v0 + g + 8 : lastRow) * cols;
+  const i64 last_row = vocab - 1;
+  const u16* const row_a = table + (v0 + g < last_row ? v0 + g : last_row) * cols;
+  const u16* const row_b = table + (v0 + g + 8 < last_row ? v0 + g + 8 : last_row) * cols;
   float acc[NT][4];
 #pragma unroll
   for (int n = 0; n < NT; n++)
 #pragma unroll
     for (int c = 0; c < 4; c++) acc[n][c] = 0.f;
-  releaseNext();
-  waitForEarlier();
+  release_next();
+  wait_for_earlier();
   for (i64 k0 = 0; k0 < cols; k0 += CHUNK) {
     __syncthreads();
     for (int i = threadIdx.x; i < 2 * TOKENS * (CHUNK / 8); i += HEAD_WARPS * 32) {
@@ -120,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(HEAD_WARPS * 32)
     for (int c = 0; c < CHUNK; c += 32) {
       const int column = c + 8 * t4;
       uint4 a = make_uint4(0, 0, 0, 0), b = a;
-      if (k0 + column < cols) a = *(const uint4*)(rowA + k0 + column), b = *(const uint4*)(rowB + k0 + column);
+      if (k0 + column < cols) a = *(const uint4*)(row_a + k0 + column), b = *(const uint4*)(row_b + k0 + column);
       const u32 first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
 #pragma unroll
       for (int n = 0; n < NT; n++)
@@ -145,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(HEAD_WARPS * 32)
 // 32-bit word, words consecutive. blocks: of 128 columns. GATED: the first half of the rows is gate's, the rest up's.
 extern "C" __global__ void __launch_bounds__(256)
     pack_weights(const i8* codes, i64 rows, i64 columns, i64 blocks, i64 words, u32* packed) {
-  waitForEarlier();
+  wait_for_earlier();
   for (i64 i = blockIdx.x * 256ll + threadIdx.x; i < words; i += gridDim.x * 256ll) {
     // [tile][block][warpgroup][tile of 64][half block][thread][word of the thread]
     const int own = (int)(i % WBITS), thread = (int)(i / WBITS % 128);

@@ -32,14 +32,17 @@ struct Place {
   }
 };
 
-__device__ __forceinline__ void syncWarpgroup(int warpgroup) {
+__device__ __forceinline__ void sync_warpgroup(int warpgroup) {
   asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
 }
 
 // Not from the L1 cache, which does not know what others wrote.
-__device__ __forceinline__ int4 readFromL2(const int4* from) {
+__device__ __forceinline__ int4 read_from_l2(const int4* from) {
   int4 v;
-  asm volatile("ld.global.cg.v4.s32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  asm volatile("ld.global.cg.v4.s32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from)
+               : "memory");
   return v;
 }
 
@@ -59,44 +62,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm(PARAMETERS, i64 ti
   const Problem p = PROBLEM;
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(8) u64 full[STAGES], empty[STAGES];
-  __shared__ __align__(16) float ofTokens[WARPGROUPS][TOKENS], ofFeatures[FEATURES], biases[FEATURES];
-  const u32 stages = sharedAt(memory);
-  const u32 count = (u32)p.blocks, tokenTiles = (u32)((p.tokens + TOKENS - 1) / TOKENS), total = tokenTiles * (u32)tiles * count;
+  __shared__ __align__(16) float of_tokens[WARPGROUPS][TOKENS], of_features[FEATURES], biases[FEATURES];
+  const u32 stages = shared_at(memory);
+  const u32 count = (u32)p.blocks, token_tiles = (u32)((p.tokens + TOKENS - 1) / TOKENS),
+            total = token_tiles * (u32)tiles * count;
   const u32 begin = total * blockIdx.x / gridDim.x, end = total * (blockIdx.x + 1) / gridDim.x;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) initBarrier(sharedAt(&full[i]), 1), initBarrier(sharedAt(&empty[i]), CONSUMERS / 32);
-    fenceCopies();
+    for (int i = 0; i < STAGES; i++)
+      init_barrier(shared_at(&full[i]), 1), init_barrier(shared_at(&empty[i]), CONSUMERS / 32);
+    fence_copies();
   }
   __syncthreads();
-  releaseNext();
+  release_next();
   const int warp = threadIdx.x / 32;
   Place at;
   if (warp >= CONSUMERS / 32) {
     if (threadIdx.x == CONSUMERS) {
-      const u64 policy = readOnce();
-      const auto weightsOf = [&](const Walk& walk, int stage) {
-        const u32 barrier = sharedAt(&full[stage]);
-        arriveExpecting(barrier, STAGE_BYTES);
-        const u8* from = p.weights + ((i64)(walk.item / tokenTiles) * count + walk.block) * WEIGHT_BYTES;
-        bulkCopyOnce(stages + stage * STAGE_BYTES + CODE_BYTES, from, WEIGHT_BYTES, barrier, policy);
+      const u64 policy = read_once();
+      const auto weights_of = [&](const Walk& walk, int stage) {
+        const u32 barrier = shared_at(&full[stage]);
+        arrive_expecting(barrier, STAGE_BYTES);
+        const u8* from = p.weights + ((i64)(walk.item / token_tiles) * count + walk.block) * WEIGHT_BYTES;
+        bulk_copy_once(stages + stage * STAGE_BYTES + CODE_BYTES, from, WEIGHT_BYTES, barrier, policy);
       };
-      const auto codesOf = [&](const Walk& walk, int stage) {
-        const i64 tile = walk.item / tokenTiles, token0 = (i64)(walk.item % tokenTiles) * TOKENS;
-        const i8* from = p.codes + (((i64)setOf(p, tile) * count + walk.block) * p.capacity + token0) * 128;
-        bulkCopy(stages + stage * STAGE_BYTES, from, CODE_BYTES, sharedAt(&full[stage]));
+      const auto codes_of = [&](const Walk& walk, int stage) {
+        const i64 tile = walk.item / token_tiles, token0 = (i64)(walk.item % token_tiles) * TOKENS;
+        const i8* from = p.codes + (((i64)set_of(p, tile) * count + walk.block) * p.capacity + token0) * 128;
+        bulk_copy(stages + stage * STAGE_BYTES, from, CODE_BYTES, shared_at(&full[stage]));
       };
       const u32 ahead = end - begin < STAGES ? end - begin : STAGES;
       const Walk first = {begin / count, begin % count};
       // Weights do not depend on the kernels before this one.
       Walk walk = first;
-      for (u32 i = 0; i < ahead; i++, walk.next(count)) weightsOf(walk, i);
-      waitForEarlier();
+      for (u32 i = 0; i < ahead; i++, walk.next(count)) weights_of(walk, i);
+      wait_for_earlier();
       walk = first;
-      for (u32 i = 0; i < ahead; i++, walk.next(count), at.next()) codesOf(walk, at.stage);
+      for (u32 i = 0; i < ahead; i++, walk.next(count), at.next()) codes_of(walk, at.stage);
       for (u32 i = ahead; i < end - begin; i++, walk.next(count), at.next()) {
-        waitBarrier(sharedAt(&empty[at.stage]), (at.round - 1) & 1);
-        weightsOf(walk, at.stage);
-        codesOf(walk, at.stage);
+        wait_barrier(shared_at(&empty[at.stage]), (at.round - 1) & 1);
+        weights_of(walk, at.stage);
+        codes_of(walk, at.stage);
       }
     }
     return;
@@ -107,53 +112,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm(PARAMETERS, i64 ti
   for (u32 unit = begin; unit < end;) {
     const u32 item = unit / count, here = unit % count, left = count - here;
     const int columns = (int)(left < end - unit ? left : end - unit);
-    const i64 tile = item / tokenTiles, token0 = (i64)(item % tokenTiles) * TOKENS;
+    const i64 tile = item / token_tiles, token0 = (i64)(item % token_tiles) * TOKENS;
     // What the results are multiplied with is read now and needed after the sums.
-    const int feature = EPILOGUE == GATED ? thread / 64 * (FEATURES / 2) + warpgroup * 64 + thread % 64 : warpgroup * 128 + thread;
-    const float ofFeature = p.featureScale[tile * FEATURES + feature];
+    const int feature =
+        EPILOGUE == GATED ? thread / 64 * (FEATURES / 2) + warpgroup * 64 + thread % 64 : warpgroup * 128 + thread;
+    const float of_feature = p.feature_scale[tile * FEATURES + feature];
     const float added = p.bias ? p.bias[tile * FEATURES + feature] : 0.f;
-    waitForEarlier();
-    const float ofToken = thread < TOKENS ? p.tokenScale[setOf(p, tile) * p.capacity + token0 + thread] : 0.f;
+    wait_for_earlier();
+    const float of_token = thread < TOKENS ? p.token_scale[set_of(p, tile) * p.capacity + token0 + thread] : 0.f;
     int before = 0;
     for (int i = 0; i < columns; i++, at.next()) {
-      waitBarrier(sharedAt(&full[at.stage]), at.round & 1);
-      const u64 b = swizzledOperand(stages + at.stage * STAGE_BYTES);
-      const u8* packed = memory + at.stage * STAGE_BYTES + CODE_BYTES + warpgroup * (WEIGHT_BYTES / 2) + thread * (4 * WBITS);
+      wait_barrier(shared_at(&full[at.stage]), at.round & 1);
+      const u64 b = swizzled_operand(stages + at.stage * STAGE_BYTES);
+      const u8* packed =
+          memory + at.stage * STAGE_BYTES + CODE_BYTES + warpgroup * (WEIGHT_BYTES / 2) + thread * (4 * WBITS);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
 #pragma unroll
-        for (int t = 0; t < 2; t++) operandA(packed + (2 * t + half) * (512 * WBITS), a[half][t]);
-        wgmmaFence();
+        for (int t = 0; t < 2; t++) operand_a(packed + (2 * t + half) * (512 * WBITS), a[half][t]);
+        wgmma_fence();
 #pragma unroll
         for (int s = 0; s < 2; s++)
 #pragma unroll
           for (int t = 0; t < 2; t++) Wgmma<TOKENS>::add(sums[t], a[half][t][s], b + 2 * (2 * half + s), i | half | s);
-        wgmmaCommit();
+        wgmma_commit();
         // All but these four are done: the other half's registers and, at the first half, the stage before are free.
-        wgmmaWait<1>();
+        wgmma_wait<1>();
         if (half == 0 && i > 0) {
           // One lane speaks for the warp, whose reads must all be done.
           __syncwarp();
-          if (threadIdx.x % 32 == 0) arrive(sharedAt(&empty[before]));
+          if (threadIdx.x % 32 == 0) arrive(shared_at(&empty[before]));
         }
       }
       before = at.stage;
     }
-    wgmmaWait<0>();
+    wgmma_wait<0>();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive(sharedAt(&empty[before]));
+    if (threadIdx.x % 32 == 0) arrive(shared_at(&empty[before]));
     // The compiler may not read the sums before this point: it does not know that wgmma writes them later.
 #pragma unroll
     for (int t = 0; t < 2; t++)
 #pragma unroll
       for (int i = 0; i < SUMS; i++) asm volatile("" : "+r"(sums[t][i])::"memory");
     unit += columns;
-    syncWarpgroup(warpgroup);
-    if (thread < TOKENS) ofTokens[warpgroup][thread] = ofToken;
-    ofFeatures[feature] = ofFeature, biases[feature] = added;
-    syncWarpgroup(warpgroup);
+    sync_warpgroup(warpgroup);
+    if (thread < TOKENS) of_tokens[warpgroup][thread] = of_token;
+    of_features[feature] = of_feature, biases[feature] = added;
+    sync_warpgroup(warpgroup);
     if (columns == (int)count) {
-      storeSums<GROUPS>(p, sums, warpgroup, warp % 4, tile, token0, ofTokens[warpgroup], ofFeatures, biases);
+      store_sums<GROUPS>(p, sums, warpgroup, warp % 4, tile, token0, of_tokens[warpgroup], of_features, biases);
       continue;
     }
     // The tile's blocks of threads are those of consecutive numbers.
@@ -161,39 +168,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm(PARAMETERS, i64 ti
     const u32 closer = ((item + 1) * count * gridDim.x - 1) / total;
     u32* const counter = exchange + opener * WARPGROUPS + warpgroup;
     int4* const parts = (int4*)(exchange + counters) + thread;
-    const auto partOf = [&](u32 block) {
+    const auto part_of = [&](u32 block) {
       return parts + (i64)((2 * block + (block == opener)) * WARPGROUPS + warpgroup) * PART;
     };
-    int4* const own = partOf(blockIdx.x);
+    int4* const own = part_of(blockIdx.x);
 #pragma unroll
     for (int j = 0; j < GROUPS; j++)
 #pragma unroll
       for (int t = 0; t < 2; t++)
         own[(2 * j + t) * 128] = make_int4(sums[t][4 * j], sums[t][4 * j + 1], sums[t][4 * j + 2], sums[t][4 * j + 3]);
     __threadfence();
-    syncWarpgroup(warpgroup);
-    if (thread == 0) atomicAdd(counter, (u32)columns);
+    sync_warpgroup(warpgroup);
+    if (thread == 0) atomic_add(counter, (u32)columns);
     // A block with more to do leaves the results to others.
     if (unit < end) continue;
     if (thread == 0)
       while (acquire(counter) % DONE != count) {
       }
-    syncWarpgroup(warpgroup);
-    const u32 sharers = closer - opener + (total * (closer + 1) / gridDim.x == (item + 1) * count), rank = blockIdx.x - opener;
+    sync_warpgroup(warpgroup);
+    const u32 sharers = closer - opener + (total * (closer + 1) / gridDim.x == (item + 1) * count),
+              rank = blockIdx.x - opener;
     for (u32 j = GROUPS * rank / sharers; j < GROUPS * (rank + 1) / sharers; j++) {
       int group[2][4] = {};
 #pragma unroll 4
       for (u32 block = opener; block <= closer; block++) {
-        const int4* const from = partOf(block) + 2 * j * 128;
+        const int4* const from = part_of(block) + 2 * j * 128;
 #pragma unroll
         for (int t = 0; t < 2; t++) {
-          const int4 v = readFromL2(from + t * 128);
+          const int4 v = read_from_l2(from + t * 128);
           group[t][0] += v.x, group[t][1] += v.y, group[t][2] += v.z, group[t][3] += v.w;
         }
       }
-      storeSums<1>(p, group, warpgroup, warp % 4, tile, token0 + 8 * j, ofTokens[warpgroup] + 8 * j, ofFeatures, biases);
+      store_sums<1>(p, group, warpgroup, warp % 4, tile, token0 + 8 * j, of_tokens[warpgroup] + 8 * j, of_features,
+                    biases);
     }
-    syncWarpgroup(warpgroup);
-    if (thread == 0 && atomicAdd(counter, DONE) / DONE + 1 == sharers) *counter = 0;
+    sync_warpgroup(warpgroup);
+    if (thread == 0 && atomic_add(counter, DONE) / DONE + 1 == sharers) *counter = 0;
   }
 }

@@ -49,34 +49,32 @@ constexpr float UNIT = WBITS == 4 && !NIBBLES ? 1.f / 16 : 1.f;
 struct Problem {
   const u8* weights;
   const i8* codes;
-  const float* tokenScale;
-  const float* featureScale;
+  const float* token_scale;
+  const float* feature_scale;
   const float* bias;
   void* out;
-  i64 tokens, capacity, blocks, features, outStride, firstOfSet1, firstOfSet2;
+  i64 tokens, capacity, blocks, features, out_stride, first_of_set1, first_of_set2;
 };
 
 // Codes and scales of the set that a tile of features reads.
-__device__ __forceinline__ int setOf(const Problem& p, i64 tile) {
-  return tile >= p.firstOfSet2 ? 2 : tile >= p.firstOfSet1 ? 1 : 0;
+__device__ __forceinline__ int set_of(const Problem& p, i64 tile) {
+  return tile >= p.first_of_set2 ? 2 : tile >= p.first_of_set1 ? 1 : 0;
 }
 
 // Feature of a thread's row 8h + g of tile `t` (of 64) in this warp, relative to the block of features.
-__device__ __forceinline__ int featureOf(int warpgroup, int warp, int t, int h, int g) {
+__device__ __forceinline__ int feature_of(int warpgroup, int warp, int t, int h, int g) {
   if (EPILOGUE == GATED) return warpgroup * 64 + warp * 16 + 4 * (g / 2) + 2 * h + g % 2;
   return warpgroup * 128 + warp * 32 + 8 * (g / 2) + 4 * t + 2 * h + g % 2;
 }
 
 // To some 2⁻²¹ of itself; 0 where e^-x is infinite.
-__device__ __forceinline__ float silu(float x) {
-  return x * reciprocal(1.f + powerOf2(x * -1.4426950408889634f));
-}
+__device__ __forceinline__ float silu(float x) { return x * reciprocal(1.f + power_of2(x * -1.4426950408889634f)); }
 
 // Values of one feature (two tiles for GATED) and one token.
 __device__ __forceinline__ void put(const Problem& p, i64 token, i64 feature, float value) {
   if (token >= p.tokens || feature >= p.features) return;
-  const i64 at = token * p.outStride + feature;
-  if (OUT16) ((u16*)p.out)[at] = toHalf(value);
+  const i64 at = token * p.out_stride + feature;
+  if (OUT16) ((u16*)p.out)[at] = to_half(value);
   else if (EPILOGUE == ADD) ((float*)p.out)[at] += value;
   else ((float*)p.out)[at] = value;
 }
@@ -86,8 +84,9 @@ __device__ __forceinline__ void put(const Problem& p, i64 token, i64 feature, fl
 // its features in the order of rows as they are packed (gate's, then up's, for GATED). Scales beyond the last token may be
 // anything.
 template <int GROUPS>
-__device__ __forceinline__ void storeSums(const Problem& p, int (&sums)[2][4 * GROUPS], int warpgroup, int warp, i64 tile,
-                                          i64 token0, const float* tokenScale, const float* featureScale, const float* bias) {
+__device__ __forceinline__ void store_sums(const Problem& p, int (&sums)[2][4 * GROUPS], int warpgroup, int warp,
+                                           i64 tile, i64 token0, const float* token_scale, const float* feature_scale,
+                                           const float* bias) {
   const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const i64 base = tile * (EPILOGUE == GATED ? FEATURES / 2 : FEATURES);
   float scale[2][2], add[2][2];
@@ -95,18 +94,19 @@ __device__ __forceinline__ void storeSums(const Problem& p, int (&sums)[2][4 * G
   for (int t = 0; t < 2; t++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int f = (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + featureOf(warpgroup, warp, t, h, g);
-      scale[t][h] = featureScale[f] * UNIT;
+      const int f = (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + feature_of(warpgroup, warp, t, h, g);
+      scale[t][h] = feature_scale[f] * UNIT;
       add[t][h] = bias ? bias[f] : 0.f;
     }
   constexpr int width = EPILOGUE == GATED ? 4 : 8;
-  const i64 first = base + (EPILOGUE == GATED ? warpgroup * 64 + warp * 16 + 4 * t4 : warpgroup * 128 + warp * 32 + 8 * t4);
-  const bool wide = first + width <= p.features && p.outStride % 8 == 0;
+  const i64 first =
+      base + (EPILOGUE == GATED ? warpgroup * 64 + warp * 16 + 4 * t4 : warpgroup * 128 + warp * 32 + 8 * t4);
+  const bool wide = first + width <= p.features && p.out_stride % 8 == 0;
   // Of this lane's rows, which are 8 tokens apart.
   const int left = (int)(p.tokens - token0 < 8 * GROUPS ? p.tokens - token0 : 8 * GROUPS) - g;
   constexpr int ELEMENT = OUT16 ? 2 : 4;
-  u8* to = (u8*)p.out + ((token0 + g) * p.outStride + first) * ELEMENT;
-  const i64 step = 8 * p.outStride * ELEMENT;
+  u8* to = (u8*)p.out + ((token0 + g) * p.out_stride + first) * ELEMENT;
+  const i64 step = 8 * p.out_stride * ELEMENT;
   // What is added to is read for AHEAD rows at a time.
   constexpr int AHEAD = EPILOGUE != ADD || GROUPS == 1 ? 1 : GROUPS < 16 ? 2 : 4;
 #pragma unroll
@@ -123,7 +123,7 @@ __device__ __forceinline__ void storeSums(const Problem& p, int (&sums)[2][4 * G
 #pragma unroll
     for (int a = 0; a < AHEAD; a++) {
       const int j = j0 + a;
-      const float2 s = *(const float2*)(tokenScale + 8 * j + 2 * t4);
+      const float2 s = *(const float2*)(token_scale + 8 * j + 2 * t4);
       float v[2][2][2];  // tile, h, e
 #pragma unroll
       for (int t = 0; t < 2; t++)
@@ -137,12 +137,12 @@ __device__ __forceinline__ void storeSums(const Problem& p, int (&sums)[2][4 * G
         if (EPILOGUE == GATED) {
 #pragma unroll
           for (int h = 0; h < 2; h++)
-            word[h] = transposed(packHalf(silu(v[0][h][0]) * v[1][h][0], silu(v[0][h][1]) * v[1][h][1]));
+            word[h] = transposed(pack_half(silu(v[0][h][0]) * v[1][h][0], silu(v[0][h][1]) * v[1][h][1]));
         } else {
 #pragma unroll
           for (int t = 0; t < 2; t++)
 #pragma unroll
-            for (int h = 0; h < 2; h++) word[2 * t + h] = transposed(packHalf(v[t][h][0], v[t][h][1]));
+            for (int h = 0; h < 2; h++) word[2 * t + h] = transposed(pack_half(v[t][h][0], v[t][h][1]));
         }
         if (8 * j < left) {
           if (wide) {
@@ -201,7 +201,7 @@ __device__ __forceinline__ void widen(const uint4& words, u32 (&a)[2][4]) {
     }
 }
 
-__device__ __forceinline__ void operandA(const u8* from, u32 (&a)[2][4]) {
+__device__ __forceinline__ void operand_a(const u8* from, u32 (&a)[2][4]) {
   if (WBITS == 4) {
     widen(*(const uint4*)from, a);
   } else {
@@ -213,8 +213,10 @@ __device__ __forceinline__ void operandA(const u8* from, u32 (&a)[2][4]) {
   }
 }
 
-#define PARAMETERS                                                                                                      \
-  const u8 *weights, const i8 *codes, const float *tokenScale, const float *featureScale, const float *bias, void *out, \
-      i64 tokens, i64 capacity, i64 blocks, i64 features, i64 outStride, i64 firstOfSet1, i64 firstOfSet2
-#define PROBLEM                                                                                                         \
-  {weights, codes, tokenScale, featureScale, bias, out, tokens, capacity, blocks, features, outStride, firstOfSet1, firstOfSet2}
+#define PARAMETERS                                                                                             \
+  const u8 *weights, const i8 *codes, const float *token_scale, const float *feature_scale, const float *bias, \
+      void *out, i64 tokens, i64 capacity, i64 blocks, i64 features, i64 out_stride, i64 first_of_set1,        \
+      i64 first_of_set2
+#define PROBLEM                                                                       \
+  {weights,  codes,  token_scale, feature_scale, bias,          out,          tokens, \
+   capacity, blocks, features,    out_stride,    first_of_set1, first_of_set2}

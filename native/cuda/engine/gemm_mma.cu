@@ -50,17 +50,18 @@ constexpr bool WEIGHTS_FIRST = true;
 constexpr bool WEIGHTS_FIRST = false;
 #endif
 
-__device__ __forceinline__ void copyPiece(u32 to, const void* from) {
+__device__ __forceinline__ void copy_piece(u32 to, const void* from) {
 #if __CUDA_ARCH__ >= 800 && !DP4A
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 #else
   const uint4 piece = *(const uint4*)from;
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(piece.x), "r"(piece.y), "r"(piece.z), "r"(piece.w)
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(piece.x), "r"(piece.y), "r"(piece.z),
+               "r"(piece.w)
                : "memory");
 #endif
 }
 
-__device__ __forceinline__ void commitCopies() {
+__device__ __forceinline__ void commit_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
@@ -68,7 +69,7 @@ __device__ __forceinline__ void commitCopies() {
 
 // This thread's copies have arrived, but for the last PENDING groups.
 template <int PENDING>
-__device__ __forceinline__ void waitForCopies() {
+__device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 #endif
@@ -76,32 +77,33 @@ __device__ __forceinline__ void waitForCopies() {
 
 // Where the 16-byte piece k of a block's weights lies in shared memory, in pieces: eight lanes then meet eight different
 // banks, whether they read pieces in a row (4-bit weights), every second (8-bit) or every fourth and eighth (DP4A).
-__device__ __forceinline__ int weightPlace(int k) {
-  return k ^ ((k >> 3) & 7);
-}
+__device__ __forceinline__ int weight_place(int k) { return k ^ ((k >> 3) & 7); }
 
-__device__ __forceinline__ void weightsTo(u32 stage, const u8* from) {
-  const int place = weightPlace(threadIdx.x) * 16;
+__device__ __forceinline__ void weights_to(u32 stage, const u8* from) {
+  const int place = weight_place(threadIdx.x) * 16;
 #pragma unroll
   for (int k = 0; k < WEIGHT_PIECES; k += CONSUMERS)
-    copyPiece(stage + BLOCK_TOKENS * 128 + k * 16 + place, from + (k + threadIdx.x) * 16);
+    copy_piece(stage + BLOCK_TOKENS * 128 + k * 16 + place, from + (k + threadIdx.x) * 16);
 }
 
-__device__ __forceinline__ void codesTo(u32 stage, const i8* from) {
+__device__ __forceinline__ void codes_to(u32 stage, const i8* from) {
 #pragma unroll
   for (int k = 0; k < CODE_PIECES; k += CONSUMERS)
     if (CODE_PIECES % CONSUMERS == 0 || k + threadIdx.x < CODE_PIECES)
-      copyPiece(stage + (k + threadIdx.x) * 16, from + (k + threadIdx.x) * 16);
+      copy_piece(stage + (k + threadIdx.x) * 16, from + (k + threadIdx.x) * 16);
 }
 
 __device__ __forceinline__ uint4 piece(u32 at) {
   uint4 r;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(at) : "memory");
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+               : "r"(at)
+               : "memory");
   return r;
 }
 
 // Start of the weights of tile `t` of 64 and a half block, of the warp of 32 features `of`: 0 … 7.
-__device__ __forceinline__ int weightsOf(int of, int t, int half) {
+__device__ __forceinline__ int weights_of(int of, int t, int half) {
   return of / 4 * (WEIGHT_BYTES / 2) + (2 * t + half) * (512 * WBITS) + of % 4 * (128 * WBITS);
 }
 
@@ -119,12 +121,13 @@ __device__ __forceinline__ void multiply(u32 stage, int (&sums)[ACROSS][2][SUMS]
     for (int t = 0; t < 2; t++)
 #pragma unroll
       for (int q = 0; q < 4; q++) {
-        const u32 from = stage + BLOCK_TOKENS * 128 + weightsOf(of, t, half);
+        const u32 from = stage + BLOCK_TOKENS * 128 + weights_of(of, t, half);
         // Pieces are exchanged among 64, and a warp's begin at a multiple of 32.
         const int first = of % 4 * (8 * WBITS);
         const int k = first + (4 * g + q) * (WBITS / 4) + (WBITS == 8 ? s : 0);
-        const uint4 four = piece(from + (weightPlace(k) - first) * 16);
-        if (WBITS == 8) w[t][q][0] = four.x, w[t][q][1] = four.y, w[t][q][WORDS - 2] = four.z, w[t][q][WORDS - 1] = four.w;
+        const uint4 four = piece(from + (weight_place(k) - first) * 16);
+        if (WBITS == 8)
+          w[t][q][0] = four.x, w[t][q][1] = four.y, w[t][q][WORDS - 2] = four.z, w[t][q][WORDS - 1] = four.w;
         else w[t][q][0] = s ? four.z : four.x, w[t][q][1] = s ? four.w : four.y;
       }
 #pragma unroll
@@ -159,7 +162,7 @@ __device__ __forceinline__ void multiply(u32 stage, int (&sums)[ACROSS][2][SUMS]
 #else
 
 // The words of four 16-byte pieces that a thread of mma needs of eight tokens: 64 columns. `at`: of this lane's row of a piece.
-__device__ __forceinline__ void tokenWords(u32 (&x)[4], u32 at) {
+__device__ __forceinline__ void token_words(u32 (&x)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                : "r"(at)
@@ -177,7 +180,7 @@ __device__ __forceinline__ u32 nibbles(u32 low, u32 high) {
 constexpr int STEPS = NIBBLES ? 1 : 2;
 
 // A thread's A operands of 64 columns and 16 rows.
-__device__ __forceinline__ void weightWords(u32 at, u32 (&a)[STEPS][4]) {
+__device__ __forceinline__ void weight_words(u32 at, u32 (&a)[STEPS][4]) {
   const uint4 w = piece(at);
 #if NIBBLES
   // Low nibbles are those of row g, high ones of row g + 8.
@@ -215,16 +218,16 @@ __device__ __forceinline__ void multiply(u32 stage, int (&sums)[ACROSS][2][SUMS]
     for (int u = 0; u < ACROSS; u++) {
       // Pieces are exchanged among 64, and a warp's begin at a multiple of 32.
       const int first = (of + u) % 4 * (8 * WBITS);
-      const int place = (weightPlace(first + lane * (WBITS / 4)) - first) * 16;
+      const int place = (weight_place(first + lane * (WBITS / 4)) - first) * 16;
 #pragma unroll
-      for (int t = 0; t < 2; t++) weightWords(weights + weightsOf(of + u, t, half) + place, a[u][t]);
+      for (int t = 0; t < 2; t++) weight_words(weights + weights_of(of + u, t, half) + place, a[u][t]);
     }
     // The next eight tokens' words are read while these are multiplied. The other half's pieces are four further on.
     u32 x[2][4];
-    tokenWords(x[0], codes ^ (64 * half));
+    token_words(x[0], codes ^ (64 * half));
 #pragma unroll
     for (int j = 0; j < TOKENS / 8; j++) {
-      if (j + 1 < TOKENS / 8) tokenWords(x[(j + 1) % 2], (codes + (j + 1) * 1024) ^ (64 * half));
+      if (j + 1 < TOKENS / 8) token_words(x[(j + 1) % 2], (codes + (j + 1) * 1024) ^ (64 * half));
       const u32(&now)[4] = x[j % 2];
       u32 b[STEPS][2];
 #if NIBBLES
@@ -259,7 +262,7 @@ __device__ __forceinline__ bool gather(int (&sums)[2][SUMS], int* left, u32* arr
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicInc(arrived, SPLIT - 1) == SPLIT - 1;
+    last = atomic_inc(arrived, SPLIT - 1) == SPLIT - 1;
     __threadfence();
   }
   __syncthreads();
@@ -284,23 +287,23 @@ __device__ __forceinline__ bool gather(int (&sums)[2][SUMS], int* left, u32* arr
 extern "C" __global__ void __launch_bounds__(CONSUMERS, RESIDENT) gemm_mma(PARAMETERS, u32* shared) {
   const Problem p = PROBLEM;
   extern __shared__ __align__(128) u8 memory[];
-  const u32 ring = sharedAt(memory);
+  const u32 ring = shared_at(memory);
   const int rank = blockIdx.x % SPLIT;
-  const i64 tile = blockIdx.y, tokenTile = blockIdx.x / SPLIT, token0 = tokenTile * BLOCK_TOKENS;
+  const i64 tile = blockIdx.y, token_tile = blockIdx.x / SPLIT, token0 = token_tile * BLOCK_TOKENS;
   const i64 begin = p.blocks * rank / SPLIT, end = p.blocks * (rank + 1) / SPLIT;
-  const int set = setOf(p, tile), count = (int)(end - begin);
+  const int set = set_of(p, tile), count = (int)(end - begin);
   const u8* from = p.weights + (tile * p.blocks + begin) * WEIGHT_BYTES;
   const i8* with = p.codes + (((i64)set * p.blocks + begin) * p.capacity + token0) * 128;
-  releaseNext();
+  release_next();
   int sums[ACROSS][2][SUMS];
 #pragma unroll
   for (int i = 0; i < ACROSS * 2 * SUMS; i++) sums[i / (2 * SUMS)][i / SUMS % 2][i % SUMS] = 0;
   if (DP4A) {
-    waitForEarlier();
+    wait_for_earlier();
     for (int i = 0; i < count; i++) {
       __syncthreads();
-      weightsTo(ring, from + (i64)i * WEIGHT_BYTES);
-      codesTo(ring, with + i * p.capacity * 128);
+      weights_to(ring, from + (i64)i * WEIGHT_BYTES);
+      codes_to(ring, with + i * p.capacity * 128);
       __syncthreads();
       multiply(ring, sums);
     }
@@ -309,37 +312,37 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS, RESIDENT) gemm_mma(PARAM
     if (WEIGHTS_FIRST) {
 #pragma unroll
       for (int i = 0; i < STAGES - 1; i++)
-        if (i < count) weightsTo(ring + i * RING_BYTES, from + (i64)i * WEIGHT_BYTES);
-      waitForEarlier();
+        if (i < count) weights_to(ring + i * RING_BYTES, from + (i64)i * WEIGHT_BYTES);
+      wait_for_earlier();
     }
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
       if (i < count) {
-        if (!WEIGHTS_FIRST) weightsTo(ring + i * RING_BYTES, from + (i64)i * WEIGHT_BYTES);
-        codesTo(ring + i * RING_BYTES, with + i * p.capacity * 128);
+        if (!WEIGHTS_FIRST) weights_to(ring + i * RING_BYTES, from + (i64)i * WEIGHT_BYTES);
+        codes_to(ring + i * RING_BYTES, with + i * p.capacity * 128);
       }
-      commitCopies();
+      commit_copies();
     }
     int now = 0, next = STAGES - 1;
     for (int i = 0; i < count; i++) {
       // STAGES − 1 + i groups are committed, of which the first i + 1 must be here.
-      waitForCopies<STAGES - 2>();
+      wait_for_copies<STAGES - 2>();
       // So are the other threads' parts of this buffer, and all are done with the one before it, which is filled next.
       __syncthreads();
       const int ahead = i + STAGES - 1;
       if (ahead < count) {
-        weightsTo(ring + next * RING_BYTES, from + (i64)ahead * WEIGHT_BYTES);
-        codesTo(ring + next * RING_BYTES, with + ahead * p.capacity * 128);
+        weights_to(ring + next * RING_BYTES, from + (i64)ahead * WEIGHT_BYTES);
+        codes_to(ring + next * RING_BYTES, with + ahead * p.capacity * 128);
       }
       // Empty groups keep the count.
-      commitCopies();
+      commit_copies();
       multiply(ring + now * RING_BYTES, sums);
       now = now + 1 == STAGES ? 0 : now + 1;
       next = next + 1 == STAGES ? 0 : next + 1;
     }
   }
   if (SPLIT > 1) {
-    const i64 group = tile * (gridDim.x / SPLIT) + tokenTile;
+    const i64 group = tile * (gridDim.x / SPLIT) + token_tile;
     int* const left = (int*)shared + COUNTERS + group * (SPLIT * 2 * SUMS * CONSUMERS);
     if (!gather(sums[0], left, shared + group, rank)) return;
   }
@@ -348,7 +351,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS, RESIDENT) gemm_mma(PARAM
   for (int u = 0; u < ACROSS; u++) {
     const int of = warp % (8 / ACROSS) * ACROSS + u;
     const i64 first = token0 + warp / (8 / ACROSS) * TOKENS;
-    storeSums<TOKENS / 8>(p, sums[u], of / 4, of % 4, tile, first, p.tokenScale + (i64)set * p.capacity + first,
-              p.featureScale + tile * FEATURES, p.bias ? p.bias + tile * FEATURES : nullptr);
+    store_sums<TOKENS / 8>(p, sums[u], of / 4, of % 4, tile, first, p.token_scale + (i64)set * p.capacity + first,
+                           p.feature_scale + tile * FEATURES, p.bias ? p.bias + tile * FEATURES : nullptr);
   }
 }

@@ -2,7 +2,8 @@
 #include "engine/engine.cuh"
 
 // out = x / rms(x) · gain, halves; one block per row, cols a multiple of 8.
-extern "C" __global__ void __launch_bounds__(256) half_norm(const u16* x, i64 cols, const u16* gain, double epsilon, u16* out) {
+extern "C" __global__ void __launch_bounds__(256)
+    half_norm(const u16* x, i64 cols, const u16* gain, double epsilon, u16* out) {
   __shared__ float shared[8];
   const uint4* from = (const uint4*)(x + blockIdx.x * cols);
   uint4* to = (uint4*)(out + blockIdx.x * cols);
@@ -11,9 +12,10 @@ extern "C" __global__ void __launch_bounds__(256) half_norm(const u16* x, i64 co
     const uint4 w = from[i];
     const u32 words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
-    for (int j = 0; j < 4; j++) square += lowHalf(words[j]) * lowHalf(words[j]) + highHalf(words[j]) * highHalf(words[j]);
+    for (int j = 0; j < 4; j++)
+      square += low_half(words[j]) * low_half(words[j]) + high_half(words[j]) * high_half(words[j]);
   }
-  square = groupReduce<Sum, 256>(square, shared);
+  square = group_reduce<Sum, 256>(square, shared);
   const float inverse = rsqrtf(square / cols + (float)epsilon);
   for (int i = threadIdx.x; i < cols / 8; i += 256) {
     const uint4 w = from[i], by = ((const uint4*)gain)[i];
@@ -21,7 +23,8 @@ extern "C" __global__ void __launch_bounds__(256) half_norm(const u16* x, i64 co
     u32 result[4];
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      result[j] = packHalf(lowHalf(words[j]) * inverse * lowHalf(gains[j]), highHalf(words[j]) * inverse * highHalf(gains[j]));
+      result[j] = pack_half(low_half(words[j]) * inverse * low_half(gains[j]),
+                            high_half(words[j]) * inverse * high_half(gains[j]));
     to[i] = make_uint4(result[0], result[1], result[2], result[3]);
   }
 }
@@ -36,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(256) half_gated(const u16* x, i64 r
   u32 result[4];
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    const float g0 = lowHalf(gate[j]), g1 = highHalf(gate[j]);
-    result[j] = packHalf(g0 * sigmoidf(g0) * lowHalf(up[j]), g1 * sigmoidf(g1) * highHalf(up[j]));
+    const float g0 = low_half(gate[j]), g1 = high_half(gate[j]);
+    result[j] = pack_half(g0 * sigmoidf(g0) * low_half(up[j]), g1 * sigmoidf(g1) * high_half(up[j]));
   }
   ((uint4*)(out + row * cols))[c] = make_uint4(result[0], result[1], result[2], result[3]);
 }
@@ -75,7 +78,7 @@ extern "C" __global__ void random_fill(void* out, i64 count, i64 kind, i64 seed,
     }
     const float sum = (float)(h & 255) + (float)(h >> 8 & 255) + (float)(h >> 16 & 255) + (float)(h >> 24) - 510.f;
     const float value = sum / 147.8f * (float)deviation;
-    if (kind == 1) ((u16*)out)[i] = toHalf(value);
+    if (kind == 1) ((u16*)out)[i] = to_half(value);
     else ((float*)out)[i] = value;
   }
 }

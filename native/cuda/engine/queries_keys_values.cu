@@ -48,18 +48,19 @@ static_assert(GROUPS <= WARPS, "short tasks give a warp 32 columns");
 
 struct Step {
   int row0, rows;
-  int pageHere, slotHere;  // of the row of this thread's number
-  int *page, *slot;        // of the task's rows; in shared memory, filled when the first head needs them
-  bool onePage, pageEach;
+  int page_here, slot_here;  // of the row of this thread's number
+  int *page, *slot;          // of the task's rows; in shared memory, filled when the first head needs them
+  bool one_page, page_each;
 };
 
 // After the first head's rows were asked for, so that one wait serves both.
-__device__ __forceinline__ void sharePlaces(Step& step) {
+__device__ __forceinline__ void share_places(Step& step) {
   const int tid = threadIdx.x;
-  if (tid < step.rows) step.page[tid] = step.pageHere, step.slot[tid] = step.slotHere;
+  if (tid < step.rows) step.page[tid] = step.page_here, step.slot[tid] = step.slot_here;
   __syncthreads();
-  step.onePage = __syncthreads_and(tid >= step.rows || step.pageHere == step.page[0]);
-  step.pageEach = __syncthreads_and(tid == 0 || tid >= step.rows || step.pageHere != step.page[(tid + ROWS - 1) % ROWS]);
+  step.one_page = __syncthreads_and(tid >= step.rows || step.page_here == step.page[0]);
+  step.page_each =
+      __syncthreads_and(tid == 0 || tid >= step.rows || step.page_here != step.page[(tid + ROWS - 1) % ROWS]);
 }
 
 // What all rows of one head share.
@@ -73,8 +74,8 @@ struct Head {
 __device__ __forceinline__ void load8(const void* from, i64 at, float (&x)[8]) {
   if (IN16) {
     const uint4 w = *(const uint4*)((const u16*)from + at);
-    x[0] = lowHalf(w.x), x[1] = highHalf(w.x), x[2] = lowHalf(w.y), x[3] = highHalf(w.y);
-    x[4] = lowHalf(w.z), x[5] = highHalf(w.z), x[6] = lowHalf(w.w), x[7] = highHalf(w.w);
+    x[0] = low_half(w.x), x[1] = high_half(w.x), x[2] = low_half(w.y), x[3] = high_half(w.y);
+    x[4] = low_half(w.z), x[5] = high_half(w.z), x[6] = low_half(w.w), x[7] = high_half(w.w);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
@@ -84,7 +85,7 @@ __device__ __forceinline__ void load8(const void* from, i64 at, float (&x)[8]) {
   }
 }
 
-__device__ __forceinline__ void loadFloats(const float* from, float (&x)[8]) {
+__device__ __forceinline__ void load_floats(const float* from, float (&x)[8]) {
 #pragma unroll
   for (int i = 0; i < 8; i += 4) {
     const f4 w = *(const f4*)(from + i);
@@ -93,7 +94,7 @@ __device__ __forceinline__ void loadFloats(const float* from, float (&x)[8]) {
 }
 
 __device__ __forceinline__ uint4 pack8(const float (&x)[8]) {
-  return make_uint4(packHalf(x[0], x[1]), packHalf(x[2], x[3]), packHalf(x[4], x[5]), packHalf(x[6], x[7]));
+  return make_uint4(pack_half(x[0], x[1]), pack_half(x[2], x[3]), pack_half(x[4], x[5]), pack_half(x[6], x[7]));
 }
 
 // Rotary embedding of a row: columns c < DIM/2 with their partners c + DIM/2.
@@ -102,7 +103,7 @@ __device__ __forceinline__ void turn(float (&x)[GROUPS][8], const float* cosine,
 #pragma unroll
     for (int q = 0; q < GROUPS / 2; q++) {
       float c[8], s[8];
-      loadFloats(cosine + 32 * q + 8 * t4, c), loadFloats(sine + 32 * q + 8 * t4, s);
+      load_floats(cosine + 32 * q + 8 * t4, c), load_floats(sine + 32 * q + 8 * t4, s);
 #pragma unroll
       for (int i = 0; i < 8; i++) {
         const float a = x[q][i], b = x[q + GROUPS / 2][i];
@@ -117,7 +118,8 @@ __device__ __forceinline__ void turn(float (&x)[GROUPS][8], const float* cosine,
       const int column = 32 * q + 8 * t4;
       const bool first = column < DIM / 2;
       float c[8], s[8];
-      loadFloats(cosine + (first ? column : column - DIM / 2), c), loadFloats(sine + (first ? column : column - DIM / 2), s);
+      load_floats(cosine + (first ? column : column - DIM / 2), c),
+          load_floats(sine + (first ? column : column - DIM / 2), s);
 #pragma unroll
       for (int i = 0; i < 8; i++) {
         const float give = t4 < 2 ? x[(q + (GROUPS + 1) / 2) % GROUPS][i] : x[(q + (GROUPS - 1) / 2) % GROUPS][i];
@@ -134,8 +136,8 @@ __device__ __forceinline__ void turn(float (&x)[GROUPS][8], const float* cosine,
 
 // One head's rows as this warp needs them: y[h] is row m + lane/4 + 8h, in the columns of the warp's groups, from q0 on.
 template <bool SHORT>
-__device__ __forceinline__ void prepare(const Step& step, const Head& head, double epsilon, const float* cosine, const float* sine,
-                                        const u16* matrix, float (&y)[2][SHORT ? 1 : GROUPS][8]) {
+__device__ __forceinline__ void prepare(const Step& step, const Head& head, double epsilon, const float* cosine,
+                                        const float* sine, const u16* matrix, float (&y)[2][SHORT ? 1 : GROUPS][8]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const int m = SHORT ? 0 : 16 * warp, q0 = SHORT ? warp : 0;
   float x[2][GROUPS][8];
@@ -165,7 +167,7 @@ __device__ __forceinline__ void prepare(const Step& step, const Head& head, doub
 #pragma unroll
       for (int q = 0; q < GROUPS; q++) {
         float gain[8];
-        loadFloats(head.gain + 32 * q + 8 * t4, gain);
+        load_floats(head.gain + 32 * q + 8 * t4, gain);
 #pragma unroll
         for (int i = 0; i < 8; i++) x[h][q][i] *= inverse * gain[i];
       }
@@ -194,15 +196,15 @@ __device__ __forceinline__ void prepare(const Step& step, const Head& head, doub
 #pragma unroll
         for (int c = 0; c < 4; c++) {
           const int i = s % 2 * 4 + c / 2 * 2;
-          a[c] = packHalf(x[c % 2][s / 2][i], x[c % 2][s / 2][i + 1]);
-          if (TAIL) tail[c] = packTail(x[c % 2][s / 2][i], x[c % 2][s / 2][i + 1], a[c]);
+          a[c] = pack_half(x[c % 2][s / 2][i], x[c % 2][s / 2][i + 1]);
+          if (TAIL) tail[c] = pack_tail(x[c % 2][s / 2][i], x[c % 2][s / 2][i + 1], a[c]);
         }
 #pragma unroll
         for (int j = 0; j < TILES; j += 2) {
           u32 b[4];
-          pieceB<false>(b, matrix, STRIDE, 16 * s, 32 * q0 + 8 * j);
-          mmaHalf(acc[j], a, b[0], b[1]), mmaHalf(acc[j + 1], a, b[2], b[3]);
-          if (TAIL) mmaHalf(acc[j], tail, b[0], b[1]), mmaHalf(acc[j + 1], tail, b[2], b[3]);
+          piece_b<false>(b, matrix, STRIDE, 16 * s, 32 * q0 + 8 * j);
+          mma_half(acc[j], a, b[0], b[1]), mma_half(acc[j + 1], a, b[2], b[3]);
+          if (TAIL) mma_half(acc[j], tail, b[0], b[1]), mma_half(acc[j + 1], tail, b[2], b[3]);
         }
       }
     }
@@ -226,9 +228,9 @@ __device__ __forceinline__ void prepare(const Step& step, const Head& head, doub
 
 // Codes of values, [row][CODE_STRIDE], to their places in pages: a word of a page holds 16 tokens of one column.
 template <class PageOf>
-__device__ __forceinline__ void putValueCodes(const Step& step, const u8* codes, PageOf pageOfRow) {
+__device__ __forceinline__ void put_value_codes(const Step& step, const u8* codes, PageOf page_of_row) {
   const int tid = threadIdx.x;
-  if (step.pageEach) {
+  if (step.page_each) {
     // Decoding: one nibble in each of DIM words; four of them in flight per thread.
     constexpr int AHEAD = 4;
     for (int base = tid; base < step.rows * DIM; base += THREADS * AHEAD) {
@@ -239,7 +241,7 @@ __device__ __forceinline__ void putValueCodes(const Step& step, const u8* codes,
         const int i = base + a * THREADS;
         if (i >= step.rows * DIM) break;
         const int row = i / DIM, c = i % DIM, t = step.slot[row] % 8 / 2;
-        word[a] = (u64*)(pageOfRow(row) + Page::VALUES) + ((c / 16 * 8 + c % 8) * 4 + t) * 2 + c / 8 % 2;
+        word[a] = (u64*)(page_of_row(row) + Page::VALUES) + ((c / 16 * 8 + c % 8) * 4 + t) * 2 + c / 8 % 2;
         old[a] = *word[a];
       }
 #pragma unroll
@@ -254,10 +256,10 @@ __device__ __forceinline__ void putValueCodes(const Step& step, const u8* codes,
   }
   for (int first = 0, count; first < step.rows; first += count) {
     // A stretch of rows in one page.
-    count = step.onePage ? step.rows : 1;
+    count = step.one_page ? step.rows : 1;
     while (first + count < step.rows && step.page[first + count] == step.page[first]) count++;
     const int from = step.slot[first];
-    u64* const words = (u64*)(pageOfRow(first) + Page::VALUES);
+    u64* const words = (u64*)(page_of_row(first) + Page::VALUES);
     const bool whole = count == PAGE_TOKENS;
     for (int w = tid; w < DIM * 4; w += THREADS) {
       const int t = w / 2 % 4, column = w / 64 * 16 + w % 2 * 8 + w / 8 % 8;
@@ -283,25 +285,27 @@ __device__ __forceinline__ void putValueCodes(const Step& step, const u8* codes,
 
 // The same for values kept as halves, [row][HALF_STRIDE]: a word holds two tokens of one column.
 template <class PageOf>
-__device__ __forceinline__ void putValueHalves(const Step& step, const u16* tile, PageOf pageOfRow) {
+__device__ __forceinline__ void put_value_halves(const Step& step, const u16* tile, PageOf page_of_row) {
   const int tid = threadIdx.x;
   for (int first = 0, count; first < step.rows; first += count) {
-    count = step.onePage ? step.rows : 1;
+    count = step.one_page ? step.rows : 1;
     while (first + count < step.rows && step.page[first + count] == step.page[first]) count++;
     const int from = step.slot[first];
-    u32* const words = (u32*)(pageOfRow(first) + Page::VALUES);
+    u32* const words = (u32*)(page_of_row(first) + Page::VALUES);
     if (count == 1) {
       u16* const halves = (u16*)words;
       const int j = from / 8, t = from % 8 / 2;
       for (int c = tid; c < DIM; c += THREADS)
-        halves[((((c / 8) * 2 + j / 4) * 32 + c % 8 * 4 + t) * 4 + j % 4) * 2 + from % 2] = tile[first * HALF_STRIDE + c];
+        halves[((((c / 8) * 2 + j / 4) * 32 + c % 8 * 4 + t) * 4 + j % 4) * 2 + from % 2] =
+            tile[first * HALF_STRIDE + c];
       continue;
     }
     for (int w = tid; w < DIM * 32; w += THREADS) {
       const int j = w % 4 + w / 128 % 2 * 4, t = w / 4 % 4, column = w / 256 * 8 + w / 16 % 8;
       const int row = 8 * j + 2 * t - from;
       const bool a = row >= 0 && row < count, b = row + 1 >= 0 && row + 1 < count;
-      const u16 low = a ? tile[(first + row) * HALF_STRIDE + column] : 0, high = b ? tile[(first + row + 1) * HALF_STRIDE + column] : 0;
+      const u16 low = a ? tile[(first + row) * HALF_STRIDE + column] : 0,
+                high = b ? tile[(first + row + 1) * HALF_STRIDE + column] : 0;
       if (a && b) words[w] = (u32)low | (u32)high << 16;
       else if (a) ((u16*)words)[2 * w] = low;
       else if (b) ((u16*)words)[2 * w + 1] = high;
@@ -310,19 +314,19 @@ __device__ __forceinline__ void putValueHalves(const Step& step, const u16* tile
 }
 
 struct Arguments {
-  i64 numHeads, kvHeads;
+  i64 num_heads, kv_heads;
   double epsilon;
   const float *cosine, *sine, *factors;
   i64 levels;
-  void* qOut;
+  void* q_out;
   u8* cache;
-  i64 pageBytes;
+  i64 page_bytes;
 };
 
 // Queries (part 0), keys (1) or values (2) of one head.
 template <bool SHORT>
-__device__ __forceinline__ void oneHead(Step& step, const Head& head, const Arguments& by, int part, i64 index, bool first,
-                                        u16* memory, float* extremes) {
+__device__ __forceinline__ void one_head(Step& step, const Head& head, const Arguments& by, int part, i64 index,
+                                         bool first, u16* memory, float* extremes) {
   constexpr int OWN = SHORT ? 1 : GROUPS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const int m = SHORT ? 0 : 16 * warp, q0 = SHORT ? warp : 0;
@@ -336,11 +340,11 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
       if (row >= step.rows || !working) continue;
 #pragma unroll
       for (int o = 0; o < OWN; o++) {
-        const i64 to = ((step.row0 + row) * by.numHeads + index) * DIM + 32 * (q0 + o) + 8 * t4;
+        const i64 to = ((step.row0 + row) * by.num_heads + index) * DIM + 32 * (q0 + o) + 8 * t4;
         if (OUT16) {
-          *(uint4*)((u16*)by.qOut + to) = pack8(y[h][o]);
+          *(uint4*)((u16*)by.q_out + to) = pack8(y[h][o]);
         } else {
-          f4* const out = (f4*)((float*)by.qOut + to);
+          f4* const out = (f4*)((float*)by.q_out + to);
           out[0] = f4{y[h][o][0], y[h][o][1], y[h][o][2], y[h][o][3]};
           out[1] = f4{y[h][o][4], y[h][o][5], y[h][o][6], y[h][o][7]};
         }
@@ -348,8 +352,8 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
     }
     return;
   }
-  if (first) sharePlaces(step);
-  const auto pageOfRow = [&](int row) { return by.cache + step.page[row] * by.pageBytes + index * Page::BYTES; };
+  if (first) share_places(step);
+  const auto page_of_row = [&](int row) { return by.cache + step.page[row] * by.page_bytes + index * Page::BYTES; };
   if (BITS == 16) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -360,7 +364,7 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
         const int column = 32 * (q0 + o) + 8 * t4;
         const uint4 halves = pack8(y[h][o]);
         if (part == 1) {
-          *(uint4*)((u16*)(pageOfRow(row) + Page::KEYS) + step.slot[row] * DIM + column) = halves;
+          *(uint4*)((u16*)(page_of_row(row) + Page::KEYS) + step.slot[row] * DIM + column) = halves;
         } else {
           u32* const to = (u32*)(memory + row * HALF_STRIDE + column);
           to[0] = halves.x, to[1] = halves.y, to[2] = halves.z, to[3] = halves.w;
@@ -369,7 +373,7 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
     }
     if (part == 1) return;
     __syncthreads();
-    putValueHalves(step, memory, pageOfRow);
+    put_value_halves(step, memory, page_of_row);
     __syncthreads();
     return;
   }
@@ -384,7 +388,8 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
     }
 #pragma unroll
     for (int offset = 1; offset < 4; offset *= 2)
-      hi[h] = fmaxf(hi[h], __shfl_xor_sync(FULL_MASK, hi[h], offset)), lo[h] = fminf(lo[h], __shfl_xor_sync(FULL_MASK, lo[h], offset));
+      hi[h] = fmaxf(hi[h], __shfl_xor_sync(FULL_MASK, hi[h], offset)),
+      lo[h] = fminf(lo[h], __shfl_xor_sync(FULL_MASK, lo[h], offset));
     if (SHORT && t4 == 0) extremes[warp * 32 + g + 8 * h] = hi[h], extremes[warp * 32 + 16 + g + 8 * h] = lo[h];
   }
   if (SHORT) {
@@ -400,13 +405,14 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
     const int row = m + g + 8 * h;
     if (row >= step.rows || !working) continue;
     const bool empty = hi[h] == 0.f && lo[h] == 0.f;
-    const float top = empty ? 1.f : hi[h] * by.factors[part == 1 ? 0 : 2], bottom = empty ? -1.f : lo[h] * by.factors[part == 1 ? 1 : 3];
+    const float top = empty ? 1.f : hi[h] * by.factors[part == 1 ? 0 : 2],
+                bottom = empty ? -1.f : lo[h] * by.factors[part == 1 ? 1 : 3];
     const float scale = (top - bottom) / by.levels, zero = rintf(-bottom / scale), inverse = 1.f / scale;
-    u8* const to = pageOfRow(row);
+    u8* const to = page_of_row(row);
     const int slot = step.slot[row];
     if (t4 == 0 && q0 == 0) {
       ((float*)(to + (part == 1 ? Page::KEY_SCALE : Page::VALUE_SCALE)))[slot] = scale;
-      ((u16*)(to + (part == 1 ? Page::KEY_ZERO : Page::VALUE_ZERO)))[slot] = toHalf(zero);
+      ((u16*)(to + (part == 1 ? Page::KEY_ZERO : Page::VALUE_ZERO)))[slot] = to_half(zero);
     }
     // Adding 1.5·2²³ rounds to the nearest integer, which is then in the low bits.
     const float least = -zero, most = (float)by.levels - zero;
@@ -414,7 +420,8 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
     for (int o = 0; o < OWN; o++) {
       u32 code[8];
 #pragma unroll
-      for (int i = 0; i < 8; i++) code[i] = __float_as_uint(fminf(fmaxf(y[h][o][i] * inverse, least), most) + 12582912.f + zero) & 15u;
+      for (int i = 0; i < 8; i++)
+        code[i] = __float_as_uint(fminf(fmaxf(y[h][o][i] * inverse, least), most) + 12582912.f + zero) & 15u;
       const int column = 32 * (q0 + o) + 8 * t4;
       if (part == 1) {
         u32 word = 0;
@@ -423,43 +430,46 @@ __device__ __forceinline__ void oneHead(Step& step, const Head& head, const Argu
         ((u32*)(to + Page::KEYS))[(slot * DIM + column) / 8] = word;
       } else {
         *(uint2*)((u8*)memory + row * CODE_STRIDE + column) =
-            make_uint2(code[0] | code[1] << 8 | code[2] << 16 | code[3] << 24, code[4] | code[5] << 8 | code[6] << 16 | code[7] << 24);
+            make_uint2(code[0] | code[1] << 8 | code[2] << 16 | code[3] << 24,
+                       code[4] | code[5] << 8 | code[6] << 16 | code[7] << 24);
       }
     }
   }
   if (SHORT || part == 2) __syncthreads();
   if (part == 1) return;
-  putValueCodes(step, (const u8*)memory, pageOfRow);
+  put_value_codes(step, (const u8*)memory, page_of_row);
   __syncthreads();
 }
 
-// tasks: {first row, rows} of i32. pageOf, slotOf: of each row. cosine, sine: [rows][DIM/2] or null. q: [row][qStride],
-// k and v: [row][kvStride], 16-byte aligned; head h of each begins at h·DIM. blockIdx.y: `headsEach` query heads, then as
+// tasks: {first row, rows} of i32. page_of, slot_of: of each row. cosine, sine: [rows][DIM/2] or null. q: [row][q_stride],
+// k and v: [row][kv_stride], 16-byte aligned; head h of each begins at h·DIM. blockIdx.y: `heads_each` query heads, then as
 // many KV heads for keys, then for values. factors: σ(c) of keys' max and min, values' max and min. cache: this layer's
 // part of page 0. The tables are no kernel's work, and so may be read before the kernels ahead have ended.
 extern "C" __global__ void __launch_bounds__(THREADS, IN16 || MOST_ROWS <= 16 ? 3 : 2)
-    queries_keys_values(const int* tasks, const int* pageOf, const int* slotOf, i64 numHeads, i64 kvHeads,
-                        const void* q, i64 qStride, const void* k, const void* v, i64 kvStride, const float* qGain,
-                        const float* kGain, double epsilon, const float* cosine, const float* sine, const u16* qMatrix,
-                        const u16* kMatrix, const float* factors, i64 levels, void* qOut, u8* cache, i64 pageBytes,
-                        i64 headsEach) {
+    queries_keys_values(const int* tasks, const int* page_of, const int* slot_of, i64 num_heads, i64 kv_heads,
+                        const void* q, i64 q_stride, const void* k, const void* v, i64 kv_stride, const float* q_gain,
+                        const float* k_gain, double epsilon, const float* cosine, const float* sine,
+                        const u16* q_matrix, const u16* k_matrix, const float* factors, i64 levels, void* q_out,
+                        u8* cache, i64 page_bytes, i64 heads_each) {
   extern __shared__ __align__(16) u16 memory[];  // [DIM][STRIDE] of a matrix, or rows of values
   __shared__ int page[ROWS], slot[ROWS];
   __shared__ float extremes[WARPS * 32];
-  const int tid = threadIdx.x, each = (int)headsEach;
-  const int queryBlocks = ((int)numHeads + each - 1) / each, kvBlocks = ((int)kvHeads + each - 1) / each;
-  const int part = blockIdx.y < queryBlocks ? 0 : blockIdx.y < queryBlocks + kvBlocks ? 1 : 2;
-  const int first = ((int)blockIdx.y - (part == 0 ? 0 : queryBlocks + (part - 1) * kvBlocks)) * each;
-  const int most = part == 0 ? (int)numHeads : (int)kvHeads, end = first + each < most ? first + each : most;
-  releaseNext();
+  const int tid = threadIdx.x, each = (int)heads_each;
+  const int query_blocks = ((int)num_heads + each - 1) / each, kv_blocks = ((int)kv_heads + each - 1) / each;
+  const int part = blockIdx.y < query_blocks ? 0 : blockIdx.y < query_blocks + kv_blocks ? 1 : 2;
+  const int first = ((int)blockIdx.y - (part == 0 ? 0 : query_blocks + (part - 1) * kv_blocks)) * each;
+  const int most = part == 0 ? (int)num_heads : (int)kv_heads, end = first + each < most ? first + each : most;
+  release_next();
   if (MATRIX && part < 2) {
     // Row 32q + 8t + 4u + 2h + e goes to 32q + 16u + 8h + 2t + e, column 32q + 8t + 2m + e to 32q + 8m + 2t + e.
-    const u16* from = part == 0 ? qMatrix : kMatrix;
+    const u16* from = part == 0 ? q_matrix : k_matrix;
 #pragma unroll 4
     for (int i = tid; i < DIM * DIM / 8; i += THREADS) {
       const int row = i / (DIM / 8), piece = i % (DIM / 8);
       const uint4 w = *(const uint4*)(from + row * STRIDE + 8 * piece);
-      u16* const to = memory + (row / 32 * 32 + row % 8 / 4 * 16 + row % 4 / 2 * 8 + row % 32 / 8 * 2 + row % 2) * STRIDE + piece / 4 * 32 + piece % 4 * 2;
+      u16* const to = memory +
+                      (row / 32 * 32 + row % 8 / 4 * 16 + row % 4 / 2 * 8 + row % 32 / 8 * 2 + row % 2) * STRIDE +
+                      piece / 4 * 32 + piece % 4 * 2;
       *(u32*)to = w.x, *(u32*)(to + 8) = w.y, *(u32*)(to + 16) = w.z, *(u32*)(to + 24) = w.w;
     }
   }
@@ -467,25 +477,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, IN16 || MOST_ROWS <= 16 ? 
   step.row0 = tasks[2 * blockIdx.x], step.rows = tasks[2 * blockIdx.x + 1];
   step.page = page, step.slot = slot;
   __syncthreads();
-  if (!EARLY) waitForEarlier();
-  step.pageHere = step.slotHere = 0;
-  if (tid < step.rows) step.pageHere = pageOf[step.row0 + tid], step.slotHere = slotOf[step.row0 + tid];
+  if (!EARLY) wait_for_earlier();
+  step.page_here = step.slot_here = 0;
+  if (tid < step.rows) step.page_here = page_of[step.row0 + tid], step.slot_here = slot_of[step.row0 + tid];
   if (EARLY) {
     // Values of single tokens are put among those that are there.
     if (part == 2 && BITS == 4 && tid < step.rows && step.rows <= 16)
       for (int index = first; index < end; index++)
-        prefetch(cache + step.pageHere * pageBytes + index * Page::BYTES + Page::VALUES, Page::KEY_SCALE - Page::VALUES);
-    waitForEarlier();
+        prefetch(cache + step.page_here * page_bytes + index * Page::BYTES + Page::VALUES,
+                 Page::KEY_SCALE - Page::VALUES);
+    wait_for_earlier();
   }
-  const Arguments by = {numHeads, kvHeads, epsilon, cosine, sine, factors, levels, qOut, cache, pageBytes};
+  const Arguments by = {num_heads, kv_heads, epsilon, cosine, sine, factors, levels, q_out, cache, page_bytes};
   Head head;
   head.source = part == 0 ? q : part == 1 ? k : v;
-  head.stride = part == 0 ? qStride : kvStride;
-  head.gain = part == 0 ? qGain : part == 1 ? kGain : nullptr;
+  head.stride = part == 0 ? q_stride : kv_stride;
+  head.gain = part == 0 ? q_gain : part == 1 ? k_gain : nullptr;
   head.turns = part < 2 && cosine, head.multiplies = part < 2;
   for (int index = first; index < end; index++) {
     head.column0 = (i64)index * DIM;
-    if (MOST_ROWS <= 16 || step.rows <= 16) oneHead<true>(step, head, by, part, index, index == first, memory, extremes);
-    else oneHead<false>(step, head, by, part, index, index == first, memory, extremes);
+    if (MOST_ROWS <= 16 || step.rows <= 16)
+      one_head<true>(step, head, by, part, index, index == first, memory, extremes);
+    else one_head<false>(step, head, by, part, index, index == first, memory, extremes);
   }
 }

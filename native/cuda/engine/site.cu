@@ -29,15 +29,15 @@ static_assert(WARPS <= 32 && HEIGHT % BM == 0, "a row of this size does not fit 
 // What a thread holds of a row, as it lies in memory.
 struct Raw {
   uint4 packed[PACKED ? ITEMS : 1], up[PACKED && INPUT == SILU_UP ? ITEMS : 1];
-  float plain[PACKED ? 1 : ITEMS][V], plainUp[!PACKED && INPUT == SILU_UP ? ITEMS : 1][V];
+  float plain[PACKED ? 1 : ITEMS][V], plain_up[!PACKED && INPUT == SILU_UP ? ITEMS : 1][V];
 };
 
-__device__ __forceinline__ void loadPlain(const void* from, i64 at, float (&v)[V]) {
+__device__ __forceinline__ void load_plain(const void* from, i64 at, float (&v)[V]) {
   if constexpr (V == 4) {
     const f4 w = *(const f4*)((const float*)from + at);
     v[0] = w.x, v[1] = w.y, v[2] = w.z, v[3] = w.w;
   } else {
-    v[0] = IN16 ? fromHalf(((const u16*)from)[at]) : ((const float*)from)[at];
+    v[0] = IN16 ? from_half(((const u16*)from)[at]) : ((const float*)from)[at];
   }
 }
 
@@ -50,21 +50,22 @@ __device__ __forceinline__ void fetch(Raw& raw, const void* x, const void* x2, i
       raw.packed[it] = *(const uint4*)((const u16*)x + row + e);
       if constexpr (INPUT == SILU_UP) raw.up[it] = *(const uint4*)((const u16*)x2 + row + e);
     } else {
-      loadPlain(x, row + e, raw.plain[it]);
-      if constexpr (INPUT == SILU_UP) loadPlain(x2, row + e, raw.plainUp[it]);
+      load_plain(x, row + e, raw.plain[it]);
+      if constexpr (INPUT == SILU_UP) load_plain(x2, row + e, raw.plain_up[it]);
     }
   }
 }
 
-__device__ __forceinline__ void spreadHalves(const uint4& w, float (&v)[V]) {
+__device__ __forceinline__ void spread_halves(const uint4& w, float (&v)[V]) {
   if constexpr (V == 8) {
-    v[0] = lowHalf(w.x), v[1] = highHalf(w.x), v[2] = lowHalf(w.y), v[3] = highHalf(w.y);
-    v[4] = lowHalf(w.z), v[5] = highHalf(w.z), v[6] = lowHalf(w.w), v[7] = highHalf(w.w);
+    v[0] = low_half(w.x), v[1] = high_half(w.x), v[2] = low_half(w.y), v[3] = high_half(w.y);
+    v[4] = low_half(w.z), v[5] = high_half(w.z), v[6] = low_half(w.w), v[7] = high_half(w.w);
   }
 }
 
 // Attention's splits joined. `tops`: their largest weight and total, [head][split], in shared memory.
-__device__ __forceinline__ void joinSplits(const float* x, i64 token, int splits, const float2* tops, int e, float (&v)[V]) {
+__device__ __forceinline__ void join_splits(const float* x, i64 token, int splits, const float2* tops, int e,
+                                            float (&v)[V]) {
   const int head = e / RIGHT;
   const float* const from = x + (token * LEFT + head) * splits * (RIGHT + 2) + e % RIGHT;
   const float2* const mine = tops + head * splits;
@@ -72,7 +73,7 @@ __device__ __forceinline__ void joinSplits(const float* x, i64 token, int splits
   for (int s = 0; s < splits; s++) most = fmaxf(most, mine[s].x);
 #pragma unroll 4
   for (int s = 0; s < splits; s++) {
-    const float weight = mine[s].x == -INFINITE ? 0.f : powerOf2(mine[s].x - most);
+    const float weight = mine[s].x == -INFINITE ? 0.f : power_of2(mine[s].x - most);
     total += weight * mine[s].y;
     const float* const part = from + s * (RIGHT + 2);
     if constexpr (V == 4 && RIGHT % 2 == 0) {
@@ -88,13 +89,13 @@ __device__ __forceinline__ void joinSplits(const float* x, i64 token, int splits
   for (int i = 0; i < V; i++) v[i] *= inverse;
 }
 
-__device__ __forceinline__ u32 maxHalf2(u32 a, u32 b) {
+__device__ __forceinline__ u32 max_half2(u32 a, u32 b) {
   u32 result;
   asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
   return result;
 }
 
-__device__ __forceinline__ u32 mulHalf2(u32 a, u32 b) {
+__device__ __forceinline__ u32 mul_half2(u32 a, u32 b) {
   u32 result;
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
   return result;
@@ -102,9 +103,7 @@ __device__ __forceinline__ u32 mulHalf2(u32 a, u32 b) {
 
 // Where code e of a row waits in shared memory: 16-byte pieces in the order piece ^ (128-byte block % 8), so that the eight
 // rows of a warp's sums are written to different banks.
-__device__ __forceinline__ int placeOf(int e) {
-  return e ^ (e >> 7 & 7) << 4;
-}
+__device__ __forceinline__ int place_of(int e) { return e ^ (e >> 7 & 7) << 4; }
 
 // x (and x2): [tokens][stride], rows of halves 16-byte aligned. left, right: halves as they lie in shared memory,
 // [ROWS][LEFT_STRIDE] and [COLS][RIGHT_STRIDE]. clips: factors σ(c) [sets][2]. codes: [sets][block][capacity][128],
@@ -115,27 +114,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
   extern __shared__ __align__(16) u16 memory[];
   __shared__ float extremes[4][32];  // per warp: largest and sum of squares before, largest of both signs after
   u16* const tile = memory;
-  u16* const matrixLeft = tile + (TAIL ? 2 : 1) * TILE;
-  u16* const matrixRight = matrixLeft + LEFT_HALVES;
-  i8* const row = (i8*)(matrixRight + RIGHT_HALVES);  // codes; before, the tops of splits
+  u16* const matrix_left = tile + (TAIL ? 2 : 1) * TILE;
+  u16* const matrix_right = matrix_left + LEFT_HALVES;
+  i8* const row = (i8*)(matrix_right + RIGHT_HALVES);  // codes; before, the tops of splits
   constexpr int tail = TAIL ? TILE : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const int m0 = warp / (COLS / 32) * BM, n0 = warp % (COLS / 32) * 32;
-  releaseNext();
+  release_next();
   if (HAS_LEFT)
-    for (int i = threadIdx.x; i < ROWS * LEFT_STRIDE / 8; i += THREADS) ((uint4*)matrixLeft)[i] = ((const uint4*)left)[i];
+    for (int i = threadIdx.x; i < ROWS * LEFT_STRIDE / 8; i += THREADS)
+      ((uint4*)matrix_left)[i] = ((const uint4*)left)[i];
   if (HAS_RIGHT)
-    for (int i = threadIdx.x; i < COLS * RIGHT_STRIDE / 8; i += THREADS) ((uint4*)matrixRight)[i] = ((const uint4*)right)[i];
+    for (int i = threadIdx.x; i < COLS * RIGHT_STRIDE / 8; i += THREADS)
+      ((uint4*)matrix_right)[i] = ((const uint4*)right)[i];
   // What lies outside the row stays zero: an intermediate product has zeros there by itself.
   if (ROWS != LEFT || COLS != RIGHT)
     for (int i = threadIdx.x; i < (TAIL ? 2 : 1) * TILE / 8; i += THREADS) ((uint4*)tile)[i] = make_uint4(0, 0, 0, 0);
-  for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[placeOf(i)] = 0;
+  for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[place_of(i)] = 0;
   // What is read late, and is no kernel's work.
-  const float firstClips[2] = {clips[0], clips[1]};
+  const float first_clips[2] = {clips[0], clips[1]};
   if constexpr (INPUT == RMS && V == 4) {
     if (threadIdx.x == 0) prefetch(gain, WIDTH * 4);
   }
-  waitForEarlier();
+  wait_for_earlier();
   Raw raw;
   if (INPUT != SPLITS && blockIdx.x < tokens) fetch(raw, x, x2, blockIdx.x * stride);
   if (ROWS != LEFT || COLS != RIGHT) __syncthreads();
@@ -148,9 +149,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
       for (int it = 0; it < ITEMS; it++) {
         if ((threadIdx.x + it * THREADS) * V >= WIDTH) continue;
         const uint4 w = raw.packed[it];
-        largest = maxHalf2(largest, maxHalf2(maxHalf2(w.x & 0x7fff7fffu, w.y & 0x7fff7fffu), maxHalf2(w.z & 0x7fff7fffu, w.w & 0x7fff7fffu)));
+        largest = max_half2(largest, max_half2(max_half2(w.x & 0x7fff7fffu, w.y & 0x7fff7fffu),
+                                               max_half2(w.z & 0x7fff7fffu, w.w & 0x7fff7fffu)));
       }
-      top = fmaxf(lowHalf(largest), highHalf(largest));
+      top = fmaxf(low_half(largest), high_half(largest));
     } else {
       if (INPUT == SPLITS) {
         float2* const tops = (float2*)row;
@@ -165,12 +167,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
         for (int i = 0; i < V; i++) v[it][i] = 0.f;
         if (e >= WIDTH) continue;
         if constexpr (INPUT == SPLITS) {
-          joinSplits((const float*)x, token, (int)splits, (const float2*)row, e, v[it]);
+          join_splits((const float*)x, token, (int)splits, (const float2*)row, e, v[it]);
         } else if constexpr (PACKED) {
-          spreadHalves(raw.packed[it], v[it]);
+          spread_halves(raw.packed[it], v[it]);
           if constexpr (INPUT == SILU_UP) {
             float up[V];
-            spreadHalves(raw.up[it], up);
+            spread_halves(raw.up[it], up);
 #pragma unroll
             for (int i = 0; i < V; i++) v[it][i] = v[it][i] * sigmoidf(v[it][i]) * up[i];
           }
@@ -178,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
 #pragma unroll
           for (int i = 0; i < V; i++) {
             v[it][i] = raw.plain[it][i];
-            if constexpr (INPUT == SILU_UP) v[it][i] = v[it][i] * sigmoidf(v[it][i]) * raw.plainUp[it][i];
+            if constexpr (INPUT == SILU_UP) v[it][i] = v[it][i] * sigmoidf(v[it][i]) * raw.plain_up[it][i];
           }
         }
         if (INPUT == RMS) {
@@ -197,8 +199,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
         for (int i = 0; i < V; i++) top = fmaxf(top, fabsf(v[it][i]));
       }
     }
-    top = warpLargest(top);
-    if (INPUT == RMS) square = warpReduce<Sum>(square);
+    top = warp_largest(top);
+    if (INPUT == RMS) square = warp_reduce<Sum>(square);
     if (lane == 0) extremes[0][warp] = top, extremes[1][warp] = square;
     __syncthreads();
     top = extremes[0][0], square = extremes[1][0];
@@ -207,11 +209,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
       top = fmaxf(top, extremes[0][i]);
       if (INPUT == RMS) square += extremes[1][i];
     }
-    const int exponent = rangeOf<DIRECT ? 15 : 100>(top);
+    const int exponent = range_of<DIRECT ? 15 : 100>(top);
     const float shrink = __uint_as_float((u32)(127 - exponent) << 23);
     float grow = __uint_as_float((u32)(127 + exponent) << 23);
     if (INPUT == RMS) grow *= rsqrtf(square / WIDTH + (float)epsilon);
-    const u32 shrink2 = packHalf(shrink, shrink);
+    const u32 shrink2 = pack_half(shrink, shrink);
 #pragma unroll
     for (int it = 0; it < ITEMS; it++) {
       const int e = (threadIdx.x + it * THREADS) * V;
@@ -219,18 +221,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
       u16* to = tile + e / RIGHT * TILE_STRIDE + e % RIGHT;
       if constexpr (DIRECT) {
         const uint4 w = raw.packed[it];
-        *(uint4*)to = make_uint4(mulHalf2(w.x, shrink2), mulHalf2(w.y, shrink2), mulHalf2(w.z, shrink2), mulHalf2(w.w, shrink2));
+        *(uint4*)to = make_uint4(mul_half2(w.x, shrink2), mul_half2(w.y, shrink2), mul_half2(w.z, shrink2),
+                                 mul_half2(w.w, shrink2));
       } else if constexpr (V == 1) {
         const float value = v[it][0] * shrink;
-        to[0] = toHalf(value);
-        if (TAIL) to[TILE] = toHalf(value - fromHalf(to[0]));
+        to[0] = to_half(value);
+        if (TAIL) to[TILE] = to_half(value - from_half(to[0]));
       } else {
 #pragma unroll
         for (int i = 0; i < V; i += 4) {
-          const float a = v[it][i] * shrink, b = v[it][i + 1] * shrink, c = v[it][i + 2] * shrink, d = v[it][i + 3] * shrink;
-          const u32 ab = packHalf(a, b), cd = packHalf(c, d);
+          const float a = v[it][i] * shrink, b = v[it][i + 1] * shrink, c = v[it][i + 2] * shrink,
+                      d = v[it][i + 3] * shrink;
+          const u32 ab = pack_half(a, b), cd = pack_half(c, d);
           *(uint2*)(to + i) = make_uint2(ab, cd);
-          if (TAIL) *(uint2*)(to + TILE + i) = make_uint2(packTail(a, b, ab), packTail(c, d, cd));
+          if (TAIL) *(uint2*)(to + TILE + i) = make_uint2(pack_tail(a, b, ab), pack_tail(c, d, cd));
         }
       }
     }
@@ -254,29 +258,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
           for (int h = 0; h < 2; h++)
             visit(m0 + 16 * i + g + 8 * h, n0 + 8 * j + 2 * t4, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
     };
-    if (HAS_LEFT) product<true, ROWS>(acc, matrixLeft, LEFT_STRIDE, 0, tile, TILE_STRIDE, tail, m0, n0);
+    if (HAS_LEFT) product<true, ROWS>(acc, matrix_left, LEFT_STRIDE, 0, tile, TILE_STRIDE, tail, m0, n0);
     if (HAS_LEFT && HAS_RIGHT) {
       __syncthreads();
       each([&](int i, int j, float& a, float& b) {
-        const u32 head = packHalf(a, b);
+        const u32 head = pack_half(a, b);
         *(u32*)(tile + i * TILE_STRIDE + j) = head;
-        if (TAIL) *(u32*)(tile + TILE + i * TILE_STRIDE + j) = packTail(a, b, head);
+        if (TAIL) *(u32*)(tile + TILE + i * TILE_STRIDE + j) = pack_tail(a, b, head);
         a = 0.f, b = 0.f;
       });
       __syncthreads();
     }
-    if (HAS_RIGHT) product<false, COLS>(acc, tile, TILE_STRIDE, tail, matrixRight, RIGHT_STRIDE, 0, m0, n0);
+    if (HAS_RIGHT) product<false, COLS>(acc, tile, TILE_STRIDE, tail, matrix_right, RIGHT_STRIDE, 0, m0, n0);
     if (!HAS_LEFT && !HAS_RIGHT)
       each([&](int i, int j, float& a, float& b) {
         const u16* at = tile + i * TILE_STRIDE + j;
-        a = fromHalf(at[0]) + (TAIL ? fromHalf(at[TILE]) : 0.f), b = fromHalf(at[1]) + (TAIL ? fromHalf(at[TILE + 1]) : 0.f);
+        a = from_half(at[0]) + (TAIL ? from_half(at[TILE]) : 0.f),
+        b = from_half(at[1]) + (TAIL ? from_half(at[TILE + 1]) : 0.f);
       });
     // Padding holds zeros, which the extremes include anyway.
     float hi = 0.f, lo = 0.f;
-    each([&](int, int, float& a, float& b) {
-      hi = fmaxf(hi, fmaxf(a, b)), lo = fminf(lo, fminf(a, b));
-    });
-    hi = warpLargest(hi), lo = warpLargest(fabsf(lo));
+    each([&](int, int, float& a, float& b) { hi = fmaxf(hi, fmaxf(a, b)), lo = fminf(lo, fminf(a, b)); });
+    hi = warp_largest(hi), lo = warp_largest(fabsf(lo));
     if (lane == 0) extremes[2][warp] = hi, extremes[3][warp] = lo;
     __syncthreads();
     hi = extremes[2][0], lo = extremes[3][0];
@@ -284,7 +287,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
     for (int i = 1; i < WARPS; i++) hi = fmaxf(hi, extremes[2][i]), lo = fmaxf(lo, extremes[3][i]);
     hi *= grow, lo *= grow;
     for (i64 set = 0; set < sets; set++) {
-      const float largest = fmaxf(hi * (set ? clips[2 * set] : firstClips[0]), lo * (set ? clips[2 * set + 1] : firstClips[1])) / QMAX;
+      const float largest =
+          fmaxf(hi * (set ? clips[2 * set] : first_clips[0]), lo * (set ? clips[2 * set + 1] : first_clips[1])) / QMAX;
       const float scale = largest == 0.f ? 1.f : largest, inverse = grow / scale;
       // Adding 1.5·2²³ rounds to the nearest integer, whose low byte is then the code.
       const auto code = [&](float value) {
@@ -294,18 +298,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
         if ((ROWS != LEFT && i >= LEFT) || (COLS != RIGHT && j >= RIGHT)) return;
         const u32 qa = code(a), qb = code(b);
         if (RIGHT % 2 == 0) {
-          *(u16*)(row + placeOf(i * RIGHT + j)) = (u16)__byte_perm(qa, qb, 0x0040);
+          *(u16*)(row + place_of(i * RIGHT + j)) = (u16)__byte_perm(qa, qb, 0x0040);
         } else {
-          row[placeOf(i * RIGHT + j)] = (i8)qa;
-          if (j + 1 < RIGHT) row[placeOf(i * RIGHT + j + 1)] = (i8)qb;
+          row[place_of(i * RIGHT + j)] = (i8)qa;
+          if (j + 1 < RIGHT) row[place_of(i * RIGHT + j + 1)] = (i8)qb;
         }
       });
       if (INPUT == SPLITS)
-        for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[placeOf(i)] = 0;
+        for (int i = WIDTH + threadIdx.x; i < BLOCKS * 128; i += THREADS) row[place_of(i)] = 0;
       if (threadIdx.x == 0) scales[set * capacity + token] = scale;
       __syncthreads();
       for (int piece = threadIdx.x; piece < BLOCKS * 8; piece += THREADS)
-        *(uint4*)(codes + set * BLOCKS * capacity * 128 + codeOffset(capacity, token, piece * 16)) = *(const uint4*)(row + placeOf(piece * 16));
+        *(uint4*)(codes + set * BLOCKS * capacity * 128 + code_offset(capacity, token, piece * 16)) =
+            *(const uint4*)(row + place_of(piece * 16));
       if (set + 1 < sets || INPUT == SPLITS) __syncthreads();
     }
   }
