@@ -128,9 +128,9 @@ static void lane_products(Lines x, Lines h, int64_t count, int64_t vectors, floa
 
 using LaneFunction = void (*)(Lines, Lines, int64_t, int64_t, float*, int64_t);
 #if defined(__AVX512F__)
-constexpr int LANE_ROWS = 4, k_lane_columns = 6;
+constexpr int LANE_ROWS = 4, LANE_COLUMNS = 6;
 #else
-constexpr int LANE_ROWS = 3, k_lane_columns = 3;
+constexpr int LANE_ROWS = 3, LANE_COLUMNS = 3;
 #endif
 
 template <int MR>
@@ -165,7 +165,7 @@ static inline LaneFunction lane_function(int64_t rows, int64_t columns) {
 /** sums[a][i] += lane products of line a of x and line i of h, n_left of each, over `count` rows. */
 static inline void add_lane_products(Lines x, Lines h, int64_t n_left, int64_t vectors, int64_t count, float* sums) {
   const int64_t row_groups = (n_left + LANE_ROWS - 1) / LANE_ROWS;
-  const int64_t column_groups = (n_left + k_lane_columns - 1) / k_lane_columns;
+  const int64_t column_groups = (n_left + LANE_COLUMNS - 1) / LANE_COLUMNS;
   for (int64_t ra = 0; ra < row_groups; ++ra) {
     const int64_t a0 = n_left * ra / row_groups, a1 = n_left * (ra + 1) / row_groups;
     for (int64_t ci = 0; ci < column_groups; ++ci) {

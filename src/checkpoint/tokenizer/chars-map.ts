@@ -4,7 +4,6 @@
  */
 
 import { fail } from "./options.js";
-import type { Normalizer } from "./normalizers.js";
 
 const encoder = new TextEncoder();
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
@@ -14,7 +13,7 @@ const graphemes = new Intl.Segmenter("en", { granularity: "grapheme" });
 const MAX_GRAPHEME_BYTES = 6;
 
 /** The normalizer of a map in base64. Throws PlanishError when it is damaged. */
-export function charsMap(base64: string, path: string): Normalizer {
+export function charsMap(base64: string, path: string): (text: string) => string {
   const data = Buffer.from(base64, "base64");
   const trieBytes = data.length >= 4 ? data.readUInt32LE(0) : -1;
   if (trieBytes < 4 || trieBytes % 4 !== 0 || 4 + trieBytes > data.length) {
