@@ -3,31 +3,17 @@
  * Tensors are read one at a time, by position in the file: nothing loads a whole checkpoint.
  */
 
+import type { ElementType } from "./element-types.js";
+
 /** Element types found in checkpoint files. GGUF block types keep their GGUF names. */
 export type StoredType =
-  | "F64"
-  | "F32"
-  | "F16"
-  | "BF16"
-  | "I64"
-  | "I32"
-  | "I8"
-  | "U8"
-  | "BOOL"
-  | "Q8_0"
-  | "Q4_0"
-  | "Q4_1"
-  | "Q5_0"
-  | "Q5_1"
-  | "Q4_K"
-  | "Q5_K"
-  | "Q6_K";
+  ElementType | "Q8_0" | "Q4_0" | "Q4_1" | "Q5_0" | "Q5_1" | "Q4_K" | "Q5_K" | "Q6_K";
 
 export interface StoredTensor {
   readonly name: string;
   readonly shape: readonly number[];
   readonly type: StoredType;
-  /** Size in the file. */
+  /** Size in the file; of a tensor that is stored as codes and scales, its size as a dense one. */
   readonly bytes: number;
   /** File that holds it, for error messages. */
   readonly file: string;
@@ -43,6 +29,8 @@ export interface Checkpoint extends Disposable {
   readonly generationConfig?: Readonly<Record<string, unknown>>;
   /** By Hugging Face tensor name (GGUF names are translated, permutations undone). */
   readonly tensors: ReadonlyMap<string, StoredTensor>;
+  /** How weights are stored that are quantized in the source; `tensors` and `read` have them dense. */
+  readonly quantized?: QuantizedForm;
   /** Reads and dequantizes one tensor to float32. Throws PlanishError when it is absent or damaged. */
   read(name: string): Float32Array;
   /** Raw bytes of one tensor as stored, for packed artifacts. */
@@ -51,6 +39,20 @@ export interface Checkpoint extends Disposable {
   tokenizerFiles(): TokenizerFiles;
   /** SHA-256 over names, shapes, types and data of all tensors; reads everything once, streaming. */
   hash(): Promise<string>;
+}
+
+/** What is known of a source whose weights are codes and scales. */
+export interface QuantizedForm {
+  /** `quant_method` of its configuration. */
+  readonly method: string;
+  /** The grids of its weights in a few words. */
+  readonly grid: string;
+  /** Names of the dense tensors that are stored so. */
+  readonly tensors: readonly string[];
+  /** Bytes that they take in the file. */
+  readonly bytes: number;
+  /** What the source says of activations and the cache, which readers of its weights do not follow. */
+  readonly notes: readonly string[];
 }
 
 export interface TokenizerFiles {

@@ -4,13 +4,28 @@
  * s390x, which is not supported.
  */
 
-export type ElementType = "F64" | "F32" | "F16" | "BF16" | "I64" | "I32" | "I8" | "U8" | "BOOL";
+export type ElementType =
+  | "F64"
+  | "F32"
+  | "F16"
+  | "BF16"
+  | "F8_E4M3"
+  | "F8_E5M2"
+  | "F8_E8M0"
+  | "I64"
+  | "I32"
+  | "I8"
+  | "U8"
+  | "BOOL";
 
 export const ELEMENT_BYTES: Readonly<Record<ElementType, number>> = {
   F64: 8,
   F32: 4,
   F16: 2,
   BF16: 2,
+  F8_E4M3: 1,
+  F8_E5M2: 1,
+  F8_E8M0: 1,
   I64: 8,
   I32: 4,
   I8: 1,
@@ -59,7 +74,42 @@ export function halfFloats(): Float32Array {
   return halfValueTable;
 }
 
+/** The types of 8-bit floats: one byte is a sign, an exponent and a mantissa, or an exponent alone. */
+type Float8 = "F8_E4M3" | "F8_E5M2" | "F8_E8M0";
+const float8Tables = new Map<Float8, Float32Array>();
+
 /**
+ * float32 values of all bytes of an 8-bit float (OCP 8-bit Floating Point; Microscaling Formats for E8M0): E4M3 has no
+ * infinities and one NaN of each sign, E5M2 is a half without its low byte, E8M0 is 2^(byte − 127).
+ */
+function float8Values(type: Float8): Float32Array {
+  let table = float8Tables.get(type);
+  if (!table) {
+    const value = { F8_E4M3: e4m3, F8_E5M2: e5m2, F8_E8M0: e8m0 }[type];
+    table = Float32Array.from({ length: 256 }, (_, byte) => value(byte));
+    float8Tables.set(type, table);
+  }
+  return table;
+}
+
+function e4m3(byte: number): number {
+  const sign = byte & 0x80 ? -1 : 1;
+  const exponent = (byte >> 3) & 15;
+  const mantissa = byte & 7;
+  if (exponent === 15 && mantissa === 7) return NaN;
+  return sign * (exponent === 0 ? mantissa * 2 ** -9 : (8 + mantissa) * 2 ** (exponent - 10));
+}
+
+function e5m2(byte: number): number {
+  return halfFloats()[byte << 8];
+}
+
+function e8m0(byte: number): number {
+  return byte === 255 ? NaN : 2 ** (byte - 127);
+}
+
+/**
+ * Converts elements stored/**
  * Converts elements stored in `bytes` to float32, writing to `out` from `outOffset`.
  * `bytes.byteOffset` must be a multiple of the element size; integers beyond 2^24 and doubles are rounded.
  */
@@ -89,6 +139,13 @@ export function elementsToFloat32(
       const bits = new Uint32Array(out.buffer, out.byteOffset + 4 * outOffset, count);
       const table = halfFloatBits();
       for (let i = 0; i < count; i++) bits[i] = table[from[i]];
+      return;
+    }
+    case "F8_E4M3":
+    case "F8_E5M2":
+    case "F8_E8M0": {
+      const table = float8Values(type);
+      for (let i = 0; i < count; i++) out[outOffset + i] = table[bytes[i]];
       return;
     }
     case "I64": {

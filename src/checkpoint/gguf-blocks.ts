@@ -7,13 +7,10 @@
  */
 
 import type { StoredType } from "./checkpoint.js";
-import { halfFloats } from "./element-types.js";
+import { halfFloats, type ElementType } from "./element-types.js";
 import type { BlockFormat } from "./tensor-store.js";
 
-export type BlockType = Exclude<
-  StoredType,
-  "F64" | "F32" | "F16" | "BF16" | "I64" | "I32" | "I8" | "U8" | "BOOL"
->;
+export type BlockType = Exclude<StoredType, ElementType>;
 
 function half(bytes: Uint8Array, at: number): number {
   return halfFloats()[bytes[at] | (bytes[at + 1] << 8)];

@@ -9,9 +9,12 @@ import { PlanishError } from "../common/errors.js";
 import { MAX_SETTINGS_BYTES, readUserText } from "../common/read-file.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { readJsonObject } from "./file-reader.js";
-import { refuseQuantizedConfig } from "./quantized-source.js";
+import { findQuantization, openQuantized } from "./quantized/index.js";
 import { mergeSpecialTokensMap } from "./tokenizer/special-tokens.js";
 import { INDEX_FILE, SINGLE_FILE, openSafetensors } from "./safetensors.js";
+
+/** NVIDIA's ModelOpt leaves its settings here. */
+const MODEL_OPT = "hf_quant_config.json";
 
 /**
  * Opens a directory. `weightsFile` names the safetensors file (or index) in it when it is not one of the
@@ -26,18 +29,17 @@ export function openHfDirectory(directory: string, weightsFile?: string): Checkp
   }
   const config = readJsonObject(configPath);
   // Before the weights: their types may be ones that only this format has.
-  refuseQuantizedConfig(config, configPath);
-  for (const name of ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
-    if (existsSync(join(directory, name)))
-      throw new PlanishError(
-        `${directory} is quantized already: it holds ${name}; give the original full-precision model instead`,
-      );
+  const quantization = findQuantization(directory, config);
+  if (existsSync(join(directory, MODEL_OPT)))
+    throw new PlanishError(
+      `${directory} is quantized already: it holds ${MODEL_OPT}; give the original full-precision model instead`,
+    );
   const generationConfigPath = join(directory, "generation_config.json");
   const generationConfig = existsSync(generationConfigPath)
     ? readJsonObject(generationConfigPath)
     : undefined;
   const { store } = openSafetensors(join(directory, weightsFile ?? findWeights(directory)));
-  return {
+  const plain = {
     path: directory,
     format: "safetensors",
     config,
@@ -48,7 +50,14 @@ export function openHfDirectory(directory: string, weightsFile?: string): Checkp
     tokenizerFiles: () => readTokenizerFiles(directory),
     hash: () => store.hash(),
     [Symbol.dispose]: () => store[Symbol.dispose](),
-  };
+  } satisfies Checkpoint;
+  if (!quantization) return plain;
+  try {
+    return { ...plain, ...openQuantized(directory, config, quantization, store) };
+  } catch (error) {
+    store[Symbol.dispose]();
+    throw error;
+  }
 }
 
 function findWeights(directory: string): string {

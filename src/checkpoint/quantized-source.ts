@@ -1,7 +1,7 @@
 /**
- * Checkpoints whose weights are codes of some other quantization. They are recognised by what `config.json` says, by
- * names of tensors beside the weights and by element types, and refused: codes taken for weights give a model that
- * runs and talks nonsense.
+ * Checkpoints whose weights are codes of a quantization that nothing here reads (`quantized/` has those that are read).
+ * They are recognised by what `config.json` says, by names of tensors beside the weights and by element types, and
+ * refused: codes taken for weights give a model that runs and talks nonsense.
  */
 import { quoted, shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
@@ -9,10 +9,10 @@ import type { StoredTensor } from "./checkpoint.js";
 import { isJsonObject } from "./file-reader.js";
 
 const REMEDY =
-  "give the original full-precision model instead (16- or 32-bit safetensors, or GGUF)";
+  "give the original full-precision model instead (16- or 32-bit safetensors, or GGUF), or one whose quantization_config names gptq, awq, compressed-tensors, fp8, mxfp4 or bitsandbytes";
 
 /** Keys under which tools write how they quantized; the last is MLX's. */
-const CONFIG_KEYS = ["quantization_config", "compression_config", "quantization"];
+export const CONFIG_KEYS = ["quantization_config", "compression_config", "quantization"] as const;
 
 /**
  * @param file names the configuration in the error.
@@ -74,7 +74,7 @@ export function refuseQuantizedTensors(
   for (const tensor of tensors) {
     const { name, type } = tensor;
     if (used.has(name)) {
-      if (/^(?:[IU]\d+|BOOL)$/.test(type)) codes ??= tensor;
+      if (/^(?:[IU]\d+|BOOL|F8_.*)$/.test(type)) codes ??= tensor;
       continue;
     }
     const format = FORMATS.find(([, ending]) => ending.test(name))?.[0];
@@ -85,6 +85,6 @@ export function refuseQuantizedTensors(
   }
   if (codes)
     throw new PlanishError(
-      `${path} is quantized already: tensor ${quoted(codes.name, 120)} holds integers (${codes.type}), codes of a format that it does not name; ${REMEDY}`,
+      `${path} is quantized already: tensor ${quoted(codes.name, 120)} holds ${codes.type.startsWith("F8") ? "8-bit floats" : "integers"} (${codes.type}), codes of a format that it does not name; ${REMEDY}`,
     );
 }

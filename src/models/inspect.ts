@@ -18,6 +18,8 @@ export interface SiteDescription {
 export interface ModelDescription {
   readonly path: string;
   readonly format: Checkpoint["format"];
+  /** How weights are stored that are quantized in the source. */
+  readonly quantized?: Checkpoint["quantized"];
   readonly config: ModelConfig;
   /** Numbers in all tensors; a tied embedding counts once. */
   readonly parameters: number;
@@ -49,16 +51,18 @@ export function inspectModel(checkpoint: Checkpoint): ModelDescription {
   const { required, optional } = expectedNames(architecture, config);
   const known = new Set([...required, ...optional]);
   const sites = describeSites(config);
+  const types = byType(tensors, checkpoint.quantized);
   const linears = blockPrograms(config).flatMap((program) => Object.values(program.linears));
   return {
     path: checkpoint.path,
     format: checkpoint.format,
+    quantized: checkpoint.quantized,
     config,
     parameters: sum(tensors.map(elements)),
     linearParameters: sum(linears.map(({ shape }) => shape[0] * shape[1])),
-    bytes: sum(tensors.map(({ bytes }) => bytes)),
+    bytes: sum(types.map(({ bytes }) => bytes)),
     sites,
-    types: byType(tensors),
+    types,
     tensors,
     missing: required.filter((name) => !checkpoint.tensors.has(name)),
     unused: tensors.map(({ name }) => name).filter((name) => !known.has(name)),
@@ -79,12 +83,24 @@ function elements({ shape }: StoredTensor): number {
   return shape.reduce((product, size) => product * size, 1);
 }
 
-function byType(tensors: readonly StoredTensor[]): ModelDescription["types"] {
+/** What is stored as codes and scales counts as one type, named after its format, with the bytes that it takes. */
+function byType(
+  tensors: readonly StoredTensor[],
+  quantized: Checkpoint["quantized"],
+): ModelDescription["types"] {
   const types = new Map<string, { type: string; tensors: number; bytes: number }>();
-  for (const { type, bytes } of tensors) {
+  const coded = new Set(quantized?.tensors);
+  for (const { name, type, bytes } of tensors) {
+    if (coded.has(name)) continue;
     const entry = types.get(type) ?? { type, tensors: 0, bytes: 0 };
     types.set(type, { type, tensors: entry.tensors + 1, bytes: entry.bytes + bytes });
   }
+  if (quantized)
+    types.set(quantized.method, {
+      type: quantized.method,
+      tensors: coded.size,
+      bytes: quantized.bytes,
+    });
   return [...types.values()].sort((a, b) => b.bytes - a.bytes);
 }
 

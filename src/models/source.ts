@@ -57,13 +57,21 @@ function checkBiases(
       const names = storedNames(place).map(
         ({ bias }) => architecture.names.blockPrefix(layer) + bias,
       );
-      const bias = names.find((each) => checkpoint.tensors.has(each) !== wanted);
+      const bias = names.find(
+        (each) => checkpoint.tensors.has(each) !== wanted && !isFiller(checkpoint, each),
+      );
       if (bias === undefined) continue;
       const stored = !wanted;
       throw new PlanishError(
         `${checkpoint.path}: tensor ${bias} is ${stored ? "there" : "missing"}, but by config.json ${architecture.name} has ${wanted ? "a" : "no"} bias there; correct attention_bias, mlp_bias or enable_bias, or fetch the model again`,
       );
     }
+}
+
+/** A bias of zeros, such as AutoGPTQ gave every quantized linear; it changes nothing. */
+function isFiller(checkpoint: Checkpoint, bias: string): boolean {
+  if (!checkpoint.quantized || !checkpoint.tensors.has(bias)) return false;
+  return checkpoint.read(bias).every((value) => value === 0);
 }
 
 /** A head that is neither tied nor stored, or both and different. */

@@ -47,6 +47,13 @@ describe("elements to float32", () => {
     ["I32", new Int32Array([-7, 1 << 24]), [-7, 1 << 24]],
     ["I8", new Int8Array([-128, 127]), [-128, 127]],
     ["U8", new Uint8Array([0, 255]), [0, 255]],
+    [
+      "F8_E4M3",
+      Uint8Array.of(0x00, 0x80, 0x01, 0x38, 0x7e, 0xfe, 0x7f),
+      [0, -0, 2 ** -9, 1, 448, -448, NaN],
+    ],
+    ["F8_E5M2", Uint8Array.of(0x01, 0x3c, 0x7b, 0xfc), [2 ** -16, 1, 57344, -Infinity]],
+    ["F8_E8M0", Uint8Array.of(0, 127, 254, 255), [2 ** -127, 1, 2 ** 127, NaN]],
     ["BOOL", new Uint8Array([0, 1, 2]), [0, 1, 1]],
   ] as const)("converts %s", (type, values, expected) => {
     const out = new Float32Array(expected.length);

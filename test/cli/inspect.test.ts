@@ -30,6 +30,20 @@ describe("planish inspect", () => {
     expect(stdout).toMatch(/^model\.embed_tokens\.weight +BF16 +4096×256 +2\.10 MB$/m);
   });
 
+  it("says how weights are stored that are quantized already, and what can be done with them", async () => {
+    const { code, stdout } = await planish(["inspect", "test/fixtures/quantized/ct-mixed"]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(
+      /^format +safetensors, compressed-tensors: 7 weights at 4 bits \(int\) in groups of 16; 8 bits \(int\) in rows, read as they dequantize; not followed: inputs at 8 bits$/m,
+    );
+    expect(stdout).toMatch(/^use +as an original: quantize, .*$/m);
+    // 4 bits and 16-bit scales of groups for the MLP, 8 bits for attention.
+    expect(stdout).toMatch(/^compressed-tensors +7 +24\.\d KB$/m);
+    const refused = await planish(["inspect", "test/fixtures/quantized"]);
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toMatch(/has no config\.json; a model directory holds/);
+  });
+
   it("prints one JSON document and nothing else with --json", async () => {
     const { code, stdout, stderr } = await planish(["inspect", "models/tiny-opt", "--json"]);
     expect({ code, stderr }).toEqual({ code: 0, stderr: "" });

@@ -102,25 +102,19 @@ describe("sources that are quantized already", () => {
     expect(message).toContain("original");
   });
 
-  it.each([
-    "gptq",
-    "awq",
-    "compressed-tensors",
-    "bitsandbytes",
-    "fp8",
-    "mxfp4",
-    "quanto",
-    "torchao",
-  ])("names %s from config.json before it opens the weights", async (quant_method) => {
-    const directory = await model({ config: { quantization_config: { quant_method } } });
-    writeFileSync(join(directory, "model.safetensors"), "of types that only this format has");
-    expect(refusal(directory)).toContain(`quantized already (${quant_method})`);
-  });
+  it.each(["quanto", "torchao", "hqq", "fbgemm_fp8", "toString"])(
+    "names %s from config.json before it opens the weights",
+    async (quant_method) => {
+      const directory = await model({ config: { quantization_config: { quant_method } } });
+      writeFileSync(join(directory, "model.safetensors"), "of types that only this format has");
+      expect(refusal(directory)).toContain(`quantized already (${quant_method})`);
+    },
+  );
 
   it("are noticed by the settings that older tools leave beside the weights", async () => {
     const directory = await model({});
-    writeFileSync(join(directory, "quantize_config.json"), "{}");
-    expect(refusal(directory)).toContain("quantize_config.json");
+    writeFileSync(join(directory, "hf_quant_config.json"), "{}");
+    expect(refusal(directory)).toContain("hf_quant_config.json");
   });
 
   it("include our own artifacts", async () => {

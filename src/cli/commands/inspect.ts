@@ -196,7 +196,8 @@ function transformText({ transforms }: RunPlan, site: (typeof ALL_SITES)[number]
 function summary(model: ModelDescription): [string, string][] {
   const { config } = model;
   return [
-    ["format", model.format],
+    ["format", formatOf(model)],
+    ["use", USES],
     ["architecture", config.architecture],
     [
       "parameters",
@@ -209,6 +210,16 @@ function summary(model: ModelDescription): [string, string][] {
     ["vocabulary", formatNumber(config.vocabSize) + (config.tiedEmbeddings ? ", tied" : "")],
     ["positions", `${formatNumber(config.maxPositions)}, ${positions(config)}`],
   ];
+}
+
+/** What can be done with an original, whatever its format. */
+const USES = "as an original: quantize, eval, generate, chat, serve, compare, sweep, bench";
+
+function formatOf({ format, quantized }: ModelDescription): string {
+  if (!quantized) return format;
+  const { method, grid, tensors, notes } = quantized;
+  const dropped = notes.length > 0 ? `; not followed: ${notes.join(", ")}` : "";
+  return `${format}, ${method}: ${formatNumber(tensors.length)} weights at ${grid}, read as they dequantize${dropped}`;
 }
 
 function positions({ positions }: ModelConfig): string {
@@ -236,6 +247,8 @@ function describeArtifact(path: string): ArtifactDescription {
 
 function renderArtifact({ path, bytes, tensors, quantization: q }: ArtifactDescription): string {
   const rows: [string, string][] = [
+    ["format", "artifact of planish quantize"],
+    ["use", "eval, generate, chat, serve, bench, report, inspect --verify"],
     ["source", `${q.source.name} (${q.source.format}, ${q.source.hash.slice(0, 16)})`],
     ["scheme", q.scheme],
     ["method", q.preset === undefined ? q.method : `${q.method}, preset ${q.preset}`],
