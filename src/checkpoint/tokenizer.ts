@@ -4,11 +4,13 @@
  * changes text (code above all) and cannot be done while streaming.
  */
 
-import { isIntegerIn, oneLine } from "../common/bounds.js";
+import { isIntegerIn, LIMITS, oneLine } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import { isJsonObject } from "./file-reader.js";
+import { compareSpecialIds, readSpecialIds } from "./tokenizer/special-ids.js";
 import { completeAddedTokens, specialTokenStrings } from "./tokenizer/special-tokens.js";
+import { streamingDecoder, type StreamingDecoder } from "./tokenizer/streaming.js";
 import { TokenizerPipeline } from "./tokenizer/pipeline.js";
 
 export interface EncodeOptions {
@@ -19,14 +21,6 @@ export interface EncodeOptions {
 export interface DecodeOptions {
   /** Leaves out special tokens (default true). */
   readonly skipSpecialTokens?: boolean;
-}
-
-/** Turns ids into text as they come; see `Tokenizer.stream`. */
-export interface StreamingDecoder {
-  /** Takes the next id; returns the text that is now certain, which may be empty. */
-  push(id: number): string;
-  /** Returns what was held back; the decoder is then empty. */
-  flush(): string;
 }
 
 export interface Tokenizer {
@@ -65,18 +59,22 @@ export function createTokenizer(
   generationConfig: Readonly<Record<string, unknown>> = {},
 ): Tokenizer {
   const inner = build(files);
-  const specialTokens = specialTokenStrings(files.config, [generationConfig, config], (id) =>
-    inner.idToToken(id),
-  );
+  // Embeddings may have more rows than the tokenizer has tokens.
+  const rows = isIntegerIn(config["vocab_size"], { max: LIMITS.vocabulary })
+    ? config["vocab_size"]
+    : 0;
+  const size = Math.max(inner.size, rows);
+  const modelIds = [
+    readSpecialIds(generationConfig, "generation_config.json", size),
+    readSpecialIds(config, "config.json", size),
+  ];
+  const specialTokens = specialTokenStrings(files.config, modelIds, (id) => inner.idToToken(id));
+  compareSpecialIds(specialTokens, (spelling) => inner.tokenToId(spelling), modelIds);
   const idOf = (name: string): number | undefined =>
     specialTokens[name] === undefined ? undefined : inner.tokenToId(specialTokens[name]);
-  const eosTokenIds = new Set<number>();
-  for (const ids of [generationConfig["eos_token_id"], config["eos_token_id"], idOf("eos_token")]) {
-    for (const id of Array.isArray(ids) ? ids : [ids]) {
-      if (typeof id === "number" && Number.isSafeInteger(id) && id >= 0) eosTokenIds.add(id);
-    }
-  }
-  const configBos = config["bos_token_id"];
+  const eosTokenIds = new Set(modelIds.flatMap((ids) => ids.eos_token));
+  const ownEos = idOf("eos_token");
+  if (ownEos !== undefined) eosTokenIds.add(ownEos);
 
   const decode = (
     ids: ArrayLike<number>,
@@ -87,7 +85,7 @@ export function createTokenizer(
     encode: (text, { addSpecialTokens = true } = {}) => inner.encode(text, addSpecialTokens),
     decode,
     stream: (options) => streamingDecoder((ids) => decode(ids, options)),
-    bosTokenId: idOf("bos_token") ?? (isIntegerIn(configBos, { min: 0 }) ? configBos : undefined),
+    bosTokenId: idOf("bos_token") ?? modelIds.flatMap((ids) => ids.bos_token).at(0),
     eosTokenIds: [...eosTokenIds],
     vocabSize: inner.size,
     chatTemplate: chatTemplate(files.config["chat_template"]),
@@ -130,49 +128,4 @@ function chatTemplate(value: unknown): string | undefined {
   const named = value.filter(isJsonObject);
   const chosen = named.find((item) => item["name"] === "default") ?? named[0];
   return typeof chosen?.["template"] === "string" ? chosen["template"] : undefined;
-}
-
-/** Ids after which unfinished bytes are taken for garbage: a UTF-8 character has at most 4 bytes. */
-const MAX_HELD_IDS = 8;
-
-/**
- * Decodes a sliding window: ids already emitted but kept as context (decoders strip a space at the start of
- * what they are given), then ids held back because their text still ends in an incomplete character.
- */
-function streamingDecoder(decode: (ids: number[]) => string): StreamingDecoder {
-  let window: number[] = [];
-  let emittedIds = 0;
-  let emittedText = "";
-
-  const emit = (text: string): string => {
-    const fresh = text.slice(emittedText.length);
-    const held = window.slice(emittedIds);
-    const heldText = decode(held);
-    // The held ids become the context only if they have text of their own: after a window of special
-    // tokens or of one stripped space, the next decoding would strip a space in mid-text.
-    if (heldText !== "") {
-      window = held;
-      emittedText = heldText;
-    } else {
-      emittedText = text;
-    }
-    emittedIds = window.length;
-    return fresh;
-  };
-
-  return {
-    push(id) {
-      window.push(id);
-      const text = decode(window);
-      const incomplete = text.endsWith("\ufffd") && window.length - emittedIds < MAX_HELD_IDS;
-      return incomplete ? "" : emit(text);
-    },
-    flush() {
-      const fresh = decode(window).slice(emittedText.length);
-      window = [];
-      emittedIds = 0;
-      emittedText = "";
-      return fresh;
-    },
-  };
 }

@@ -13,6 +13,13 @@ process.stderr.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code !== "EPIPE") throw error;
 });
 
+// Node's own printer puts the process id before a warning, and a line about its flags after.
+process.removeAllListeners("warning");
+process.on("warning", ({ name, message }) => {
+  const text = name === "PlanishWarning" ? message : `${name}: ${message}`;
+  process.stderr.write(`planish: warning: ${text}\n`);
+});
+
 const exitCode = await run(process.argv.slice(2), commands);
 // Native worker threads must not keep a finished process alive; what was printed has to be out first.
 await new Promise<void>((resolve) => process.stdout.write("", () => resolve()));

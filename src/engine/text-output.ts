@@ -5,7 +5,7 @@
  *
  * Stop strings are looked for in the text, and in the text with the special tokens that they name written out.
  */
-import type { StreamingDecoder } from "../checkpoint/tokenizer.js";
+import type { StreamingDecoder } from "../checkpoint/tokenizer/streaming.js";
 
 /** A generated token; the texts of one generation's tokens, joined, are its text. */
 export interface OutputToken<Extra> {

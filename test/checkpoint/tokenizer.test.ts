@@ -6,7 +6,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { PlanishError } from "../../src/common/errors.js";
 import { packageRoot } from "../../src/common/package.js";
 import type { TokenizerFiles } from "../../src/checkpoint/checkpoint.js";
@@ -17,6 +17,7 @@ import { readTokenizerFiles } from "../../src/checkpoint/hf-directory.js";
 import { openSafetensors } from "../../src/checkpoint/safetensors.js";
 import { createModel } from "../../src/checkpoint/tokenizer/models.js";
 import { mergesStayInWords } from "../../src/checkpoint/tokenizer/pipeline.js";
+import { streamingDecoder } from "../../src/checkpoint/tokenizer/streaming.js";
 import { createTokenizer, type Tokenizer } from "../../src/checkpoint/tokenizer.js";
 
 interface Fixture {
@@ -271,7 +272,12 @@ describe("streaming", () => {
             fc
               .string({ unit: "grapheme" })
               .map((text) => tokenizer.encode(text, { addSpecialTokens: false })),
-            fc.constantFrom([0], tokenizer.encode(" ", { addSpecialTokens: false })),
+            fc
+              .tuple(
+                fc.constantFrom([0], tokenizer.encode(" ", { addSpecialTokens: false })),
+                fc.constantFrom(1, 2, 40),
+              )
+              .map(([ids, times]) => Array(times).fill(ids).flat() as number[]),
           ),
         ),
         fc.boolean(),
@@ -301,6 +307,111 @@ describe("streaming", () => {
     expect(decoder.flush()).toBe("\ufffd");
     const garbage = Array.from({ length: 30 }, () => decoder.push(first));
     expect(garbage.join("").length).toBeGreaterThan(20);
+  });
+});
+
+describe("work of streaming", () => {
+  it.each([
+    ["nothing", [0]],
+    ["spaces, the first of which is stripped", [1]],
+    ["nothing with a space now and then", [0, 0, 0, 0, 0, 0, 0, 1]],
+    ["text with nothing between", [2, 0]],
+  ])("does not grow with the text: %s", (_, run) => {
+    const pieces = ["", " ", "a"];
+    const textOf = (ids: readonly number[]): string =>
+      ids
+        .map((id) => pieces[id])
+        .join("")
+        .replace(/^ /, "");
+    let decoded = 0;
+    const decoder = streamingDecoder((ids) => {
+      decoded += ids.length;
+      return textOf(ids);
+    });
+    const ids = [2, ...Array.from({ length: 4000 }, (_, i) => run[i % run.length]), 2];
+    const text = ids.map((id) => decoder.push(id)).join("") + decoder.flush();
+    expect(text).toBe(textOf(ids));
+    // A window of at most some 40 ids is decoded twice for each, and again when it is shortened.
+    expect(decoded).toBeLessThan(100 * ids.length);
+  });
+});
+
+describe("special ids of the model's configuration", () => {
+  afterEach(() => vi.restoreAllMocks());
+
+  /** What is kept, and the warnings. */
+  function read(
+    config: Record<string, unknown>,
+    generation: Record<string, unknown> = {},
+    tokenizerConfig: Record<string, unknown> = {},
+  ): { tokenizer: Tokenizer; warnings: string[] } {
+    const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => undefined);
+    const files = { tokenizer: tinyLlama.tokenizer, config: tokenizerConfig };
+    const tokenizer = createTokenizer(files, config, generation);
+    const warnings = warn.mock.calls.map(([message]) => String(message));
+    return { tokenizer, warnings };
+  }
+
+  it.each([
+    [
+      "eos_token_id",
+      4096,
+      /config\.json: eos_token_id is 4096, there are 4096 tokens; it is left out/,
+    ],
+    ["eos_token_id", 4294967295, /eos_token_id is 4294967295/],
+    ["eos_token_id", -1, /eos_token_id is -1/],
+    ["eos_token_id", "2", /eos_token_id is "2"/],
+    ["eos_token_id", 1.5, /eos_token_id is 1\.5/],
+    ["eos_token_id", true, /eos_token_id is true/],
+    ["eos_token_id", { id: 2 }, /eos_token_id is \{/],
+    ["eos_token_id", [5, 9999], /eos_token_id is 9999/],
+    ["eos_token_id", [[5]], /eos_token_id is \[/],
+    ["bos_token_id", 4096, /bos_token_id is 4096/],
+    ["bos_token_id", "<s>", /bos_token_id is "<s>"/],
+    ["pad_token_id", 4294967295, /pad_token_id is 4294967295/],
+    ["pad_token_id", 2 ** 60, /pad_token_id is 1152921504606847000/],
+  ] as const)("%s %j is left out with a warning", (key, value, warning) => {
+    for (const file of ["config", "generation_config"] as const) {
+      const config = { vocab_size: 4096, ...(file === "config" ? { [key]: value } : {}) };
+      const generation = file === "config" ? {} : { [key]: value };
+      const { tokenizer, warnings } = read(config, generation);
+      expect(warnings).toHaveLength(1);
+      expect(warnings[0]).toMatch(warning);
+      expect(warnings[0].startsWith(`${file}.json: `)).toBe(true);
+      expect(tokenizer.eosTokenIds).toEqual(Array.isArray(value) && value[0] === 5 ? [5] : []);
+      expect(tokenizer.bosTokenId).toBeUndefined();
+      vi.restoreAllMocks();
+    }
+  });
+
+  it.each([
+    [{}, {}, {}],
+    [{ eos_token_id: null, pad_token_id: -1 }, { eos_token_id: [] }, {}],
+    [{ eos_token_id: 7 }, { eos_token_id: [0, 7] }, { eos_token: "<|endoftext|>" }],
+    // Embeddings with more rows than the tokenizer has tokens.
+    [{ eos_token_id: 4100, vocab_size: 4224 }, {}, {}],
+  ])("%j, %j and %j are fine", (config, generation, tokenizerConfig) => {
+    expect(read({ vocab_size: 4096, ...config }, generation, tokenizerConfig).warnings).toEqual([]);
+  });
+
+  it("says where they contradict the tokenizer, and what is done", () => {
+    const own = { bos_token: "<|endoftext|>", eos_token: "<|endoftext|>", pad_token: "A" };
+    const ids = { bos_token_id: 5, eos_token_id: [6, 7], pad_token_id: 8 };
+    const { tokenizer, warnings } = read(ids, {}, own);
+    expect(warnings).toEqual([
+      "the tokenizer's bos_token \"<|endoftext|>\" is 0, bos_token_id of the model's configuration is 5; the tokenizer's is used",
+      "the tokenizer's eos_token \"<|endoftext|>\" is 0, eos_token_id of the model's configuration is 6 and 7; a text ends at each of them",
+      expect.stringMatching(/pad_token "A" is \d+, pad_token_id .* is 8; the tokenizer's is used/),
+    ]);
+    expect([tokenizer.bosTokenId, tokenizer.eosTokenIds]).toEqual([0, [6, 7, 0]]);
+  });
+
+  it("says that a token of the tokenizer's is not in its vocabulary", () => {
+    const { tokenizer, warnings } = read({}, {}, { eos_token: "<nowhere>", pad_token: "[PAD]" });
+    expect(warnings).toEqual([
+      'the tokenizer\'s eos_token "<nowhere>" is not in its vocabulary; it is left out',
+    ]);
+    expect(tokenizer.eosTokenIds).toEqual([]);
   });
 });
 

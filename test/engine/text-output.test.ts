@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import type { StreamingDecoder } from "../../src/checkpoint/tokenizer.js";
+import type { StreamingDecoder } from "../../src/checkpoint/tokenizer/streaming.js";
 import { TextOutput } from "../../src/engine/text-output.js";
 
 /** Tokens are numbers of pieces; an empty piece stands for bytes that are no character yet. */

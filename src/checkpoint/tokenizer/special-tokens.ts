@@ -5,6 +5,7 @@
 
 import { isJsonObject } from "../file-reader.js";
 import type { Json } from "./options.js";
+import { ID_KEYS, type NamedToken, type SpecialIds } from "./special-ids.js";
 
 const NAMES = [
   "bos_token",
@@ -15,13 +16,6 @@ const NAMES = [
   "cls_token",
   "mask_token",
 ];
-
-/** Ids of the model's configuration that stand in where no tokenizer file names the token. */
-const ID_KEYS: Readonly<Record<string, string>> = {
-  bos_token: "bos_token_id",
-  eos_token: "eos_token_id",
-  pad_token: "pad_token_id",
-};
 
 /**
  * A tokenizer_config.json with what special_tokens_map.json adds. The map counts above the configuration in older
@@ -43,7 +37,7 @@ function spelling(value: unknown): string | undefined {
  */
 export function specialTokenStrings(
   config: Json,
-  modelConfigs: readonly Json[],
+  modelIds: readonly SpecialIds[],
   idToToken: (id: number) => string | undefined,
 ): Record<string, string> {
   const found: Record<string, string> = {};
@@ -53,12 +47,10 @@ export function specialTokenStrings(
       if (text !== undefined) found[name] = text;
       continue;
     }
-    const key = ID_KEYS[name];
-    if (key === undefined) continue;
-    for (const modelConfig of modelConfigs) {
-      const ids = modelConfig[key];
-      const id: unknown = Array.isArray(ids) ? ids[0] : ids;
-      const text = typeof id === "number" ? idToToken(id) : undefined;
+    if (!(name in ID_KEYS)) continue;
+    for (const ids of modelIds) {
+      const id = ids[name as NamedToken].at(0);
+      const text = id === undefined ? undefined : idToToken(id);
       if (text === undefined) continue;
       found[name] = text;
       break;
