@@ -1,6 +1,7 @@
 /**
- * Writes native/abi/*.h from the ABI's table (src/backend/contract/abi.ts): `npm run generate:abi`. They are committed, so
- * that building needs no TypeScript; test/backend/abi.test.ts fails when they are not what the table says.
+ * Writes native/abi/*.h from the ABI's table (src/backend/contract/abi.ts), and the table of CUDA launches from the kernels'
+ * declarations (cuda-kernels.ts): `npm run generate:abi`. They are committed, so that building needs no TypeScript;
+ * test/backend/abi.test.ts fails when they are not what the table says.
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
@@ -22,6 +23,7 @@ import {
   planParameters,
   type Parameter,
 } from "../src/backend/contract/abi-types.js";
+import { KERNEL_TABLE, kernelTable } from "./cuda-kernels.js";
 
 export const ABI_FOLDER = resolve(dirname(fileURLToPath(import.meta.url)), "..", "native", "abi");
 
@@ -185,4 +187,5 @@ export const HEADERS: Readonly<Record<string, () => string>> = {
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   mkdirSync(ABI_FOLDER, { recursive: true });
   for (const [name, text] of Object.entries(HEADERS)) writeFileSync(join(ABI_FOLDER, name), text());
+  writeFileSync(resolve(ABI_FOLDER, "../..", KERNEL_TABLE), kernelTable());
 }

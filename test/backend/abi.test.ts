@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { KERNEL_TABLE, kernelTable } from "../../scripts/cuda-kernels.js";
 import { ABI_FOLDER, HEADERS } from "../../scripts/generate-abi.js";
 import {
   FUNCTIONS,
@@ -20,6 +21,10 @@ describe("what is made from the table", () => {
     expect(readdirSync(ABI_FOLDER).sort()).toEqual(Object.keys(HEADERS).sort());
     for (const [name, text] of Object.entries(HEADERS))
       expect(readFileSync(join(ABI_FOLDER, name), "utf8"), name).toBe(text());
+  });
+
+  test("the table of CUDA launches is what the kernels declare", () => {
+    expect(readFileSync(KERNEL_TABLE, "utf8")).toBe(kernelTable());
   });
 
   test("every name is one of C's own", () => {

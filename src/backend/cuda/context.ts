@@ -2,14 +2,7 @@
 import type { Buffer, DType } from "../contract/training.js";
 import { PlanishError } from "../../common/errors.js";
 import type { CublasLt } from "./train/cublaslt.js";
-import type {
-  CudaDriver,
-  CudaKernel,
-  DevicePointer,
-  Grid,
-  KernelSignature,
-  Stream,
-} from "./driver.js";
+import type { CudaDriver, CudaKernel, DevicePointer, Grid, Stream } from "./driver.js";
 import type { KernelModules } from "./modules.js";
 import { CudaBuffer, type Scratch, type Transfers } from "./memory.js";
 
@@ -45,13 +38,12 @@ export function launchRows(
   ctx: CudaContext,
   file: string,
   name: string,
-  signature: KernelSignature,
   rows: number,
   cols: number,
   args: readonly number[],
 ): void {
   const byWarp = cols <= LONGEST_WARP_ROW;
-  const kernel = ctx.modules.get(file, `${name}_${byWarp ? "warp" : "block"}`, signature);
+  const kernel = ctx.modules.get(file, `${name}_${byWarp ? "warp" : "block"}`);
   launch(ctx, kernel, [byWarp ? Math.ceil(rows / (ROW_THREADS / 32)) : rows], ROW_THREADS, args);
 }
 

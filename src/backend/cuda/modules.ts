@@ -2,6 +2,7 @@
  * The kernels of native/cuda: each source is compiled for the device's architecture on its first use (with macros where
  * a kernel is specialized by shape) and loaded once.
  */
+import { CUDA_KERNELS } from "./kernel-table.js";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -49,6 +50,14 @@ export function kernelSource(
   };
 }
 
+/** How a kernel's arguments are passed. @throws Error for a kernel that the table lacks. */
+export function kernelSignature(file: string, name: string): KernelSignature {
+  const signature = CUDA_KERNELS[file]?.[name];
+  if (signature === undefined)
+    throw new Error(`native/cuda/${file}.cu declares no ${name}; run npm run generate:abi`);
+  return signature;
+}
+
 export class KernelModules implements Disposable {
   private readonly modules = new Map<string, number>();
   private readonly kernels = new Map<string, CudaKernel>();
@@ -62,12 +71,7 @@ export class KernelModules implements Disposable {
   }
 
   /** The `extern "C"` kernel `name` of native/cuda/`file`.cu compiled with `defines`. */
-  get(
-    file: string,
-    name: string,
-    signature: KernelSignature,
-    defines: readonly string[] = [],
-  ): CudaKernel {
+  get(file: string, name: string, defines: readonly string[] = []): CudaKernel {
     const moduleKey = defines.length === 0 ? file : `${file} ${defines.join(" ")}`;
     const key = `${moduleKey} ${name}`;
     let kernel = this.kernels.get(key);
@@ -78,7 +82,7 @@ export class KernelModules implements Disposable {
         module = this.driver.loadModule(image);
         this.modules.set(moduleKey, module);
       }
-      kernel = this.driver.kernel(module, name, signature);
+      kernel = this.driver.kernel(module, name, kernelSignature(file, name));
       this.kernels.set(key, kernel);
     }
     return kernel;

@@ -18,13 +18,12 @@ export class EndLayerKernels {
 
   private launch(
     name: string,
-    signature: string,
     defines: readonly string[],
     grid: Grid,
     args: readonly number[],
   ): void {
     const { driver, stream, modules } = this.device;
-    const kernel = modules.get("engine/end_layers", name, signature, defines);
+    const kernel = modules.get("engine/end_layers", name, defines);
     driver.launch(kernel, grid, [256], 0, stream, args, driver.info.capability >= 90);
   }
 
@@ -45,7 +44,6 @@ export class EndLayerKernels {
     const { table, ids, positions, rows, cols, frequencies, half, x, cosine, sine } = request;
     this.launch(
       "embed",
-      "pppipippp",
       [`BF16=${table.bf16 ? 1 : 0}`],
       [rows],
       [table.pointer, ids, positions, cols, frequencies, half, x, cosine, sine],
@@ -72,7 +70,6 @@ export class EndLayerKernels {
     const type = `BF16=${table.bf16 ? 1 : 0}`;
     this.launch(
       "final_rows",
-      "ppipdp",
       [type, `NORM=${gain === undefined ? 0 : 1}`],
       [rows],
       [x, chosen, cols, gain ?? 0, epsilon, parts],
@@ -81,7 +78,6 @@ export class EndLayerKernels {
     while (eights < 8 && 8 * eights < rows) eights *= 2;
     this.launch(
       "head",
-      "ppiiip",
       [type, `NT=${eights}`],
       [Math.ceil(vocab / HEAD_ROWS), Math.ceil(rows / (8 * eights))],
       [parts, table.pointer, rows, vocab, cols, out],
@@ -100,7 +96,6 @@ export class EndLayerKernels {
     const blocks = roundUp(columns, BLOCK_COLUMNS) / BLOCK_COLUMNS;
     this.launch(
       "pack_weights",
-      "piiiip",
       [`WBITS=${bits}`, `GATED=${order.gated ? 1 : 0}`],
       [Math.min(Math.ceil(words / 256), featureTiles(order) * 1024)],
       [codes, order.rows, columns, blocks, words, packed],

@@ -54,7 +54,6 @@ export class EngineKernels {
   private launch(
     file: string,
     name: string,
-    signature: string,
     defines: readonly string[],
     grid: Grid,
     threads: number,
@@ -63,7 +62,7 @@ export class EngineKernels {
   ): void {
     if (grid.some((size) => size === 0)) return;
     const { driver, stream, modules } = this.device;
-    const kernel = modules.get(`engine/${file}`, name, signature, defines);
+    const kernel = modules.get(`engine/${file}`, name, defines);
     driver.launch(kernel, grid, [threads], shared, stream, args, this.overlap);
   }
 
@@ -76,36 +75,27 @@ export class EngineKernels {
     const [set1, set2] = request.setTiles ?? [NO_SET, NO_SET];
     const exchange = plan.exchanges ? this.exchangeFor(plan.file) : 0;
     const own = {
-      gemm: { signature: "iip", args: [plan.tiles, EXCHANGE_COUNTERS, exchange] },
-      gemm_narrow: { signature: "", args: [] },
-      gemm_prefill: { signature: "i", args: [plan.tiles] },
-      gemm_mma: { signature: "p", args: [exchange] },
+      gemm: [plan.tiles, EXCHANGE_COUNTERS, exchange],
+      gemm_narrow: [],
+      gemm_prefill: [plan.tiles],
+      gemm_mma: [exchange],
     }[plan.file];
-    this.launch(
-      plan.file,
-      plan.file,
-      `ppppppiiiiiii${own.signature}`,
-      plan.defines,
-      plan.grid,
-      plan.threads,
-      plan.shared,
-      [
-        request.weights,
-        request.codes,
-        request.tokenScale,
-        request.featureScale,
-        request.bias ?? 0,
-        request.out,
-        tokens,
-        request.capacity,
-        plan.blocks,
-        order.gated ? order.rows / 2 : order.rows,
-        request.outStride,
-        set1,
-        set2,
-        ...own.args,
-      ],
-    );
+    this.launch(plan.file, plan.file, plan.defines, plan.grid, plan.threads, plan.shared, [
+      request.weights,
+      request.codes,
+      request.tokenScale,
+      request.featureScale,
+      request.bias ?? 0,
+      request.out,
+      tokens,
+      request.capacity,
+      plan.blocks,
+      order.gated ? order.rows / 2 : order.rows,
+      request.outStride,
+      set1,
+      set2,
+      ...own,
+    ]);
   }
 
   /**
@@ -159,13 +149,12 @@ export class EngineKernels {
       request.scales,
       splits,
     ];
-    const signature = "ppiipdpppiippi";
     const cluster = this.clusterFor(request);
     if (cluster > 1) {
       const { blocks, threads } = siteClusterSize(shape)!;
       const shared = siteClusterSharedBytes(shape);
       const grid: Grid = [tokens * blocks];
-      this.launch("site_cluster", "site_cluster", signature, defines, grid, threads, shared, args);
+      this.launch("site_cluster", "site_cluster", defines, grid, threads, shared, args);
       return;
     }
     const geometry = siteGeometry(shape);
@@ -184,7 +173,6 @@ export class EngineKernels {
     this.launch(
       "site",
       "site",
-      signature,
       [...defines, `BM=${few ? 16 : geometry.height}`],
       [Math.min(tokens, multiprocessors * resident)],
       threads,
@@ -217,7 +205,6 @@ export class EngineKernels {
     this.launch(
       "queries_keys_values",
       "queries_keys_values",
-      "pppiipippippdpppppippii",
       [
         `DIM=${headDim}`,
         `MATRIX=${matrix ? 1 : 0}`,
@@ -285,7 +272,6 @@ export class EngineKernels {
     this.launch(
       "attention_decode",
       "attention_decode",
-      "pppiiidpiip",
       [
         `DIM=${headDim}`,
         `BITS=${kept}`,
@@ -327,7 +313,6 @@ export class EngineKernels {
     this.launch(
       "attention_decode",
       "attention_join",
-      "piiip",
       [`DIM=${headDim}`, `OUT16=${request.halves ? 1 : 0}`],
       [Math.ceil((rows * heads * headDim) / 256)],
       256,
@@ -360,7 +345,6 @@ export class EngineKernels {
     this.launch(
       name,
       name,
-      "pppiiidpip",
       [`DIM=${headDim}`, `BITS=${kept}`, `OUT16=${request.outHalves ? 1 : 0}`],
       [heads, request.blockCount],
       256,
@@ -388,19 +372,19 @@ export class EngineKernels {
     epsilon: number,
     out: DevicePointer,
   ): void {
-    this.launch("half", "half_norm", "pipdp", [], [rows], 256, 0, [x, cols, gain, epsilon, out]);
+    this.launch("half", "half_norm", [], [rows], 256, 0, [x, cols, gain, epsilon, out]);
   }
 
   /** out = SiLU(x[:, :cols]) · x[:, cols:], halves. */
   halfGated(x: DevicePointer, rows: number, cols: number, out: DevicePointer): void {
     const blocks = Math.ceil((rows * cols) / 8 / 256);
-    this.launch("half", "half_gated", "piip", [], [blocks], 256, 0, [x, rows, cols, out]);
+    this.launch("half", "half_gated", [], [blocks], 256, 0, [x, rows, cols, out]);
   }
 
   /** Copies, or only reads when `out` is absent, `bytes` (a multiple of 32 KiB) with a kernel. */
   streamWords(from: DevicePointer, bytes: number, out?: DevicePointer): void {
     const { multiprocessors } = this.device.driver.info;
-    this.launch("half", "stream_words", "pip", [], [multiprocessors * 4], 512, 0, [
+    this.launch("half", "stream_words", [], [multiprocessors * 4], 512, 0, [
       from,
       bytes / 16,
       out ?? 0,
@@ -417,7 +401,7 @@ export class EngineKernels {
   ): void {
     const code = { bytes: 0, halves: 1, floats: 2 } as const;
     const { multiprocessors } = this.device.driver.info;
-    this.launch("half", "random_fill", "piiid", [], [multiprocessors * 8], 256, 0, [
+    this.launch("half", "random_fill", [], [multiprocessors * 8], 256, 0, [
       out,
       count,
       code[kind],

@@ -21,7 +21,6 @@ const F32_THREADS = F32_WARPS * 32;
 const F32_KEYS = 32;
 const LARGEST_HEAD = 256;
 /** The struct Shape: sizes, then three layouts. */
-const SHAPE = "i".repeat(16);
 
 type Sizes = Omit<AttentionArgs, "out" | "q" | "k" | "v" | "logSumExp">;
 
@@ -95,7 +94,7 @@ export function attentionKernels(
     const out = scratch.take(args.batch * heads * time * padded * 2);
     launch(
       ctx,
-      modules.get("attention", "pack_heads", "piiiiiiiip"),
+      modules.get("attention", "pack_heads"),
       [blocksFor(ctx, (args.batch * heads * time * padded) / 8, 256)],
       256,
       [
@@ -114,10 +113,8 @@ export function attentionKernels(
     return out;
   }
 
-  const mma = (args: Sizes, name: string, signature: string) =>
-    modules.get("attention_mma", name, signature + SHAPE, [
-      `HEAD_DIM=${Math.ceil(args.headDim / 16) * 16}`,
-    ]);
+  const mma = (args: Sizes, name: string) =>
+    modules.get("attention_mma", name, [`HEAD_DIM=${Math.ceil(args.headDim / 16) * 16}`]);
   const tileBytes = (args: Sizes) => TILE * (Math.ceil(args.headDim / 16) * 16 + 8) * 2;
   const vectorBytes = (args: Sizes, own: number) =>
     4 * (F32_WARPS * own * args.headDim + 2 * F32_KEYS * (args.headDim + 1));
@@ -135,7 +132,7 @@ export function attentionKernels(
       if (onTensorCores(args)) {
         launch(
           ctx,
-          mma(args, "attention_forward", "pppppd"),
+          mma(args, "attention_forward"),
           [Math.ceil(queryLength / TILE), heads, batch],
           MMA_THREADS,
           [
@@ -150,7 +147,7 @@ export function attentionKernels(
       }
       launch(
         ctx,
-        modules.get("attention", "attention", "pppppd" + SHAPE),
+        modules.get("attention", "attention"),
         [Math.ceil(queryLength / F32_WARPS), heads, batch],
         F32_THREADS,
         [q, k, v, out, logSumExp, scale, ...shapeOf(args)],
@@ -175,13 +172,13 @@ export function attentionKernels(
       const gradV = what(args.gradV, sizes.kv, "gradV");
       const shape = shapeOf(args);
       const delta = scratch.take(sizes.rows * 4);
-      launch(
-        ctx,
-        modules.get("attention", "attention_delta", "ppip" + SHAPE),
-        [Math.ceil(sizes.rows / 8)],
-        256,
-        [grad, out, batch, delta, ...shape],
-      );
+      launch(ctx, modules.get("attention", "attention_delta"), [Math.ceil(sizes.rows / 8)], 256, [
+        grad,
+        out,
+        batch,
+        delta,
+        ...shape,
+      ]);
       if (onTensorCores(args)) {
         const operands = [
           packed(q, args, heads, queryLength, args.qLayout),
@@ -193,7 +190,7 @@ export function attentionKernels(
         ];
         launch(
           ctx,
-          mma(args, "attention_backward_kv", "ppppppppd"),
+          mma(args, "attention_backward_kv"),
           [Math.ceil(keyLength / TILE), kvHeads, batch],
           MMA_THREADS,
           [...operands, gradK, gradV, scale, ...shape],
@@ -201,7 +198,7 @@ export function attentionKernels(
         );
         launch(
           ctx,
-          mma(args, "attention_backward_q", "pppppppd"),
+          mma(args, "attention_backward_q"),
           [Math.ceil(queryLength / TILE), heads, batch],
           MMA_THREADS,
           [...operands, gradQ, scale, ...shape],
@@ -212,7 +209,7 @@ export function attentionKernels(
       const operands = [q, k, v, grad, logSumExp, delta];
       launch(
         ctx,
-        modules.get("attention", "attention_grad_q", "pppppppd" + SHAPE),
+        modules.get("attention", "attention_grad_q"),
         [Math.ceil(queryLength / F32_WARPS), heads, batch],
         F32_THREADS,
         [...operands, gradQ, scale, ...shape],
@@ -220,7 +217,7 @@ export function attentionKernels(
       );
       launch(
         ctx,
-        modules.get("attention", "attention_grad_kv", "ppppppppd" + SHAPE),
+        modules.get("attention", "attention_grad_kv"),
         [Math.ceil(keyLength / F32_WARPS), kvHeads, batch],
         F32_THREADS,
         [...operands, gradK, gradV, scale, ...shape],

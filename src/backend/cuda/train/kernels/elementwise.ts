@@ -64,7 +64,7 @@ export function rowChunks(ctx: CudaContext, rows: number, cols: number) {
 
 export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
   const { modules, scratch } = ctx;
-  const kernel = (name: string, signature: string) => modules.get("elementwise", name, signature);
+  const kernel = (name: string) => modules.get("elementwise", name);
   const wide = (length: number): [number] => [blocksFor(ctx, Math.ceil(length / WIDTH), THREADS)];
 
   /** out[0] = alpha·Σ x (·y), or alpha·Σ (x−y)². */
@@ -78,14 +78,8 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
   ): void {
     const blocks = blocksFor(ctx, length, THREADS * 8);
     const partial = scratch.take(blocks * 4);
-    launch(ctx, kernel("sum_partial", "ppiip"), [blocks], THREADS, [
-      x,
-      y,
-      length,
-      squares ? 1 : 0,
-      partial,
-    ]);
-    launch(ctx, kernel("sum_finish_scalar", "pidp"), [1], THREADS, [partial, blocks, alpha, out]);
+    launch(ctx, kernel("sum_partial"), [blocks], THREADS, [x, y, length, squares ? 1 : 0, partial]);
+    launch(ctx, kernel("sum_finish_scalar"), [1], THREADS, [partial, blocks, alpha, out]);
   }
 
   function reduce(args: ReduceArgs): void {
@@ -97,16 +91,16 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
     if (keep === "scalar") {
       sumAll(x, y, rows * cols, false, alpha, out);
     } else if (keep === "column") {
-      launchRows(ctx, "elementwise", "sum_columns", "ppiidp", rows, cols, [
+      launchRows(ctx, "elementwise", "sum_columns", rows, cols, [
         ...[x, y, rows, cols, alpha, out],
       ]);
     } else {
       const { chunk, chunks, columns } = rowChunks(ctx, rows, cols);
       const partial = scratch.take(chunks * cols * 4);
-      launch(ctx, kernel("sum_rows_partial", "ppiiip"), [columns, chunks], THREADS, [
+      launch(ctx, kernel("sum_rows_partial"), [columns, chunks], THREADS, [
         ...[x, y, rows, cols, chunk, partial],
       ]);
-      launch(ctx, kernel("sum_finish", "piidp"), [columns], THREADS, [
+      launch(ctx, kernel("sum_finish"), [columns], THREADS, [
         ...[partial, chunks, cols, alpha, out],
       ]);
     }
@@ -114,7 +108,7 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
 
   return {
     unary({ op, x, length, out }) {
-      launch(ctx, kernel("unary", "ipipp"), wide(length), THREADS, [
+      launch(ctx, kernel("unary"), wide(length), THREADS, [
         UNARY[op],
         real(x, length, "unary x"),
         length,
@@ -123,7 +117,7 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
       ]);
     },
     unaryBackward({ op, x, length, grad, gradX }) {
-      launch(ctx, kernel("unary", "ipipp"), wide(length), THREADS, [
+      launch(ctx, kernel("unary"), wide(length), THREADS, [
         UNARY[op],
         real(x, length, "unaryBackward x"),
         length,
@@ -133,7 +127,7 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
     },
     binary({ op, rows, cols, a, b, broadcast, out }) {
       const lengths = { full: rows * cols, row: cols, column: rows, scalar: 1 };
-      launch(ctx, kernel("binary", "iiippip"), wide(rows * cols), THREADS, [
+      launch(ctx, kernel("binary"), wide(rows * cols), THREADS, [
         BINARY[op],
         rows,
         cols,
@@ -146,7 +140,7 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
     reduce,
     columnMaxima({ rows, cols, x, out }) {
       const { chunk, chunks, columns } = rowChunks(ctx, rows, cols);
-      launch(ctx, kernel("column_maxima", "piiip"), [columns, chunks], THREADS, [
+      launch(ctx, kernel("column_maxima"), [columns, chunks], THREADS, [
         real(x, rows * cols, "columnMaxima x"),
         rows,
         cols,
@@ -155,7 +149,7 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
       ]);
     },
     scale({ x, length, alpha, accumulate, out }) {
-      launch(ctx, kernel("scale", "pidip"), wide(length), THREADS, [
+      launch(ctx, kernel("scale"), wide(length), THREADS, [
         real(x, length, "scale x"),
         length,
         alpha,
@@ -164,7 +158,7 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
       ]);
     },
     siluMul({ gate, up, length, out }) {
-      launch(ctx, kernel("silu_mul", "ppip"), wide(length), THREADS, [
+      launch(ctx, kernel("silu_mul"), wide(length), THREADS, [
         real(gate, length, "siluMul gate"),
         real(up, length, "siluMul up"),
         length,
@@ -172,7 +166,7 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
       ]);
     },
     siluMulBackward({ gate, up, length, grad, gradGate, gradUp }) {
-      launch(ctx, kernel("silu_mul_backward", "ppippp"), wide(length), THREADS, [
+      launch(ctx, kernel("silu_mul_backward"), wide(length), THREADS, [
         real(gate, length, "siluMulBackward gate"),
         real(up, length, "siluMulBackward up"),
         length,
@@ -193,33 +187,27 @@ export function elementwiseKernels(ctx: CudaContext): ElementwiseKernels {
     },
     adamW(args) {
       const { length, step, beta1, beta2, learningRate } = args;
-      launch(
-        ctx,
-        kernel("adamw", "ppppi" + "d".repeat(9)),
-        [blocksFor(ctx, length, THREADS)],
-        THREADS,
-        [
-          real(args.param, length, "adamW param"),
-          real(args.grad, length, "adamW grad"),
-          real(args.moment1, length, "adamW moment1"),
-          real(args.moment2, length, "adamW moment2"),
-          length,
-          learningRate,
-          beta1,
-          beta2,
-          args.epsilon,
-          1 - learningRate * args.weightDecay,
-          args.gradScale,
-          1 - beta1 ** step,
-          1 - beta2 ** step,
-          args.bound ?? -1,
-        ],
-      );
+      launch(ctx, kernel("adamw"), [blocksFor(ctx, length, THREADS)], THREADS, [
+        real(args.param, length, "adamW param"),
+        real(args.grad, length, "adamW grad"),
+        real(args.moment1, length, "adamW moment1"),
+        real(args.moment2, length, "adamW moment2"),
+        length,
+        learningRate,
+        beta1,
+        beta2,
+        args.epsilon,
+        1 - learningRate * args.weightDecay,
+        args.gradScale,
+        1 - beta1 ** step,
+        1 - beta2 ** step,
+        args.bound ?? -1,
+      ]);
     },
     gatherRows({ table, cols, ids, rows, out }) {
       const tableRows = Math.floor(table.length / cols);
       const flag = startFlag(ctx);
-      launch(ctx, kernel("gather_rows", "piipipp"), [Math.min(rows, 65535)], THREADS, [
+      launch(ctx, kernel("gather_rows"), [Math.min(rows, 65535)], THREADS, [
         real(table, 0, "gatherRows table"),
         tableRows,
         cols,

@@ -18,7 +18,7 @@ export function flattenKernels(ctx: CudaContext): Pick<Kernels, "flattenRows"> {
       checkFlattenRows(args);
       const { rows, cols, bits, step, extras, stride } = args;
       const flag = startFlag(ctx);
-      launch(ctx, ctx.modules.get("flatten", "flatten_rows", "piiidpippipppp" + "p"), [rows], 256, [
+      launch(ctx, ctx.modules.get("flatten", "flatten_rows"), [rows], 256, [
         real(args.x, rows * cols, "flattenRows x"),
         rows,
         cols,

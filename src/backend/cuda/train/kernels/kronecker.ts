@@ -229,7 +229,7 @@ export function kroneckerKernels(
       const blocks = Math.min(plan.items, multiprocessors * Math.min(perMultiprocessor, 8));
       launch(
         ctx,
-        modules.get("kronecker", "kronecker", "piiiipppp", plan.defines),
+        modules.get("kronecker", "kronecker", plan.defines),
         [blocks],
         plan.threads,
         [
@@ -274,7 +274,7 @@ export function kroneckerKernels(
       ];
       launch(
         ctx,
-        modules.get("kronecker", "kronecker_backward", "piiiippppp" + "ppp", plan.defines),
+        modules.get("kronecker", "kronecker_backward", plan.defines),
         [blocks],
         plan.threads,
         [

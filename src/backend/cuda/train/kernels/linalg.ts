@@ -11,7 +11,7 @@ import { readFlag, startFlag } from "./flag.js";
 const THREADS = 1024;
 /** MOST_SOLVES and the fields of Solve in linalg.cu. */
 const MOST_SOLVES = 24;
-const FIELDS = "pppppi";
+const FIELDS = 6;
 
 interface Solve {
   readonly seed: number;
@@ -38,11 +38,7 @@ export function linalgKernels(ctx: CudaContext): LinalgKernels & { solves: Pendi
   const largestShared = Math.floor(Math.sqrt(driver.info.sharedBytesPerBlock / 8 + 1) - 1);
 
   function launchSolves(items: readonly Solve[]): void {
-    const kernel = modules.get(
-      "linalg",
-      kind === "cayley" ? "cayley" : "cayley_backward",
-      FIELDS.repeat(MOST_SOLVES) + "i",
-    );
+    const kernel = modules.get("linalg", kind === "cayley" ? "cayley" : "cayley_backward");
     const args: number[] = [];
     let shared = 0;
     for (const { seed, q, grad, out, n } of items) {
@@ -50,7 +46,7 @@ export function linalgKernels(ctx: CudaContext): LinalgKernels & { solves: Pendi
       args.push(seed, q, grad, out, matrices > 0 ? scratch.take(matrices * n * n * 8) : 0, n);
       shared = Math.max(shared, 8 * (2 * n + (n > largestShared ? 0 : n * n)));
     }
-    while (args.length < FIELDS.length * MOST_SOLVES) args.push(0);
+    while (args.length < FIELDS * MOST_SOLVES) args.push(0);
     launch(ctx, kernel, [items.length], THREADS, [...args, largestShared], shared);
   }
 
@@ -98,7 +94,7 @@ export function linalgKernels(ctx: CudaContext): LinalgKernels & { solves: Pendi
       const [from, to] = [real(x, n * n, "inverse x"), real(out, n * n, "inverse out")];
       const flag = startFlag(ctx);
       const work = scratch.take(n * n * 8);
-      const kernel = modules.get("linalg", "inverse", "pippp");
+      const kernel = modules.get("linalg", "inverse");
       launch(ctx, kernel, [1], THREADS, [from, n, to, work, flag], 20 * n + 8);
       const pivot = readFlag(ctx, flag);
       if (pivot !== undefined)

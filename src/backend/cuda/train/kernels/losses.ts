@@ -11,7 +11,7 @@ export function lossKernels(ctx: CudaContext): Pick<Kernels, "nll" | "softmaxKl"
   return {
     nll({ logits, rows, cols, targets, nll }) {
       const flag = startFlag(ctx);
-      launch(ctx, modules.get("losses", "nll", "piippp"), [rows], THREADS, [
+      launch(ctx, modules.get("losses", "nll"), [rows], THREADS, [
         real(logits, rows * cols, "nll logits"),
         rows,
         cols,
@@ -26,7 +26,7 @@ export function lossKernels(ctx: CudaContext): Pick<Kernels, "nll" | "softmaxKl"
         );
     },
     softmaxKl({ teacher, student, rows, cols, kl, gradStudent, gradScale }) {
-      launch(ctx, modules.get("losses", "softmax_kl", "ppiippd"), [rows], THREADS, [
+      launch(ctx, modules.get("losses", "softmax_kl"), [rows], THREADS, [
         real(teacher, rows * cols, "softmaxKl teacher"),
         real(student, rows * cols, "softmaxKl student"),
         rows,

@@ -95,7 +95,6 @@ export function matmulKernels(ctx: CudaContext): Pick<Kernels, "matmul" | "intMa
     const kernel = modules.get(
       "convert",
       `pack_${isCodes ? "i8" : "f32"}_${bf16 ? "bf16" : "f32"}`,
-      "piiiipppi",
     );
     launch(ctx, kernel, [blocksFor(ctx, (rows * stride) / PACK, THREADS), 1, copies], THREADS, [
       pointer,
@@ -161,7 +160,7 @@ export function matmulKernels(ctx: CudaContext): Pick<Kernels, "matmul" | "intMa
       if (!finish) return;
       launch(
         ctx,
-        modules.get("convert", "matmul_epilogue", "piipppiii"),
+        modules.get("convert", "matmul_epilogue"),
         [blocksFor(ctx, m * n, THREADS), 1, batch],
         THREADS,
         [product, m, n, nScale, bias, out, outStride, outBatch, accumulate ? 1 : 0],
@@ -183,7 +182,7 @@ export function matmulKernels(ctx: CudaContext): Pick<Kernels, "matmul" | "intMa
       if (!CublasLt.takesInt8(m, n, k)) {
         launch(
           ctx,
-          modules.get("convert", "int_matmul", "ppiiipppp"),
+          modules.get("convert", "int_matmul"),
           [Math.ceil(n / 32), Math.ceil(m / 32)],
           THREADS,
           [a, b, m, n, k, aScale, bScale, bias, out],
@@ -206,7 +205,7 @@ export function matmulKernels(ctx: CudaContext): Pick<Kernels, "matmul" | "intMa
       });
       launch(
         ctx,
-        modules.get("convert", "int_epilogue", "piippp"),
+        modules.get("convert", "int_epilogue"),
         [blocksFor(ctx, (m * n) / 4, THREADS)],
         THREADS,
         [out, m, n, aScale, bScale, bias],

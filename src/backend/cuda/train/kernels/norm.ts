@@ -18,7 +18,7 @@ export function normKernels(ctx: CudaContext): Pick<Kernels, "norm" | "normBackw
   return {
     norm(args) {
       const { rows, cols } = args;
-      launchRows(ctx, "norm", "norm", "ipiippdp", rows, cols, [
+      launchRows(ctx, "norm", "norm", rows, cols, [
         args.kind === "layer" ? 1 : 0,
         real(args.x, rows * cols, "norm x"),
         rows,
@@ -36,7 +36,7 @@ export function normKernels(ctx: CudaContext): Pick<Kernels, "norm" | "normBackw
       const gradGain = optionalReal(args.gradGain, cols, "normBackward gradGain");
       const gradBias = optionalReal(args.gradBias, cols, "normBackward gradBias");
       const stats = scratch.take(rows * 8);
-      launchRows(ctx, "norm", "norm_backward", "ipiipdppp", rows, cols, [
+      launchRows(ctx, "norm", "norm_backward", rows, cols, [
         args.kind === "layer" ? 1 : 0,
         x,
         rows,
@@ -53,14 +53,17 @@ export function normKernels(ctx: CudaContext): Pick<Kernels, "norm" | "normBackw
         scratch.take(chunks * cols * 4),
         scratch.take(chunks * cols * 4),
       ];
-      launch(
-        ctx,
-        modules.get("norm", "norm_gain_partial", "pppiiipp"),
-        [columns, chunks],
-        THREADS,
-        [x, grad, stats, rows, cols, chunk, partialGain, partialBias],
-      );
-      const finish = modules.get("elementwise", "sum_finish", "piidp");
+      launch(ctx, modules.get("norm", "norm_gain_partial"), [columns, chunks], THREADS, [
+        x,
+        grad,
+        stats,
+        rows,
+        cols,
+        chunk,
+        partialGain,
+        partialBias,
+      ]);
+      const finish = modules.get("elementwise", "sum_finish");
       for (const [partial, out] of [
         [partialGain, gradGain],
         [partialBias, gradBias],
@@ -71,23 +74,17 @@ export function normKernels(ctx: CudaContext): Pick<Kernels, "norm" | "normBackw
       const { rows, heads, headDim, period } = args;
       if (headDim % 2 !== 0) throw new PlanishError(`rope: headDim is ${headDim}; it must be even`);
       const n = rows * heads * headDim;
-      launch(
-        ctx,
-        modules.get("norm", "rope", "piiiippdp"),
-        [blocksFor(ctx, n / 2, THREADS)],
-        THREADS,
-        [
-          real(args.x, n, "rope x"),
-          rows,
-          heads,
-          headDim,
-          period,
-          real(args.cos, (period * headDim) / 2, "rope cos"),
-          real(args.sin, (period * headDim) / 2, "rope sin"),
-          args.inverse ? -1 : 1,
-          real(args.out, n, "rope out"),
-        ],
-      );
+      launch(ctx, modules.get("norm", "rope"), [blocksFor(ctx, n / 2, THREADS)], THREADS, [
+        real(args.x, n, "rope x"),
+        rows,
+        heads,
+        headDim,
+        period,
+        real(args.cos, (period * headDim) / 2, "rope cos"),
+        real(args.sin, (period * headDim) / 2, "rope sin"),
+        args.inverse ? -1 : 1,
+        real(args.out, n, "rope out"),
+      ]);
     },
   };
 }

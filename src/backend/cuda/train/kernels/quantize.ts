@@ -44,7 +44,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
     what: string,
   ): void {
     if (!args.gradClipMax && !args.gradClipMin) return;
-    launch(ctx, modules.get("quantize", "clip_gradient", "ppipppp"), [2], 1024, [
+    launch(ctx, modules.get("quantize", "clip_gradient"), [2], 1024, [
       ...shares,
       rows,
       ...scalarClips(args.clipMax, args.clipMin, what),
@@ -67,7 +67,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
       const { rows, cols, bits } = args;
       const n = rows * cols;
       checkBits(bits, "quantizeRows");
-      launchRows(ctx, "quantize", "quantize_rows", "piiippdppp", rows, cols, [
+      launchRows(ctx, "quantize", "quantize_rows", rows, cols, [
         real(args.x, n, "quantizeRows x"),
         rows,
         cols,
@@ -84,7 +84,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
       const n = rows * cols;
       checkBits(bits, "quantizeRowsBackward");
       const shares = rowShares(args);
-      launchRows(ctx, "quantize", "quantize_rows_backward", "piiippdpppppppp", rows, cols, [
+      launchRows(ctx, "quantize", "quantize_rows_backward", rows, cols, [
         real(args.x, n, "quantizeRowsBackward x"),
         rows,
         cols,
@@ -105,7 +105,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
       const { rows, cols } = args;
       launch(
         ctx,
-        modules.get("quantize", "dequantize_rows", "ppiip"),
+        modules.get("quantize", "dequantize_rows"),
         [blocksFor(ctx, rows * cols, 1024)],
         256,
         [
@@ -120,7 +120,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
     fakeQuantizeAsym(args) {
       const { rows, cols, bits } = args;
       checkBits(bits, "fakeQuantizeAsym");
-      launchRows(ctx, "quantize", "asym", "piiippp", rows, cols, [
+      launchRows(ctx, "quantize", "asym", rows, cols, [
         real(args.x, rows * cols, "fakeQuantizeAsym x"),
         rows,
         cols,
@@ -133,7 +133,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
       const { rows, cols, bits } = args;
       checkBits(bits, "fakeQuantizeAsymBackward");
       const shares = rowShares(args);
-      launchRows(ctx, "quantize", "asym_backward", "piiipppppp", rows, cols, [
+      launchRows(ctx, "quantize", "asym_backward", rows, cols, [
         real(args.x, rows * cols, "fakeQuantizeAsymBackward x"),
         rows,
         cols,
@@ -147,7 +147,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
     },
     clipRows(args) {
       const { rows, cols } = args;
-      launchRows(ctx, "quantize", "clip_rows", "piippp", rows, cols, [
+      launchRows(ctx, "quantize", "clip_rows", rows, cols, [
         real(args.x, rows * cols, "clipRows x"),
         rows,
         cols,
@@ -158,7 +158,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
     },
     clipRowsBackward(args) {
       const { rows, cols } = args;
-      launchRows(ctx, "quantize", "clip_rows_backward", "piipppppp", rows, cols, [
+      launchRows(ctx, "quantize", "clip_rows_backward", rows, cols, [
         real(args.x, rows * cols, "clipRowsBackward x"),
         rows,
         cols,
