@@ -1,7 +1,5 @@
-// Chooses the instruction-set level at run time and forwards the C ABI to its table; also the big-block allocator.
+// Chooses the instruction-set level at run time and forwards the C ABI to its table.
 #include "dispatch.h"
-
-#include <sys/mman.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -198,48 +196,7 @@ const char* pl_description(void) {
 
 const char* pl_levels(void) { return usable_names(); }
 
-namespace {
-constexpr int64_t HUGE_PAGE = int64_t{2} << 20;
-int64_t mapped_bytes(int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
-}  // namespace
-
-void* pl_alloc(int64_t bytes) {
-  if (bytes <= 0) return nullptr;
-  const int64_t size = mapped_bytes(bytes);
-  // Map enough to align big blocks to a huge page, then give the ends back.
-  const int64_t slack = size >= HUGE_PAGE ? HUGE_PAGE : 0;
-  void* raw =
-      mmap(nullptr, static_cast<size_t>(size + slack), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (raw == MAP_FAILED) {
-    fail(PL_OUT_OF_MEMORY, "no memory for %lld bytes", static_cast<long long>(bytes));
-    return nullptr;
-  }
-  if (!slack) return raw;
-  char* start = static_cast<char*>(raw);
-  char* aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(start) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
-  if (aligned > start) munmap(start, static_cast<size_t>(aligned - start));
-  char* end = start + size + slack;
-  if (end > aligned + size) munmap(aligned + size, static_cast<size_t>(end - (aligned + size)));
-#if defined(MADV_HUGEPAGE)
-  madvise(aligned, static_cast<size_t>(size), MADV_HUGEPAGE);
-#endif
-  return aligned;
-}
-
-void pl_free(void* pointer, int64_t bytes) {
-  if (pointer && bytes > 0) munmap(pointer, static_cast<size_t>(mapped_bytes(bytes)));
-}
-
 int64_t pl_abi() { return PL_ABI; }
-
-void pl_discard(void* pointer, int64_t bytes) {
-  if (!pointer || bytes <= 0) return;
-#if defined(__linux__)
-  madvise(pointer, static_cast<size_t>(mapped_bytes(bytes)), MADV_DONTNEED);
-#else
-  memset(pointer, 0, static_cast<size_t>(bytes));
-#endif
-}
 
 #define PL_KERNEL(name, parameters, arguments) \
   int pl_##name parameters { return kernels().name arguments; }

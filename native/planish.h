@@ -7,7 +7,9 @@
 #pragma once
 #include <stdint.h>
 
-#if defined(__GNUC__)
+#if defined(_WIN32)
+#define PL_EXPORT extern "C" __declspec(dllexport)
+#elif defined(__GNUC__)
 #define PL_EXPORT extern "C" __attribute__((visibility("default")))
 #else
 #define PL_EXPORT extern "C"

@@ -3,8 +3,13 @@
 #include "pool.h"
 
 #include <pthread.h>
+#if defined(_WIN32)
+#include <malloc.h>
+#include <windows.h>
+#else
 #include <sched.h>
 #include <unistd.h>
+#endif
 
 #include <atomic>
 #include <cstdarg>
@@ -77,7 +82,11 @@ int hardware_threads() {
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
 #endif
+#if defined(_WIN32)
+  const DWORD online = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
+#else
   const long online = sysconf(_SC_NPROCESSORS_ONLN);
+#endif
   return online > 0 ? static_cast<int>(online) : 1;
 }
 
@@ -164,11 +173,22 @@ int start_workers(Pool& p, int count) {
   return p.count;
 }
 
+#if defined(_WIN32)
+void* aligned_block(size_t bytes) { return _aligned_malloc(bytes, 64); }
+void free_block(void* block) { _aligned_free(block); }
+#else
+void* aligned_block(size_t bytes) {
+  void* block = nullptr;
+  return posix_memalign(&block, 64, bytes) == 0 ? block : nullptr;
+}
+void free_block(void* block) { free(block); }
+#endif
+
 struct Scratch {
   void* pointer[SCRATCH_SLOTS] = {};
   size_t bytes[SCRATCH_SLOTS] = {};
   ~Scratch() {
-    for (void* block : pointer) free(block);
+    for (void* block : pointer) free_block(block);
   }
 };
 thread_local Scratch scratch;
@@ -219,12 +239,12 @@ void pool_run(int64_t tasks, int64_t pieces, int shares, TaskFunction function, 
 
 void* thread_scratch(int slot, size_t bytes) {
   if (scratch.bytes[slot] < bytes) {
-    free(scratch.pointer[slot]);
+    free_block(scratch.pointer[slot]);
     scratch.pointer[slot] = nullptr;
     scratch.bytes[slot] = 0;
     const size_t rounded = (bytes + 4095) / 4096 * 4096;
-    void* block = nullptr;
-    if (posix_memalign(&block, 64, rounded) != 0) return nullptr;
+    void* const block = aligned_block(rounded);
+    if (!block) return nullptr;
     scratch.pointer[slot] = block;
     scratch.bytes[slot] = rounded;
   }
