@@ -134,6 +134,19 @@ describe("a comparison", () => {
     );
   });
 
+  it("refuses to go on with a result that is damaged", async () => {
+    const file = join(out, "results", "rtn.json");
+    const written = readFileSync(file, "utf8");
+    writeFileSync(
+      file,
+      written.replace(/("perplexity": )(\d)/, (_, key, digit) => key + (9 - Number(digit))),
+    );
+    await expect(compare({ ...settings, out, resume: true })).rejects.toThrow(
+      /rtn\.json is damaged: .*remove it to have it made again/,
+    );
+    writeFileSync(file, written);
+  });
+
   it("goes on where it was interrupted, and ends the same", async () => {
     const stopped = join(directory, "stopped");
     const abort = new AbortController();

@@ -6,6 +6,7 @@ import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import type { z } from "zod";
 import { readJsonObject } from "../../checkpoint/file-reader.js";
+import { sealedText, unsealed } from "../../checkpoint/sealed-json.js";
 import { oneLine, shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import { firstIssue } from "../../common/issues.js";
@@ -49,7 +50,7 @@ export class ComparisonDirectory {
         throw new PlanishError(
           `${path} holds a comparison; add --resume to go on with it, or choose another --out`,
         );
-      const found = readJsonObject(file);
+      const found = unsealed(readJsonObject(file), file);
       const wanted = JSON.parse(JSON.stringify(settings)) as Record<string, unknown>;
       for (const key of Object.keys({ ...found, ...wanted }))
         if (JSON.stringify(found[key]) !== JSON.stringify(wanted[key]))
@@ -61,7 +62,7 @@ export class ComparisonDirectory {
     }
     mkdirSync(join(path, "results"), { recursive: true });
     mkdirSync(join(path, "artifacts"), { recursive: true });
-    if (!existsSync(file)) writeAtomically(file, `${JSON.stringify(settings, undefined, 2)}\n`);
+    if (!existsSync(file)) writeAtomically(file, sealedText(settings));
     return new ComparisonDirectory(path);
   }
 
@@ -72,11 +73,12 @@ export class ComparisonDirectory {
   /** What is known of a method so far. */
   readResult(name: string): MethodResult {
     const file = this.resultFile(name);
-    return existsSync(file) ? readJson(file, methodResultSchema) : { name };
+    if (!existsSync(file)) return { name };
+    return check(unsealed(readJsonObject(file), file), methodResultSchema, file);
   }
 
   keepResult(result: MethodResult): void {
-    writeAtomically(this.resultFile(result.name), `${JSON.stringify(result, undefined, 2)}\n`);
+    writeAtomically(this.resultFile(result.name), sealedText(result));
   }
 
   /** Where a method's artifact goes, relative to the directory. */
@@ -98,7 +100,11 @@ function fileName(name: string): string {
 }
 
 function readJson<T>(file: string, schema: z.ZodType<T>): T {
-  const result = schema.safeParse(readUserJson(file, { most: MAX_JSON_BYTES }));
+  return check(readUserJson(file, { most: MAX_JSON_BYTES }), schema, file);
+}
+
+function check<T>(content: unknown, schema: z.ZodType<T>, file: string): T {
+  const result = schema.safeParse(content);
   if (result.success) return result.data;
   const { field, reason } = firstIssue(result.error);
   throw new PlanishError(`${file}: ${field || "document"}: ${reason}`);

@@ -7,7 +7,9 @@ import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
 import type { z } from "zod";
 import type { Backend } from "../../backend/contract/training.js";
+import { readJsonObject } from "../../checkpoint/file-reader.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
+import { sealedText, unsealed } from "../../checkpoint/sealed-json.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import {
   asResumable,
@@ -25,12 +27,6 @@ import {
   isWriteError,
   lockedPlace,
 } from "../../common/place.js";
-import {
-  MAX_JSON_BYTES,
-  MAX_SETTINGS_BYTES,
-  readUserJson,
-  readUserText,
-} from "../../common/read-file.js";
 import { writeAtomically } from "../../common/temporary.js";
 import { openIntegerExecutor } from "../../engine/processor.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
@@ -194,9 +190,13 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
 }
 
 /** A result that is computed once: read where it is there, else made and written in one step. */
-async function kept<T>(file: string, schema: z.ZodType<T>, make: () => Promise<T>): Promise<T> {
-  if (!existsSync(file)) writeAtomically(file, `${JSON.stringify(await make(), undefined, 2)}\n`);
-  const result = schema.safeParse(readUserJson(file, { most: MAX_JSON_BYTES }));
+async function kept<T extends object>(
+  file: string,
+  schema: z.ZodType<T>,
+  make: () => Promise<T>,
+): Promise<T> {
+  if (!existsSync(file)) writeAtomically(file, sealedText(await make()));
+  const result = schema.safeParse(unsealed(readJsonObject(file), file));
   if (result.success) return result.data;
   const { field, reason } = firstIssue(result.error);
   throw new PlanishError(`${file}: ${field || "document"}: ${reason}; remove it to run it again`);
@@ -208,20 +208,20 @@ function openDirectory(
   resume: boolean,
 ): void {
   const file = join(path, "settings.json");
-  const wanted = `${JSON.stringify(settings, undefined, 2)}\n`;
   if (existsSync(file)) {
     if (!resume)
       throw new PlanishError(
         `${path} holds a sweep; add --resume to go on with it or to add points, or choose another --out`,
       );
-    if (readUserText(file, { most: MAX_SETTINGS_BYTES }) !== wanted)
+    const found = unsealed(readJsonObject(file), file);
+    if (JSON.stringify(found) !== JSON.stringify(settings))
       throw new PlanishError(
         `${path} was begun with other settings (settings.json); sweep with those, or choose another --out`,
       );
   } else if (!holdsNothing(path))
     throw new PlanishError(`${path} is not empty and holds no sweep; choose another --out`);
   for (const part of ["points", "artifacts"]) mkdirSync(join(path, part), { recursive: true });
-  if (!existsSync(file)) writeAtomically(file, wanted);
+  if (!existsSync(file)) writeAtomically(file, sealedText(settings));
 }
 
 function fileName({ name }: GridPoint): string {

@@ -16,7 +16,7 @@ import {
   openSync,
   closeSync,
 } from "node:fs";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { z } from "zod";
 import { isJsonObject, readJsonObject } from "../../checkpoint/file-reader.js";
 import {
@@ -25,6 +25,7 @@ import {
   recordFile,
   sha256OfText,
 } from "../../checkpoint/file-record.js";
+import { sealedText, unsealed } from "../../checkpoint/sealed-json.js";
 import {
   openSafetensors,
   writeSafetensors,
@@ -99,14 +100,12 @@ export class Journal {
   ): Journal {
     const directory = Journal.pathFor(out);
     const file = join(directory, SETTINGS_FILE);
-    const wanted = `${JSON.stringify(settings, undefined, 2)}\n`;
     if (existsSync(file)) {
       if (!resume)
         throw new PlanishError(
           `${directory} holds an unfinished run; add --resume to continue it, or remove that directory`,
         );
-      const found = readUserText(file, { most: MAX_SETTINGS_BYTES });
-      const difference = found === wanted ? undefined : firstDifference(found, settings, joins);
+      const difference = firstDifference(readSettings(file), settings, joins);
       if (difference !== undefined)
         throw new PlanishError(
           `${directory} was begun with other settings (${difference}); run with those, or remove that directory`,
@@ -123,7 +122,7 @@ export class Journal {
         throw new PlanishError(
           `${directory} is where this run would be kept, and it holds other files (${foreign}); choose another --out, or move them`,
         );
-      writeAtomically(file, wanted);
+      writeAtomically(file, sealedText(settings));
     }
     return new Journal(directory);
   }
@@ -161,13 +160,23 @@ export class Journal {
         at += writeSync(file, new Uint8Array(data.buffer, data.byteOffset + at, count));
       }
     });
+    writeSealed(this.statesSeal(layer), {}, this.statesFile(layer));
   }
 
-  /** @throws PlanishError when they are not kept, or belong to other windows. */
+  private statesSeal(layer: number): string {
+    return join(this.directory, `states-${String(layer).padStart(3, "0")}.json`);
+  }
+
+  /** @throws PlanishError when they are not kept, are not what was kept, or belong to other windows. */
   readStates(layer: number, shape: Omit<Activations, "data" | "statistics">): Activations {
     const file = this.statesFile(layer);
+    const damage = sealProblem(this.directory, this.statesSeal(layer));
+    if (damage !== undefined)
+      throw new PlanishError(
+        `the states that enter block ${layer}: ${damage}; run without --blocks, which makes them again`,
+      );
     const data = new Float32Array(shape.samples * shape.time * shape.hidden);
-    const found = existsSync(file) ? statSync(file).size : 0;
+    const found = statSync(file).size;
     if (found !== data.byteLength)
       throw new PlanishError(
         `${file} holds ${found} bytes, and the states that enter block ${layer} are ${data.byteLength}; run without --blocks`,
@@ -337,6 +346,7 @@ function dropDamaged(directory: string): string[] {
 
 function schemaOf(path: string): z.ZodType {
   const name = basename(path);
+  if (name.startsWith("states")) return z.strictObject({});
   if (name === "refine.json") return refineSchema;
   return name.startsWith("packed") ? packReportSchema : blockReportSchema;
 }
@@ -354,24 +364,33 @@ function sealProblem(directory: string, path: string): string | undefined {
   return fileProblems(directory, { [file]: record })[0];
 }
 
+/** What a run was begun with. @throws PlanishError when that is not known any more */
+function readSettings(file: string): JournalSettings {
+  const text = readUserText(file, { most: MAX_SETTINGS_BYTES });
+  try {
+    const found = parseJson(text, "settings");
+    if (isJsonObject(found)) return unsealed(found, file);
+  } catch {
+    // Said below, with what to do about the whole run.
+  }
+  throw new PlanishError(
+    `${file} is damaged, so what this run was begun with is not known; remove ${dirname(file)} and begin again`,
+  );
+}
+
 /** In words; undefined where only the machine differs and that does not count. */
 function firstDifference(
-  found: string,
+  before: JournalSettings,
   settings: JournalSettings,
   anyMachine: boolean,
 ): string | undefined {
-  try {
-    const before = parseJson(found, "settings") as Record<string, unknown>;
-    for (const key of Object.keys({ ...before, ...settings })) {
-      if (JSON.stringify(before[key]) === JSON.stringify(settings[key])) continue;
-      if (key !== "machine")
-        return `${oneLine(key, 60)} was ${shown(before[key])}, is ${shown(settings[key])}`;
-      if (!anyMachine) return machineDifference(before[key], settings[key]);
-    }
-    return undefined;
-  } catch {
-    return "its settings file is damaged";
+  for (const key of Object.keys({ ...before, ...settings })) {
+    if (JSON.stringify(before[key]) === JSON.stringify(settings[key])) continue;
+    if (key !== "machine")
+      return `${oneLine(key, 60)} was ${shown(before[key])}, is ${shown(settings[key])}`;
+    if (!anyMachine) return machineDifference(before[key], settings[key]);
   }
+  return undefined;
 }
 
 /** As JSON would write it. */
