@@ -139,7 +139,10 @@ describe("a comparison", () => {
     const written = readFileSync(file, "utf8");
     writeFileSync(
       file,
-      written.replace(/("perplexity": )(\d)/, (_, key, digit) => key + (9 - Number(digit))),
+      written.replace(
+        /("perplexity": )(\d)/,
+        (_, key: string, digit: string) => `${key}${9 - Number(digit)}`,
+      ),
     );
     await expect(compare({ ...settings, out, resume: true })).rejects.toThrow(
       /rtn\.json is damaged: .*remove it to have it made again/,
