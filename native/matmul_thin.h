@@ -1,12 +1,14 @@
 // Products with few rows (decoding): B is read once, straight from where it lies, since packing it would cost more
 // than the product.
+#include "abi/codes.h"
+
 namespace planish {
 namespace PL_LEVEL {
 
 // Rows of A up to which B is not packed. In f32 and int8 the kernels below run near the units' rate once their sums
 // are long, so only reading B again for every four rows ends their advantage; bf16 is rounded anew each time.
+// THIN_ROWS_LONG of the ABI's codes is theirs.
 constexpr int64_t THIN_ROWS = 8;
-constexpr int64_t THIN_ROWS_LONG = 48;
 constexpr int64_t THIN_ROWS_LONG_BYTES = PL_ISA >= 3 ? THIN_ROWS : 24;
 constexpr int64_t LONG_SUM = 256;
 // Kernels exist for one row and for this many; what is missing to a multiple is computed and dropped.

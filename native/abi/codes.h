@@ -5,6 +5,8 @@
 namespace planish {
 
 constexpr int64_t PAGE_TOKENS = 64;
+constexpr int64_t THIN_ROWS_LONG = 48;
+constexpr int64_t QUERY_BLOCK = 48;
 constexpr int64_t OPERAND_TRANSPOSED = 1;
 constexpr int64_t OPERAND_CODES = 2;
 constexpr int64_t PRODUCT_ACCUMULATES = 1;

@@ -4,13 +4,12 @@
 // One task per (batch, head, block of queries), walking the visible key blocks with a running maximum.
 #pragma once
 
+#include "../abi/codes.h"
 #include "../planish.h"
 #include "../pool.h"
 #include "attention_tiles.h"
 
 namespace planish::PL_LEVEL {
-
-constexpr int64_t QUERY_BLOCK = 48;
 
 /**
  * Weights exp(score − level) of one row in place, for products in T; returns their sum by lanes. `Masked` rows may hold

@@ -10,21 +10,16 @@ import { cacheWidth, type AttentionStep } from "../backend/contract/program.js";
 import { blockTensors } from "../models/weights.js";
 import { attention, gatherRows } from "../tensor/ops/index.js";
 import { Graph, Tensor } from "../tensor/tensor.js";
-import type { Chunk, Executor, ModelShape, StepLogits } from "../backend/contract/inference.js";
+import {
+  checkChunk,
+  checkPage,
+  checkReserve,
+  type Chunk,
+  type Executor,
+  type ModelShape,
+  type StepLogits,
+} from "../backend/contract/inference.js";
 import { modelShape } from "./source.js";
-
-/**
- * Native products of few rows sum in another order than those of many. A step is padded to this many rows (one more
- * than THIN_ROWS_LONG of native/matmul_thin.h), so that a row never depends on how many there are.
- */
-const FEWEST_ROWS = 49;
-
-/**
- * The native attention treats queries block by block, with another exponential where a block's keys are partly hidden.
- * Queries are padded to whole blocks counted from the sequence's beginning (kQueryBlock of native/kernels/attention.h),
- * so that a row never depends on where its chunk began or ends.
- */
-const QUERY_BLOCK = 48;
 
 export const SIMULATED_PAGE_TOKENS = 16;
 
@@ -42,9 +37,13 @@ export class SimulatedExecutor implements Executor {
   readonly description: string;
   /** Channels of keys in each layer. */
   private readonly widths: readonly number[];
+  /** A step is padded to so many rows, so that a row never depends on how many there are. */
   private readonly fewestRows: number;
+  /** Queries are padded to whole blocks from the sequence's beginning, so that a row never depends on its chunk's ends. */
   private readonly queryBlock: number;
   private memory: PageMemory = { keys: [], values: [] };
+  private pages?: number;
+  private disposed = false;
   private readonly arena;
 
   /** `arithmetic`: a few words for the description, such as "w4a4kv4, simulated". The model stays the caller's. */
@@ -59,22 +58,24 @@ export class SimulatedExecutor implements Executor {
     this.bytesPerPage = 2 * this.pageTokens * total * realBytes(backend);
     this.weightBytes = weightBytes(model);
     this.description = `${backend.description}; ${arithmetic}`;
-    // The reference backend's plain loops treat every row alike.
-    const plain = backend.name === "reference";
-    this.fewestRows = plain ? 1 : FEWEST_ROWS;
-    this.queryBlock = plain ? 1 : QUERY_BLOCK;
+    const { thinRows, queries } = backend.rowBlocks ?? { thinRows: 0, queries: 1 };
+    this.fewestRows = thinRows + 1;
+    this.queryBlock = queries;
     this.arena = backend.arena();
   }
 
   reserve(pages: number): void {
+    checkReserve(pages);
     const { backend } = this.model;
     this.release();
+    this.pages = pages;
     const make = () =>
       this.widths.map((width) => backend.alloc(backend.realType, pages * this.pageTokens * width));
     this.memory = { keys: make(), values: make() };
   }
 
   copyPage(from: number, to: number): void {
+    for (const page of [from, to]) checkPage(page, this.pages);
     for (const buffers of [this.memory.keys, this.memory.values])
       buffers.forEach((buffer, layer) => {
         const length = this.pageTokens * this.widths[layer];
@@ -83,11 +84,12 @@ export class SimulatedExecutor implements Executor {
   }
 
   async step(chunks: readonly Chunk[]): Promise<StepLogits> {
+    if (this.disposed) throw new PlanishError("this engine was disposed; open the model again");
     return Promise.resolve(this.compute(chunks));
   }
 
   private compute(chunks: readonly Chunk[]): StepLogits {
-    for (const chunk of chunks) this.check(chunk);
+    for (const chunk of chunks) checkChunk(chunk, this.shape, this.pageTokens, this.pages);
     const { ids, positions, lengths } = this.rows(chunks);
     using g = new Graph(this.model.backend, { arena: this.arena });
     const hidden = this.model.hiddenOfRows(
@@ -98,15 +100,6 @@ export class SimulatedExecutor implements Executor {
       lengths,
     );
     return this.logits(g, chunks, hidden);
-  }
-
-  private check({ tokens, start, pages }: Chunk): void {
-    const end = start + tokens.length;
-    if (tokens.length === 0) throw new PlanishError("[engine] a chunk has no tokens");
-    if (end > pages.length * this.pageTokens)
-      throw new PlanishError(
-        `[engine] a chunk ends at position ${end}, its ${pages.length} pages hold ${pages.length * this.pageTokens}`,
-      );
   }
 
   /** Tokens, positions and sequences' lengths of all chunks in order, then padding. */
@@ -253,6 +246,8 @@ export class SimulatedExecutor implements Executor {
   }
 
   [Symbol.dispose](): void {
+    if (this.disposed) return;
+    this.disposed = true;
     this.release();
     this.arena[Symbol.dispose]();
   }

@@ -154,6 +154,24 @@ export function modelLogits(model: LanguageModel, ids: Int32Array): Float32Array
   return Float32Array.from(g.read(model.logits(g, model.hidden(g, ids))));
 }
 
+/** How many of two rows of numbers differ in any bit. */
+export function differentBits(a: Float32Array, b: Float32Array): number {
+  const [x, y] = [a, b].map((part) => new Int32Array(part.buffer, part.byteOffset, part.length));
+  return x.reduce(
+    (count, bits, i) => count + (bits === y[i] ? 0 : 1),
+    Math.abs(x.length - y.length),
+  );
+}
+
+export function joined(...parts: readonly (Float32Array | undefined)[]): Float32Array {
+  const out = new Float32Array(parts.reduce((sum, part) => sum + (part?.length ?? 0), 0));
+  parts.reduce((at, part) => {
+    if (part) out.set(part, at);
+    return at + (part?.length ?? 0);
+  }, 0);
+  return out;
+}
+
 /** Root mean square of a − b over that of b, row by row. */
 export function rowDistances(a: Float32Array, b: Float32Array, cols: number): number[] {
   return Array.from({ length: a.length / cols }, (_, row) => {

@@ -88,31 +88,6 @@ describe.each(Object.entries(models))("the simulated executor on %s", async (_na
       { numRuns: 8 },
     );
   });
-
-  it("goes on from a copied page as from its original", async () => {
-    const pages = Int32Array.of(0, 1);
-    const first = await executor.step([
-      { tokens: ids.slice(0, 20), start: 0, pages, logits: "none" },
-    ]);
-    expect(first).toEqual([undefined]);
-    executor.copyPage(1, 2);
-    const rest = { tokens: ids.slice(20, 24), start: 20, logits: "all" } as const;
-    const [copied] = await executor.step([{ ...rest, pages: Int32Array.of(0, 2) }]);
-    const vocab = executor.shape.vocabSize;
-    expect(sameBits(copied ?? new Float32Array(), whole.slice(20 * vocab, 24 * vocab))).toBe(true);
-  });
-
-  it("refuses a chunk that its pages do not hold", async () => {
-    const chunk = {
-      tokens: ids.slice(0, 17),
-      start: 0,
-      pages: Int32Array.of(0),
-      logits: "none",
-    } as const;
-    await expect(executor.step([chunk])).rejects.toThrow(
-      "ends at position 17, its 1 pages hold 16",
-    );
-  });
 });
 
 describe("the simulated executor", () => {

@@ -34,6 +34,10 @@ export const CODES = {
 export const CONSTANTS = {
   /** Rows of keys and values in a page of the cache. */
   pageTokens: 64,
+  /** Products of up to so many rows sum in an order of their own (matmul_thin.h). */
+  thinRowsLong: 48,
+  /** Queries that attention treats together, with another exponential where a block's keys are partly hidden. */
+  queryBlock: 48,
   /** Flags of a matrix product's operands and of the product. */
   operandTransposed: 1,
   operandCodes: 2,

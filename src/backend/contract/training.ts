@@ -53,6 +53,11 @@ export interface Backend extends Disposable {
    * threads where that matters.
    */
   readonly arithmetic?: { readonly level: string; readonly threads?: number };
+  /**
+   * Where a row's last bits depend on how many rows there are: products of up to `thinRows` rows sum in an order of their
+   * own, and attention treats `queries` together, counted from the first. Absent: every row is computed alike.
+   */
+  readonly rowBlocks?: { readonly thinRows: number; readonly queries: number };
   readonly realType: RealType;
   readonly kernels: Kernels;
   arena(): Arena;

@@ -4,6 +4,7 @@
 import type { Backend, Buffer, DType, HostArray } from "../../contract/training.js";
 import { PlanishError } from "../../../common/errors.js";
 import { newHostArray } from "../../contract/host-memory.js";
+import { CONSTANTS } from "../../contract/abi.js";
 import { loadNativeLibrary } from "../library.js";
 import { cpuKernels } from "./kernels.js";
 import { copyArrays } from "../mapping.js";
@@ -38,6 +39,7 @@ export function createCpuBackend(options: CpuBackendOptions = {}): Backend {
     name: "cpu",
     description: `${library.description()}, ${count} ${count === 1 ? "thread" : "threads"}`,
     arithmetic: { level: library.level(), threads: count },
+    rowBlocks: { thinRows: CONSTANTS.thinRowsLong, queries: CONSTANTS.queryBlock },
     realType: "f32",
     kernels: cpuKernels(library),
     arena: () => new NativeArena(memory),

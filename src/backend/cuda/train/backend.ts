@@ -210,6 +210,7 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
       `${info.architecture === architectureOf(info.capability) ? "" : ` (asked for; kernels for ${info.architecture})`}, ` +
       `${(info.totalBytes / 2 ** 30).toFixed(0)} GiB, driver for CUDA ${cudaVersion}, NVRTC ${nvrtc.version.join(".")}`,
     arithmetic: { level: info.name },
+    rowBlocks: { thinRows: 48, queries: 48 },
     realType: "f32",
     context,
     compiler,

@@ -23,6 +23,7 @@ import { quantize } from "../../../../src/quantize/run/pipeline.js";
 import { loadModel } from "../../../../src/quantize/artifact/load.js";
 import { OPT_VARIANTS, writeRandomOpt } from "../../../models/random-opt.js";
 import { LLAMA_VARIANTS, writeRandomLlama } from "./random-llama.js";
+import { differentBits, joined } from "../../../engine/rounded.js";
 import {
   engineLogits,
   mean,
@@ -168,25 +169,7 @@ describe("a row depends on the tokens before it and on nothing else", () => {
       parts.push(...(await engine.step([chunk])).filter((part) => part !== undefined));
       start += length;
     }
-    return join(...parts);
-  }
-
-  function join(...parts: (Float32Array | undefined)[]): Float32Array {
-    const out = new Float32Array(parts.reduce((sum, part) => sum + (part?.length ?? 0), 0));
-    parts.reduce((at, part) => {
-      if (part) out.set(part, at);
-      return at + (part?.length ?? 0);
-    }, 0);
-    return out;
-  }
-
-  /** How many of two rows of numbers differ in any bit (expect's own comparison takes seconds). */
-  function different(a: Float32Array, b: Float32Array): number {
-    const [x, y] = [a, b].map((part) => new Int32Array(part.buffer, part.byteOffset, part.length));
-    return x.reduce(
-      (count, bits, i) => count + (bits === y[i] ? 0 : 1),
-      Math.abs(x.length - y.length),
-    );
+    return joined(...parts);
   }
 
   test.each(["w4a4kv4", "w8a8kv16", "w4a16kv8", "w16a16kv16"])(
@@ -200,7 +183,7 @@ describe("a row depends on the tokens before it and on nothing else", () => {
       engine.reserve(8);
       const pages = Int32Array.of(0, 1, 2);
       for (const lengths of [Array<number>(WINDOW).fill(1), [1, 3, 13, 47, 5, 1, 80]])
-        expect(different(await inChunks(engine, tokens, lengths, pages), whole)).toBe(0);
+        expect(differentBits(await inChunks(engine, tokens, lengths, pages), whole)).toBe(0);
       // Beside others, at other places.
       const chunk = (of: Int32Array, start: number, end: number, at: Int32Array) =>
         ({ tokens: of.subarray(start, end), start, pages: at, logits: "all" }) as const;
@@ -210,7 +193,7 @@ describe("a row depends on the tokens before it and on nothing else", () => {
         chunk(tokens, 100, 150, pages),
         chunk(other, 70, 71, second),
       ]);
-      expect(different(join(first[1], then[0]), whole)).toBe(0);
+      expect(differentBits(joined(first[1], then[0]), whole)).toBe(0);
     },
   );
 
@@ -233,25 +216,6 @@ describe("a row depends on the tokens before it and on nothing else", () => {
     expect(beside[0]).toBeUndefined();
     expect(beside[1]).toEqual(alone);
   });
-
-  test("a copied page continues as the original does", async () => {
-    using pair = roundedPair(models.llama, "w4a4kv4");
-    const { engine } = pair;
-    const tokens = ids("llama");
-    engine.reserve(4);
-    await engine.step([
-      { tokens: tokens.subarray(0, 40), start: 0, pages: Int32Array.of(2), logits: "none" },
-    ]);
-    engine.copyPage(2, 0);
-    const next = async (page: number) =>
-      (
-        await engine.step([
-          { tokens: tokens.subarray(40, 50), start: 40, pages: Int32Array.of(page), logits: "all" },
-        ])
-      )[0];
-    const copy = await next(0);
-    expect(await next(2)).toEqual(copy);
-  });
 });
 
 describe("what is refused", () => {
@@ -261,29 +225,12 @@ describe("what is refused", () => {
     );
   });
 
-  test("chunks that do not fit", async () => {
+  test("positions past a learned table", async () => {
     using engine = openIntegerExecutor(models.opt);
-    const chunk = {
-      tokens: Int32Array.of(1, 2),
-      start: 0,
-      pages: Int32Array.of(0),
-      logits: "last" as const,
-    };
-    await expect(engine.step([chunk])).rejects.toThrow(/no cache pages are reserved/);
     engine.reserve(2);
-    await expect(engine.step([{ ...chunk, start: 63 }])).rejects.toThrow(
-      /1 pages hold 64 positions; the chunk ends at 65/,
-    );
-    await expect(engine.step([{ ...chunk, pages: Int32Array.of(2) }])).rejects.toThrow(
-      /page 2 does not exist; 2 are reserved/,
-    );
-    await expect(engine.step([{ ...chunk, tokens: Int32Array.of(1, 99999) }])).rejects.toThrow(
-      /token id 99999 is outside/,
-    );
-    await expect(engine.step([{ ...chunk, tokens: new Int32Array() }])).rejects.toThrow(
-      /no tokens/,
-    );
-    const far = { ...chunk, start: engine.shape.maxPositions, pages: new Int32Array(99) };
+    const start = engine.shape.maxPositions;
+    const tokens = Int32Array.of(1, 2);
+    const far = { tokens, start, pages: new Int32Array(99), logits: "last" as const };
     await expect(engine.step([far])).rejects.toThrow(/learned positions/);
   });
 });

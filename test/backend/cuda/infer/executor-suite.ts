@@ -9,7 +9,7 @@
  * 16 bits, prefill's queries and weights: 2⁻¹¹) codes move in every row; a moved code is noise of the grid's own size, so
  * a row stays nearer to the oracle than the oracle is to the original, whose distance is the noise of all codes together.
  */
-import { describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import type { Backend } from "../../../../src/backend/contract/training.js";
 import { cudaExecutorOf, type CudaExecutor } from "../../../../src/engine/gpu.js";
 import type { CudaExecutorOptions } from "../../../../src/backend/cuda/infer/executor.js";
@@ -17,6 +17,8 @@ import type { MemoryDevice } from "../../../../src/backend/cuda/infer/weights.js
 import type { Chunk } from "../../../../src/backend/contract/inference.js";
 import { LanguageModel } from "../../../../src/models/language-model.js";
 import {
+  differentBits,
+  joined,
   mean,
   median,
   modelLogits,
@@ -48,24 +50,6 @@ export interface ExecutorSuite {
   /** Tokens of the long comparison. */
   readonly tokens: number;
   readonly print?: (line: string) => void;
-}
-
-/** How many of two rows of numbers differ in any bit. */
-export function differentBits(a: Float32Array, b: Float32Array): number {
-  const [x, y] = [a, b].map((part) => new Int32Array(part.buffer, part.byteOffset, part.length));
-  return x.reduce(
-    (count, bits, i) => count + (bits === y[i] ? 0 : 1),
-    Math.abs(x.length - y.length),
-  );
-}
-
-export function joined(...parts: readonly (Float32Array | undefined)[]): Float32Array {
-  const out = new Float32Array(parts.reduce((sum, part) => sum + (part?.length ?? 0), 0));
-  parts.reduce((at, part) => {
-    if (part) out.set(part, at);
-    return at + (part?.length ?? 0);
-  }, 0);
-  return out;
 }
 
 const chunk = (
@@ -282,30 +266,7 @@ export function describeExecutor(suite: ExecutorSuite): void {
         eager.model[Symbol.dispose]();
       });
 
-      it("a copied page continues as the original does", async () => {
-        const { engine } = get();
-        const ids = text(0, 50);
-        await engine.step([chunk(ids, 0, 40, Int32Array.of(2), "none")]);
-        engine.copyPage(2, 0);
-        const next = async (page: number) =>
-          joined((await engine.step([chunk(ids, 40, 50, Int32Array.of(page))]))[0]);
-        const copy = await next(0);
-        expect(differentBits(await next(2), copy)).toBe(0);
-      });
-
-      it("none, the last or all rows of logits", async () => {
-        const { engine } = get();
-        const ids = text(0, 20);
-        const { vocabSize } = engine.shape;
-        const [none, last, all, one] = await engine.step([
-          chunk(ids, 0, 20, Int32Array.of(3), "none"),
-          chunk(ids, 0, 20, Int32Array.of(4), "last"),
-          chunk(ids, 0, 20, Int32Array.of(5), "all"),
-          chunk(ids, 0, 1, Int32Array.of(6), "none"),
-        ]);
-        expect(none === undefined && one === undefined).toBe(true);
-        expect(all?.length).toBe(20 * vocabSize);
-        expect(differentBits(joined(last), joined(all).subarray(19 * vocabSize))).toBe(0);
+      afterAll(() => {
         made?.engine[Symbol.dispose]();
         made?.model[Symbol.dispose]();
         made = undefined;
