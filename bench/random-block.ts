@@ -17,5 +17,6 @@ export function randomBlock(
       path,
       weight: { shape, data: noise(shape[0] * shape[1], 1 / Math.sqrt(shape[1])) },
     })),
+    kept: {},
   };
 }

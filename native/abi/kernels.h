@@ -100,6 +100,10 @@ PL_KERNEL(rope,
 PL_KERNEL(gather_rows,
           (const float* table, int64_t table_rows, int64_t cols, const int32_t* ids, int64_t rows, float* out),
           (table, table_rows, cols, ids, rows, out))
+PL_KERNEL(arrange,
+          (const float* a, int64_t a_heads, int64_t a_dim, const float* b, int64_t b_heads, int64_t b_dim,
+          int64_t rows, int64_t heads, int64_t head_dim, const int32_t* order, float* out),
+          (a, a_heads, a_dim, b, b_heads, b_dim, rows, heads, head_dim, order, out))
 PL_KERNEL(attention,
           (int64_t batch, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t query_length, int64_t key_length,
           int32_t causal, int64_t window, float scale, float softcap, const float* q, int64_t q_batch, int64_t q_time,
@@ -172,9 +176,21 @@ PL_KERNEL(gptq_round,
 PL_KERNEL(site,
           (int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t n_left, int64_t n_right,
           const float* gain, const float* bias, float epsilon, const float* left, const float* right, int32_t bits,
-          int64_t sets, int64_t capacity, const float* clips, int8_t* codes, float* scale, float* out),
+          int64_t sets, int64_t capacity, const float* clips, int8_t* codes, float* scale, float* out, float alpha,
+          float limit),
           (input, op, x, x2, rows, n_left, n_right, gain, bias, epsilon, left, right, bits, sets, capacity, clips,
-          codes, scale, out))
+          codes, scale, out, alpha, limit))
+PL_KERNEL(route,
+          (const float* x, int64_t rows, int64_t width, const float* router, const float* bias,
+          const float* correction, int64_t experts, int64_t chosen, int32_t scores, int32_t normalize, float factor,
+          int64_t groups, int64_t open_groups, float* weights, int32_t* ids),
+          (x, rows, width, router, bias, correction, experts, chosen, scores, normalize, factor, groups, open_groups,
+          weights, ids))
+PL_KERNEL(experts,
+          (const float* x, int64_t rows, int64_t width, int64_t experts, int64_t chosen, const float* weights,
+          const int32_t* ids, int32_t* order, const int64_t* table, float* gathered, int64_t out_width,
+          int32_t accumulate, float* out),
+          (x, rows, width, experts, chosen, weights, ids, order, table, gathered, out_width, accumulate, out))
 PL_KERNEL(cache_head_bytes,
           (int64_t head_dim, int32_t bits, int64_t* bytes),
           (head_dim, bits, bytes))
@@ -182,12 +198,13 @@ PL_KERNEL(cache_write,
           (int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
           int64_t head_dim, float* q, float* k, float* v, const float* q_gain, const float* k_gain, float epsilon,
           const float* cosine, const float* sine, const float* q_matrix, const float* k_matrix, int32_t query_bits,
-          int32_t bits, const float* clips, uint8_t* cache, int64_t page_bytes),
+          int32_t bits, const float* clips, uint8_t* cache, int64_t page_bytes, const float* q_scale),
           (chunks, table, pages, heads, kv_heads, head_dim, q, k, v, q_gain, k_gain, epsilon, cosine, sine, q_matrix,
-          k_matrix, query_bits, bits, clips, cache, page_bytes))
+          k_matrix, query_bits, bits, clips, cache, page_bytes, q_scale))
 PL_KERNEL(paged_attention,
           (int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
           int64_t head_dim, int64_t window, float scale, float softcap, const float* q, int32_t bits,
-          const uint8_t* cache, int64_t page_bytes, float* out),
-          (chunks, table, pages, heads, kv_heads, head_dim, window, scale, softcap, q, bits, cache, page_bytes, out))
+          const uint8_t* cache, int64_t page_bytes, float* out, const float* sinks),
+          (chunks, table, pages, heads, kv_heads, head_dim, window, scale, softcap, q, bits, cache, page_bytes, out,
+          sinks))
 #endif

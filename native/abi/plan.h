@@ -7,7 +7,7 @@
 
 namespace planish {
 
-constexpr int64_t PLAN_WORDS = 21;
+constexpr int64_t PLAN_WORDS = 22;
 
 template <class T>
 inline T* pointer(int64_t word) {
@@ -37,7 +37,7 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
           pointer<const float>(word[8]), static_cast<float>(real(word[9])), pointer<const float>(word[10]),
           pointer<const float>(word[11]), static_cast<int32_t>(word[12]), word[13], word[14],
           pointer<const float>(word[15]), pointer<int8_t>(word[16]), pointer<float>(word[17]),
-          pointer<float>(word[18]));
+          pointer<float>(word[18]), static_cast<float>(real(word[19])), static_cast<float>(real(word[20])));
     case 3:
       return pl_packed_matmul_parts(
           static_cast<int32_t>(word[1]), rows, word[2], word[3], pointer<const int64_t>(word[4]),
@@ -49,13 +49,13 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
           pointer<const float>(word[10]), static_cast<float>(real(word[11])), pointer<const float>(word[12]),
           pointer<const float>(word[13]), pointer<const float>(word[14]), pointer<const float>(word[15]),
           static_cast<int32_t>(word[16]), static_cast<int32_t>(word[17]), pointer<const float>(word[18]),
-          pointer<uint8_t>(word[19]), word[20]);
+          pointer<uint8_t>(word[19]), word[20], pointer<const float>(word[21]));
     case 5:
       return pl_paged_attention(
           chunks, pointer<const int32_t>(word[1]), pointer<const int32_t>(word[2]), word[3], word[4], word[5],
           word[6], static_cast<float>(real(word[7])), static_cast<float>(real(word[8])),
           pointer<const float>(word[9]), static_cast<int32_t>(word[10]), pointer<const uint8_t>(word[11]), word[12],
-          pointer<float>(word[13]));
+          pointer<float>(word[13]), pointer<const float>(word[14]));
     case 6:
       return pl_norm(
           static_cast<int32_t>(word[1]), pointer<const float>(word[2]), rows, word[3], pointer<const float>(word[4]),
@@ -81,6 +81,21 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
       return pl_rope(
           pointer<const float>(word[1]), rows, word[2], word[3], word[4], pointer<const float>(word[5]),
           pointer<const float>(word[6]), static_cast<int32_t>(word[7]), pointer<float>(word[8]));
+    case 12:
+      return pl_route(
+          pointer<const float>(word[1]), rows, word[2], pointer<const float>(word[3]), pointer<const float>(word[4]),
+          pointer<const float>(word[5]), word[6], word[7], static_cast<int32_t>(word[8]),
+          static_cast<int32_t>(word[9]), static_cast<float>(real(word[10])), word[11], word[12],
+          pointer<float>(word[13]), pointer<int32_t>(word[14]));
+    case 13:
+      return pl_experts(
+          pointer<const float>(word[1]), rows, word[2], word[3], word[4], pointer<const float>(word[5]),
+          pointer<const int32_t>(word[6]), pointer<int32_t>(word[7]), pointer<const int64_t>(word[8]),
+          pointer<float>(word[9]), word[10], static_cast<int32_t>(word[11]), pointer<float>(word[12]));
+    case 14:
+      return pl_arrange(
+          pointer<const float>(word[1]), word[2], word[3], pointer<const float>(word[4]), word[5], word[6], rows,
+          word[7], word[8], pointer<const int32_t>(word[9]), pointer<float>(word[10]));
     default:
       return fail(PL_BAD_ARGUMENT, "plan: unknown operation %lld", static_cast<long long>(word[0]));
   }

@@ -146,13 +146,13 @@ static inline void write_token(uint8_t* head, const CacheShape& shape, int64_t s
  * Queries, keys and values of a step, [rows, heads·head_dim] and [rows, kv_heads·head_dim]: head norms (gains may be null),
  * rotary embedding (tables [rows, head_dim/2] or null), P_k⁻ᵀ on queries and P_k on keys (or null), query grid (16: none).
  * Queries stay in q; keys and values go to their pages. `chunks`: CacheChunk; `clips`: four logits, keys' max and min,
- * values' max and min (+∞: none). `cache` is this layer's part of page 0, `page_bytes` from one page to the next.
+ * values' max and min (+∞: none). q_scale [rows] multiplies queries, or is null. `cache` is this layer's part of page 0, `page_bytes` from one page to the next.
  */
 inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
                        int64_t head_dim, float* q, float* k, float* v, const float* q_gain, const float* k_gain,
                        float epsilon, const float* cosine, const float* sine, const float* q_matrix,
                        const float* k_matrix, int32_t query_bits, int32_t bits, const float* clips, uint8_t* cache,
-                       int64_t page_bytes) {
+                       int64_t page_bytes, const float* q_scale) {
   const CacheChunk* const list = reinterpret_cast<const CacheChunk*>(table);
   const CacheShape shape(head_dim, bits);
   int64_t count = 0;
@@ -198,6 +198,12 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
     const float* const s = sine ? sine + task.row * half : nullptr;
     prepare_heads(queries, task.rows, heads, head_dim, q_gain, epsilon, c, s, query_matrix, space);
     prepare_heads(keys, task.rows, kv_heads, head_dim, k_gain, epsilon, c, s, key_matrix, space);
+    if (q_scale)
+      for (int64_t r = 0; r < task.rows; ++r) {
+        float* const row = queries + r * heads * head_dim;
+        const vf factor = splat(q_scale[task.row + r]);
+        map_lanes(row, row, heads * head_dim, [&](vf x) { return x * factor; });
+      }
     if (query_bits < 16) {
       const vf top = splat(qmax), bottom = splat(-qmax - 1.0f);
       for (int64_t h = 0; h < task.rows * heads; ++h) {

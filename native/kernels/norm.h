@@ -159,4 +159,25 @@ inline int gather_rows(const float* table, int64_t table_rows, int64_t cols, con
   return 0;
 }
 
+/**
+ * Heads made of parts: channel c of head h is channel order[c] of what lies side by side in the parts: a_dim channels of `a`,
+ * then b_dim of `b` (which may be null), each of head h, or of their only head. Below zero: 0.
+ */
+inline int arrange(const float* a, int64_t a_heads, int64_t a_dim, const float* b, int64_t b_heads, int64_t b_dim,
+                   int64_t rows, int64_t heads, int64_t head_dim, const int32_t* order, float* out) {
+  parallel_ranges(rows, row_grain(heads * head_dim), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t h = 0; h < heads; ++h) {
+        const float* const first = a + (r * a_heads + (a_heads > 1 ? h : 0)) * a_dim;
+        const float* const second = b ? b + (r * b_heads + (b_heads > 1 ? h : 0)) * b_dim : nullptr;
+        float* const to = out + (r * heads + h) * head_dim;
+        for (int64_t c = 0; c < head_dim; ++c) {
+          const int64_t from = order[c];
+          to[c] = from < 0 ? 0.0f : from < a_dim ? first[from] : second[from - a_dim];
+        }
+      }
+  });
+  return 0;
+}
+
 }  // namespace planish::PL_LEVEL

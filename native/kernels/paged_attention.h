@@ -132,6 +132,7 @@ struct PagedAttention {
   float* out;
   CacheShape shape;
   AttentionShape mapping;
+  const float* sinks;
 
   /** A task's rows: row r is token r / heads, head r % heads. */
   struct Rows {
@@ -196,9 +197,13 @@ struct PagedAttention {
   };
 
   void begin(const Rows& rows, const State& state) const {
-    for (int64_t r = 0; r < rows.count; ++r) state.top[r] = -INFINITY;
     std::memset(state.mixed, 0, static_cast<size_t>(rows.count * shape.wide) * 4);
     std::memset(state.totals, 0, static_cast<size_t>(rows.count * VL) * 4);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      state.top[r] = sinks ? sinks[rows.first_head + r % rows.heads] : -INFINITY;
+      // A sink has weight, and no value.
+      if (sinks) state.totals[r * VL] = 1.0f;
+    }
   }
 
   /** Adds a page to the state: its scores become weights (`weights` may be `scores`), its values are mixed by them. */
@@ -323,10 +328,11 @@ struct ScoreTask {
 /**
  * q: [rows, heads·head_dim] as cache_write left it; out: the same shape. `table`, `pages`, `cache`, `page_bytes`, `bits`:
  * as for cache_write, which has stored this step's keys and values. window: keys further back are not seen; 0: all are.
+ * sinks: of each head a score that takes part in softmax and mixes nothing, or null.
  */
 inline int paged_attention(int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
                            int64_t head_dim, int64_t window, float scale, float softcap, const float* q, int32_t bits,
-                           const uint8_t* cache, int64_t page_bytes, float* out) {
+                           const uint8_t* cache, int64_t page_bytes, float* out, const float* sinks) {
   const CacheChunk* const list = reinterpret_cast<const CacheChunk*>(table);
   const PagedAttention attention{list,
                                  pages,
@@ -339,7 +345,8 @@ inline int paged_attention(int64_t chunks, const int32_t* table, const int32_t* 
                                  page_bytes,
                                  out,
                                  CacheShape(head_dim, bits),
-                                 AttentionShape{1, heads, kv_heads, head_dim, 0, 0, 0, true, scale, softcap}};
+                                 AttentionShape{1, heads, kv_heads, head_dim, 0, 0, 0, true, scale, softcap},
+                                 sinks};
   const int64_t group = (heads + kv_heads - 1) / kv_heads;
   const int64_t most = TASK_ROWS / group > 0 ? TASK_ROWS / group : 1;
   int64_t count = 0, longest = 0;

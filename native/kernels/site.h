@@ -14,7 +14,8 @@ namespace planish::PL_LEVEL {
 
 /** `count` rows of the site's input, before its transform. */
 static inline void site_input(int32_t input, int32_t op, const float* x, const float* x2, int64_t count, int64_t width,
-                              const float* gain, const float* bias, float epsilon, float* out) {
+                              const float* gain, const float* bias, float epsilon, float alpha, float limit,
+                              float* out) {
   const int64_t length = count * width;
   switch (input) {
     case SITE_INPUT_RMS:
@@ -30,6 +31,14 @@ static inline void site_input(int32_t input, int32_t op, const float* x, const f
         map_lanes2(out, x2, out, length, [](vf a, vf b) { return a * b; });
       }
       return;
+    case SITE_INPUT_CLAMPED: {
+      const vf slope = splat(alpha), top = splat(limit), bottom = splat(-limit);
+      map_lanes2(x, x2, out, length, [&](vf a, vf b) {
+        const vf gate = vmin(a, top);
+        return (vmin(vmax(b, bottom), top) + 1.0f) * (gate * sigmoidv(slope * gate));
+      });
+      return;
+    }
     default: std::memcpy(out, x, static_cast<size_t>(length) * 4);
   }
 }
@@ -56,10 +65,10 @@ PL_INLINE float quantize_row(const float* x, int64_t cols, Extremes e, float fac
 inline int site(int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t n_left,
                 int64_t n_right, const float* gain, const float* bias, float epsilon, const float* left,
                 const float* right, int32_t bits, int64_t sets, int64_t capacity, const float* clips, int8_t* codes,
-                float* scale, float* out) {
-  if (input < SITE_INPUT_PLAIN || input > SITE_INPUT_GATED)
+                float* scale, float* out, float alpha, float limit) {
+  if (input < SITE_INPUT_PLAIN || input >= SITE_INPUT_COUNT)
     return fail(PL_BAD_ARGUMENT, "site: unknown input %d", input);
-  if (input >= SITE_INPUT_ACTIVATION && (op < 0 || op >= UNARY_OP_COUNT))
+  if ((input == SITE_INPUT_ACTIVATION || input == SITE_INPUT_GATED) && (op < 0 || op >= UNARY_OP_COUNT))
     return fail(PL_BAD_ARGUMENT, "site: unknown operation %d", op);
   if (bits < 2 || (bits > 8 && bits != 16))
     return fail(PL_BAD_ARGUMENT, "site: activations of %d bits; give 2 … 8, or 16", bits);
@@ -85,7 +94,7 @@ inline int site(int32_t input, int32_t op, const float* x, const float* x2, int6
       const int64_t count = end - r0 < block ? end - r0 : block;
       const float* values = x + r0 * width;
       if (input != SITE_INPUT_PLAIN) {
-        site_input(input, op, values, x2 ? x2 + r0 * width : nullptr, count, width, gain, bias, epsilon, entering);
+        site_input(input, op, values, x2 ? x2 + r0 * width : nullptr, count, width, gain, bias, epsilon, alpha, limit, entering);
         values = entering;
       }
       if (bits == 16) {

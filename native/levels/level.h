@@ -42,6 +42,7 @@
 #include "../kernels/attention_backward.h"
 #include "../kernels/cache.h"
 #include "../kernels/elementwise.h"
+#include "../kernels/experts.h"
 #include "../kernels/flatten.h"
 #include "../kernels/gptq.h"
 #include "../kernels/kronecker.h"

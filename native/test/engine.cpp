@@ -80,7 +80,7 @@ DriverCase sites("sites", [] {
           if (const int code = pl_site(input, 1 + parts, x.data(), x.data(), rows, s[1], s[2], gain.data(),
                                        parts & 1 ? gain.data() : nullptr, 1e-5f, parts & 1 ? left.data() : nullptr,
                                        parts & 2 ? right.data() : nullptr, bits, sets, rows, clips.data(), codes.data(),
-                                       scale.data(), out.data()))
+                                       scale.data(), out.data(), 1.5f, 2.0f))
             return code;
         }
   return 0;
@@ -97,23 +97,25 @@ int cache(int64_t heads, int64_t kv, int64_t dim, int bits, int64_t window, int 
   auto q = pattern<float>(rows * heads * dim), k = pattern<float>(rows * kv * dim), v = pattern<float>(rows * kv * dim);
   const auto gain = pattern<float>(dim), angles = pattern<float>(rows * (dim / 2)), matrix = pattern<float>(dim * dim);
   const std::vector<float> clips{1, 2, 3, 4};
+  const auto scales = pattern<float>(rows), sinks = pattern<float>(heads);
   const float* const norm = extras ? gain.data() : nullptr;
   const float* const table_of = extras ? angles.data() : nullptr;
   const float* const square = extras ? matrix.data() : nullptr;
   Floats out(q.size());
   if (const int code = pl_cache_write(2, table.data(), pages.data(), heads, kv, dim, q.data(), k.data(), v.data(), norm,
                                       norm, 1e-5f, table_of, table_of, square, square, extras ? 8 : 16, bits,
-                                      clips.data(), memory.data(), page_bytes))
+                                      clips.data(), memory.data(), page_bytes, extras ? scales.data() : nullptr))
     return code;
   if (const int code =
           pl_paged_attention(2, table.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f,
-                             q.data(), bits, memory.data(), page_bytes, out.data()))
+                             q.data(), bits, memory.data(), page_bytes, out.data(), extras ? sinks.data() : nullptr))
     return code;
   // Their last tokens alone: tasks that threads share.
   const std::vector<int32_t> last{0, 1, 69, 0, 1, 1, 66, 2};
   Floats queries(static_cast<size_t>(2 * heads * dim), 0.5f), mixed(queries.size());
   return pl_paged_attention(2, last.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f,
-                            queries.data(), bits, memory.data(), page_bytes, mixed.data());
+                            queries.data(), bits, memory.data(), page_bytes, mixed.data(),
+                            extras ? sinks.data() : nullptr);
 }
 
 DriverCase caches("the paged cache and attention over it", [] {

@@ -28,6 +28,8 @@ export const LIMITS = {
   layers: 4096,
   /** Heads of one layer. */
   heads: 1 << 16,
+  /** Experts of one layer. */
+  experts: 1 << 16,
   /** Channels of any activation: hidden and intermediate sizes, head dimensions. */
   width: 1 << 22,
   /** Token ids. */

@@ -96,7 +96,8 @@ export class SimulatedExecutor implements Executor {
       g,
       ids,
       positions,
-      (inner, layer, step, q, k, v) => this.attend(inner, layer, step, chunks, q, k, v),
+      (inner, layer, step, q, k, v, sinks) =>
+        this.attend(inner, layer, { ...step, sinks }, chunks, q, k, v),
       lengths,
     );
     return this.logits(g, chunks, hidden);
@@ -126,7 +127,7 @@ export class SimulatedExecutor implements Executor {
   private attend(
     g: Graph,
     layer: number,
-    step: AttentionStep,
+    step: Omit<AttentionStep, "sinks"> & { readonly sinks?: Tensor },
     chunks: readonly Chunk[],
     q: Tensor,
     k: Tensor,

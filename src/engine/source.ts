@@ -83,7 +83,7 @@ function unquantized(host: HostBlock): PackedBlock {
     weight: singles(weight.data),
     bias: bias && singles(bias.data),
   }));
-  return { norms: host.norms, linears, transforms: {} };
+  return { norms: host.norms, linears, kept: host.kept, transforms: {} };
 }
 
 /** As f32, without a copy of what is f32 already: an embedding is a model's largest matrix. */

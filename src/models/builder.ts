@@ -2,8 +2,12 @@
 import {
   BLOCK_INPUT,
   type Activation,
+  type ArrangeStep,
   type AttentionStep,
   type BlockProgram,
+  type GateClamp,
+  type KeptName,
+  type KeptPlace,
   type LinearName,
   type LinearPlace,
   type LinearSite,
@@ -11,6 +15,7 @@ import {
   type NormPlace,
   type NormStep,
   type Rotary,
+  type RouteStep,
   type StoredRows,
   type Step,
   type ValueName,
@@ -40,6 +45,7 @@ export class BlockBuilder {
   private readonly steps: Step[] = [];
   private readonly linears: Record<LinearName, LinearPlace> = {};
   private readonly norms: Record<NormName, NormPlace> = {};
+  private readonly keptPlaces: Record<KeptName, KeptPlace> = {};
   private readonly taken = new Map<string, number>();
 
   /** The value that enters the block. */
@@ -61,8 +67,18 @@ export class BlockBuilder {
     linears: readonly NamedLinear[],
     width: number,
   ): ValueName[] {
-    const read = this.fresh(site);
-    this.steps.push({ op: "site", site, width, x, out: read });
+    return this.products(this.read(x, site, width), linears, width);
+  }
+
+  /** What linears of a site read, which several lists of them may do. */
+  read(x: ValueName, site: LinearSite, width: number): ValueName {
+    const out = this.fresh(site);
+    this.steps.push({ op: "site", site, width, x, out });
+    return out;
+  }
+
+  /** Outputs of linears of what a site gives, in order. */
+  products(read: ValueName, linears: readonly NamedLinear[], width: number): ValueName[] {
     return linears.map(({ name, out: rows, ...rest }) => {
       const out = this.fresh(name);
       this.linears[name] = { ...rest, shape: [rows, width] };
@@ -93,9 +109,19 @@ export class BlockBuilder {
     return out;
   }
 
-  activation(activation: Activation, x: ValueName, gate?: ValueName): ValueName {
+  activation(activation: Activation, x: ValueName, gate?: ValueName, clamp?: GateClamp): ValueName {
     const out = this.fresh("activated");
-    this.steps.push({ op: "activation", activation, gate, x, out });
+    this.steps.push({ op: "activation", activation, clamp, gate, x, out });
+    return out;
+  }
+
+  /** Heads of other channels, or of parts. */
+  arrange(
+    parts: ArrangeStep["parts"],
+    { heads, headDim, order }: Pick<ArrangeStep, "heads" | "headDim" | "order">,
+  ): ValueName {
+    const out = this.fresh("arranged");
+    this.steps.push({ op: "arrange", heads, headDim, parts, order, out });
     return out;
   }
 
@@ -113,8 +139,43 @@ export class BlockBuilder {
     return out;
   }
 
+  /** A tensor that stays as it is. */
+  kept(name: KeptName, path: string, shape: readonly number[]): KeptName {
+    this.keptPlaces[name] = { path, shape };
+    return name;
+  }
+
+  /** The experts of each row. */
+  route(x: ValueName, options: Omit<RouteStep, "op" | "x" | "out">): ValueName {
+    const out = this.fresh("routing");
+    this.steps.push({ op: "route", ...options, x, out });
+    return out;
+  }
+
+  /** The rows of an expert. */
+  dispatch(routing: ValueName, x: ValueName, expert: number): ValueName {
+    const out = this.fresh(`${x}_of_${expert}`);
+    this.steps.push({ op: "dispatch", expert, routing, x, out });
+    return out;
+  }
+
+  /** `parts`: what each expert gave, `width` channels. */
+  combine(routing: ValueName, parts: readonly ValueName[], width: number): ValueName {
+    const out = this.fresh("combined");
+    this.steps.push({ op: "combine", routing, width, parts, out });
+    return out;
+  }
+
+  /** x times the weight of each row's only expert. */
+  weigh(routing: ValueName, x: ValueName): ValueName {
+    const out = this.fresh("weighed");
+    this.steps.push({ op: "weigh", routing, x, out });
+    return out;
+  }
+
   finish(out: ValueName): BlockProgram {
-    return { steps: this.steps, out, linears: this.linears, norms: this.norms };
+    const { steps, linears, norms, keptPlaces: kept } = this;
+    return { steps, out, linears, norms, kept };
   }
 
   private fresh(name: string): ValueName {

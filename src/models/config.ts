@@ -1,7 +1,7 @@
 /** What a decoder model is made of, whatever its architecture's config file called it. */
 
 import type { Range } from "../common/bounds.js";
-import type { Activation, BlockProgram, Rotary } from "../backend/contract/program.js";
+import type { Activation, BlockProgram, Rotary, RouteStep } from "../backend/contract/program.js";
 
 export interface ModelConfig {
   /** Architecture name in our table, e.g. "llama". */
@@ -51,8 +51,27 @@ export interface ModelConfig {
   readonly logitSoftcap?: number;
   /** What norms' stored gains lack: 1 where a checkpoint holds their differences from 1. */
   readonly gainOffset?: number;
+  /** Experts in the place of the MLP. */
+  readonly experts?: ExpertsConfig;
   /** Names of the block's linears that have a bias, e.g. "q"; undefined: the checkpoint's tensors say. */
   readonly biases?: readonly string[];
+}
+
+/** A mixture of experts: gated MLPs of which a row goes through a few (`RouteStep`). */
+export interface ExpertsConfig extends Pick<
+  RouteStep,
+  "chosen" | "scores" | "normalize" | "factor" | "groups"
+> {
+  readonly count: number;
+  /** Channels inside an expert. */
+  readonly width: number;
+  /** Whether the choice is corrected by a stored number for each expert. */
+  readonly correction?: boolean;
+  /** Channels inside an MLP that every row goes through beside its experts, and whether a gate weighs what it gives. */
+  readonly sharedWidth?: number;
+  readonly sharedGate?: boolean;
+  /** Layers that have an MLP and no experts. */
+  readonly dense?: readonly boolean[];
 }
 
 /** What a layer has of its own; what is absent is as in the whole model. */

@@ -7,30 +7,43 @@ import { PlanishError } from "../common/errors.js";
 import type { Buffer } from "../backend/contract/training.js";
 import {
   add,
+  arrange,
   attention,
   binary,
+  clampedGate,
+  collectRows,
   gatherRows,
+  joinRows,
   linear,
   norm,
   rope,
+  route,
   scale,
   siluMul,
+  splitRows,
+  spreadRows,
   unary,
   type RopeTables,
+  type Routing,
 } from "../tensor/ops/index.js";
 import type { Graph, Tensor } from "../tensor/tensor.js";
 import {
   BLOCK_INPUT,
   flowOf,
+  inputsOf,
   outputsOf,
   rotaryKey,
   type ActivationStep,
   type AttentionStep,
   type BlockProgram,
+  type CombineStep,
+  type DispatchStep,
   type HeadStep,
+  type KeptName,
   type LinearName,
   type LinearSite,
   type NormStep,
+  type RouteStep,
   type SiteStep,
   type Step,
   type ValueName,
@@ -52,13 +65,19 @@ export interface NormWeights {
 export interface BlockWeights {
   readonly norms: Readonly<Record<string, NormWeights>>;
   readonly linears: Readonly<Record<LinearName, LinearWeights>>;
+  readonly kept: Readonly<Record<KeptName, Tensor>>;
 }
 
 /** How many heads lie side by side, and the channels of each. */
 export type HeadShape = Pick<HeadStep, "heads" | "headDim">;
 
 export interface BlockHooks {
-  /** Outputs of the site's linears in the order of `linears`; x: [rows, in]. */
+  /** The site's transform of x, [rows, in]; what comes out is not quantized yet. */
+  transform?(g: Graph, site: LinearSite, x: Tensor): Tensor;
+  /**
+   * Outputs of some of the site's linears in the order of `linears`. x: [rows, in], transformed; for the linears of an expert
+   * the rows that were routed to it.
+   */
   linears(g: Graph, site: LinearSite, x: Tensor, linears: readonly LinearName[]): Tensor[];
   /** Queries after RoPE, [rows, heads·headDim]. */
   queries?(g: Graph, q: Tensor, heads: HeadShape): Tensor;
@@ -105,7 +124,12 @@ export interface BlockContext {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    sinks?: Tensor,
   ) => Tensor;
+  /** Rows that every expert sees at least, without weight beyond its own: for statistics. */
+  readonly leastRows?: number;
+  /** Hears how many rows chose each expert. */
+  readonly onRouted?: (step: RouteStep, rows: Int32Array) => void;
 }
 
 /** The unquantized block. */
@@ -141,6 +165,11 @@ export function runBlock(
 
 class BlockRun {
   private readonly values = new Map<ValueName, Tensor>();
+  private readonly routings = new Map<ValueName, Routing>();
+  /** Rows of experts by what they were taken from. */
+  private readonly dispatched = new Map<ValueName, readonly (Tensor | undefined)[]>();
+  /** Values of experts that no row chose. */
+  private readonly empty = new Set<ValueName>();
 
   constructor(
     private readonly g: Graph,
@@ -153,9 +182,13 @@ class BlockRun {
   through(x: Tensor): Tensor {
     this.values.set(BLOCK_INPUT, x);
     for (const step of this.program.steps) {
-      // A site's products are computed with it, as the hooks want them.
-      if (step.op === "product") continue;
-      if (step.op === "site") this.site(step);
+      if (step.op !== "combine" && inputsOf(step).some((name) => this.empty.has(name)))
+        for (const name of outputsOf(step)) this.empty.add(name);
+      // Products are computed with what they read, as the hooks want them.
+      else if (step.op === "product") continue;
+      else if (step.op === "site") this.site(step);
+      else if (step.op === "route") this.routings.set(step.out, this.route(step));
+      else if (step.op === "dispatch") this.dispatch(step);
       else {
         const results = this.step(step);
         outputsOf(step).forEach((name, i) => this.values.set(name, results[i]));
@@ -171,15 +204,85 @@ class BlockRun {
   }
 
   private site({ site, x, out }: SiteStep): void {
+    const { g, hooks } = this;
+    const input = this.value(x);
+    const read = hooks.transform ? hooks.transform(g, site, input) : input;
+    this.values.set(out, read);
+    this.products(site, out, read);
+  }
+
+  /** The products that read a value of a site. */
+  private products(site: LinearSite, value: ValueName, read: Tensor): void {
     const products = flowOf(this.program)
-      .consumers(out)
+      .consumers(value)
       .filter((step) => step.op === "product");
+    if (products.length === 0) return;
     const names = products.map((product) => product.linear);
-    const outputs = this.hooks.linears(this.g, site, this.value(x), names);
+    const outputs = this.hooks.linears(this.g, site, read, names);
     products.forEach((product, i) => this.values.set(product.out, outputs[i]));
   }
 
-  private step(step: Exclude<Step, { readonly op: "site" | "product" }>): readonly Tensor[] {
+  private route(step: RouteStep): Routing {
+    const { g, context } = this;
+    const { router, bias, correction } = step;
+    const logits = linear(
+      g,
+      this.value(step.x),
+      this.kept(router),
+      bias === undefined ? undefined : this.kept(bias),
+    );
+    const routing = route(g, logits, {
+      ...step,
+      correction: correction === undefined ? undefined : g.read(this.kept(correction)),
+      leastRows: context.leastRows,
+    });
+    context.onRouted?.(step, routing.counts);
+    return routing;
+  }
+
+  private kept(name: KeptName): Tensor {
+    const found = this.weights.kept[name];
+    if (!found) throw new PlanishError(`block has no "${name}"`);
+    return found;
+  }
+
+  private routing(name: ValueName): Routing {
+    const found = this.routings.get(name);
+    if (!found) throw new PlanishError(`block program: "${name}" is no routing`);
+    return found;
+  }
+
+  private dispatch({ expert, routing: name, x, out }: DispatchStep): void {
+    const { g } = this;
+    let parts = this.dispatched.get(x);
+    if (!parts) {
+      const routing = this.routing(name);
+      parts = splitRows(g, spreadRows(g, this.value(x), routing), routing.ranges);
+      this.dispatched.set(x, parts);
+    }
+    const part = parts[expert];
+    if (!part) {
+      this.empty.add(out);
+      return;
+    }
+    this.values.set(out, part);
+    const source = flowOf(this.program).producer(x);
+    if (source?.op === "site") this.products(source.site, out, part);
+  }
+
+  private combine({ routing: name, parts }: CombineStep): Tensor {
+    const { g } = this;
+    const routing = this.routing(name);
+    const joined = joinRows(
+      g,
+      parts.filter((part) => !this.empty.has(part)).map((part) => this.value(part)),
+    );
+    return collectRows(g, binary(g, "mul", joined, routing.weights, "column"), routing);
+  }
+
+  private step(
+    step: Exclude<Step, { readonly op: "site" | "product" | "route" | "dispatch" }>,
+  ): readonly Tensor[] {
     const { g, hooks } = this;
     switch (step.op) {
       case "norm":
@@ -203,6 +306,15 @@ class BlockRun {
         return [add(g, this.value(step.a), this.value(step.b))];
       case "scale":
         return [scale(g, this.value(step.x), step.factor)];
+      case "arrange": {
+        const { headDim, order } = step;
+        const parts = step.parts.map(({ x, heads, dim }) => ({ x: this.value(x), heads, dim }));
+        return [arrange(g, parts, { heads: step.heads, headDim, order })];
+      }
+      case "combine":
+        return [this.combine(step)];
+      case "weigh":
+        return [binary(g, "mul", this.value(step.x), this.routing(step.routing).weights, "column")];
     }
   }
 
@@ -238,18 +350,20 @@ class BlockRun {
     const { g, context } = this;
     const { layer, batch, cache, shared, attend } = context;
     let [q, k, v] = [step.q, step.k, step.v].map((name) => this.value(name));
-    if (attend) return attend(g, layer, step, q, k, v);
+    const sinks = step.sinks === undefined ? undefined : this.kept(step.sinks);
+    if (attend) return attend(g, layer, step, q, k, v, sinks);
     if (cache) ({ k, v } = cache.extend(g, layer, k, v));
     if (shared) [q, k, v] = [q, k, v].map((rows) => gatherRows(g, rows, shared.spread));
-    const mixed = attention(g, q, k, v, { ...step, batch: shared?.sequences ?? batch });
+    const mixed = attention(g, q, k, v, { ...step, sinks, batch: shared?.sequences ?? batch });
     return shared ? gatherRows(g, mixed, shared.collect) : mixed;
   }
 
-  private activation({ activation, gate, x }: ActivationStep): Tensor {
+  private activation({ activation, clamp, gate, x }: ActivationStep): Tensor {
     const { g } = this;
     const value = this.value(x);
     if (gate === undefined) return unary(g, activation, value);
     const factor = this.value(gate);
+    if (clamp) return clampedGate(g, factor, value, clamp);
     return activation === "silu"
       ? siluMul(g, factor, value)
       : binary(g, "mul", unary(g, activation, factor), value);

@@ -117,6 +117,8 @@ export function expectedNames(
         required.push(names.blockPrefix(layer) + weight);
         optional.push(names.blockPrefix(layer) + bias);
       }
+    for (const { path } of Object.values(program.kept))
+      required.push(names.blockPrefix(layer) + path);
   }
   return { required, optional };
 }

@@ -8,12 +8,19 @@ import { mapValues } from "../common/records.js";
 import { blockProgram } from "./architectures/index.js";
 import type { Architecture, ModelConfig } from "./config.js";
 import type { BlockWeights } from "./interpret.js";
-import type { LinearName, LinearPlace, NormName, NormPlace } from "../backend/contract/program.js";
+import type {
+  KeptName,
+  LinearName,
+  LinearPlace,
+  NormName,
+  NormPlace,
+} from "../backend/contract/program.js";
 
 /** One block's weights in host memory, by the names that its program gives them. */
 export interface HostBlock {
   readonly norms: Readonly<Record<NormName, HostNorm>>;
   readonly linears: Readonly<Record<LinearName, HostLinear>>;
+  readonly kept: Readonly<Record<KeptName, HostTensor>>;
 }
 
 /** @throws PlanishError when a tensor is missing or its shape is not what the config promises. */
@@ -182,6 +189,9 @@ export function readBlock(
       weight: readRows(checkpoint, weight, place, [place.shape[1]]),
       bias: bias(place),
     })),
+    kept: mapValues(program.kept, ({ path, shape }) =>
+      readTensor(checkpoint, prefix + path, shape),
+    ),
   };
 }
 
@@ -213,14 +223,16 @@ export function uploadBlock(backend: Backend, block: HostBlock): BlockWeights {
       weight: put(l.weight),
       bias: l.bias && put(l.bias),
     })),
+    kept: mapValues(block.kept, put),
   };
 }
 
 /** Every tensor of a block on a device. */
-export function blockTensors({ norms, linears }: BlockWeights): Tensor[] {
+export function blockTensors({ norms, linears, kept }: BlockWeights): Tensor[] {
   return [
     ...Object.values(norms).flatMap((n) => [n.gain, n.bias]),
     ...Object.values(linears).flatMap((l) => [l.weight, l.bias]),
+    ...Object.values(kept),
   ].filter((t) => t !== undefined);
 }
 

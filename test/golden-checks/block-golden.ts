@@ -60,6 +60,7 @@ export function loadBlock(golden: GoldenTensors, s: BlockSettings) {
       weight: tensor(`weights/${path}.weight`),
       bias: optional(`weights/${path}.bias`),
     })),
+    kept: {},
   };
   return { config, block };
 }

@@ -11,9 +11,7 @@ import type { Backend } from "../../src/backend/contract/training.js";
 import { createCpuBackend } from "../../src/backend/cpu/train/backend.js";
 import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
-import type { Executor } from "../../src/backend/contract/inference.js";
 import { openIntegerExecutor } from "../../src/engine/processor.js";
-import { SimulatedExecutor } from "../../src/engine/simulated-executor.js";
 import { quantize } from "../../src/quantize/run/pipeline.js";
 import { loadModel } from "../../src/quantize/artifact/load.js";
 import { parseModelConfig } from "../../src/models/architectures/index.js";
@@ -43,10 +41,7 @@ const UNSUPPORTED: Readonly<Record<string, string>> = {
   lfm2: "short convolutions",
   "lfm2-moe": "experts, short convolutions",
   llama4: "experts, chunked attention",
-  mixtral: "experts",
   "nemotron-h": "state-space layers, experts",
-  "qwen2-moe": "experts",
-  "qwen3-moe": "experts",
   "qwen3-next": "experts, gated delta net",
   "qwen3.5": "gated delta net",
   "qwen3.5-moe": "experts, gated delta net",
@@ -106,27 +101,12 @@ const bound = (layers: number): number =>
 /** Engine and simulated arithmetic round alike but for what lies within f32's noise of a tie: few codes of some thousand. */
 const TIES = 0.02;
 
-/** Models whose blocks the CPU's kernels do not take, with the step that they lack: they run simulated. */
-const SIMULATED: Readonly<Record<string, RegExp>> = {
-  ministral3: /queries and keys that turn by different angles/,
-};
-
-async function engineLogits(folder: string, path: string, ids: Int32Array): Promise<Float32Array> {
-  const pages = Int32Array.of(0, 1, 2, 3, 4, 5, 6, 7);
-  const run = async (executor: Executor) => {
-    executor.reserve(pages.length);
-    const [logits] = await executor.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
-    return logits ?? new Float32Array();
-  };
-  if (folder in SIMULATED) {
-    expect(() => openIntegerExecutor(path)).toThrow(SIMULATED[folder]);
-    using backend = createCpuBackend();
-    using loaded = loadModel(backend, path);
-    using executor = new SimulatedExecutor(loaded.model, "simulated");
-    return await run(executor);
-  }
+async function engineLogits(path: string, ids: Int32Array): Promise<Float32Array> {
   using executor = openIntegerExecutor(path);
-  return await run(executor);
+  const pages = Int32Array.of(0, 1, 2, 3, 4, 5, 6, 7);
+  executor.reserve(pages.length);
+  const [logits] = await executor.step([{ tokens: ids, start: 0, pages, logits: "all" }]);
+  return logits ?? new Float32Array();
 }
 
 function logitsOn(backend: Backend, path: string, ids: Int32Array): Float32Array {
@@ -164,7 +144,7 @@ describe.each(cases)("%s, %s", (folder, config) => {
     using backend = createCpuBackend();
     await quantize({ backend, source, out, method: "rtn", scheme: "w8a8kv8" });
     const layers = parseModelConfig(source.config).config.numLayers;
-    const own = await engineLogits(folder, out, ids);
+    const own = await engineLogits(out, ids);
     expect(spread(own, logits)).toBeLessThan(bound(layers));
     using loaded = loadModel(backend, out);
     using g = new Graph(backend);

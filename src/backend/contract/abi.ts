@@ -21,8 +21,10 @@ export const CODES = {
   /** How the smaller operand spreads over rows and columns, or which axis a sum keeps. */
   Broadcast: ["full", "row", "column", "scalar"],
   NormKind: ["rms", "layer"],
-  /** What a site reads: x, a norm of x, op(x), op(x)·x2. */
-  SiteInput: ["plain", "rms", "layer", "activation", "gated"],
+  /** What becomes of a router's logits. */
+  RouterScores: ["softmax", "sigmoid"],
+  /** What a site reads: x, a norm of x, op(x), op(x)·x2, (x2 + 1)·x·σ(alpha·x) with both within the limit. */
+  SiteInput: ["plain", "rms", "layer", "activation", "gated", "clamped"],
   /**
    * What a packed matrix holds and what it is multiplied with: 4- or 8-bit codes by int8 codes, exact; codes by f32
    * activations; bf16 by activations rounded to bf16; halves or bf16 by f32 activations.
@@ -330,6 +332,20 @@ export const KERNELS = {
     out: "f32[rows*cols]",
   },
 
+  arrange: {
+    a: "const f32[rows*aHeads*aDim]",
+    aHeads: "i64",
+    aDim: "i64",
+    b: "const f32[rows*bHeads*bDim]?",
+    bHeads: "i64",
+    bDim: "i64",
+    rows: "i64",
+    heads: "i64",
+    headDim: "i64",
+    order: "const i32[headDim]",
+    out: "f32[rows*heads*headDim]",
+  },
+
   // attention.h, attention_backward.h
   attention: {
     ...ATTENTION_SHAPE,
@@ -491,6 +507,42 @@ export const KERNELS = {
     codes: "i8[sets*capacity*nLeft*nRight]?",
     scale: "f32[sets*capacity]?",
     out: "f32[rows*nLeft*nRight]?",
+    alpha: "f32",
+    limit: "f32",
+  },
+
+  // experts.h. One group: experts are in none. `table`: of each expert its plan, the plan's calls and its result's address.
+  route: {
+    x: "const f32[rows*width]",
+    rows: "i64",
+    width: "i64",
+    router: "const f32[experts*width]",
+    bias: "const f32[experts]?",
+    correction: "const f32[experts]?",
+    experts: "i64",
+    chosen: "i64",
+    scores: "RouterScores",
+    normalize: "flag",
+    factor: "f32",
+    groups: "i64",
+    openGroups: "i64",
+    weights: "f32[rows*chosen]",
+    ids: "i32[rows*chosen]",
+  },
+  experts: {
+    x: "const f32[rows*width]",
+    rows: "i64",
+    width: "i64",
+    experts: "i64",
+    chosen: "i64",
+    weights: "const f32[rows*chosen]",
+    ids: "const i32[rows*chosen]",
+    order: "i32[*]",
+    table: "const i64[3*experts]",
+    gathered: "f32[*]",
+    outWidth: "i64",
+    accumulate: "flag",
+    out: "f32[rows*outWidth]",
   },
 
   // cache.h, paged_attention.h. `table`: row, rows, start and first page of each chunk of a sequence.
@@ -517,6 +569,7 @@ export const KERNELS = {
     clips: "const f32[4]",
     cache: "u8[*]",
     pageBytes: "i64",
+    qScale: "const f32[*]?",
   },
   pagedAttention: {
     chunks: "i64",
@@ -533,6 +586,7 @@ export const KERNELS = {
     cache: "const u8[*]",
     pageBytes: "i64",
     out: "f32[*]",
+    sinks: "const f32[heads]?",
   },
 } as const satisfies Readonly<Record<string, Parameters>>;
 
@@ -578,6 +632,9 @@ export const PLAN_OPERATIONS = [
   "scale",
   "unary",
   "rope",
+  "route",
+  "experts",
+  "arrange",
 ] as const satisfies readonly Plannable[];
 export type PlanOperation = (typeof PLAN_OPERATIONS)[number];
 

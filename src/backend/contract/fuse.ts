@@ -9,21 +9,27 @@ import {
   BLOCK_INPUT,
   flowOf,
   inputsOf,
+  outputsOf,
   rotaryKey,
   siteNamed,
   type ActivationStep,
   type AddStep,
+  type ArrangeStep,
   type AttentionStep,
   type BlockProgram,
   type CacheStep,
+  type CombineStep,
+  type DispatchStep,
   type Flow,
   type NormStep,
   type ProductStep,
   type Rotary,
+  type RouteStep,
   type SitePlace,
   type SiteStep,
   type Step,
   type ValueName,
+  type WeighStep,
 } from "./program.js";
 
 /** A block that the engines' kernels cannot compute as they are. The message is a reason. */
@@ -51,6 +57,8 @@ export interface FusedSite {
   readonly step: SiteStep;
   readonly place: SitePlace;
   readonly input: FusedInput;
+  /** Whether the input is transformed already. */
+  readonly ready: boolean;
   /** All of them add themselves to something, or none does. */
   readonly products: readonly FusedProduct[];
   readonly accumulate: boolean;
@@ -103,7 +111,70 @@ export interface FusedAdd {
   readonly frees: readonly ValueName[];
 }
 
-export type FusedStep = FusedSite | FusedCache | FusedAttention | FusedNorm | FusedAdd;
+/** A site's transform alone: what experts read, and linears beside them. */
+export interface FusedTransform {
+  readonly op: "transform";
+  readonly step: SiteStep;
+  readonly input: FusedInput;
+  readonly frees: readonly ValueName[];
+}
+
+export interface FusedRoute {
+  readonly op: "route";
+  readonly step: RouteStep;
+  readonly frees: readonly ValueName[];
+}
+
+/** One expert on its rows: its steps read `BLOCK_INPUT`, which they leave where it lies. */
+export interface FusedExpert {
+  readonly steps: readonly FusedStep[];
+  readonly out: ValueName;
+}
+
+/** All experts, and the sum of what they give. */
+export interface FusedExperts {
+  readonly op: "experts";
+  readonly step: CombineStep;
+  readonly route: RouteStep;
+  /** What experts read, and its channels. */
+  readonly x: ValueName;
+  readonly width: number;
+  /** By number. */
+  readonly experts: readonly FusedExpert[];
+  readonly out: ValueName;
+  /** Read for the last time; what experts give is added to it, and its place becomes that of `out`. */
+  readonly onto?: ValueName;
+  readonly frees: readonly ValueName[];
+}
+
+/** x times a weight for each row. */
+export interface FusedWeigh {
+  readonly op: "weigh";
+  readonly step: WeighStep;
+  readonly width: number;
+  /** Its input is read for the last time: the result takes its place. */
+  readonly inPlace: boolean;
+  readonly frees: readonly ValueName[];
+}
+
+/** Heads made of parts. */
+export interface FusedArrange {
+  readonly op: "arrange";
+  readonly step: ArrangeStep;
+  readonly frees: readonly ValueName[];
+}
+
+export type FusedStep =
+  | FusedArrange
+  | FusedSite
+  | FusedCache
+  | FusedAttention
+  | FusedNorm
+  | FusedAdd
+  | FusedTransform
+  | FusedRoute
+  | FusedExperts
+  | FusedWeigh;
 
 const FUSED = new WeakMap<BlockProgram, readonly FusedStep[]>();
 
@@ -129,9 +200,16 @@ class Fusion {
   private readonly done = new Set<Step>();
   /** Where prepared queries lie. */
   private readonly prepared = new Map<ValueName, ValueName>();
+  /** Steps of experts on their way to `combine`, by number. */
+  private readonly experts = new Map<number, Step[]>();
+  private readonly ofExpert = new Map<ValueName, number>();
   private frees: ValueName[] = [];
 
-  constructor(private readonly program: BlockProgram) {
+  /** `ready`: sites that are transformed already where the program begins. */
+  constructor(
+    private readonly program: BlockProgram,
+    private readonly ready: ReadonlySet<ValueName> = new Set(),
+  ) {
     this.flow = flowOf(program);
   }
 
@@ -143,6 +221,12 @@ class Fusion {
   }
 
   private step(step: Step): void {
+    const expert = step.op === "dispatch" ? step.expert : this.expertReadBy(step);
+    if (expert !== undefined && step.op !== "combine") {
+      this.experts.set(expert, [...(this.experts.get(expert) ?? []), step]);
+      for (const value of outputsOf(step)) this.ofExpert.set(value, expert);
+      return;
+    }
     switch (step.op) {
       case "norm":
         if (this.isPart(step)) this.deferred.set(step.out, step);
@@ -181,7 +265,30 @@ class Fusion {
         return;
       case "scale":
         throw new NoKernel("scaling by a constant has no kernel");
+      case "arrange":
+        this.arrange(step);
+        return;
+      case "route":
+        this.require(step.x);
+        this.present.add(step.out);
+        this.release(step.x);
+        this.steps.push({ op: "route", step, frees: this.freed() });
+        return;
+      case "combine":
+        this.combine(step);
+        return;
+      case "weigh":
+        this.weigh(step);
+        return;
+      case "dispatch":
+        return;
     }
+  }
+
+  private expertReadBy(step: Step): number | undefined {
+    return inputsOf(step)
+      .map((value) => this.ofExpert.get(value))
+      .find((expert) => expert !== undefined);
   }
 
   /** Whether a norm is computed by the steps that read it: sites, or the cache's kernel for norms of heads. */
@@ -265,16 +372,27 @@ class Fusion {
       case "rope":
       case "head":
       case "attention":
+      case "arrange":
         return step.heads * step.headDim;
       case "add":
         return this.width(step.a) ?? this.width(step.b);
       case "norm":
       case "scale":
       case "activation":
+      case "weigh":
         return this.width(step.x);
+      case "combine":
+        return step.width;
       default:
         return undefined;
     }
+  }
+
+  private arrange(step: ArrangeStep): void {
+    for (const { x } of step.parts) this.require(x);
+    this.present.add(step.out);
+    for (const { x } of step.parts) this.release(x);
+    this.steps.push({ op: "arrange", step, frees: this.freed() });
   }
 
   private checkGain({ norm, width }: NormStep): void {
@@ -284,8 +402,17 @@ class Fusion {
 
   private site(step: SiteStep): void {
     const place = siteNamed(this.program, step.site);
-    const input = this.input(step.x);
-    const readers = this.flow.consumers(step.out).filter((reader) => reader.op === "product");
+    let input = this.input(step.x);
+    const consumers = this.flow.consumers(step.out);
+    const readers = consumers.filter((reader) => reader.op === "product");
+    const routed = readers.length < consumers.length;
+    if (routed) {
+      this.release(step.x);
+      this.present.add(step.out);
+      this.steps.push({ op: "transform", step, input, frees: this.freed() });
+      if (readers.length === 0) return;
+      input = { kind: "plain", x: step.out };
+    }
     const sums = readers.map((product) => this.sumOf(product));
     const accumulate = sums.every((sum) => sum !== undefined);
     const products = readers.map((product, i): FusedProduct => {
@@ -300,18 +427,89 @@ class Fusion {
     });
     for (const { out } of products) this.present.add(out);
     // Products may read the site's input itself, so it is given back after them.
-    this.release(step.x);
+    if (routed) for (const _ of readers) this.release(step.out);
+    else this.release(step.x);
     const gated = this.gatedBy(readers);
     this.steps.push({
       op: "site",
       step,
       place,
       input,
+      ready: routed || this.ready.has(step.out),
       products,
       accumulate,
       gated,
       frees: this.freed(),
     });
+  }
+
+  private combine(step: CombineStep): void {
+    const route = this.flow.producer(step.routing);
+    const dispatches = this.program.steps.filter(
+      (each): each is DispatchStep => each.op === "dispatch" && each.routing === step.routing,
+    );
+    const [first] = dispatches;
+    const source = first && this.flow.producer(first.x);
+    if (route?.op !== "route" || source?.op !== "site" || dispatches.some(({ x }) => x !== first.x))
+      throw new NoKernel("experts that read something else than one site have no kernel");
+    const experts = step.parts.map((part, expert) =>
+      this.expert(source, this.experts.get(expert) ?? [], part),
+    );
+    const sum = this.sumOf(step);
+    if (sum) {
+      this.done.add(sum.step);
+      this.reads.set(sum.onto, 0);
+      this.present.delete(sum.onto);
+    }
+    const out = sum?.step.out ?? step.out;
+    this.present.add(out);
+    for (const { x } of dispatches) {
+      this.release(x);
+      this.release(step.routing);
+    }
+    this.release(step.routing);
+    this.steps.push({
+      op: "experts",
+      step,
+      route,
+      x: first.x,
+      width: source.width,
+      experts,
+      out,
+      onto: sum?.onto,
+      frees: this.freed(),
+    });
+  }
+
+  /** An expert's steps as a program of their own, which begins with what its rows of the site hold. */
+  private expert(site: SiteStep, steps: readonly Step[], out: ValueName): FusedExpert {
+    const [dispatch, ...own] = steps;
+    if (dispatch?.op !== "dispatch")
+      throw new NoKernel("an expert that reads nothing has no kernel");
+    const begin: SiteStep = { ...site, x: BLOCK_INPUT, out: dispatch.out };
+    const program = { ...this.program, steps: [begin, ...own], out };
+    const fused = new Fusion(program, new Set([begin.out])).run();
+    // What the rows were gathered into serves the next expert too.
+    const kept = fused.map((each) => ({
+      ...each,
+      frees: each.frees.filter((value) => value !== BLOCK_INPUT),
+    }));
+    return { steps: kept, out };
+  }
+
+  private weigh(step: WeighStep): void {
+    this.require(step.x);
+    const width = this.width(step.x);
+    if (width === undefined)
+      throw new NoKernel("weighing a value whose width no step says has no kernel");
+    const inPlace = this.left(step.x) === 1;
+    if (inPlace) {
+      this.reads.set(step.x, 0);
+      this.present.delete(step.x);
+    } else this.release(step.x);
+    this.present.add(step.out);
+    this.release(step.routing);
+    this.steps.push({ op: "weigh", step, width, inPlace, frees: this.freed() });
   }
 
   private input(x: ValueName): FusedInput {
@@ -326,7 +524,7 @@ class Fusion {
   /** The sum that a product can add itself to: nothing else reads the product, nor the other summand afterwards. */
   private sumOf({
     out,
-  }: ProductStep): { readonly step: AddStep; readonly onto: ValueName } | undefined {
+  }: ProductStep | CombineStep): { readonly step: AddStep; readonly onto: ValueName } | undefined {
     const [step, ...others] = this.flow.consumers(out);
     if (step?.op !== "add" || others.length > 0 || out === this.program.out) return undefined;
     const onto = step.a === out ? step.b : step.a;
@@ -366,8 +564,11 @@ class Fusion {
       if (norm.kind !== "rms") throw new NoKernel("a layer norm of heads has no kernel");
       this.checkGain(norm);
     }
-    const [a, b] = [queries, keys].map(({ rotary }) => rotary && rotaryKey(rotary));
-    if (a !== b)
+    // Growth of queries is a factor beside their angles.
+    const [a, b] = [queries, keys].map(
+      ({ rotary }) => rotary && rotaryKey({ ...rotary, growth: undefined }),
+    );
+    if (a !== b || keys.rotary?.growth)
       throw new NoKernel("queries and keys that turn by different angles have no kernel");
     if (queries.norm && keys.norm && queries.norm.epsilon !== keys.norm.epsilon)
       throw new NoKernel("norms of queries and keys with different epsilons have no kernel");

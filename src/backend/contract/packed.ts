@@ -3,7 +3,7 @@
  * the small run-time transforms, clipping logits).
  */
 import type { RealArray } from "./buffer.js";
-import type { LinearName, LinearSite, NormName } from "./program.js";
+import type { KeptName, LinearName, LinearSite, NormName } from "./program.js";
 
 /** A weight before it is put on a device. */
 export interface HostTensor {
@@ -89,6 +89,8 @@ export interface PackedTransform {
 export interface PackedBlock {
   readonly norms: Readonly<Record<NormName, HostNorm>>;
   readonly linears: Readonly<Record<LinearName, PackedLinear>>;
+  /** In full precision. */
+  readonly kept: Readonly<Record<KeptName, HostTensor>>;
   /** The matrix at attention's output acts over heads and is its `left`. */
   readonly transforms: Readonly<Partial<Record<LinearSite, PackedTransform>>>;
   /** P_k [headDim, headDim] on keys, and P_k⁻ᵀ on queries. */

@@ -10,8 +10,10 @@ import { PlanishError } from "../../common/errors.js";
 
 /** A value between two steps, named within its block. */
 export type ValueName = string;
-/** A linear of a block by the part it plays, such as "q" or "down". */
+/** A linear of a block by the part it plays, such as "q" or "down"; an expert's is "experts.3.down". */
 export type LinearName = string;
+/** A tensor that is kept as it is, in full precision, such as a router. */
+export type KeptName = string;
 /** A norm of a block by the part it plays. */
 export type NormName = string;
 /** A place where one activation feeds linears and is transformed and quantized for them, such as "attn_in". */
@@ -152,18 +154,45 @@ export interface AttentionStep {
   readonly softcap?: number;
   /** Positions that a query sees, itself included; absent: all before it. */
   readonly window?: number;
+  /** A score of each head that takes part in softmax and mixes nothing, [heads]. */
+  readonly sinks?: KeptName;
   readonly q: ValueName;
   readonly k: ValueName;
   readonly v: ValueName;
   readonly out: ValueName;
 }
 
+export interface GateClamp {
+  readonly alpha: number;
+  readonly limit: number;
+}
+
 /** act(x), or act(gate)·x. */
 export interface ActivationStep {
   readonly op: "activation";
   readonly activation: Activation;
+  /** (x + 1)·gate·σ(alpha·gate) instead, with gate at most `limit` and x within ±limit. */
+  readonly clamp?: GateClamp;
   readonly gate?: ValueName;
   readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/**
+ * Heads made of parts: channel c of every head is channel order[c] of what lies side by side in the parts, of which each has
+ * as many heads or one for all; below zero: 0.
+ */
+export interface ArrangeStep {
+  readonly op: "arrange";
+  readonly heads: number;
+  readonly headDim: number;
+  /** One or two. */
+  readonly parts: readonly {
+    readonly x: ValueName;
+    readonly heads: number;
+    readonly dim: number;
+  }[];
+  readonly order: readonly number[];
   readonly out: ValueName;
 }
 
@@ -182,6 +211,64 @@ export interface ScaleStep {
   readonly out: ValueName;
 }
 
+/**
+ * Chooses experts for every row: its value is a routing, which only `dispatch`, `combine` and `weigh` read. Scores are those
+ * of the router's logits, x·routerᵀ (+ bias); the `chosen` highest win, ties to the lower number, and their scores become
+ * weights.
+ */
+export interface RouteStep {
+  readonly op: "route";
+  /** [experts, width]. */
+  readonly router: KeptName;
+  /** Added to logits, [experts]. */
+  readonly bias?: KeptName;
+  /** Added to scores where experts are chosen, and nowhere else, [experts]. */
+  readonly correction?: KeptName;
+  readonly width: number;
+  readonly experts: number;
+  readonly chosen: number;
+  /** Softmax over all experts, or a sigmoid of each. */
+  readonly scores: "softmax" | "sigmoid";
+  /** Whether the chosen weights are divided by their sum. */
+  readonly normalize: boolean;
+  /** Multiplies the weights. */
+  readonly factor: number;
+  /**
+   * Experts stand in groups of equal size; only those of the `chosen` best groups can win. A group is as good as the sum of
+   * its two highest scores.
+   */
+  readonly groups?: { readonly count: number; readonly chosen: number };
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/** The rows that were routed to an expert, in their order. All steps until `combine` see these rows only. */
+export interface DispatchStep {
+  readonly op: "dispatch";
+  readonly expert: number;
+  readonly routing: ValueName;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/** Every row's sum of what its experts gave, times their weights, [rows, width]. */
+export interface CombineStep {
+  readonly op: "combine";
+  readonly routing: ValueName;
+  readonly width: number;
+  /** By expert. */
+  readonly parts: readonly ValueName[];
+  readonly out: ValueName;
+}
+
+/** x times the weight of each row's only expert: a gate of one number. */
+export interface WeighStep {
+  readonly op: "weigh";
+  readonly routing: ValueName;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
 export type Step =
   | NormStep
   | SiteStep
@@ -191,8 +278,13 @@ export type Step =
   | CacheStep
   | AttentionStep
   | ActivationStep
+  | ArrangeStep
   | AddStep
-  | ScaleStep;
+  | ScaleStep
+  | RouteStep
+  | DispatchStep
+  | CombineStep
+  | WeighStep;
 
 /** Where a checkpoint keeps what the program has as one linear or norm, if that is no tensor of its own in the same order. */
 export interface StoredRows {
@@ -221,12 +313,20 @@ export interface NormPlace {
   readonly offset?: number;
 }
 
+/** A tensor that is neither a linear of a site nor a norm: never transformed nor quantized. */
+export interface KeptPlace {
+  /** Name inside the block, such as "mlp.gate.weight". */
+  readonly path: string;
+  readonly shape: readonly number[];
+}
+
 export interface BlockProgram {
   readonly steps: readonly Step[];
   /** The value that leaves the block. */
   readonly out: ValueName;
   readonly linears: Readonly<Record<LinearName, LinearPlace>>;
   readonly norms: Readonly<Record<NormName, NormPlace>>;
+  readonly kept: Readonly<Record<KeptName, KeptPlace>>;
 }
 
 /** Where a positive factor per channel of a site's activation can go instead: into what computes that activation. */
@@ -247,6 +347,8 @@ export interface SitePlace {
   readonly upstream: Upstream | undefined;
   /** Where the activation is attention's output: its heads, and the linear that made the values. */
   readonly attention?: AttentionPlace;
+  /** Of an expert's own sites: which one it is. */
+  readonly expert?: number;
 }
 
 /** Attention as its sites see it. */
@@ -269,6 +371,14 @@ export function inputsOf(step: Step): readonly ValueName[] {
       return step.gate === undefined ? [step.x] : [step.gate, step.x];
     case "add":
       return [step.a, step.b];
+    case "arrange":
+      return step.parts.map(({ x }) => x);
+    case "dispatch":
+    case "weigh":
+      return [step.routing, step.x];
+    case "combine":
+      return [step.routing, ...step.parts];
+    case "route":
     case "norm":
     case "site":
     case "product":
@@ -333,13 +443,7 @@ export function sitesOf(program: BlockProgram): readonly SitePlace[] {
   const flow = flowOf(program);
   const places = program.steps.flatMap((step): SitePlace[] => {
     if (step.op !== "site") return [];
-    const linears = flow.consumers(step.out).map((reader) => {
-      if (reader.op !== "product")
-        throw new PlanishError(
-          `block program: ${reader.op} reads the site ${step.site}; only products can`,
-        );
-      return reader.linear;
-    });
+    const linears = productsOf(flow, step).map(({ linear }) => linear);
     const source = flow.producer(step.x);
     return [
       {
@@ -348,11 +452,43 @@ export function sitesOf(program: BlockProgram): readonly SitePlace[] {
         linears,
         upstream: upstreamOf(flow, step),
         attention: source?.op === "attention" ? attentionPlace(flow, source) : undefined,
+        expert: expertOf(flow, step.x),
       },
     ];
   });
   SITES.set(program, places);
   return places;
+}
+
+/** The products that read a site, those of experts included. */
+function productsOf(flow: Flow, { site, out }: SiteStep): ProductStep[] {
+  const read = (value: ValueName): ProductStep[] =>
+    flow.consumers(value).flatMap((reader) => {
+      if (reader.op === "product") return [reader];
+      if (reader.op === "dispatch" && value === out) return read(reader.out);
+      throw new PlanishError(
+        `block program: ${reader.op} reads the site ${site}; only products and experts can`,
+      );
+    });
+  return read(out);
+}
+
+/** The expert whose rows a value has; undefined for a value of all rows. */
+export function expertOf(flow: Flow, value: ValueName): number | undefined {
+  const step = flow.producer(value);
+  if (!step || step.op === "combine" || step.op === "attention") return undefined;
+  if (step.op === "dispatch") return step.expert;
+  return inputsOf(step)
+    .map((input) => expertOf(flow, input))
+    .find((expert) => expert !== undefined);
+}
+
+/** The experts' choice of a block; undefined in blocks without experts. */
+export function routingOf(program: BlockProgram): RouteStep | undefined {
+  const combined = program.steps.find((step) => step.op === "combine");
+  return program.steps.find(
+    (step): step is RouteStep => step.op === "route" && step.out === combined?.routing,
+  );
 }
 
 function upstreamOf(flow: Flow, step: SiteStep): Upstream | undefined {

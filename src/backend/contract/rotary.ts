@@ -46,12 +46,9 @@ function yarnRamp(
   return (pair) => Math.min(Math.max((pair - low) / (high - low), 0), 1);
 }
 
-/** What cos and sin are multiplied with at a position: attention's factor of the scaling, growth of queries. */
-function amplitude({ scaling, growth }: Rotary, position: number): number {
-  const factor = "attentionFactor" in scaling ? scaling.attentionFactor : 1;
-  return growth
-    ? factor * (1 + growth.beta * Math.log(1 + Math.floor(position / growth.length)))
-    : factor;
+/** What queries are multiplied with at a position. */
+export function growthAt({ growth }: Pick<Rotary, "growth">, position: number): number {
+  return growth ? 1 + growth.beta * Math.log(1 + Math.floor(position / growth.length)) : 1;
 }
 
 /** Whether cos and sin are those of plain angles, the same for sequences of all lengths. */
@@ -82,15 +79,21 @@ export class RotaryRows {
     at: number,
   ): void {
     const frequencies = this.frequencies(length);
-    const size = amplitude(this.rotary, position);
     // Growth is of whole queries, the scaling's factor of what turns.
-    const still = amplitude({ ...this.rotary, scaling: { type: "default" } }, position);
+    const still = growthAt(this.rotary, position);
+    const { scaling } = this.rotary;
+    const size = "attentionFactor" in scaling ? scaling.attentionFactor * still : still;
     for (let i = 0; i < this.pairs; i++) {
       const angle = position * frequencies[i];
       const factor = i < this.turning ? size : still;
       tables.cos[at + i] = factor * Math.cos(angle);
       tables.sin[at + i] = factor * Math.sin(angle);
     }
+  }
+
+  /** What multiplies queries at a position. */
+  growth(position: number): number {
+    return growthAt(this.rotary, position);
   }
 
   private frequencies(length: number): Float64Array {

@@ -14,9 +14,11 @@ import { granite } from "./granite.js";
 import { llama } from "./llama.js";
 import { ministral, ministral3, mistral } from "./mistral.js";
 import { olmo2, olmo3 } from "./olmo.js";
+import { mixtral } from "./mixtral.js";
 import { opt } from "./opt.js";
 import { phi3 } from "./phi3.js";
 import { qwen2, qwen3 } from "./qwen.js";
+import { qwen2Moe, qwen3Moe } from "./qwen-moe.js";
 import { smollm3 } from "./smollm3.js";
 import { stablelm } from "./stablelm.js";
 import { starcoder2 } from "./starcoder2.js";
@@ -24,6 +26,7 @@ import { starcoder2 } from "./starcoder2.js";
 export const ARCHITECTURES: readonly Architecture[] = [
   ...[llama, mistral, ministral, ministral3, qwen2, qwen3, gemma2, gemma3, phi3],
   ...[olmo2, olmo3, granite, smollm3, exaone4, glm4, stablelm, starcoder2, cohere2, opt],
+  ...[mixtral, qwen2Moe, qwen3Moe],
 ];
 
 /**
@@ -76,7 +79,9 @@ function refuseOtherHead(
 ): void {
   const classes = config.architectures;
   if (classes === undefined || classes === null) return;
-  const accepted = modelTypes.map((type) => `${type.replace(/_text$/, "")}forcausallm`);
+  const accepted = modelTypes.map(
+    (type) => `${type.replace(/_text$/, "").replaceAll("_", "")}forcausallm`,
+  );
   if (
     Array.isArray(classes) &&
     classes.every((item) => typeof item === "string" && accepted.includes(item.toLowerCase()))

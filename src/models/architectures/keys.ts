@@ -80,7 +80,7 @@ const NEUTRAL: Readonly<Record<string, Check>> = {
 const HARMLESS = new Set(
   `_name_or_path _commit_hash architectures model_type transformers_version torch_dtype dtype auto_map
   use_cache initializer_range init_std initializer_factor pretraining_tp tensor_parallel_degree
-  gradient_checkpointing layerdrop router_aux_loss_coef output_router_logits
+  gradient_checkpointing layerdrop router_aux_loss_coef output_router_logits router_jitter_noise
   return_dict output_hidden_states output_attentions torchscript use_bfloat16 tf_legacy_loss pruned_heads
   chunk_size_feed_forward is_decoder tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
   num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty

@@ -7,9 +7,12 @@ import { layerKinds, llamaBiases, llamaShape, window, windowed } from "./shape.j
 
 /** The window is one of the layers from `max_window_layers` on unless `layer_types` says which, where it is used at all. */
 export function qwenLayers(c: ConfigReader): LayerConfig[] | undefined {
-  const width = window(c, 4096);
+  const used = c.boolean("use_sliding_window", false);
+  // Published files give a window that is not used, and 0 for none.
+  const width = used ? window(c, 4096) : undefined;
+  if (!used) c.optional("sliding_window");
   const full = c.integer("max_window_layers", LIMITS.positions, 28, 0);
-  if (!c.boolean("use_sliding_window", false)) return undefined;
+  if (!used) return undefined;
   return windowed(
     layerKinds(c, (layer) =>
       width !== undefined && layer >= full ? "sliding_attention" : "full_attention",

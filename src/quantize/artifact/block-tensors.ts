@@ -48,6 +48,8 @@ export function packedEntries(
 ): TensorEntry[] {
   const prefix = architecture.names.blockPrefix(layer);
   const contents = blockContents(prefix, block);
+  for (const [name, { path }] of Object.entries(blockProgram(config, layer).kept))
+    contents.set(prefix + path, block.kept[name].data);
   return blockTensors(architecture, config, scheme, layer, layoutOfBlock(block)).map((tensor) => {
     const { name, types, shape } = tensor;
     const data = contents.get(name);
@@ -206,6 +208,7 @@ export function readPackedBlock(
   return {
     norms: mapValues(program.norms, ({ path, width }) => norm(path, width)),
     linears,
+    kept: mapValues(program.kept, ({ path, shape }) => ({ shape, data: required(prefix + path) })),
     transforms,
     keyTransform: key && {
       matrix: key,

@@ -151,6 +151,8 @@ export function blockTensors(
     half(`${module}.clip_factor_a_min`, 1);
   };
   for (const { path, width } of Object.values(program.norms)) norm(path, width);
+  for (const { path, shape } of Object.values(program.kept))
+    list.push({ name: prefix + path, types: ["F32"], shape, values: "finite" });
   for (const { path, shape } of Object.values(program.linears)) {
     const grid = layout.grids.get(path);
     list.push(...weightTensors(prefix + path, shape, scheme, grid));

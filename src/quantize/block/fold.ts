@@ -123,6 +123,7 @@ export function foldBlock(
   return {
     norms: mapValues(block.norms, (norm, name) => scaleNorm(norm, diagInto("norm", name))),
     linears,
+    kept: block.kept,
     transforms,
     keyTransform: key && {
       matrix: Float32Array.from(g.read(key.p)),

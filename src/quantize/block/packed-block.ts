@@ -73,6 +73,7 @@ export function packedLayer(
   const weights: BlockWeights = {
     norms: mapValues(block.norms, putNorm),
     linears,
+    kept: mapValues(block.kept, ({ shape, data }) => put(shape, data)),
   };
   const transforms: Partial<Record<LinearSite, { left?: Tensor; right?: Tensor }>> = {};
   for (const [site, t] of Object.entries(block.transforms) as [LinearSite, PackedTransform][])
@@ -148,22 +149,19 @@ function packedHooks(
   keys: { matrix: Tensor; inverseT: Tensor } | undefined,
   cacheClips: { k?: ClipPair; v?: ClipPair },
 ): BlockHooks {
-  const transformed = (g: Graph, site: LinearSite, x: Tensor): Tensor => {
+  const transform = (g: Graph, site: LinearSite, x: Tensor): Tensor => {
     const t = transforms[site];
     if (!t) return x;
     return kronecker(g, x, { ...t, nRight: siteNamed(program, site).attention?.headDim });
   };
   if (scheme.activationBits >= 16) {
     const plain = plainHooks(weights);
-    return {
-      ...cacheHooks(),
-      linears: (g, site, x, roles) => plain.linears(g, site, transformed(g, site, x), roles),
-    };
+    return { ...cacheHooks(), transform, linears: (...args) => plain.linears(...args) };
   }
   return {
     ...cacheHooks(),
-    linears(g, site, x, roles) {
-      const input = transformed(g, site, x);
+    transform,
+    linears(g, _site, input, roles) {
       let shared: Tensor | undefined;
       return roles.map((role) => {
         const clip = clips[role];

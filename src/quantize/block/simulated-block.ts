@@ -52,6 +52,7 @@ export interface BlockDescription {
 
 /** Hooks, and what folding needs besides: the same arithmetic, asked for piece by piece. */
 export interface SimulatedBlock extends BlockHooks {
+  transform(g: Graph, site: LinearSite, x: Tensor): Tensor;
   /** Bound transforms by site; k_head and v_head carry their matrix in `right`. */
   readonly transforms: Readonly<Record<SiteName, BoundTransform | undefined>>;
   /**
@@ -249,11 +250,9 @@ export function bindSimulated(
       const factors = rowFactors(role);
       return factors && g.read(factors);
     },
-    linears(_g, name, x, roles) {
-      const activations = quantizedActivations(
-        activationTransform(siteNamed(program, name), x),
-        roles,
-      );
+    transform: (_g, name, x) => activationTransform(siteNamed(program, name), x),
+    linears(_g, _name, x, roles) {
+      const activations = quantizedActivations(x, roles);
       observe?.(activations, roles);
       return roles.map((role, i) =>
         linear(g, activations[i], roundedWeight(role, unroundedWeight(role)), bias(role)),

@@ -59,6 +59,7 @@ function perGraph(
     return block;
   };
   return {
+    transform: (g, site, x) => on(g).transform(g, site, x),
     linears: (g, site, x, roles) => on(g).linears(g, site, x, roles),
     queries: (g, q, heads) => on(g).queries?.(g, q, heads) ?? q,
     keys: (g, k, heads) => on(g).keys?.(g, k, heads) ?? k,

@@ -1,5 +1,5 @@
 /** Causal scaled dot-product attention with grouped KV heads; keeps no T×T matrix. */
-import type { AttentionArgs } from "../../backend/contract/training.js";
+import type { AttentionArgs, Buffer, RealArray } from "../../backend/contract/training.js";
 import type { Graph, Tensor } from "../tensor.js";
 
 export interface AttentionOptions {
@@ -11,6 +11,8 @@ export interface AttentionOptions {
   readonly scale?: number;
   /** Scores s become cap·tanh(s/cap). */
   readonly softcap?: number;
+  /** Of each head a score that takes part in softmax and mixes nothing, [heads]; it is not learned. */
+  readonly sinks?: Tensor;
 }
 
 /** q: [batch·Tq, heads·headDim], k and v: [batch·Tk, kvHeads·headDim]; out like q. Queries are the last Tq positions. */
@@ -58,6 +60,8 @@ export function attention(
     logSumExp,
   };
   g.kernels.attention(shared);
+  if (options.sinks)
+    addSinks(g, g.read(options.sinks), out, logSumExp, { ...options, queryLength });
   return g.result(q.shape, out, [q, k, v], (grad) => {
     const gradQ = g.real(q.size);
     const gradK = g.real(k.size);
@@ -67,4 +71,30 @@ export function attention(
     g.accumulate(k, gradK);
     g.accumulate(v, gradV);
   });
+}
+
+/**
+ * Mixed values and logSumExp of [batch, time, heads, headDim] as they are where every softmax has one more score, which has
+ * no value: with l' = log(eˡ + eˢ) what was mixed counts e^(l − l'). The backward pass needs nothing else.
+ */
+function addSinks(
+  g: Graph,
+  sinks: ArrayLike<number>,
+  out: Buffer,
+  logSumExp: Buffer,
+  { batch, heads, headDim, queryLength }: AttentionOptions & { readonly queryLength: number },
+): void {
+  const mixed = g.backend.read(out) as RealArray;
+  const sums = g.backend.read(logSumExp) as RealArray;
+  for (let b = 0; b < batch; b++)
+    for (let h = 0; h < heads; h++)
+      for (let t = 0; t < queryLength; t++) {
+        const at = (b * heads + h) * queryLength + t;
+        const share = 1 / (1 + Math.exp(sinks[h] - sums[at]));
+        const first = ((b * queryLength + t) * heads + h) * headDim;
+        for (let d = first; d < first + headDim; d++) mixed[d] *= share;
+        sums[at] -= Math.log(share);
+      }
+  g.backend.write(out, mixed);
+  g.backend.write(logSumExp, sums);
 }

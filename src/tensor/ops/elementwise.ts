@@ -94,6 +94,25 @@ export function siluMul(g: Graph, gate: Tensor, up: Tensor): Tensor {
   });
 }
 
+/** (up + 1)·gate·σ(alpha·gate), with gate at most `limit` and up within ±limit. */
+export function clampedGate(
+  g: Graph,
+  gate: Tensor,
+  up: Tensor,
+  { alpha, limit }: { readonly alpha: number; readonly limit: number },
+): Tensor {
+  const number = (value: number): Tensor => g.constant([1], Float64Array.of(value));
+  const plus = (x: Tensor, value: number): Tensor => binary(g, "add", x, number(value), "scalar");
+  const positive = (x: Tensor): Tensor => unary(g, "relu", x);
+  // limit − relu(limit − x) is the smaller of the two.
+  const below = (x: Tensor): Tensor =>
+    plus(scale(g, positive(plus(scale(g, x, -1), limit)), -1), limit);
+  const low = below(gate);
+  const within = plus(positive(plus(below(up), limit)), 1 - limit);
+  const swish = binary(g, "mul", low, unary(g, "sigmoid", scale(g, low, alpha)));
+  return binary(g, "mul", within, swish);
+}
+
 /** The same values under another shape. */
 export function reshape(g: Graph, x: Tensor, shape: readonly number[]): Tensor {
   return g.result(shape, g.values(x), [x], (grad) => {

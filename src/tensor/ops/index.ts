@@ -1,4 +1,5 @@
 /** All differentiable operations. */
+export * from "./arrange.js";
 export * from "./attention.js";
 export * from "./elementwise.js";
 export * from "./flatten.js";
@@ -10,3 +11,4 @@ export * from "./norm.js";
 export * from "./orthogonal.js";
 export * from "./quantize.js";
 export * from "./rope.js";
+export * from "./route.js";

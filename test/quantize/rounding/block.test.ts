@@ -47,6 +47,7 @@ const block: HostBlock = {
     path,
     weight: { shape, data: normal(shape[0] * shape[1], 0.4) },
   })),
+  kept: {},
 };
 const inputs = { data: Float32Array.from(normal(3 * 8 * 12)), samples: 3, time: 8, hidden: 12 };
 

@@ -6,7 +6,10 @@ import {
   BLOCK_INPUT,
   rotaryKey,
   type BlockProgram,
+  type GateClamp,
+  type KeptName,
   type LinearName,
+  type LinearSite,
   type NormStep,
   type ValueName,
 } from "../../contract/program.js";
@@ -15,15 +18,27 @@ import {
   fuse,
   NoKernel,
   type FusedAdd,
+  type FusedArrange,
   type FusedAttention,
   type FusedCache,
+  type FusedExperts,
+  type FusedInput,
   type FusedNorm,
+  type FusedRoute,
   type FusedSite,
+  type FusedStep,
+  type FusedTransform,
+  type FusedWeigh,
 } from "../../contract/fuse.js";
 import { MOST_SETS, STEP_ROWS, type RotaryBuffers, type StepBuffers } from "./buffers.js";
 import type { EngineMemory } from "./memory.js";
-import { clipLogits, type PlacedBlock, type PlacedNorm } from "./placed-block.js";
-import type { Plan, ProductPart } from "./plan.js";
+import {
+  clipLogits,
+  type PlacedBlock,
+  type PlacedNorm,
+  type PlacedTransform,
+} from "./placed-block.js";
+import { Plan, type ProductPart } from "./plan.js";
 import type { Slot, Slots } from "../../contract/slots.js";
 
 /** Everything that block plans share. */
@@ -49,6 +64,7 @@ interface SiteInput {
   readonly op?: (typeof CODES.UnaryOp)[number];
   readonly norm?: PlacedNorm;
   readonly epsilon?: number;
+  readonly clamp?: GateClamp;
 }
 
 /** Where a product's output goes. */
@@ -85,15 +101,50 @@ class BlockPlanner {
   }
 
   run(program: BlockProgram): Slot {
-    for (const step of fuse(program)) {
-      if (step.op === "site") this.site(step);
-      else if (step.op === "cache") this.cacheWrite(step);
-      else if (step.op === "attention") this.attention(step);
-      else if (step.op === "norm") this.norm(step);
-      else this.add(step);
+    return this.steps(fuse(program), program.out);
+  }
+
+  private steps(steps: readonly FusedStep[], out: ValueName): Slot {
+    for (const step of steps) {
+      this.step(step);
       for (const value of step.frees) this.context.slots.release(this.slot(value));
     }
-    return this.slot(program.out);
+    return this.slot(out);
+  }
+
+  private step(step: FusedStep): void {
+    switch (step.op) {
+      case "site":
+        this.site(step);
+        break;
+      case "cache":
+        this.cacheWrite(step);
+        break;
+      case "attention":
+        this.attention(step);
+        break;
+      case "norm":
+        this.norm(step);
+        break;
+      case "add":
+        this.add(step);
+        break;
+      case "transform":
+        this.transform(step);
+        break;
+      case "route":
+        this.route(step);
+        break;
+      case "experts":
+        this.experts(step);
+        break;
+      case "weigh":
+        this.weigh(step);
+        break;
+      case "arrange":
+        this.arrange(step);
+        break;
+    }
   }
 
   private slot(value: ValueName): Slot {
@@ -135,6 +186,117 @@ class BlockPlanner {
     this.context.plan.add("binary", { op: "add", cols: width, a, b, broadcast: "full", out });
   }
 
+  /** What a site's linears read, in f32. */
+  private transform({ step, input }: FusedTransform): void {
+    const { site, width, out } = step;
+    const from = this.siteInput(input);
+    this.take(out, width);
+    this.context.plan.add("site", {
+      ...this.siteArguments(from, this.transformAt(site, width)),
+      bits: 16,
+      sets: 0,
+      capacity: STEP_ROWS,
+      out: this.address(out),
+    });
+  }
+
+  /** Where a routing's weights and experts lie: one slot for both. */
+  private routing(value: ValueName, chosen: number): { weights: bigint; ids: bigint } {
+    const weights = this.address(value);
+    return { weights, ids: weights + BigInt(4 * STEP_ROWS * chosen) };
+  }
+
+  private route({ step }: FusedRoute): void {
+    const { x, width, experts, chosen, scores, normalize, factor, groups } = step;
+    const from = this.address(x);
+    this.take(step.out, 2 * chosen);
+    this.context.plan.add("route", {
+      x: from,
+      width,
+      router: this.kept(step.router),
+      bias: step.bias === undefined ? undefined : this.kept(step.bias),
+      correction: step.correction === undefined ? undefined : this.kept(step.correction),
+      experts,
+      chosen,
+      scores,
+      normalize,
+      factor,
+      groups: groups?.count ?? 1,
+      openGroups: groups?.chosen ?? 1,
+      ...this.routing(step.out, chosen),
+    });
+  }
+
+  private kept(name: KeptName): bigint {
+    const found = this.block.kept[name];
+    if (found === undefined) throw new PlanishError(`the block's weights have no "${name}"`);
+    return found;
+  }
+
+  /** Experts are plans of their own, which read the same gathered rows and use the same memory one after the other. */
+  private experts({ step, route, x, width, experts, out, onto }: FusedExperts): void {
+    const { memory, plan, slots } = this.context;
+    const gathered = slots.take(width);
+    const table = experts.flatMap((expert) => {
+      const own = new Plan(memory);
+      const context = { ...this.context, plan: own };
+      const planner = new BlockPlanner(context, this.block, gathered, this.cache);
+      const result = planner.steps(expert.steps, expert.out);
+      slots.release(result);
+      return [own.finish(), BigInt(own.length), this.context.address(result)];
+    });
+    slots.release(gathered);
+    if (onto === undefined) this.take(out, step.width);
+    else this.slotOf.set(out, this.slot(onto));
+    const { chosen } = route;
+    plan.add("experts", {
+      x: this.address(x),
+      width,
+      experts: experts.length,
+      chosen,
+      ...this.routing(step.routing, chosen),
+      order: memory.alloc("i32", STEP_ROWS * chosen + experts.length + 1).address,
+      table: plan.table(table),
+      gathered: this.context.address(gathered),
+      outWidth: step.width,
+      accumulate: onto !== undefined,
+      out: this.address(out),
+    });
+  }
+
+  private weigh({ step, width, inPlace }: FusedWeigh): void {
+    const a = this.address(step.x);
+    if (inPlace) this.slotOf.set(step.out, this.slot(step.x));
+    else this.take(step.out, width);
+    this.context.plan.add("binary", {
+      op: "mul",
+      cols: width,
+      a,
+      b: this.routing(step.routing, 1).weights,
+      broadcast: "column",
+      out: this.address(step.out),
+    });
+  }
+
+  private arrange({ step }: FusedArrange): void {
+    const { parts, heads, headDim, order, out } = step;
+    const [a, b] = parts.map(({ x, ...shape }) => ({ ...shape, address: this.address(x) }));
+    this.take(out, heads * headDim);
+    const { memory, plan } = this.context;
+    plan.add("arrange", {
+      a: a.address,
+      aHeads: a.heads,
+      aDim: a.dim,
+      b: b?.address,
+      bHeads: b?.heads ?? 0,
+      bDim: b?.dim ?? 0,
+      heads,
+      headDim,
+      order: memory.integers(order).address,
+      out: this.address(out),
+    });
+  }
+
   private placedNorm({ norm }: NormStep): PlacedNorm {
     const found = this.block.norms[norm];
     if (!found) throw new PlanishError(`the block's weights have no norm "${norm}"`);
@@ -143,8 +305,8 @@ class BlockPlanner {
 
   private cacheWrite({ step, attention, queries: q, keys: k }: FusedCache): void {
     const { plan, scheme, buffers, rotary: tables } = this.context;
-    const key = q.rotary && rotaryKey(q.rotary);
-    const turned = tables.get(key ?? "");
+    const turned = k.rotary && tables.get(rotaryKey(k.rotary));
+    const grown = q.rotary?.growth && tables.get(rotaryKey(q.rotary));
     plan.add("cacheWrite", {
       table: buffers.chunks.address,
       pages: this.context.pages,
@@ -166,12 +328,13 @@ class BlockPlanner {
       clips: this.block.cacheClips,
       cache: this.cache,
       pageBytes: this.context.pageBytes,
+      qScale: grown?.growth?.address,
     });
   }
 
   private attention({ step, queries }: FusedAttention): void {
     const { plan, scheme, buffers, pages, pageBytes } = this.context;
-    const { heads, kvHeads, headDim, window, scale, softcap, out } = step;
+    const { heads, kvHeads, headDim, window, scale, softcap, sinks, out } = step;
     this.take(out, heads * headDim);
     plan.add("pagedAttention", {
       table: buffers.chunks.address,
@@ -187,6 +350,7 @@ class BlockPlanner {
       cache: this.cache,
       pageBytes,
       out: this.address(out),
+      sinks: sinks === undefined ? undefined : this.kept(sinks),
     });
   }
 
@@ -194,14 +358,9 @@ class BlockPlanner {
   private site(fused: FusedSite): void {
     const { plan, scheme, buffers, memory, kind } = this.context;
     const { width, site } = fused.step;
-    const from = this.siteInput(fused);
+    const from = this.siteInput(fused.input);
     const roles = fused.products.map(({ step }) => step.linear);
-    const transform = this.block.transforms[site] ?? {
-      nLeft: 1,
-      nRight: width,
-      left: 0n,
-      right: 0n,
-    };
+    const transform = fused.ready ? untransformed(width) : this.transformAt(site, width);
     const gridded = roles.some((role) => this.block.grids[role]);
     const real = scheme.activationBits >= 16 || gridded;
 
@@ -220,18 +379,7 @@ class BlockPlanner {
     const untouched = real && from.input === "plain" && !transform.left && !transform.right;
     if (!untouched)
       plan.add("site", {
-        input: from.input,
-        // Read by inputs with an activation only.
-        op: from.op ?? "sigmoid",
-        x: from.x,
-        x2: from.x2,
-        nLeft: transform.nLeft,
-        nRight: transform.nRight,
-        gain: from.norm?.gain,
-        bias: from.norm?.bias,
-        epsilon: from.epsilon ?? 0,
-        left: transform.left,
-        right: transform.right,
+        ...this.siteArguments(from, transform),
         bits: real ? 16 : scheme.activationBits,
         sets: clips.length,
         capacity: STEP_ROWS,
@@ -257,14 +405,39 @@ class BlockPlanner {
     });
   }
 
-  private siteInput({ input }: FusedSite): SiteInput {
+  private transformAt(site: LinearSite, width: number): PlacedTransform {
+    return this.block.transforms[site] ?? untransformed(width);
+  }
+
+  private siteArguments(from: SiteInput, { nLeft, nRight, left, right }: PlacedTransform) {
+    return {
+      input: from.input,
+      // Read by inputs with an activation only.
+      op: from.op ?? "sigmoid",
+      x: from.x,
+      x2: from.x2,
+      nLeft,
+      nRight,
+      gain: from.norm?.gain,
+      bias: from.norm?.bias,
+      epsilon: from.epsilon ?? 0,
+      left,
+      right,
+      alpha: from.clamp?.alpha ?? 0,
+      limit: from.clamp?.limit ?? 0,
+    };
+  }
+
+  private siteInput(input: FusedInput): SiteInput {
     if (input.kind === "plain") return { input: "plain", x: this.address(input.x) };
     if (input.kind === "norm") {
       const { kind, x, epsilon } = input.step;
       return { input: kind, x: this.address(x), norm: this.placedNorm(input.step), epsilon };
     }
-    const { activation, gate, x } = input.step;
+    const { activation, clamp, gate, x } = input.step;
     const op = activation;
+    if (clamp && gate !== undefined)
+      return { input: "clamped", x: this.address(gate), x2: this.address(x), clamp };
     return gate === undefined
       ? { input: "activation", x: this.address(x), op }
       : { input: "gated", x: this.address(gate), x2: this.address(x), op };
@@ -357,4 +530,8 @@ class BlockPlanner {
       accumulate,
     });
   }
+}
+
+function untransformed(width: number): PlacedTransform {
+  return { nLeft: 1, nRight: width, left: 0n, right: 0n };
 }

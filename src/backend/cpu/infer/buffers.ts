@@ -13,6 +13,8 @@ export interface RotaryBuffers {
   readonly rows: RotaryRows;
   readonly cosine: Place<Float32Array>;
   readonly sine: Place<Float32Array>;
+  /** What multiplies queries of a step's rows, where they grow; their angles are those of keys. */
+  readonly growth?: Place<Float32Array>;
 }
 
 export interface StepBuffers {
@@ -71,7 +73,9 @@ export function rotaryBuffers(
   return new Map(
     rotariesOf(programs).map((rotary) => {
       const table = () => memory.alloc<Float32Array>("f32", (STEP_ROWS * rotary.dims) / 2);
-      return [rotaryKey(rotary), { rows: new RotaryRows(rotary), cosine: table(), sine: table() }];
+      const growth = rotary.growth && memory.alloc<Float32Array>("f32", STEP_ROWS);
+      const rows = new RotaryRows(rotary);
+      return [rotaryKey(rotary), { rows, growth, cosine: table(), sine: table() }];
     }),
   );
 }

@@ -228,8 +228,10 @@ export class IntegerExecutor implements Executor {
       buffers.ids.data.set(chunk.tokens.subarray(from, from + rows), row);
       for (let t = 0; t < rows; t++, row++) {
         buffers.positions.data[row] = start + t + offset;
-        for (const { rows: table, cosine, sine } of rotary.values())
-          table.write(start + t, length, { cos: cosine.data, sin: sine.data }, row * table.pairs);
+        for (const { rows: table, cosine, sine, growth } of rotary.values())
+          if (growth) growth.data[row] = table.growth(start + t);
+          else
+            table.write(start + t, length, { cos: cosine.data, sin: sine.data }, row * table.pairs);
       }
     });
     this.library.runPlan(address, calls, row, pieces.length, this.seconds);

@@ -41,6 +41,8 @@ export function engineKernels(): EngineKernels {
         ...args,
         op: activation,
         epsilon,
+        alpha: 0,
+        limit: 0,
         sets: clips.length,
         capacity: rows,
         clips: Float32Array.from(clips.flat()),

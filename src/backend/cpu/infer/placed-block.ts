@@ -13,6 +13,7 @@ import { mapValues } from "../../../common/records.js";
 import {
   sitesOf,
   type BlockProgram,
+  type KeptName,
   type LinearName,
   type LinearSite,
   type NormName,
@@ -52,6 +53,8 @@ export interface PlacedBlock {
   readonly grids: Readonly<Partial<Record<LinearName, PlacedGrid>>>;
   readonly clips: Readonly<Partial<Record<LinearName, ClipLogits>>>;
   readonly norms: Readonly<Record<NormName, PlacedNorm>>;
+  /** f32, row by row. */
+  readonly kept: Readonly<Record<KeptName, bigint>>;
   readonly transforms: Readonly<Record<LinearSite, PlacedTransform | undefined>>;
   /** P_k⁻ᵀ for queries and P_k for keys; 0n for none. */
   readonly queryMatrix: bigint;
@@ -102,6 +105,7 @@ export function placeBlock(
     grids,
     clips,
     norms: mapValues(block.norms, norm),
+    kept: mapValues(block.kept, ({ data }) => memory.floats(data).address),
     transforms,
     queryMatrix: keyTransform ? memory.floats(keyTransform.inverseT).address : 0n,
     keyMatrix: keyTransform ? memory.floats(keyTransform.matrix).address : 0n,

@@ -76,23 +76,18 @@ export class Plan {
 
   /** A table of parts, as `product` takes it. */
   parts(parts: readonly ProductPart[]): bigint {
-    const place = this.memory.alloc<Uint8Array>("u8", parts.length * 64);
-    const table = new BigInt64Array(place.data.buffer, place.data.byteOffset, parts.length * 8);
-    parts.forEach((part, i) =>
-      table.set(
-        [
-          BigInt(part.n),
-          part.a,
-          part.aScale,
-          part.packed,
-          part.bScale,
-          part.bias,
-          part.out,
-          BigInt(part.outStride),
-        ],
-        i * 8,
-      ),
+    return this.table(
+      parts.flatMap(({ n, a, aScale, packed, bScale, bias, out, outStride }) => [
+        ...[BigInt(n), a, aScale, packed],
+        ...[bScale, bias, out, BigInt(outStride)],
+      ]),
     );
+  }
+
+  /** Words of 64 bits where kernels find them. */
+  table(words: readonly bigint[]): bigint {
+    const place = this.memory.alloc<Uint8Array>("u8", words.length * 8);
+    new BigInt64Array(place.data.buffer, place.data.byteOffset, words.length).set(words);
     return place.address;
   }
 

@@ -113,6 +113,12 @@ class Planner {
         throw new NoCudaKernel(
           "a norm that something else than a site reads, as after a residual sum, has no CUDA kernel",
         );
+      case "transform":
+      case "route":
+      case "experts":
+      case "weigh":
+      case "arrange":
+        throw new NoCudaKernel("a mixture of experts, or heads made of parts, have no CUDA kernel");
     }
   }
 

@@ -59,6 +59,7 @@ export function cudaObstacle(
 export function stepObstacle(step: Step): string | undefined {
   switch (step.op) {
     case "attention":
+      if (step.sinks !== undefined) return "attention with sinks has no CUDA kernel";
       if (step.softcap !== undefined) return "attention scores with a soft cap have no CUDA kernel";
       if (step.headDim % 32 !== 0 || step.headDim > 128)
         return `heads of ${step.headDim} columns have no CUDA kernel; multiples of 32 up to 128 have`;
@@ -66,6 +67,7 @@ export function stepObstacle(step: Step): string | undefined {
     case "norm":
       return step.kind === "rms" ? undefined : "layer norms have no CUDA kernel";
     case "activation":
+      if (step.clamp) return "a clamped gate has no CUDA kernel";
       return step.gate !== undefined && step.activation === "silu"
         ? undefined
         : `${step.gate === undefined ? "an ungated" : "a gated"} MLP with ${step.activation} has no CUDA kernel; gated SiLU has`;
@@ -82,6 +84,9 @@ function fusionObstacle(programs: readonly BlockProgram[]): string | undefined {
         if (op === "add") return "a sum that no product computes has no CUDA kernel";
         else if (op === "norm")
           return "a norm that something else than a site reads, as after a residual sum, has no CUDA kernel";
+        else if (op === "route" || op === "experts" || op === "weigh" || op === "transform")
+          return "a mixture of experts has no CUDA kernel";
+        else if (op === "arrange") return "heads made of parts have no CUDA kernel";
     return undefined;
   } catch (error) {
     if (error instanceof NoKernel) return error.message;

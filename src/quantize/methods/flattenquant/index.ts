@@ -319,7 +319,8 @@ function measureLinears(
         // A factor that stands in the rows of the linear before has been applied when the activation arrives.
         const carried = smoothed && diag && bound.carries(site);
         const input = carried ? binary(g, "mul", x, g.constant([diag.length], diag), "row") : x;
-        bound.linears(g, site, input, roles).forEach((output, i) => {
+        const read = bound.transform(g, site, input);
+        bound.linears(g, site, read, roles).forEach((output, i) => {
           const sum = sums.get(roles[i]);
           if (!sum) return;
           const [expected, found] = [g.read(outputs[i]), g.read(output)];
