@@ -1,6 +1,6 @@
 /**
  * Bundles a lane into one file and runs it: `node scripts/bundle-lane.mjs cuda|executor|levels|step|layer|engine [--only-bundle FILE]
- * [ARGUMENTS]`. The suites are written for vitest; here a few functions stand in for it (test/cuda/vitest-shim.ts), so
+ * [ARGUMENTS]`. The suites are written for vitest; here a few functions stand in for it (test/cuda/registered-tests.ts), so
  * that a lane runs on a machine that has Node.js and koffi only: one with a GPU, or with another processor.
  */
 import { spawnSync } from "node:child_process";
@@ -20,7 +20,7 @@ export async function bundle(entry, outfile) {
     format: "esm",
     target: "node20",
     external: ["koffi"],
-    alias: { vitest: join(root, "test/cuda/vitest-shim.ts") },
+    alias: { vitest: join(root, "test/cuda/registered-tests.ts") },
     banner: {
       js: 'import { createRequire as bannerRequire } from "node:module"; const require = bannerRequire(import.meta.url);',
     },

@@ -23,7 +23,7 @@ import {
   readGolden,
   type GoldenFile,
 } from "../golden-checks/support.js";
-import { describe, expect, test } from "./vitest-shim.js";
+import { describe, expect, test } from "./registered-tests.js";
 import { blockProgram } from "../../src/models/architectures/index.js";
 
 const BOUNDS = {

@@ -1,6 +1,6 @@
 /** The engine's executor alone of the GPU lane: `node scripts/bundle-lane.mjs executor`. */
 import { registerEngineChecks, registerExecutor } from "../backend/cuda/infer/register.js";
-import { runRegistered } from "./vitest-shim.js";
+import { runRegistered } from "./registered-tests.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 registerEngineChecks();

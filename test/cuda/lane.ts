@@ -11,7 +11,7 @@ import {
   runTest,
   type Counts,
   type RegisteredTest,
-} from "./vitest-shim.js";
+} from "./registered-tests.js";
 
 /** Seconds that a test may take, compiling its kernels included; the slowest takes some ten. */
 const TEST_SECONDS = 60;

@@ -1,7 +1,7 @@
 /** What the driver layer offers beyond the backend contract: events, graphs, pinned transfers, errors. */
 import type { CudaBackend } from "../../src/backend/cuda/train/backend.js";
 import { Nvrtc } from "../../src/backend/cuda/nvrtc.js";
-import { describe, expect, test } from "./vitest-shim.js";
+import { describe, expect, test } from "./registered-tests.js";
 
 /** The group's name: some of its tests measure time. */
 export const LAYER_GROUP = "cuda driver layer";

@@ -10,7 +10,7 @@ import { registerEngineChecks, registerExecutor } from "../backend/cuda/infer/re
 import { registerBlockGoldens } from "./blocks.js";
 import { isLaneWorker, runLane, serveLane } from "./lane.js";
 import { LAYER_GROUP, registerLayerTests } from "./layer.js";
-import { runRegistered } from "./vitest-shim.js";
+import { runRegistered } from "./registered-tests.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 

@@ -9,7 +9,7 @@ import { loadNativeLibrary } from "../../src/backend/cpu/library.js";
 import { describeConformance } from "../backend/conformance-suite.js";
 import "../backend/cpu-matmul.test.js";
 import "../backend/cpu/infer/kernels.test.js";
-import { runRegistered } from "../cuda/vitest-shim.js";
+import { runRegistered } from "../cuda/registered-tests.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 

@@ -13,16 +13,19 @@ import {
   writeRandomLlama,
   type LlamaVariant,
 } from "../../cpu/infer/random-llama.js";
+import { cudaExecutorOf } from "../../../../src/engine/gpu.js";
+import { roundedModel } from "../../../engine/rounded.js";
+import { describeInference } from "../../inference-suite.js";
 import { CHECKS } from "./checks.js";
 import { describeExecutor } from "./executor-suite.js";
-import { OUTER_CHECKS } from "./checks/end-layers.js";
+import { END_LAYER_CHECKS } from "./checks/end-layers.js";
 
 /** Registers a test per check; they share a device, opened by the first. */
 export function registerEngineChecks(): void {
   let device: CudaEngineDevice | undefined;
   for (const [title, checks] of [
     ["engine kernels", CHECKS],
-    ["CUDA executor, kernels around the blocks", OUTER_CHECKS],
+    ["CUDA executor, kernels around the blocks", END_LAYER_CHECKS],
   ] as const)
     describe(title, () => {
       for (const { name, run } of checks)
@@ -73,6 +76,13 @@ export function registerExecutor(print: (line: string) => void): void {
   beforeAll(async () => {
     for (const [name, variant] of Object.entries(VARIANTS))
       await writeRandomLlama(join(directory, name), variant, 5);
+  });
+  describeInference({
+    name: "cuda",
+    model: () => roundedModel(join(directory, "window"), "w4a4kv4"),
+    open: ({ source }) => cudaExecutorOf(source, new CudaEngineDevice()),
+    oracle: () => createReferenceBackend({ realType: "f64" }),
+    text: () => ids,
   });
   describeExecutor({
     device: () => new CudaEngineDevice(),

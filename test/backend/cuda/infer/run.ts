@@ -1,13 +1,13 @@
 /** The kernel checks without vitest: one line each, exit code 1 when one fails. `npx tsx test/backend/cuda/infer/run.ts` */
 import { CudaEngineDevice } from "../../../../src/backend/cuda/infer/device.js";
 import { CHECKS } from "./checks.js";
-import { OUTER_CHECKS } from "./checks/end-layers.js";
+import { END_LAYER_CHECKS } from "./checks/end-layers.js";
 
 const print = (line: string) => process.stdout.write(`${line}\n`);
 using device = new CudaEngineDevice();
-print(`${device.driver.info.name}, ${CHECKS.length + OUTER_CHECKS.length} checks`);
+print(`${device.driver.info.name}, ${CHECKS.length + END_LAYER_CHECKS.length} checks`);
 let failures = 0;
-for (const { name, run } of [...CHECKS, ...OUTER_CHECKS]) {
+for (const { name, run } of [...CHECKS, ...END_LAYER_CHECKS]) {
   try {
     const worst = run(device);
     if (!(worst <= 1)) failures++;

@@ -140,7 +140,7 @@ const embed = (bf16: boolean): Check => ({
   },
 });
 
-export const OUTER_CHECKS: readonly Check[] = [
+export const END_LAYER_CHECKS: readonly Check[] = [
   pack(300, 200, 4, false),
   pack(512, 384, 8, false),
   pack(400, 130, 4, true),

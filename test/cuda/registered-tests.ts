@@ -1,72 +1,23 @@
 /**
- * The few functions of vitest that the conformance suite uses, so that it runs as one bundled file on a machine that
- * has a GPU, Node.js and nothing else. Tests run in the order of their registration; failures are counted and printed.
+ * vitest's interface for lanes: tests are registered by the same calls and checked by vitest's own matchers, so that suites
+ * run as one bundled file on a machine that has a GPU, Node.js and nothing else. Who runs them is the lane: vitest's
+ * workers cannot be bundled, and node:test runs a file in one process, where a kernel that hangs takes every later test
+ * with it (lane.ts gives each test a limit and its process a successor).
  */
-import { isDeepStrictEqual } from "node:util";
+import { JestChaiExpect, JestExtend, type Assertion } from "@vitest/expect";
+import * as chai from "chai";
 
-class AssertionError extends Error {}
+chai.use(JestExtend);
+chai.use(JestChaiExpect);
 
-function show(value: unknown): string {
-  return JSON.stringify(value) ?? String(value);
-}
-
-function matches(value: unknown, pattern: Record<string, unknown>): boolean {
-  return Object.entries(pattern).every(([key, wanted]) =>
-    isDeepStrictEqual((value as Record<string, unknown>)[key], wanted),
-  );
-}
-
-function check(condition: boolean, text: string, message: string | undefined): void {
-  if (!condition) throw new AssertionError(message === undefined ? text : `${message}: ${text}`);
-}
-
-function assertions(value: unknown, message?: string) {
-  const that = (condition: boolean, text: string) => {
-    check(condition, `${show(value)} ${text}`, message);
-  };
-  return {
-    toBe: (wanted: unknown) => {
-      that(Object.is(value, wanted), `is not ${show(wanted)}`);
+export const expect = Object.assign(
+  chai.expect as unknown as <T>(value: T, message?: string) => Assertion<T>,
+  {
+    fail(message: string): never {
+      throw new chai.AssertionError(message);
     },
-    toEqual: (wanted: unknown) => {
-      that(isDeepStrictEqual(value, wanted), `does not equal ${show(wanted)}`);
-    },
-    toMatchObject: (wanted: Record<string, unknown>) => {
-      that(matches(value, wanted), `does not match ${show(wanted)}`);
-    },
-    toBeGreaterThan: (limit: number) => {
-      that((value as number) > limit, `is not above ${limit}`);
-    },
-    toBeGreaterThanOrEqual: (limit: number) => {
-      that((value as number) >= limit, `is below ${limit}`);
-    },
-    toBeLessThanOrEqual: (limit: number) => {
-      that((value as number) <= limit, `is above ${limit}`);
-    },
-    toThrow: (wanted: string | RegExp | (new (...args: never[]) => Error)) => {
-      let thrown: unknown;
-      try {
-        (value as () => unknown)();
-      } catch (error) {
-        thrown = error;
-      }
-      check(thrown !== undefined, "nothing was thrown", message);
-      const fits =
-        typeof wanted === "string"
-          ? String(thrown).includes(wanted)
-          : wanted instanceof RegExp
-            ? wanted.test(String(thrown))
-            : thrown instanceof wanted;
-      check(fits, `threw ${String(thrown)}`, message);
-    },
-  };
-}
-
-export const expect = Object.assign(assertions, {
-  fail(message: string): never {
-    throw new AssertionError(message);
   },
-});
+);
 
 /** A test by its full name, the names of its groups before it, and what it does. */
 export interface RegisteredTest {
