@@ -4,24 +4,23 @@
  * `models--org--name/{blobs/<etag>, snapshots/<commit>/<file> → blob, refs/<revision>}`.
  *
  * `snapshotDownload` of `@huggingface/hub` fetches every file of a repository, checks no hashes and prints to
- * standard output, so the walk over files is here; listing and transfer are the library's.
+ * standard output, so the walk over files is here, and their transfer in hub-transfer.ts; listing is the library's.
  */
 
-import { createHash, type Hash } from "node:crypto";
-import { createReadStream, createWriteStream, existsSync, statSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { createReadStream, existsSync, statSync } from "node:fs";
 import { copyFile, mkdir, readdir, readlink, rename, rm, symlink } from "node:fs/promises";
 import { homedir } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
-import { Readable, Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
-import type { ReadableStream } from "node:stream/web";
-import { downloadFile, listFiles, modelInfo, type ListFileEntry } from "@huggingface/hub";
+import { listFiles, modelInfo, type ListFileEntry } from "@huggingface/hub";
 import { PlanishError } from "../common/errors.js";
 import { acquireLock, type Lock } from "../common/lock.js";
 import { silentProgress, type ProgressSink, type ProgressTask } from "../common/progress.js";
 import { readUserText } from "../common/read-file.js";
 import { temporaryName, writeAtomically } from "../common/temporary.js";
 import { isJsonObject, readJsonObject } from "./file-reader.js";
+import { contentHash, fetchBlob, isPart, type HubAccess } from "./hub-transfer.js";
 import { INDEX_FILE, SINGLE_FILE } from "./safetensors.js";
 
 export interface HubModel {
@@ -116,7 +115,6 @@ export async function downloadSnapshot(model: HubModel, options: HubOptions): Pr
   }
   const directory = repoDirectory(model, cacheDir);
   using _lock = await lockModel(model, cacheDir);
-  await removeAbandoned(join(directory, "blobs"));
   wanted.sort((a, b) => Number(WEIGHTS.test(a.path)) - Number(WEIGHTS.test(b.path)));
   const task = progress.task(
     model.repo,
@@ -129,6 +127,7 @@ export async function downloadSnapshot(model: HubModel, options: HubOptions): Pr
   } finally {
     task.done();
   }
+  await removeParts(join(directory, "blobs"));
   if (model.revision !== commit) {
     const ref = join(directory, "refs", ...model.revision.split("/"));
     await mkdir(dirname(ref), { recursive: true });
@@ -137,18 +136,12 @@ export async function downloadSnapshot(model: HubModel, options: HubOptions): Pr
   return join(directory, "snapshots", commit);
 }
 
-interface Access {
-  readonly accessToken: string | undefined;
-  readonly hubUrl: string | undefined;
-  readonly fetch: typeof fetch;
-}
-
 async function fetchFile(
   model: HubModel,
   commit: string,
   entry: ListFileEntry,
   directory: string,
-  access: Access,
+  access: HubAccess,
   task: ProgressTask,
   { signal, verify = false }: HubOptions,
 ): Promise<void> {
@@ -160,54 +153,15 @@ async function fetchFile(
   const blob = join(directory, "blobs", etag);
   if (!(await isKept(blob, entry, verify, signal))) {
     await mkdir(dirname(blob), { recursive: true });
-    const incomplete = temporaryName(blob);
-    const source = await downloadFile({
-      repo: model.repo,
-      path: entry.path,
-      revision: commit,
-      // Plain HTTP: the content is checked against the listed hash below, whatever the transport.
-      xet: false,
+    await fetchBlob(blob, {
       ...access,
+      ...{ repo: model.repo, commit, entry, signal },
+      onBytes: (count) => task.advance(count, entry.path),
     });
-    if (!source) throw new PlanishError(`the hub has no ${entry.path} in ${model.repo}`);
-    const hash = contentHash(entry);
-    let received = 0;
-    const count = new Transform({
-      transform(chunk: Uint8Array, _encoding, done) {
-        received += chunk.byteLength;
-        hash?.update(chunk);
-        task.advance(chunk.byteLength, entry.path);
-        done(null, chunk);
-      },
-    });
-    try {
-      const body = Readable.fromWeb(source.stream() as ReadableStream<Uint8Array>);
-      await pipeline(body, count, createWriteStream(incomplete, { flags: "wx", flush: true }), {
-        signal,
-      });
-      const expected = entry.lfs?.oid ?? entry.oid;
-      const actual = hash?.digest("hex");
-      if (received !== entry.size || (actual !== undefined && actual !== expected)) {
-        throw new PlanishError(
-          `${entry.path} of ${model.repo} came damaged (${received} of ${entry.size} bytes, or another hash than the hub lists); try again`,
-        );
-      }
-      await rename(incomplete, blob);
-    } catch (error) {
-      await rm(incomplete, { force: true });
-      throw error;
-    }
   } else {
     task.advance(entry.size, entry.path);
   }
   if (!existsSync(pointer)) await link(blob, pointer);
-}
-
-/** The hash that the listing names: SHA-256 for large files, git's SHA-1 of a blob for the others. */
-function contentHash(entry: ListFileEntry): Hash | undefined {
-  if (entry.lfs) return createHash("sha256");
-  if (!entry.oid) return undefined;
-  return createHash("sha1").update(`blob ${entry.size}\0`);
 }
 
 /** Whether a blob is there with the listed size and, with `verify`, the listed hash. */
@@ -232,11 +186,9 @@ async function lockModel(model: HubModel, cacheDir: string): Promise<Lock> {
   return acquireLock(join(folder, "planish.lock"), `${model.repo} in ${cacheDir}`);
 }
 
-/** Removes downloads of killed processes. Under the lock, nobody else has any on the way. */
-async function removeAbandoned(blobs: string): Promise<void> {
-  if (!existsSync(blobs)) return;
-  for (const name of await readdir(blobs))
-    if (/^[0-9a-f]{40,64}\.partial-\d+-[0-9a-f]{8}$/.test(name)) await rm(join(blobs, name));
+/** Removes parts of files that nobody wants any more. Under the lock, nobody else has any on the way. */
+async function removeParts(blobs: string): Promise<void> {
+  for (const name of await readdir(blobs)) if (isPart(name)) await rm(join(blobs, name));
 }
 
 /**

@@ -95,11 +95,18 @@ function hub(files: readonly HubFile[], damage = (content: Uint8Array): Uint8Arr
     }
     const file = files.find(({ path }) => url.pathname === `/org/tiny/resolve/${COMMIT}/${path}`);
     if (!file) return Promise.resolve(new Response("{}", { status: 404 }));
-    if (headers.has("range")) {
+    const [, first, last] = /^bytes=(\d+)-(\d*)$/.exec(headers.get("range") ?? "") ?? [];
+    if (first !== undefined) {
+      const content = last === "0" ? file.content : damage(file.content);
+      const part = content.slice(Number(first), last === "" ? undefined : Number(last) + 1);
+      if (last === "") fetched.push(`${file.path} from ${first}`);
       return Promise.resolve(
-        new Response(file.content.slice(0, 1), {
+        new Response(part, {
           status: 206,
-          headers: { "content-range": `bytes 0-0/${file.content.length}`, etag: '"e"' },
+          headers: {
+            "content-range": `bytes ${first}-${Number(first) + part.length - 1}/${file.content.length}`,
+            etag: '"e"',
+          },
         }),
       );
     }
@@ -239,9 +246,45 @@ describe("the hub", () => {
   it.each([
     ["changed", (content: Uint8Array) => content.map((byte, i) => (i === 9 ? byte ^ 1 : byte))],
     ["cut short", (content: Uint8Array) => content.slice(0, -1)],
-  ])("refuses content that came %s", async (_, damage) => {
+  ])("refuses content that came %s", async (what, damage) => {
     const cacheDir = freshDirectory();
     const server = hub(tinyLlamaFiles(), damage);
+    await expect(resolveModel("hf:org/tiny", { cacheDir, fetch: server.fetch })).rejects.toThrow(
+      /^\S+ of org\/tiny came damaged/,
+    );
+    // What is cut short may be the beginning of the file.
+    const left = readdirSync(join(cacheDir, "models--org--tiny/blobs"));
+    expect(left.filter((name) => !name.endsWith(".planish-part"))).toEqual([]);
+    expect(left).toHaveLength(what === "cut short" ? 1 : 0);
+  });
+
+  it.each([
+    ["of another content", (part: Uint8Array) => part.fill(7), 500],
+    ["longer than the file", (part: Uint8Array) => part, 10_000_000],
+    ["as long as the file", (part: Uint8Array) => part, 0],
+    ["empty", () => new Uint8Array(), 500],
+  ])("begins again over a part that is %s", async (_, change, size) => {
+    const cacheDir = freshDirectory();
+    const files = tinyLlamaFiles();
+    const blobs = join(cacheDir, "models--org--tiny/blobs");
+    mkdirSync(blobs, { recursive: true });
+    const weights = files.find(({ lfs }) => lfs)?.content ?? new Uint8Array();
+    const hash = createHash("sha256").update(weights).digest("hex");
+    writeFileSync(
+      join(blobs, `${hash}.planish-part`),
+      change(new Uint8Array(size || weights.length)),
+    );
+    const server = hub(files);
+    const progress = recorder();
+    const path = await resolveModel("hf:org/tiny", { cacheDir, fetch: server.fetch, progress });
+    expect(readFileSync(join(path, "model.safetensors")).equals(weights)).toBe(true);
+    expect(readdirSync(blobs).filter((name) => name.includes("."))).toEqual([]);
+    expect(progress.done).toEqual(progress.totals);
+  });
+
+  it("refuses a file that is longer than it is listed, without keeping it", async () => {
+    const cacheDir = freshDirectory();
+    const server = hub(tinyLlamaFiles(), (content) => new Uint8Array(content.length + 5_000_000));
     await expect(resolveModel("hf:org/tiny", { cacheDir, fetch: server.fetch })).rejects.toThrow(
       /^\S+ of org\/tiny came damaged/,
     );

@@ -11,12 +11,15 @@ export interface HubServer {
   readonly url: string;
   /** Files sent, in order. */
   readonly sent: string[];
+  /** What is said of the files' version; may be changed. */
+  readonly options: { etag?: string };
   close(): void;
 }
 
 /** Serves the files of `directory` as `org/tiny`. `ready` is waited for before half of the weights are sent. */
 export async function serveHub(directory: string, ready: () => Promise<void>): Promise<HubServer> {
   const sent: string[] = [];
+  const options: HubServer["options"] = {};
   const contents = new Map(
     readdirSync(directory).map((name) => [name, readFileSync(join(directory, name))]),
   );
@@ -50,14 +53,22 @@ export async function serveHub(directory: string, ready: () => Promise<void>): P
       response.writeHead(404).end("{}");
       return;
     }
-    if (request.headers.range !== undefined) {
-      response.writeHead(206, { "content-range": `bytes 0-0/${content.length}`, etag: '"e"' });
-      response.end(content.subarray(0, 1));
-      return;
-    }
-    sent.push(name);
-    if (!name.endsWith(".safetensors")) {
-      response.end(content);
+    const etag = `"${options.etag ?? "e"}"`;
+    const [, first, last] = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "") ?? [];
+    const validator = request.headers["if-range"];
+    const isRange = first !== undefined && (validator === undefined || validator === etag);
+    const from = isRange ? Number(first) : 0;
+    const part = content.subarray(from, isRange && last !== "" ? Number(last) + 1 : undefined);
+    if (isRange)
+      response.writeHead(206, {
+        "content-range": `bytes ${from}-${from + part.length - 1}/${content.length}`,
+        etag,
+      });
+    else response.writeHead(200, { etag });
+    // One byte is asked for to learn the size.
+    if (!(isRange && part.length === 1)) sent.push(from > 0 ? `${name} from ${from}` : name);
+    if (!name.endsWith(".safetensors") || from > 0 || part.length === 1) {
+      response.end(part);
       return;
     }
     const half = content.length >> 1;
@@ -69,6 +80,7 @@ export async function serveHub(directory: string, ready: () => Promise<void>): P
   return {
     url: `http://127.0.0.1:${port}`,
     sent,
+    options,
     close: () => {
       server.closeAllConnections();
       server.close();

@@ -1,15 +1,22 @@
-import { readdirSync } from "node:fs";
+import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { fileHashes, temporaryDirectory } from "./artifacts.js";
-import { serveHub } from "./hub-server.js";
+import { serveHub, type HubServer } from "./hub-server.js";
 import { planish, root } from "./run-program.js";
+import { until } from "../until.js";
 
 const directory = temporaryDirectory();
 afterAll(() => directory[Symbol.dispose]());
 
 /** Without the network, and with an empty cache. */
 const offline = { HF_HUB_OFFLINE: "1", HF_HOME: directory.path, XDG_CACHE_HOME: directory.path };
+
+function flipByte(path: string): void {
+  const bytes = readFileSync(path);
+  bytes[bytes.length >> 1] ^= 1;
+  writeFileSync(path, bytes);
+}
 
 describe("planish pull", () => {
   it("prints the path of a model that is here", async () => {
@@ -66,9 +73,35 @@ describe("planish pull", () => {
     }
   });
 
-  it("killed half-way, the next one ends in the right bytes and leaves nothing else", async () => {
-    const cache = directory.file("killed");
+  interface Change {
+    readonly what: string;
+    /** Changes the hub, or the part of the weights that came; whether the rest is asked for all the same. */
+    readonly change: (hub: HubServer, part: string) => boolean;
+  }
+  it.each<Change>([
+    { what: "fetches the rest", change: () => true },
+    {
+      what: "begins again where the server has another version",
+      change: (hub) => {
+        hub.options.etag = "f";
+        return false;
+      },
+    },
+    {
+      what: "begins again where the part was damaged",
+      change: (_, part) => {
+        flipByte(part);
+        return true;
+      },
+    },
+  ])("killed half-way, the next one $what", async ({ what, change }) => {
+    const cache = directory.file(what.replaceAll(" ", "-"));
     const args = ["pull", "hf:org/tiny", "--cache-dir", cache];
+    const folder = join(cache, "models--org--tiny/blobs");
+    const partOfWeights = (): string =>
+      join(folder, readdirSync(folder).find((name) => name.endsWith(".planish-part")) ?? "none");
+    const sizeOfPart = (): number =>
+      statSync(partOfWeights(), { throwIfNoEntry: false })?.size ?? 0;
     let reached = (): void => undefined;
     const halfway = new Promise<void>((resolve) => (reached = resolve));
     let times = 0;
@@ -82,15 +115,25 @@ describe("planish pull", () => {
       const first = await planish(args, {
         env,
         onStderr: (child) => {
-          void halfway.then(() => {
-            if (!sent) sent = child.kill("SIGKILL");
-          });
+          void halfway
+            .then(() => until(() => sizeOfPart() > 0))
+            .then(() => {
+              if (!sent) sent = child.kill("SIGKILL");
+            });
         },
       });
       expect({ sent, code: first.code }).toEqual({ sent: true, code: null });
+      const size = sizeOfPart();
+      expect(size).toBeGreaterThan(0);
+      hub.sent.length = 0;
+      const isAskedFor = change(hub, partOfWeights());
       const second = await planish(args, { env });
       expect(second.code).toBe(0);
       expect(fileHashes(second.stdout.trim())).toEqual(fileHashes(join(root, "models/tiny-llama")));
+      const whole = "model.safetensors";
+      const rest = `${whole} from ${size}`;
+      if (what === "fetches the rest") expect(hub.sent).toEqual([rest]);
+      else expect(hub.sent).toEqual(isAskedFor ? [rest, whole] : [whole]);
       const blobs = readdirSync(join(cache, "models--org--tiny/blobs"));
       expect(blobs.filter((name) => !/^[0-9a-f]+$/.test(name))).toEqual([]);
     } finally {
