@@ -53,7 +53,8 @@ void* pl_alloc(int64_t bytes) {
   const int64_t size = mapped_bytes(bytes);
   // Map enough to align big blocks to a huge page, then give the ends back.
   const int64_t slack = size >= HUGE_PAGE ? HUGE_PAGE : 0;
-  void* raw = mmap(nullptr, static_cast<size_t>(size + slack), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* raw =
+      mmap(nullptr, static_cast<size_t>(size + slack), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) {
     fail(PL_OUT_OF_MEMORY, "no memory for %lld bytes", static_cast<long long>(bytes));
     return nullptr;

@@ -19,7 +19,7 @@ static inline int64_t best_of(const double* values, const uint8_t* closed, int64
 
 /** Closes every group but the best: a group is as good as the sum of its two highest numbers. */
 static inline void close_groups(const double* choice, int64_t experts, int64_t groups, int64_t open, double* worth,
-                               uint8_t* closed) {
+                                uint8_t* closed) {
   const int64_t size = experts / groups;
   for (int64_t g = 0; g < groups; ++g) {
     double first = -INFINITY, second = -INFINITY;
@@ -49,18 +49,22 @@ static inline void close_groups(const double* choice, int64_t experts, int64_t g
  * what it is computed with.
  */
 inline int route(const float* x, int64_t rows, int64_t width, const float* router, const float* bias,
-                 const float* correction, int64_t experts, int64_t chosen, int32_t scores, int32_t normalize, float factor,
-                 int64_t groups, int64_t open_groups, float* weights, int32_t* ids) {
-  if (chosen < 1 || chosen > experts) return fail(PL_BAD_ARGUMENT, "route: %lld of %lld experts", (long long)chosen, (long long)experts);
-  if (groups < 1 || experts % groups != 0 || open_groups < 1 || open_groups > groups || open_groups * (experts / groups) < chosen)
-    return fail(PL_BAD_ARGUMENT, "route: %lld of %lld groups of %lld experts", (long long)open_groups, (long long)groups, (long long)experts);
+                 const float* correction, int64_t experts, int64_t chosen, int32_t scores, int32_t normalize,
+                 float factor, int64_t groups, int64_t open_groups, float* weights, int32_t* ids) {
+  if (chosen < 1 || chosen > experts)
+    return fail(PL_BAD_ARGUMENT, "route: %lld of %lld experts", (long long)chosen, (long long)experts);
+  if (groups < 1 || experts % groups != 0 || open_groups < 1 || open_groups > groups ||
+      open_groups * (experts / groups) < chosen)
+    return fail(PL_BAD_ARGUMENT, "route: %lld of %lld groups of %lld experts", (long long)open_groups,
+                (long long)groups, (long long)experts);
   double* const logits = scratch_of<double>(6, rows * experts);
   if (!logits) return fail(PL_OUT_OF_MEMORY, "route: no memory for %lld rows", (long long)rows);
   parallel_ranges(rows * experts, 65536 / (width + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t r = i / experts, e = i % experts;
       const float *const a = x + r * width, *const b = router + e * width;
-      logits[i] = sum_row(width, [&](int64_t k, int64_t count) { return load_up_to(a + k, count) * load_up_to(b + k, count); }) +
+      logits[i] = sum_row(width, [&](int64_t k,
+                                     int64_t count) { return load_up_to(a + k, count) * load_up_to(b + k, count); }) +
                   (bias ? static_cast<double>(bias[e]) : 0.0);
     }
   });
@@ -83,11 +87,10 @@ inline int route(const float* x, int64_t rows, int64_t width, const float* route
         for (int64_t e = 0; e < experts; ++e) sum += row[e] = std::exp(row[e] - most);
         for (int64_t e = 0; e < experts; ++e) row[e] /= sum;
       }
-      for (int64_t e = 0; e < experts; ++e) choice[e] = row[e] + (correction ? static_cast<double>(correction[e]) : 0.0);
-      if (groups > 1)
-        close_groups(choice, experts, groups, open_groups, worth, closed);
-      else
-        std::memset(closed, 0, static_cast<size_t>(experts));
+      for (int64_t e = 0; e < experts; ++e)
+        choice[e] = row[e] + (correction ? static_cast<double>(correction[e]) : 0.0);
+      if (groups > 1) close_groups(choice, experts, groups, open_groups, worth, closed);
+      else std::memset(closed, 0, static_cast<size_t>(experts));
       double sum = normalize ? SMALLEST_SUM : 1.0;
       for (int64_t c = 0; c < chosen; ++c) {
         const int64_t e = best_of(choice, closed, experts);
@@ -129,7 +132,8 @@ inline int experts(const float* x, int64_t rows, int64_t width, int64_t count, i
         std::memcpy(gathered + i * width, x + mine[i] / chosen * width, static_cast<size_t>(width) * 4);
     });
     const int64_t* const entry = table + 3 * e;
-    if (const int code = pl_run_plan(reinterpret_cast<const int64_t*>(entry[0]), entry[1], own, 0, nullptr)) return code;
+    if (const int code = pl_run_plan(reinterpret_cast<const int64_t*>(entry[0]), entry[1], own, 0, nullptr))
+      return code;
     const float* const result = reinterpret_cast<const float*>(entry[2]);
     parallel_ranges(own, 16384 / out_width + 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {

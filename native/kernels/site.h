@@ -94,7 +94,8 @@ inline int site(int32_t input, int32_t op, const float* x, const float* x2, int6
       const int64_t count = end - r0 < block ? end - r0 : block;
       const float* values = x + r0 * width;
       if (input != SITE_INPUT_PLAIN) {
-        site_input(input, op, values, x2 ? x2 + r0 * width : nullptr, count, width, gain, bias, epsilon, alpha, limit, entering);
+        site_input(input, op, values, x2 ? x2 + r0 * width : nullptr, count, width, gain, bias, epsilon, alpha, limit,
+                   entering);
         values = entering;
       }
       if (bits == 16) {
