@@ -19,11 +19,17 @@
 namespace planish {
 namespace {
 
-enum Level { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AMX = 3, LEVELS = 4 };
-const char* const LEVEL_NAMES[LEVELS] = {"portable", "avx2", "avx512", "amx"};
+// In the order in which they are preferred, best last, among those of one processor.
+enum Level { PORTABLE, AVX2, AVX512, AMX, SIMD128, RELAXED, LEVELS };
+struct LevelNames {
+  const char* name;
+  const char* detail;
+};
+const LevelNames LEVEL_NAMES[LEVELS] = {{"portable", ""},         {"avx2", " (fma)"}, {"avx512", " (vnni, bf16)"},
+                                        {"amx", " (int8, bf16)"}, {"simd128", ""},    {"relaxed", ""}};
 
 struct Machine {
-  bool runs[LEVELS] = {true, false, false, false};
+  bool runs[LEVELS] = {true};
   char processor[64] = "unknown processor";
   // What was found beside the level, or why a better level was passed over.
   char note[96] = "";
@@ -95,6 +101,10 @@ const Machine& machine() {
     detect_x86(m);
 #elif defined(__aarch64__)
     snprintf(m.processor, sizeof m.processor, "64-bit Arm");
+#elif defined(__wasm__)
+    snprintf(m.processor, sizeof m.processor, "WebAssembly");
+    // A module has one level, and the engine would not have compiled one that it cannot run.
+    m.runs[SIMD128] = m.runs[RELAXED] = true;
 #endif
     return m;
   }();
@@ -104,7 +114,9 @@ const Machine& machine() {
 // Levels that the build script could compile define PL_HAVE_<LEVEL>.
 bool fill(Level level, KernelTable& table) {
   switch (level) {
+#if defined(PL_HAVE_PORTABLE)
     case PORTABLE: portable::fill_table(table); return true;
+#endif
 #if defined(PL_HAVE_AVX2)
     case AVX2: avx2::fill_table(table); return true;
 #endif
@@ -113,6 +125,12 @@ bool fill(Level level, KernelTable& table) {
 #endif
 #if defined(PL_HAVE_AMX)
     case AMX: amx::fill_table(table); return true;
+#endif
+#if defined(PL_HAVE_SIMD128)
+    case SIMD128: simd128::fill_table(table); return true;
+#endif
+#if defined(PL_HAVE_RELAXED)
+    case RELAXED: relaxed::fill_table(table); return true;
 #endif
     default: (void)table; return false;
   }
@@ -132,12 +150,8 @@ struct Chosen {
 void choose(int level) {
   fill(static_cast<Level>(level), chosen.table);
   chosen.level = level;
-  const char* detail = level == AMX      ? " (int8, bf16)"
-                       : level == AVX512 ? " (vnni, bf16)"
-                       : level == AVX2   ? " (fma)"
-                                         : "";
-  snprintf(chosen.description, sizeof chosen.description, "%s, %s%s%s%s", machine().processor, LEVEL_NAMES[level],
-           detail, machine().note[0] ? "; " : "", machine().note);
+  snprintf(chosen.description, sizeof chosen.description, "%s, %s%s%s%s", machine().processor, LEVEL_NAMES[level].name,
+           LEVEL_NAMES[level].detail, machine().note[0] ? "; " : "", machine().note);
 }
 
 const char* usable_names() {
@@ -146,7 +160,7 @@ const char* usable_names() {
     for (int level = 0; level < LEVELS; level++) {
       if (!usable(level)) continue;
       if (names[0]) strcat(names, ",");
-      strcat(names, LEVEL_NAMES[level]);
+      strcat(names, LEVEL_NAMES[level].name);
     }
   }
   return names;
@@ -173,7 +187,7 @@ int pl_select(const char* level) {
     return fail(PL_UNSUPPORTED, "no instruction-set level was built");
   }
   for (int named = 0; named < LEVELS; named++) {
-    if (strcmp(level, LEVEL_NAMES[named]) != 0) continue;
+    if (strcmp(level, LEVEL_NAMES[named].name) != 0) continue;
     if (!usable(named))
       return fail(PL_UNSUPPORTED, "instruction-set level \"%s\" is not available here; this machine and build have: %s",
                   level, usable_names());
@@ -186,7 +200,7 @@ int pl_select(const char* level) {
 
 const char* pl_level(void) {
   kernels();
-  return LEVEL_NAMES[chosen.level];
+  return LEVEL_NAMES[chosen.level].name;
 }
 
 const char* pl_description(void) {

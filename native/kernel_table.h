@@ -18,6 +18,8 @@ PL_DECLARE_LEVEL(portable)
 PL_DECLARE_LEVEL(avx2)
 PL_DECLARE_LEVEL(avx512)
 PL_DECLARE_LEVEL(amx)
+PL_DECLARE_LEVEL(simd128)
+PL_DECLARE_LEVEL(relaxed)
 #undef PL_DECLARE_LEVEL
 
 }  // namespace planish

@@ -207,16 +207,7 @@ struct ByteSide {
 
 template <class Unit = UnitI8>
 inline VI load_byte_groups(const int8_t* p, uint8_t flip) {
-  if constexpr (SHORT_SUMS<Unit>) return load_i(p);
-#if PL_ISA >= 2
-  return _mm512_xor_si512(load_i(p), _mm512_set1_epi8(static_cast<char>(flip)));
-#elif PL_ISA == 1
-  (void)flip;
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  (void)flip;
-  return VI{p[0], p[1], p[2], p[3]};
-#endif
+  return Unit::codes(p, flip);
 }
 
 // Bytes past `valid` count as code zero: `flip` after shifting, so that the correction 128·Σa stays right (their

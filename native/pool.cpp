@@ -1,7 +1,13 @@
 // The thread pool: one generation counter that workers watch, spinning for some microseconds before they sleep, since
 // a training step is a stream of short kernels.
+//
+// WebAssembly starts no threads itself: the host runs an instance per thread on one memory, each of which calls
+// pl_wasm_work with its number (src/backend/wasm/library.ts).
 #include "pool.h"
 
+#if defined(__wasm__)
+#include "wasm/heap.h"
+#else
 #include <pthread.h>
 #if defined(_WIN32)
 #include <malloc.h>
@@ -10,20 +16,27 @@
 #include <sched.h>
 #include <unistd.h>
 #endif
+#endif
 
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 
 #include "planish.h"
+#include "sleepers.h"
 
 namespace planish {
 namespace {
 
 constexpr int MAX_THREADS = 256;
 // About 30 µs on a 3 GHz core: longer than the gap between two calls from JavaScript, shorter than a scheduler tick.
+#if defined(__wasm__)
+constexpr int SPINS = 20000;  // no instruction that pauses
+#else
 constexpr int SPINS = 1500;
+#endif
 
 thread_local char last_error[512] = "";
 thread_local bool inside_pool = false;
@@ -56,10 +69,11 @@ struct alignas(64) Claims {
 constexpr uint32_t OPEN = 1u << 31;
 
 struct Pool {
-  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-  pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-  pthread_cond_t done = PTHREAD_COND_INITIALIZER;
+  Sleepers workers;  // for the next job
+  Sleepers caller;   // for the workers to have left
+#if !defined(__wasm__)
   pthread_t threads[MAX_THREADS];
+#endif
   int count = 0;                  // threads, the caller included; 0: not started
   uint64_t first_generation = 0;  // of the workers: what they have seen when they begin
   Job job;
@@ -72,10 +86,12 @@ struct Pool {
 
 // Never destroyed: workers may still be waiting on it when the process exits.
 Pool& pool() {
-  static Pool* instance = new Pool();
+  alignas(Pool) static unsigned char place[sizeof(Pool)];
+  static Pool* instance = new (place) Pool();
   return *instance;
 }
 
+#if !defined(__wasm__)
 int hardware_threads() {
 #if defined(__linux__)
   cpu_set_t set;
@@ -89,6 +105,7 @@ int hardware_threads() {
 #endif
   return online > 0 ? static_cast<int>(online) : 1;
 }
+#endif
 
 // A thread's own share first, then what is left of the others'.
 void work(Pool& p) {
@@ -106,6 +123,9 @@ void work(Pool& p) {
 }
 
 bool enter(Pool& p) {
+#if defined(__wasm__)
+  if (own_number >= p.count) return false;
+#endif
   uint32_t entry = p.entry.load(std::memory_order_acquire);
   while (entry & OPEN)
     if (p.entry.compare_exchange_weak(entry, entry + 1, std::memory_order_acq_rel)) return true;
@@ -115,37 +135,40 @@ bool enter(Pool& p) {
 void leave(Pool& p) {
   // The last one out of a shut job may have to wake the caller.
   if (p.entry.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  pthread_mutex_lock(&p.mutex);
-  pthread_cond_signal(&p.done);
-  pthread_mutex_unlock(&p.mutex);
+  p.caller.after([] {});
 }
 
-void* worker(void* argument) {
-  Pool& p = pool();
+// Takes part in every job from the generation after `seen` on.
+void work_on(Pool& p, int number, uint64_t seen) {
   inside_pool = true;
-  own_number = static_cast<int>(reinterpret_cast<uintptr_t>(argument));
-  uint64_t seen = p.first_generation;
+  own_number = number;
+  const auto changed = [&] { return p.generation.load(std::memory_order_acquire) != seen; };
   for (;;) {
-    for (int i = 0; i < SPINS && p.generation.load(std::memory_order_acquire) == seen; i++) pause_cpu();
-    if (p.generation.load(std::memory_order_acquire) == seen) {
-      pthread_mutex_lock(&p.mutex);
-      while (p.generation.load(std::memory_order_acquire) == seen) pthread_cond_wait(&p.wake, &p.mutex);
-      pthread_mutex_unlock(&p.mutex);
-    }
+    for (int i = 0; i < SPINS && !changed(); i++) pause_cpu();
+    if (!changed()) p.workers.until(changed);
     seen = p.generation.load(std::memory_order_acquire);
-    if (p.stopping.load(std::memory_order_acquire)) return nullptr;
+    if (p.stopping.load(std::memory_order_acquire)) return;
     if (!enter(p)) continue;
     work(p);
     leave(p);
   }
 }
 
-// Bumps the generation under the mutex, so that a worker about to sleep cannot miss it.
 void announce(Pool& p) {
-  pthread_mutex_lock(&p.mutex);
-  p.generation.fetch_add(1, std::memory_order_acq_rel);
-  pthread_cond_broadcast(&p.wake);
-  pthread_mutex_unlock(&p.mutex);
+  p.workers.after([&] { p.generation.fetch_add(1, std::memory_order_acq_rel); });
+}
+
+#if defined(__wasm__)
+// Threads that were started for a larger pool stay, and enter no job (`enter`).
+int start_workers(Pool& p, int count) {
+  p.count = count <= 0 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
+  return p.count;
+}
+#else
+void* worker(void* argument) {
+  Pool& p = pool();
+  work_on(p, static_cast<int>(reinterpret_cast<uintptr_t>(argument)), p.first_generation);
+  return nullptr;
 }
 
 void stop_workers(Pool& p) {
@@ -172,8 +195,12 @@ int start_workers(Pool& p, int count) {
   }
   return p.count;
 }
+#endif
 
-#if defined(_WIN32)
+#if defined(__wasm__)
+void* aligned_block(size_t bytes) { return heap_take(bytes); }
+void free_block(void* block) { heap_give(block); }
+#elif defined(_WIN32)
 void* aligned_block(size_t bytes) { return _aligned_malloc(bytes, 64); }
 void free_block(void* block) { _aligned_free(block); }
 #else
@@ -187,9 +214,11 @@ void free_block(void* block) { free(block); }
 struct Scratch {
   void* pointer[SCRATCH_SLOTS] = {};
   size_t bytes[SCRATCH_SLOTS] = {};
+#if !defined(__wasm__)  // there no thread ends while the memory is in use
   ~Scratch() {
     for (void* block : pointer) free_block(block);
   }
+#endif
 };
 thread_local Scratch scratch;
 
@@ -228,11 +257,7 @@ void pool_run(int64_t tasks, int64_t pieces, int shares, TaskFunction function, 
     pause_cpu();
     inside = p.entry.load(std::memory_order_acquire);
   }
-  if (inside != 0) {
-    pthread_mutex_lock(&p.mutex);
-    while (p.entry.load(std::memory_order_acquire) != 0) pthread_cond_wait(&p.done, &p.mutex);
-    pthread_mutex_unlock(&p.mutex);
-  }
+  if (inside != 0) p.caller.until([&] { return p.entry.load(std::memory_order_acquire) == 0; });
   inside_pool = false;
   p.busy.store(false, std::memory_order_release);
 }
@@ -265,3 +290,10 @@ int pl_set_threads(int count) {
 }
 
 int pl_threads(void) { return planish::thread_count(); }
+
+#if defined(__wasm__)
+// Makes the calling instance the pool's thread `number`, from 1 on; does not return.
+extern "C" __attribute__((export_name("pl_wasm_work"))) void pl_wasm_work(int number) {
+  planish::work_on(planish::pool(), number, 0);
+}
+#endif

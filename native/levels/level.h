@@ -2,11 +2,19 @@
 // level's own flags; everything it includes lives in namespace planish::PL_LEVEL, so the levels never share code.
 //
 // PL_ISA orders the levels: 0 portable (any processor), 1 avx2 (with FMA and F16C), 2 avx512 (f, bw, dq, vl, vnni,
-// bf16), 3 amx (tile, int8, bf16, and everything of avx512). Kernels select code with `#if PL_ISA >= 2`.
+// bf16), 3 amx (tile, int8, bf16, and everything of avx512). Kernels select code with `#if PL_ISA >= 2`. Levels of other
+// processors have PL_ISA 0 and a macro of their own: PL_WASM 1 simd128, 2 relaxed.
 #if !defined(PL_LEVEL) || !defined(PL_ISA)
 #error "define PL_LEVEL and PL_ISA before including level.h"
 #endif
 
+#if !defined(PL_WASM)
+#define PL_WASM 0
+#endif
+
+#if PL_WASM
+#include <wasm_simd128.h>
+#endif
 #if PL_ISA >= 1
 // g++ 12 reports its own "undefined" intrinsics as uninitialized (GCC bug 105593).
 #pragma GCC diagnostic push

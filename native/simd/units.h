@@ -7,6 +7,8 @@
 #include "units_avx512.h"
 #elif PL_ISA == 1
 #include "units_avx2.h"
+#elif PL_WASM
+#include "units_wasm.h"
 #else
 #include "units_portable.h"
 #endif

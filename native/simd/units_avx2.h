@@ -18,6 +18,9 @@ struct UnitI8 {
   using Cell = int32_t;
   using Accumulator = VI;
   static Accumulator zero() { return zero_i(); }
+  static VI codes(const int8_t* p, uint8_t) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     // _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)), one product after the other: left to itself g++ 12 may multiply all
     // first and spill the sums.
@@ -40,6 +43,7 @@ struct UnitNibbles {
   using Cell = int32_t;
   using Accumulator = VI;
   static Accumulator zero() { return zero_i(); }
+  static VI codes(const int8_t* p, uint8_t) { return load_i(p); }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     // _mm256_add_epi16(acc, _mm256_maddubs_epi16(b, a)); in assembly for the same reason.
     VI product;

@@ -28,6 +28,9 @@ struct UnitI8 {
   using Cell = int32_t;
   using Accumulator = VI;
   static Accumulator zero() { return zero_i(); }
+  static VI codes(const int8_t* p, uint8_t flip) {
+    return _mm512_xor_si512(load_i(p), _mm512_set1_epi8(static_cast<char>(flip)));
+  }
   static Accumulator step(Accumulator acc, VI a, VI b) { return _mm512_dpbusd_epi32(acc, b, a); }
   static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };

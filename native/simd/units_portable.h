@@ -17,6 +17,8 @@ struct UnitI8 {
   using Cell = int32_t;
   using Accumulator = VI;
   static Accumulator zero() { return zero_i(); }
+  // LANES groups of codes that follow one another; `flip` is XORed into each where the unit asks for it (B_SHIFT).
+  static VI codes(const int8_t* p, uint8_t) { return VI{p[0], p[1], p[2], p[3]}; }
   static Accumulator step(Accumulator acc, VI a, VI b) { return acc + a * b; }
   static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };

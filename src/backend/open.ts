@@ -4,17 +4,17 @@ import { PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import type { Backend } from "./contract/training.js";
 import { createCpuBackend } from "./cpu/train/backend.js";
-import { nativeLibraryExists } from "./cpu/library.js";
+import { hostDevice, WASM_SERVES } from "./cpu/host.js";
 import { createCudaBackend } from "./cuda/train/backend.js";
 import { createReferenceBackend } from "./reference/train/backend.js";
 
-export const DEVICES = ["auto", "cuda", "cpu", "reference"] as const;
+export const DEVICES = ["auto", "cuda", "cpu", "wasm", "reference"] as const;
 export type Device = (typeof DEVICES)[number];
 
 export interface OpenBackendOptions {
   /**
-   * `auto`: the GPU where one works, else `cpu`, else `reference`; what was picked is logged.
-   * Absent: `cpu`, or `reference` with a warning when the native kernels were not built.
+   * `auto`: the GPU where one works, else as when absent; what was picked is logged.
+   * Absent: `cpu`, or with a warning `wasm` when there are no native kernels, and `reference` when there are none at all.
    */
   readonly device?: Device;
   /** Threads of the native kernels (default: one per core); the reference backend has one. */
@@ -23,9 +23,13 @@ export interface OpenBackendOptions {
 }
 
 function openHost(threads: number | undefined, progress: ProgressSink): Backend {
-  if (nativeLibraryExists()) return createCpuBackend({ threads });
+  const device = hostDevice();
+  if (device) {
+    if (device === "wasm") progress.warn(WASM_SERVES);
+    return createCpuBackend({ threads, device });
+  }
   progress.warn(
-    "the CPU kernels are not built (npm run build:native needs a C++17 compiler): " +
+    "neither native kernels (npm run build:native needs a C++17 compiler) nor WebAssembly's are built: " +
       "plain TypeScript serves instead, hundreds of times slower",
   );
   return createReferenceBackend({ realType: "f32" });
@@ -61,7 +65,8 @@ export function openBackend(options: OpenBackendOptions = {}): Backend {
     case "cuda":
       return createCudaBackend();
     case "cpu":
-      return createCpuBackend({ threads });
+    case "wasm":
+      return createCpuBackend({ threads, device });
     case "reference":
       return createReferenceBackend({ realType: "f32" });
     default:

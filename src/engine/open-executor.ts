@@ -1,6 +1,6 @@
 /** From a path to an executor: which arithmetic runs a model, and how much memory its cache gets. */
 import { openBackend, type Device } from "../backend/open.js";
-import { nativeLibraryExists } from "../backend/cpu/library.js";
+import { hostDevice, WASM_SERVES, type HostDevice } from "../backend/cpu/host.js";
 import { openCheckpoint } from "../checkpoint/open.js";
 import { loadTokenizer, type Tokenizer } from "../checkpoint/tokenizer.js";
 import { PlanishError } from "../common/errors.js";
@@ -47,8 +47,9 @@ export function openExecutor(path: string, options: OpenExecutorOptions = {}): O
     if (device === "cuda") {
       const executor = openOnGpu(path, chosen);
       if (executor) return opened(path, scheme, executor);
-    } else if (runsOnKernels(scheme, chosen)) {
-      const executor = openOnProcessor(path, chosen);
+    } else {
+      const host = kernelsFor(scheme, chosen);
+      const executor = host && openOnProcessor(path, host, chosen);
       if (executor) return opened(path, scheme, executor);
     }
   }
@@ -86,10 +87,13 @@ function openOnGpu(
 /** The executor on the processor's kernels, or undefined, with the reason told, for blocks that they do not take. */
 function openOnProcessor(
   path: string,
-  { threads, progress = silentProgress }: OpenExecutorOptions,
+  host: HostDevice,
+  { device, threads, progress = silentProgress }: OpenExecutorOptions,
 ): Executor | undefined {
   try {
-    return openIntegerExecutor(path, { threads });
+    const executor = openIntegerExecutor(path, { threads, device: host });
+    if (host === "wasm" && device !== "wasm") progress.warn(WASM_SERVES);
+    return executor;
   } catch (error) {
     if (!(error instanceof NoKernel)) throw error;
     progress.warn(`${error.message} in the engine: it runs simulated in float32, slower`);
@@ -97,20 +101,20 @@ function openOnProcessor(
   }
 }
 
-/** Whether the processor's own kernels run a model; why not, where that is not what was asked for. */
-function runsOnKernels(
+/** The form in which the processor's kernels run a model; none, with the reason told, where they do not take its scheme. */
+function kernelsFor(
   scheme: string | undefined,
-  { device = "cpu", progress = silentProgress }: OpenExecutorOptions,
-): boolean {
-  if (device !== "cpu" || !nativeLibraryExists()) return false;
-  if (scheme === undefined) return true;
+  { device, progress = silentProgress }: OpenExecutorOptions,
+): HostDevice | undefined {
+  const host = device === "cpu" || device === "wasm" ? device : device ? undefined : hostDevice();
+  if (!host || scheme === undefined) return host;
   try {
     linearKind(parseScheme(scheme));
-    return true;
+    return host;
   } catch (error) {
     if (!(error instanceof PlanishError)) throw error;
     progress.warn(`scheme ${scheme} has no integer kernels: it runs simulated in float32, slower`);
-    return false;
+    return undefined;
   }
 }
 
@@ -173,13 +177,14 @@ export interface CacheOptions {
 export function pagesFor(executor: Executor, { kvMemory, maxRunning }: CacheOptions): number {
   const { shape, pageTokens, bytesPerPage } = executor;
   const onDevice = executor.freeBytes?.();
-  const free = onDevice ?? availableMemory();
+  const addressable = executor.addressableBytes?.() ?? Infinity;
+  const free = Math.min(onDevice ?? availableMemory(), addressable);
   if (kvMemory !== undefined && kvMemory > free)
     throw new PlanishError(
       `the KV cache is to take ${formatBytes(kvMemory)}, and ${formatBytes(free)} of memory are free; give less (--kv-memory)`,
     );
-  const budget =
-    kvMemory ?? free * (onDevice === undefined ? DEFAULT_SHARE.machine : DEFAULT_SHARE.device);
+  const share = onDevice === undefined ? DEFAULT_SHARE.machine : DEFAULT_SHARE.device;
+  const budget = kvMemory ?? free * share;
   const useful = maxRunning * Math.ceil(shape.maxPositions / pageTokens);
   const pages = Math.min(useful, Math.floor(budget / bytesPerPage));
   if (pages < 1)

@@ -1,5 +1,5 @@
 /** The integer engine's door: opens a model, quantized or not, as an executor on the CPU. */
-import { loadNativeLibrary } from "../backend/cpu/library.js";
+import { loadHostLibrary, type HostDevice } from "../backend/cpu/host.js";
 import { PlanishError } from "../common/errors.js";
 import { IntegerExecutor } from "../backend/cpu/infer/executor.js";
 import { openSource } from "./source.js";
@@ -7,8 +7,10 @@ import { openSource } from "./source.js";
 export { IntegerExecutor, PAGE_TOKENS, type StepProfile } from "../backend/cpu/infer/executor.js";
 
 export interface IntegerExecutorOptions {
-  /** Threads of the process-wide pool (default: one per core). */
+  /** Threads of the library's pool (default: one per core). */
   readonly threads?: number;
+  /** Native kernels, or the same ones in WebAssembly (default `cpu`). */
+  readonly device?: HostDevice;
 }
 
 /**
@@ -20,10 +22,10 @@ export function openIntegerExecutor(
   path: string,
   options: IntegerExecutorOptions = {},
 ): IntegerExecutor {
-  const { threads } = options;
+  const { threads, device = "cpu" } = options;
   if (threads !== undefined && !(Number.isInteger(threads) && threads > 0))
     throw new PlanishError(`threads is ${threads}; give an integer of at least 1`);
-  const library = loadNativeLibrary();
+  const library = loadHostLibrary(device);
   const count = library.setThreads(threads ?? 0);
   using source = openSource(path);
   return new IntegerExecutor(library, count, source);

@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
 import * as cuda from "../../src/backend/cuda/train/backend.js";
 import { PlanishError } from "../../src/common/errors.js";
+import * as modules from "../../src/backend/wasm/module.js";
 import * as library from "../../src/backend/cpu/library.js";
 import { openBackend, type Device } from "../../src/backend/open.js";
 import { silentProgress } from "../../src/common/progress.js";
@@ -8,6 +9,11 @@ import { silentProgress } from "../../src/common/progress.js";
 vi.mock(import("../../src/backend/cpu/library.js"), async (original) => {
   const actual = await original();
   return { ...actual, nativeLibraryExists: vi.fn(actual.nativeLibraryExists) };
+});
+
+vi.mock(import("../../src/backend/wasm/module.js"), async (original) => {
+  const actual = await original();
+  return { ...actual, wasmLevels: vi.fn(actual.wasmLevels) };
 });
 
 vi.mock(import("../../src/backend/cuda/train/backend.js"), async (original) => {
@@ -18,6 +24,7 @@ vi.mock(import("../../src/backend/cuda/train/backend.js"), async (original) => {
 afterEach(() => {
   vi.mocked(cuda.createCudaBackend).mockReset();
   vi.mocked(library.nativeLibraryExists).mockReset();
+  vi.mocked(modules.wasmLevels).mockReset();
 });
 
 describe("openBackend", () => {
@@ -26,8 +33,23 @@ describe("openBackend", () => {
     expect([backend.name, backend.realType]).toEqual(["reference", "f32"]);
   });
 
-  it("falls back to plain TypeScript without native kernels, and says so", () => {
+  it.skipIf(!modules.wasmModuleExists())(
+    "takes WebAssembly without native kernels, and says so",
+    () => {
+      vi.mocked(library.nativeLibraryExists).mockReturnValue(false);
+      const warnings: string[] = [];
+      const progress = { ...silentProgress, warn: (message: string) => warnings.push(message) };
+      using backend = openBackend({ progress });
+      expect(backend.name).toBe("wasm");
+      expect(warnings).toEqual([
+        expect.stringMatching(/WebAssembly.*slower.*4 GiB.*planish doctor/),
+      ]);
+    },
+  );
+
+  it("falls back to plain TypeScript without any kernels, and says so", () => {
     vi.mocked(library.nativeLibraryExists).mockReturnValue(false);
+    vi.mocked(modules.wasmLevels).mockReturnValue([]);
     const warnings: string[] = [];
     const progress = { ...silentProgress, warn: (message: string) => warnings.push(message) };
     using backend = openBackend({ progress });
@@ -41,6 +63,7 @@ describe("openBackend", () => {
       throw new PlanishError("--device cuda: no NVIDIA GPU is visible here");
     });
     vi.mocked(library.nativeLibraryExists).mockReturnValue(false);
+    vi.mocked(modules.wasmLevels).mockReturnValue([]);
     const notes: string[] = [];
     const progress = { ...silentProgress, note: (message: string) => notes.push(message) };
     using backend = openBackend({ device: "auto", progress });
@@ -71,7 +94,7 @@ describe("openBackend", () => {
   });
 
   it("refuses unknown devices, naming the known ones", () => {
-    expect(() => openBackend({ device: "tpu" as Device })).toThrow(/"tpu".*cpu, reference/);
+    expect(() => openBackend({ device: "tpu" as Device })).toThrow(/"tpu".*cpu, wasm, reference/);
   });
 });
 

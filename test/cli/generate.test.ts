@@ -25,7 +25,7 @@ describe("planish generate", () => {
     ["--temperature", "-1", "Give a number from 0 to 100"],
     ["--top-p", "0", "Give a number from"],
     ["--max-tokens", "0", "Give a whole number from 1 to"],
-    ["--device", "tpu", "Allowed choices are auto, cuda, cpu, reference"],
+    ["--device", "tpu", "Allowed choices are auto, cuda, cpu, wasm, reference"],
   ])("refuses %s %s", async (flag, value, accepted) => {
     const { code, stdout, stderr } = await planish([...PROMPT, flag, value]);
     expect({ code, stdout }).toEqual({ code: 2, stdout: "" });

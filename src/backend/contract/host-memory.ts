@@ -18,11 +18,13 @@ const ARRAY_TYPES = {
 export function hostArray(
   dtype: DType,
   length: number,
-  memory?: ArrayBuffer,
+  memory?: ArrayBufferLike,
   byteOffset = 0,
 ): HostArray {
   const ArrayType = ARRAY_TYPES[dtype];
-  return memory === undefined ? new ArrayType(length) : new ArrayType(memory, byteOffset, length);
+  return memory === undefined
+    ? new ArrayType(length)
+    : new ArrayType(memory as ArrayBuffer, byteOffset, length);
 }
 
 /**

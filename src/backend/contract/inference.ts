@@ -94,6 +94,8 @@ export interface Executor extends Disposable {
   readonly cutAtPages?: boolean;
   /** Bytes that the device has left for pages; absent: they lie in the machine's own memory. */
   freeBytes?(): number;
+  /** Bytes that still fit, where less than the machine's memory can be addressed. */
+  addressableBytes?(): number;
   /** Makes room for this many pages; what earlier pages held is lost. @throws PlanishError when memory is short. */
   reserve(pages: number): void;
   /** Copies one page's contents over another's, so that a shared, half-filled page can be continued twice. */

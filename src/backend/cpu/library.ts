@@ -10,6 +10,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type * as Koffi from "koffi";
 import { PlanishError } from "../../common/errors.js";
+import { loadWasmLibrary } from "../wasm/library.js";
 import { FUNCTIONS, type FunctionName, type KernelName } from "../contract/abi.js";
 import { abiNumber, cName, parametersOf, type Parameter } from "../contract/abi-types.js";
 
@@ -27,6 +28,10 @@ export interface NativeLibrary {
   release(pointer: unknown, bytes: number): void;
   /** Gives physical pages back; the range stays mapped and reads as zeros. */
   discard(pointer: unknown, bytes: number): void;
+  /** What is left of a memory of its own; absent where the machine's is the limit. */
+  readonly freeBytes?: () => number;
+  /** Why there is not more memory, for messages; absent where the machine's is the limit. */
+  readonly limit?: string;
   /** Runs the calls of a plan on a step's rows and chunks; adds up seconds per operation where they are wanted. */
   runPlan(
     plan: bigint,
@@ -36,10 +41,14 @@ export interface NativeLibrary {
     seconds: Float64Array | null,
   ): void;
   /**
-   * An ArrayBuffer over native memory, which must stay mapped for as long as the ArrayBuffer is reachable. More than
-   * `buffer.constants.MAX_LENGTH` bytes would end the process: NativeMapping makes these, piece by piece.
+   * A buffer over native memory and where in it the pointer's bytes begin. The memory must stay mapped for as long as the
+   * buffer is reachable. More than `buffer.constants.MAX_LENGTH` bytes would end the process: NativeMapping makes these,
+   * piece by piece.
    */
-  view(pointer: unknown, bytes: number): ArrayBuffer;
+  view(
+    pointer: unknown,
+    bytes: number,
+  ): { readonly buffer: ArrayBufferLike; readonly offset: number };
   /** The address of what a bound function returned as a pointer. */
   address(pointer: unknown): bigint;
   /** Chooses the instruction-set level; undefined for the best. Throws PlanishError when this machine lacks it. */
@@ -55,11 +64,19 @@ export interface NativeLibrary {
   threads(): number;
 }
 
+/** Why `allocate` gave nothing, in one line. */
+export function refusal(library: NativeLibrary, bytes: number, advice: string): string {
+  const size = `out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB more were refused`;
+  return library.limit
+    ? `${size}: ${library.limit}; ${advice}`
+    : `${size} by the system; ${advice}`;
+}
+
 const require = createRequire(import.meta.url);
 
 /**
  * The compiled library's path, whether this file runs from src/ or dist/. The environment variable
- * PLANISH_NATIVE_LIBRARY names another build of it (tests use one with emulated tile instructions).
+ * PLANISH_NATIVE_LIBRARY names another build of it: tests use one with emulated tile instructions, and WebAssembly's.
  */
 export function nativeLibraryPath(): string {
   if (process.env.PLANISH_NATIVE_LIBRARY) return process.env.PLANISH_NATIVE_LIBRARY;
@@ -112,6 +129,7 @@ let loaded: NativeLibrary | undefined;
 export function loadNativeLibrary(): NativeLibrary {
   if (loaded) return loaded;
   const path = nativeLibraryPath();
+  if (path.endsWith(".wasm")) return loadWasmLibrary(path);
   if (!existsSync(path)) {
     throw new PlanishError(
       "the CPU kernels are not built; run `npm run build:native` (needs a C++17 compiler), or use --device reference",
@@ -166,7 +184,7 @@ export function loadNativeLibrary(): NativeLibrary {
         throw new RangeError(
           `a view of ${bytes} bytes; the runtime has at most ${constants.MAX_LENGTH}`,
         );
-      return koffi.view(pointer, bytes);
+      return { buffer: koffi.view(pointer, bytes), offset: 0 };
     },
     address: (pointer) => koffi.address(pointer),
     selectLevel: (name) => select(name ?? null),

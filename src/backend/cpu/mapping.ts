@@ -13,11 +13,16 @@ import type { NativeLibrary } from "./library.js";
 export const PIECE_BYTES = 2 ** 30;
 
 /** What keeps memory mapped: as long as a piece of it is reachable, so is the mapping. */
-const mappingOf = new WeakMap<ArrayBuffer, NativeMapping>();
+const mappingOf = new WeakMap<ArrayBufferLike | HostArray, NativeMapping>();
+
+interface Piece {
+  readonly buffer: ArrayBufferLike;
+  readonly offset: number;
+}
 
 export class NativeMapping {
   readonly address: bigint;
-  private readonly pieces: (ArrayBuffer | undefined)[] = [];
+  private readonly pieces: (Piece | undefined)[] = [];
 
   /** @param pointer What `pl_alloc` returned for `bytes`. */
   constructor(
@@ -40,12 +45,17 @@ export class NativeMapping {
     for (let at = offset; at < end;) {
       const piece = Math.floor(at / PIECE_BYTES);
       const stop = Math.min(end, (piece + 1) * PIECE_BYTES);
-      yield hostArray(dtype, (stop - at) / width, this.piece(piece), at - piece * PIECE_BYTES);
+      const { buffer, offset } = this.piece(piece);
+      const start = offset + at - piece * PIECE_BYTES;
+      const array = hostArray(dtype, (stop - at) / width, buffer, start);
+      // All of WebAssembly's mappings share a buffer.
+      if (offset > 0) mappingOf.set(array, this);
+      yield array;
       at = stop;
     }
   }
 
-  private piece(index: number): ArrayBuffer {
+  private piece(index: number): Piece {
     const made = this.pieces[index];
     if (made) return made;
     const start = index * PIECE_BYTES;
@@ -53,7 +63,7 @@ export class NativeMapping {
       this.address + BigInt(start),
       Math.min(PIECE_BYTES, this.bytes - start),
     );
-    mappingOf.set(piece, this);
+    if (piece.offset === 0) mappingOf.set(piece.buffer, this);
     this.pieces[index] = piece;
     return piece;
   }

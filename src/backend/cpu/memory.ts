@@ -12,7 +12,7 @@ import {
   type HostArray,
 } from "../contract/training.js";
 import { PlanishError } from "../../common/errors.js";
-import type { NativeLibrary } from "./library.js";
+import { refusal, type NativeLibrary } from "./library.js";
 import { NativeMapping } from "./mapping.js";
 
 /** A buffer in host memory. Kernels receive its address and element counts. */
@@ -94,7 +94,7 @@ export class NativeMemory {
     const pointer = this.library.allocate(bytes);
     if (!pointer) {
       throw new PlanishError(
-        `out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB more were refused by the system; use a smaller model, batch or sequence length`,
+        refusal(this.library, bytes, "use a smaller model, batch or sequence length"),
       );
     }
     const mapping = new NativeMapping(this.library, pointer, bytes);

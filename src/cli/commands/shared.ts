@@ -12,8 +12,8 @@ export interface DeviceFlags {
 export const deviceOption = (): Option =>
   new Option(
     "--device <name>",
-    "what computes: an NVIDIA GPU (cuda), native kernels (cpu), plain TypeScript (reference, very slow), or the best " +
-      "of these (auto); default: cpu where it is built",
+    "what computes: an NVIDIA GPU (cuda), native kernels (cpu), the same in WebAssembly (wasm, a few times slower), plain TypeScript " +
+      "(reference, very slow), or the best of these (auto); default: cpu where it is built, else wasm",
   ).choices(DEVICES);
 
 export const threadsOption = (): Option =>

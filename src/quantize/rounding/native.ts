@@ -1,10 +1,7 @@
 /** Bindings of native/kernels/gptq.h: GPTQ's float64 factorization and rounding, on every thread of the pool. */
 import type { Backend } from "../../backend/contract/training.js";
-import {
-  loadNativeLibrary,
-  nativeLibraryExists,
-  type NativeLibrary,
-} from "../../backend/cpu/library.js";
+import { hostDevice, loadHostLibrary, type HostDevice } from "../../backend/cpu/host.js";
+import type { NativeLibrary } from "../../backend/cpu/library.js";
 import { nativeKernels } from "../../backend/cpu/native-kernels.js";
 import { plainGptq, type GptqSolver } from "./gptq.js";
 
@@ -35,14 +32,17 @@ function bindSolver(library: NativeLibrary): GptqSolver {
   };
 }
 
-let solver: GptqSolver | undefined;
+const solvers = new Map<HostDevice, GptqSolver>();
 
-/** The solver of a run: plain loops beside the reference backend, and where the native library was not built. */
+/** The solver of a run: plain loops beside the reference backend, and where no kernels were built. */
 export function gptqSolver(backend: Backend): GptqSolver {
-  return backend.name === "reference" || !nativeLibraryExists() ? plainGptq : nativeGptq();
+  const device = backend.name === "wasm" ? "wasm" : hostDevice();
+  return backend.name === "reference" || !device ? plainGptq : nativeGptq(device);
 }
 
-/** GPTQ by the native library. @throws PlanishError when it is not built. */
-export function nativeGptq(): GptqSolver {
-  return (solver ??= bindSolver(loadNativeLibrary()));
+/** GPTQ by the kernels' library. @throws PlanishError when it is not built. */
+export function nativeGptq(device: HostDevice = "cpu"): GptqSolver {
+  let solver = solvers.get(device);
+  if (!solver) solvers.set(device, (solver = bindSolver(loadHostLibrary(device))));
+  return solver;
 }

@@ -135,6 +135,10 @@ export class IntegerExecutor implements Executor {
     this.description = `${library.description()}, ${threads} ${threads === 1 ? "thread" : "threads"}, ${formatScheme(scheme)}, ${arithmetic}`;
   }
 
+  addressableBytes(): number {
+    return this.library.freeBytes?.() ?? Infinity;
+  }
+
   reserve(pages: number): void {
     this.checkLive();
     checkReserve(pages);

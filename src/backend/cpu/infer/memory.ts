@@ -4,7 +4,7 @@
  * reserved without one.
  */
 import { BYTES_PER_ELEMENT, type DType, type HostArray } from "../../contract/training.js";
-import type { NativeLibrary } from "../library.js";
+import { refusal, type NativeLibrary } from "../library.js";
 import { copyArrays, NativeMapping, PIECE_BYTES } from "../mapping.js";
 import { PlanishError } from "../../../common/errors.js";
 
@@ -91,7 +91,7 @@ export class EngineMemory implements Disposable {
     const pointer = Number.isSafeInteger(bytes) ? this.library.allocate(bytes) : null;
     if (!pointer)
       throw new PlanishError(
-        `out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB more were refused by the system; use a smaller model or a smaller cache`,
+        refusal(this.library, bytes, "use a smaller model or a smaller cache"),
       );
     const mapping = new NativeMapping(this.library, pointer, bytes);
     this.mappings.push(mapping);

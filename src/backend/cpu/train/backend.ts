@@ -5,14 +5,16 @@ import type { Backend, Buffer, DType, HostArray } from "../../contract/training.
 import { PlanishError } from "../../../common/errors.js";
 import { newHostArray } from "../../contract/host-memory.js";
 import { CONSTANTS } from "../../contract/abi.js";
-import { loadNativeLibrary } from "../library.js";
+import { loadHostLibrary, type HostDevice } from "../host.js";
 import { cpuKernels } from "./kernels.js";
 import { copyArrays } from "../mapping.js";
 import { NativeArena, NativeMemory, nativeBuffer } from "../memory.js";
 
 export interface CpuBackendOptions {
-  /** Threads of the process-wide pool; default one per hardware core. */
+  /** Threads of the library's pool; default one per hardware core. */
   readonly threads?: number;
+  /** What computes: the native kernels, or the same ones in WebAssembly (default `cpu`). */
+  readonly device?: HostDevice;
 }
 
 function checkRange(buffer: Buffer, offset: number, length: number): void {
@@ -28,15 +30,15 @@ function checkRange(buffer: Buffer, offset: number, length: number): void {
  * the machine lacks, or when `threads` is not a positive integer.
  */
 export function createCpuBackend(options: CpuBackendOptions = {}): Backend {
-  const { threads } = options;
+  const { threads, device = "cpu" } = options;
   if (threads !== undefined && !(Number.isInteger(threads) && threads > 0)) {
     throw new PlanishError(`threads is ${threads}; give an integer of at least 1`);
   }
-  const library = loadNativeLibrary();
+  const library = loadHostLibrary(device);
   const count = library.setThreads(threads ?? 0);
   const memory = new NativeMemory(library);
   return {
-    name: "cpu",
+    name: device,
     description: `${library.description()}, ${count} ${count === 1 ? "thread" : "threads"}`,
     arithmetic: { level: library.level(), threads: count },
     rowBlocks: { thinRows: CONSTANTS.thinRowsLong, queries: CONSTANTS.queryBlock },
@@ -69,6 +71,7 @@ export function createCpuBackend(options: CpuBackendOptions = {}): Backend {
     fill(buffer: Buffer, value: number) {
       for (const array of nativeBuffer(buffer).arrays()) array.fill(value);
     },
+    ...(library.freeBytes && { freeBytes: library.freeBytes }),
     [Symbol.dispose]() {
       memory.dispose();
     },
