@@ -4,7 +4,7 @@
 // score is a product of a query with rows of tokens; values lie [64 tokens][head_dim], for the weighted sum over tokens.
 // Codes of at most 4 bits are kept in 4 (byte j of a row: element j in the low nibble, element j + half in the high
 // one), those of 6 and 8 in 8; 16 means IEEE half. Each token and head has an f32 scale and a byte for the zero point.
-// The grid is that of `fake_quantize_asym`. Source: spec/flatquant.md, Quantizers.
+// The grid is that of `fake_quantize_asym`. Source: docs/methods.md, Grids.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // Static symmetric grid with one scale for the whole tensor, its large channels split over several columns.
-// Definition: flattenRows in src/backend/contract/training-kernels.ts; source: spec/flattenquant.md, Flattening.
+// Definition: flattenRows in src/backend/contract/training-kernels.ts; source: docs/methods.md, flattenquant, Flattening.
 //
 // One pass per row rounds every channel once and keeps the integers as floats; first copies lie in the channels' own
 // order, so they are written straight through, and only the few further copies are gathered, a vector of them at a time.

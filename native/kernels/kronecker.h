@@ -1,5 +1,5 @@
 // The Kronecker transform of rows, out = leftᵀ·(x ⊙ diag)·right per row, and its gradient.
-// Definition: src/backend/contract/training.ts; source: spec/flatquant.md, Kronecker transform.
+// Definition: src/backend/contract/training.ts; source: docs/methods.md, Kronecker transform.
 //
 // Rows are taken a block at a time, small enough to stay in L2. The right factor sees a block as one tall matrix of
 // rows·n_left lines; the left factor works row by row. Sums over rows are kept per thread and added in thread order.

@@ -1,5 +1,5 @@
 // Small dense matrices in float64: the inverse by blocked LU with partial pivoting, and Cayley's orthogonal matrices.
-// Sources: Golub & Van Loan, Matrix Computations, section 3.4; spec/flatquant.md, Parametrisation.
+// Sources: Golub & Van Loan, Matrix Computations, section 3.4; docs/methods.md, flatquant.
 #pragma once
 
 #include "../planish.h"

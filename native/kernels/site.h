@@ -1,5 +1,5 @@
 // One pass per row from what a block holds to what its linears read: norm or MLP activation, the Kronecker transform,
-// a scale per token after clipping, rounding, codes. Source: spec/flatquant.md, Sites and Quantizers.
+// a scale per token after clipping, rounding, codes. Source: docs/methods.md, Sites and Grids.
 //
 // The arithmetic is that of `norm`, `unary`, `silu_mul`, `kronecker` and `quantize_rows`, statement by statement, so that
 // codes equal the simulated model's bit for bit. A block of rows stays in L2 from its input to its codes.

@@ -1,6 +1,6 @@
 /**
  * How far a model strays from its full-precision original on a text: next-token distributions, first choices, and states
- * after each block. These move long before a task score does. Source: spec/evaluation.md, Closeness.
+ * after each block. These move long before a task score does. Source: docs/evaluate.md, Divergence.
  */
 
 import { setImmediate as nextTurn } from "node:timers/promises";

@@ -1,6 +1,6 @@
 /**
  * Perplexity through an engine's executor: the same windows as `evaluatePerplexity`, on the engine's own kernels and
- * paged cache. Source: spec/evaluation.md, Perplexity.
+ * paged cache. Source: docs/evaluate.md, Perplexity.
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../backend/contract/training.js";

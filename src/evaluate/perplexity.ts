@@ -1,4 +1,4 @@
-/** Perplexity over consecutive, non-overlapping windows of a tokenized text. Source: spec/evaluation.md, Perplexity. */
+/** Perplexity over consecutive, non-overlapping windows of a tokenized text. Source: docs/evaluate.md, Perplexity. */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";

@@ -1,6 +1,6 @@
 /**
  * Zero-shot tasks, scored as lm-evaluation-harness scores them with no examples before the question.
- * Source: spec/evaluation.md, Zero-shot.
+ * Source: docs/evaluate.md, Zero-shot tasks.
  */
 
 import { setImmediate as nextTurn } from "node:timers/promises";

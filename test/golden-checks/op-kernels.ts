@@ -8,7 +8,7 @@ import type { GoldenCase, GoldenTensor } from "./support.js";
 
 const NORM_EPSILON = 1e-5;
 const ROPE_THETA = 10000;
-/** Floor of a weight row's scale (spec/flatquant.md, Quantizers). */
+/** Floor of a weight row's scale (docs/methods.md, Grids). */
 const WEIGHT_SCALE_FLOOR = 1e-5;
 
 export interface OpResult {

@@ -1,6 +1,6 @@
 // Queries, keys and values on their way to attention, per head: RMS norm (optional), rotary embedding, P_k⁻ᵀ on queries
 // and P_k on keys (optional), and the cache: asymmetric codes with a scale and a zero point per token and head, or halves.
-// Source: spec/flatquant.md, Quantizers; the grid is that of native/kernels/cache.h.
+// Source: docs/methods.md, Grids; the grid is that of native/kernels/cache.h.
 //
 // A block takes up to 64 rows of the step (a task) and some heads, one after another. A task never holds a part of a
 // page's new tokens, so no two blocks write to one byte of a page. A row stays in the registers of four threads, from

@@ -1,6 +1,6 @@
 // A site in one pass: from what a block holds to the codes that its linears read. Norm or gate·up or the joining of
 // attention's splits, then the Kronecker transform on tensor cores, a scale per token after clipping, rounding, codes.
-// Source: spec/flatquant.md, At run time. A block of threads works on one token at a time.
+// Source: docs/methods.md, At run time. A block of threads works on one token at a time.
 //
 // Precision: a row is divided by a power of two near its largest value, so halves neither overflow nor, where it
 // matters, lose bits; matrices are halves in the artifact already. TAIL 1 gives rows and the intermediate product as a

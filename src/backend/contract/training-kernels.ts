@@ -69,7 +69,7 @@ export interface IntMatmulArgs {
  * in [−2^(b−1), 2^(b−1)−1].
  * With clips (activations): hi = max(0, max x)·σ(clipMax), lo = min(0, min x)·σ(clipMin).
  * Without: hi = max(0, max x), lo = min(0, min x). The scale is at least `scaleFloor`; a zero row gets scale 1 when
- * the floor is 0. Source: spec/flatquant.md, Quantizers.
+ * the floor is 0. Source: docs/methods.md, Grids.
  */
 export interface QuantizeRowsArgs {
   readonly x: Buffer;
@@ -93,7 +93,7 @@ export interface QuantizeRowsArgs {
  * Q = 2^(b−1) − 1 and r = round_half_even(x[t,j]·factor[j] / step), column j < cols of `codes` is channel j's first copy,
  * clamp(r, −Q, Q), and column cols + e is copy p = part[e] of channel j = channel[e], what lies beyond p·Q steps:
  * clamp(r, −(p+1)Q, (p+1)Q) − clamp(r, −pQ, pQ). So a channel's copies 0 … m−1 add up to clamp(r, −mQ, mQ).
- * Source: spec/flattenquant.md, Flattening.
+ * Source: docs/methods.md, flattenquant, Flattening.
  */
 export interface FlattenRowsArgs {
   readonly x: Buffer;
@@ -205,7 +205,7 @@ export interface ClipRowsBackwardArgs {
 
 /**
  * Per row: x as nLeft×nRight (row-major), out = leftᵀ·(x ⊙ diag)·right. An absent matrix is the identity;
- * an absent diag is ones. Source: spec/flatquant.md, Kronecker transform.
+ * an absent diag is ones. Source: docs/methods.md, Kronecker transform.
  */
 export interface KroneckerArgs {
   readonly x: Buffer;

@@ -1,7 +1,7 @@
 /**
  * Training of one block's parameters against its own full-precision output, for any method whose parameters the
  * simulated block understands; and the measurement alone, for methods that learn nothing.
- * Source: spec/flatquant.md, Calibration.
+ * Source: docs/methods.md, flatquant.
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Arena, Backend, Buffer, RealArray } from "../../backend/contract/training.js";

@@ -1,6 +1,6 @@
 /**
  * Folds a block's parameters into its weights, in float64: transforms into weights, diag into the norm or the
- * upstream rows, P_v into v_proj, then codes and scales. Source: spec/flatquant.md, Calibration ("After training").
+ * upstream rows, P_v into v_proj, then codes and scales. Source: docs/methods.md, flatquant, Folding.
  */
 import type {
   ClipLogits,

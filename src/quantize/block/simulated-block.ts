@@ -2,7 +2,7 @@
  * A quantized block as methods train and measure it: named parameters (transforms, clips, rounding offsets) and
  * grids in the graph, weights quantized afresh in every forward pass. A block without parameters is plain rounding
  * to nearest. Every method that works by transforms and grids shares this one statement of the arithmetic.
- * Source: spec/flatquant.md, Sites, Kronecker transform, Quantizers.
+ * Source: docs/methods.md, Sites and Grids.
  */
 import type { RealArray } from "../../backend/contract/training.js";
 import { requireLinear, type BlockHooks, type BlockWeights } from "../../models/interpret.js";
@@ -42,7 +42,7 @@ import {
 } from "../transforms/affine.js";
 import { splitRows } from "../transforms/split.js";
 
-/** Smallest weight scale (spec/flatquant.md, Quantizers). */
+/** Smallest weight scale (docs/methods.md, Grids). */
 export const WEIGHT_SCALE_FLOOR = 1e-5;
 
 export interface BlockDescription {

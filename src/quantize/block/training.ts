@@ -117,7 +117,7 @@ export class AdamW implements Disposable {
 
 /**
  * One optimisation step: forward, loss, backward, update. The gradient is divided by the loss's own value, so that
- * blocks with large and small errors train alike (spec/flatquant.md, Calibration). Returns the loss.
+ * blocks with large and small errors train alike (docs/methods.md, flatquant). Returns the loss.
  */
 export function trainStep(
   backend: Backend,

@@ -1,6 +1,6 @@
 /**
  * How much of a tensor's distribution a uniform grid loses: the KL divergence between its histogram and that of its
- * quantized self. Source: spec/flattenquant.md, INT4 or INT8; the comparison bin by bin is that of TensorRT's calibration
+ * quantized self. Source: docs/methods.md, flattenquant, Bits; the comparison bin by bin is that of TensorRT's calibration
  * (Migacz, "8-bit Inference with TensorRT", GTC 2017).
  *
  * A grid knows of a value only its level, so the quantized tensor's mass at a level is spread evenly over the level's

@@ -1,7 +1,7 @@
 /**
  * Static grids with one step for a whole tensor: the weight of a linear and the activation it reads, known before the
  * model runs. With Q = 2^(b−1) − 1 a threshold T gives the step T/Q and codes in [−Q, Q].
- * Source: spec/flattenquant.md, Scales.
+ * Source: docs/methods.md, flattenquant, Grids.
  */
 import type { ParameterValues } from "../schema/parameters.js";
 import { NO_SPLIT, type ChannelSplit } from "../transforms/split.js";

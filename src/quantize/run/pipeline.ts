@@ -1,7 +1,7 @@
 /**
  * The pipeline: recipe → calibration windows → per-block work in a journal → end-to-end stage → packed artifact.
  * Blocks are read one at a time; each is trained on full-precision inputs, so that it can be done again alone
- * after a crash (spec/flatquant.md, Calibration).
+ * after a crash (docs/methods.md, flatquant).
  */
 import { existsSync } from "node:fs";
 import { basename, resolve } from "node:path";

@@ -1,6 +1,6 @@
 /**
  * Blocks trained side by side: each block is trained on full-precision inputs, so they need not wait for one another
- * (spec/flatquant.md, Calibration). The run's own process computes those inputs and hands each range of blocks to a
+ * (docs/methods.md, flatquant). The run's own process computes those inputs and hands each range of blocks to a
  * worker process through the journal; a worker that dies leaves its finished blocks there, for `--resume`.
  */
 import { setTimeout as sleep } from "node:timers/promises";

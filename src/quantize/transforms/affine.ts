@@ -1,6 +1,6 @@
 /**
  * Learnable invertible matrices and the Kronecker pairs made of them.
- * Source: spec/flatquant.md, Kronecker transform and Parametrisation (paper section 3.2, appendix B.1).
+ * Source: docs/methods.md, Kronecker transform and flatquant (paper section 3.2, appendix B.1).
  */
 import { PlanishError } from "../../common/errors.js";
 import { randomOrthogonal, type Random } from "../../common/random.js";

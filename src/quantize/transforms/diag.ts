@@ -6,7 +6,7 @@ const FLOOR = 1e-5;
 
 /**
  * d_j = max_n|W[n,j]|^(1−α) / max_t|X[t,j]|^α, at least 1e-5: what the activation is multiplied with, and the weights
- * divided by. Source: spec/flatquant.md, Diag initialisation; it is the inverse of SmoothQuant's s_j (Xiao et al., ICML
+ * divided by. Source: docs/methods.md, flatquant; it is the inverse of SmoothQuant's s_j (Xiao et al., ICML
  * 2023, equation 4).
  */
 export function balancingDiag(

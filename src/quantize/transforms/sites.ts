@@ -1,6 +1,6 @@
 /**
  * Where a block's transforms stand, and how large their matrices are. Every method that transforms uses the same places
- * (spec/flatquant.md, Sites), so that a comparison compares the matrices.
+ * (docs/methods.md, Sites), so that a comparison compares the matrices.
  */
 import type { HostLinear } from "../../backend/contract/packed.js";
 import {

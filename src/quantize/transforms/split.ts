@@ -1,7 +1,7 @@
 /**
  * Channel split ("flattening"): a channel that reaches beyond a threshold T is spread over several columns, none of which
  * does, and the other side's channel is repeated for each, so that the product stays the same while the tensor's largest
- * value drops to T. Source: spec/flattenquant.md, Flattening.
+ * value drops to T. Source: docs/methods.md, flattenquant, Flattening.
  *
  * With copies p = 0, 1, …: copy p of x holds what lies between p·T and (p+1)·T on either side of zero,
  * clip(x, ±(p+1)T) − clip(x, ±pT). Where both sides of a channel are split, every pair of copies gets a column.

@@ -16,7 +16,7 @@ export interface FlattenOptions {
 }
 
 /**
- * x [..., K] as codes [..., K + extras], value `step · code`. Source: spec/flattenquant.md, Flattening. It is not
+ * x [..., K] as codes [..., K + extras], value `step · code`. Source: docs/methods.md, flattenquant, Flattening. It is not
  * trained through: thresholds and splits are found from statistics.
  */
 export function flattenRows(g: Graph, x: Tensor, options: FlattenOptions): Tensor {

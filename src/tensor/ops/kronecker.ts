@@ -15,7 +15,7 @@ export interface KroneckerFactors {
 
 /**
  * x: rows of n_l·n_r values (any shape whose size is a multiple of it). Same shape out.
- * Source: spec/flatquant.md, Kronecker transform (paper section 3.2).
+ * Source: docs/methods.md, Kronecker transform (paper section 3.2).
  */
 export function kronecker(g: Graph, x: Tensor, factors: KroneckerFactors): Tensor {
   const { left, right, diag } = factors;

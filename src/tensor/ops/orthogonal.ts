@@ -1,7 +1,7 @@
 /** Cayley map and inverse of small matrices, computed in float64 on every backend. */
 import type { Graph, Tensor } from "../tensor.js";
 
-/** Orthogonal Q from a free square seed: A = tril(X) − tril(X)ᵀ, Q = (I − A/2)⁻¹(I + A/2). spec/flatquant.md. */
+/** Orthogonal Q from a free square seed: A = tril(X) − tril(X)ᵀ, Q = (I − A/2)⁻¹(I + A/2). docs/methods.md, flatquant. */
 export function cayley(g: Graph, seed: Tensor): Tensor {
   const n = seed.shape[0];
   const input = g.values(seed);

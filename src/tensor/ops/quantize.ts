@@ -20,7 +20,7 @@ export interface QuantizeRowsOptions {
 
 /**
  * Symmetric grid with one scale per row; the result carries codes. Bits ≤ 8.
- * Source: spec/flatquant.md, Quantizers (paper section 3.3).
+ * Source: docs/methods.md, Grids (paper section 3.3).
  */
 export function quantizeRows(g: Graph, x: Tensor, options: QuantizeRowsOptions): Tensor {
   const { bits, clip, offset } = options;

@@ -1,4 +1,4 @@
-/** Reference of the static per-tensor grid with split channels. Source: spec/flattenquant.md, Flattening. */
+/** Reference of the static per-tensor grid with split channels. Source: docs/methods.md, flattenquant, Flattening. */
 import type { FlattenRowsArgs } from "../../contract/training.js";
 import { roundHalfEven } from "./quantize.js";
 import { codes8, indices, optionalReals, reals } from "./views.js";

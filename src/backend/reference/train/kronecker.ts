@@ -1,4 +1,4 @@
-/** Reference Kronecker transform of rows and its gradient. Source: spec/flatquant.md, Kronecker transform. */
+/** Reference Kronecker transform of rows and its gradient. Source: docs/methods.md, Kronecker transform. */
 
 import type { KroneckerArgs, KroneckerBackwardArgs, RealArray } from "../../contract/training.js";
 import { optionalReals, reals } from "./views.js";

@@ -1,7 +1,7 @@
 /**
  * Small dense linear algebra in float64: Cayley's orthogonal matrices and the inverse, by LU with partial pivoting.
  * Other backends may call the functions on plain arrays; they are no slower than any other float64 code for n of a few hundred.
- * Source: Golub & Van Loan, Matrix Computations, algorithm 3.4.1; spec/flatquant.md, Parametrisation.
+ * Source: Golub & Van Loan, Matrix Computations, algorithm 3.4.1; docs/methods.md, flatquant.
  */
 
 import type {

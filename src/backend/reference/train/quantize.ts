@@ -1,6 +1,6 @@
 /**
  * Reference grids: symmetric per-row quantization, asymmetric fake quantization, learned clipping of rows, and
- * their gradients. Source: spec/flatquant.md, Quantizers; FlatQuant (arXiv 2410.09426), section 3.2.
+ * their gradients. Source: docs/methods.md, Grids; FlatQuant (arXiv 2410.09426), section 3.2.
  */
 
 import type {

@@ -1,6 +1,6 @@
 /**
  * End-to-end distillation: all blocks' parameters together, KL of the quantized model's next-token distribution to
- * the full-precision one's. Source: spec/flatquant.md, "Beyond the paper".
+ * the full-precision one's. Source: docs/methods.md, flatquant, Distillation.
  *
  * Activations of the whole model are never held for the backward pass: a step keeps each block's input, then goes
  * back block by block, running each again with a tape. A block is updated as soon as its own gradients are known;

@@ -1,6 +1,6 @@
 /**
  * FlatQuant as a method: learned Kronecker-factored affine transforms per site, learned clipping, optionally
- * learned rounding and end-to-end distillation. Source: spec/flatquant.md (Sun, Liu, Bai et al., ICML 2025).
+ * learned rounding and end-to-end distillation. Source: docs/methods.md, flatquant (Sun, Liu, Bai et al., ICML 2025).
  */
 import { Random } from "../../../common/random.js";
 import { trainBlock } from "../../block/block-training.js";

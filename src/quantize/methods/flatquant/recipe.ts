@@ -1,4 +1,4 @@
-/** FlatQuant's settings as data. Source: spec/flatquant.md, Calibration and "Beyond the paper". */
+/** FlatQuant's settings as data. Source: docs/methods.md, flatquant. */
 import { z } from "zod";
 import { passCount, tokenCount, windowCount } from "../../schema/recipe-counts.js";
 import { roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";

@@ -1,4 +1,4 @@
-/** How FlatQuant's parameters are trained. Source: spec/flatquant.md, Calibration. */
+/** How FlatQuant's parameters are trained. Source: docs/methods.md, flatquant. */
 import type { ParameterRule } from "../../block/training.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 import { parameterOf } from "../../schema/parameters.js";

@@ -1,5 +1,5 @@
 /**
- * Which layers run at 4 bits. Source: spec/flattenquant.md, step 6: KL divergence between the histogram of the flattened
+ * Which layers run at 4 bits. Source: docs/methods.md, flattenquant, Bits: KL divergence between the histogram of the flattened
  * tensor and of its quantized self, at 4 and at 8 bits, for activation and weight; 4 bits where KL₄/KL₈ of the worse side
  * is below γ.
  */

@@ -1,7 +1,7 @@
 /**
  * FlattenQuant: static grids with one scale per tensor, made accurate by splitting large channels over copies, and a
  * choice of 4 or 8 bits for each linear. Source: Zhang et al., "FlattenQuant" (LREC-COLING 2024, arXiv 2402.17985), as
- * told in spec/flattenquant.md with our choices where the paper leaves one open.
+ * told in docs/methods.md, flattenquant, with our choices where the paper leaves one open.
  *
  * Per block: maxima of the full-precision activations, smoothing factors, thresholds and copies per linear, one pass for
  * histograms, bits. Rounding, folding and packing are the pipeline's, as for every method.

@@ -1,6 +1,6 @@
 /**
  * Channel smoothing: a positive factor per channel that evens out activations and weights before they are split.
- * Source: spec/flattenquant.md, step 2. With each side's maxima taken relative to its largest channel, â and ŵ,
+ * Source: docs/methods.md, flattenquant, Smoothing. With each side's maxima taken relative to its largest channel, â and ŵ,
  * s_j = â_j^α / ŵ_j^(1−α), rescaled to geometric mean 1; the activation is divided by s, the weight multiplied.
  *
  * Linears that read one activation share its factors. Those of the MLP's inner activation and of the attention's output

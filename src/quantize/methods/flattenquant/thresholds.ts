@@ -1,5 +1,5 @@
 /**
- * Truncation thresholds and the expansion they cause. Source: spec/flattenquant.md, steps 3 and 4: drop Tukey's outliers
+ * Truncation thresholds and the expansion they cause. Source: docs/methods.md, flattenquant, Threshold and Flattening: drop Tukey's outliers
  * from the channel maxima, T = β · mean of the rest, one T for the activation and one for the weight; where K'/K would
  * exceed its cap, both are raised by a common factor until it holds.
  */
