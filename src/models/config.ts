@@ -1,7 +1,13 @@
 /** What a decoder model is made of, whatever its architecture's config file called it. */
 
 import type { Range } from "../common/bounds.js";
-import type { Activation, BlockProgram, Rotary, RouteStep } from "../backend/contract/program.js";
+import type {
+  Activation,
+  BlockProgram,
+  GateClamp,
+  Rotary,
+  RouteStep,
+} from "../backend/contract/program.js";
 
 export interface ModelConfig {
   /** Architecture name in our table, e.g. "llama". */
@@ -27,7 +33,11 @@ export interface ModelConfig {
   /** Positions: rotary, or a learned table whose row for position p is p + offset. */
   readonly positions: RopePositions | { readonly kind: "learned"; readonly offset: number };
   /** Gated MLPs compute act(gate)·up; the others act(up). */
-  readonly mlp: { readonly gated: boolean; readonly activation: Activation };
+  readonly mlp: {
+    readonly gated: boolean;
+    readonly activation: Activation;
+    readonly clamp?: GateClamp;
+  };
   /** RMS norm over each head of queries and keys, before RoPE. */
   readonly qkNorm: boolean;
   readonly tiedEmbeddings: boolean;
@@ -39,6 +49,10 @@ export interface ModelConfig {
   readonly rotary?: { readonly dims?: number; readonly interleaved?: boolean };
   /** What multiplies attention's scores (default 1/√headDim), and a cap on them: cap·tanh(s/cap). */
   readonly attention?: { readonly scale?: number; readonly softcap?: number };
+  /** Queries, keys and values that pass through narrow latents (DeepSeek's attention). */
+  readonly latent?: LatentConfig;
+  /** Layers after the last that predict further tokens; they are not read. */
+  readonly unusedLayers?: number;
   /** Whether attention and MLP read one norm side by side, where an architecture has both forms. */
   readonly parallel?: boolean;
   /** Multiplies embeddings. */
@@ -55,6 +69,18 @@ export interface ModelConfig {
   readonly experts?: ExpertsConfig;
   /** Names of the block's linears that have a bias, e.g. "q"; undefined: the checkpoint's tensors say. */
   readonly biases?: readonly string[];
+}
+
+/** Multi-head latent attention (arXiv 2405.04434): a head has channels that turn, which all keys share, and others. */
+export interface LatentConfig {
+  /** Channels of the queries' latent; absent: queries have none. */
+  readonly queries?: number;
+  /** Channels of the keys' and values' latent. */
+  readonly keys: number;
+  readonly still: number;
+  readonly turning: number;
+  readonly values: number;
+  readonly interleaved: boolean;
 }
 
 /** A mixture of experts: gated MLPs of which a row goes through a few (`RouteStep`). */

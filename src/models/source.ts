@@ -31,7 +31,7 @@ export function parseSource(checkpoint: Checkpoint): {
   const known = new Set([...required, ...optional]);
   refuseQuantizedTensors(path, tensors.values(), known);
   for (const name of tensors.keys()) {
-    if (known.has(name) || HARMLESS.test(name)) continue;
+    if (known.has(name) || HARMLESS.test(name) || isUnused(name, parsed)) continue;
     const what = OTHER_HEAD.test(name)
       ? "is a head other than a language model's"
       : "has no place in it";
@@ -42,6 +42,17 @@ export function parseSource(checkpoint: Checkpoint): {
   checkBiases(checkpoint, parsed);
   checkHead(checkpoint, parsed);
   return parsed;
+}
+
+/** Tensors of layers that only predict further tokens, as they train with the model. */
+function isUnused(
+  name: string,
+  { architecture, config }: ReturnType<typeof parseModelConfig>,
+): boolean {
+  const { numLayers, unusedLayers = 0 } = config;
+  return Array.from({ length: unusedLayers }, (_, i) =>
+    architecture.names.blockPrefix(numLayers + i),
+  ).some((prefix) => name.startsWith(prefix));
 }
 
 /** GGUF does not say which linears have biases: there the tensors do. */

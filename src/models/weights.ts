@@ -14,6 +14,7 @@ import type {
   LinearPlace,
   NormName,
   NormPlace,
+  StoredPart,
 } from "../backend/contract/program.js";
 
 /** One block's weights in host memory, by the names that its program gives them. */
@@ -78,10 +79,8 @@ function readOptional(
   return checkpoint.tensors.has(name) ? readTensor(checkpoint, name, shape) : undefined;
 }
 
-/** The tensors that a linear or norm is made of, in order; `rows` are theirs. */
-function partsOf(
-  place: LinearPlace | NormPlace,
-): readonly { readonly path: string; readonly rows: number }[] {
+/** The tensors that a linear or norm is made of, in order. */
+function partsOf(place: LinearPlace | NormPlace): readonly StoredPart[] {
   return (
     place.stored?.parts ?? [
       { path: place.path, rows: "shape" in place ? place.shape[0] : place.width },
@@ -93,7 +92,9 @@ function partsOf(
 export function storedNames(
   place: LinearPlace | NormPlace,
 ): readonly { readonly weight: string; readonly bias: string }[] {
-  return partsOf(place).map(({ path }) => ({ weight: `${path}.weight`, bias: `${path}.bias` }));
+  return partsOf(place).map(
+    ({ path, stack }) => stack ?? { weight: `${path}.weight`, bias: `${path}.bias` },
+  );
 }
 
 /** Whether a checkpoint of an original has a bias for a linear or norm. */
@@ -121,28 +122,60 @@ export function biasedPaths(
   );
 }
 
-/** Rows [rows, cols] of a place's tensors in the program's order, times its factor. `cols` is empty for vectors. */
-function readRows(
-  checkpoint: Checkpoint,
-  name: (path: string) => string,
-  place: LinearPlace | NormPlace,
-  cols: readonly number[],
-): HostTensor {
-  const read = partsOf(place).map(({ path, rows }) =>
-    readTensor(checkpoint, name(path), [rows, ...cols]),
-  );
-  const width = cols[0] ?? 1;
-  const order = place.stored?.order;
-  const factor = "factor" in place ? (place.factor ?? 1) : 1;
-  if (read.length === 1 && !order && factor === 1) return read[0];
-  const all = read.length === 1 ? read[0].data : concatenated(read);
-  const count = order?.length ?? all.length / width;
-  const data = new Float32Array(count * width);
-  for (let row = 0; row < count; row++) {
-    const from = (order?.[row] ?? row) * width;
-    for (let i = 0; i < width; i++) data[row * width + i] = factor * all[from + i];
+/** Reads tensors of a block; a stack of matrices is read once for all that are taken out of it. */
+class BlockReader {
+  private readonly stacks = new Map<string, HostTensor>();
+
+  constructor(
+    private readonly checkpoint: Checkpoint,
+    private readonly prefix: string,
+  ) {}
+
+  /** Weights [rows, cols] or biases [rows] of a place in the program's order, times its factor; of norms `cols` is absent. */
+  rows(place: LinearPlace | NormPlace, kind: "weight" | "bias", cols?: number): HostTensor {
+    const names = storedNames(place);
+    const read = partsOf(place).map((part, i) => this.part(part, names[i][kind], cols));
+    const width = cols ?? 1;
+    const order = place.stored?.order;
+    const factor = "factor" in place ? (place.factor ?? 1) : 1;
+    if (read.length === 1 && !order && factor === 1) return read[0];
+    const all = read.length === 1 ? read[0].data : concatenated(read);
+    const count = order?.length ?? all.length / width;
+    const data = new Float32Array(count * width);
+    for (let row = 0; row < count; row++) {
+      const from = (order?.[row] ?? row) * width;
+      for (let i = 0; i < width; i++) data[row * width + i] = factor * all[from + i];
+    }
+    return { shape: cols === undefined ? [count] : [count, cols], data };
   }
-  return { shape: [count, ...cols], data };
+
+  tensor(name: string, shape: readonly number[]): HostTensor {
+    return readTensor(this.checkpoint, this.prefix + name, shape);
+  }
+
+  private part(
+    { rows, transposed = false, stack }: StoredPart,
+    name: string,
+    cols: number | undefined,
+  ): HostTensor {
+    const turned = transposed && cols !== undefined;
+    const shape = cols === undefined ? [rows] : turned ? [cols, rows] : [rows, cols];
+    const stored = stack
+      ? this.entry(name, stack.count, stack.index, shape)
+      : this.tensor(name, shape);
+    if (!turned) return stored;
+    const data = new Float32Array(rows * cols);
+    for (let row = 0; row < rows; row++)
+      for (let i = 0; i < cols; i++) data[row * cols + i] = stored.data[i * rows + row];
+    return { shape: [rows, cols], data };
+  }
+
+  private entry(name: string, count: number, index: number, shape: readonly number[]): HostTensor {
+    let all = this.stacks.get(name);
+    if (!all) this.stacks.set(name, (all = this.tensor(name, [count, ...shape])));
+    const size = all.data.length / count;
+    return { shape, data: all.data.subarray(index * size, (index + 1) * size) };
+  }
 }
 
 function concatenated(tensors: readonly HostTensor[]): Float32Array {
@@ -173,25 +206,21 @@ export function readBlock(
 ): HostBlock {
   const program = blockProgram(config, layer);
   const prefix = architecture.names.blockPrefix(layer);
-  const weight = (path: string): string => `${prefix}${path}.weight`;
+  const reader = new BlockReader(checkpoint, prefix);
   const bias = (place: LinearPlace | NormPlace): HostTensor | undefined =>
-    hasBias(checkpoint, prefix, place)
-      ? readRows(checkpoint, (path) => `${prefix}${path}.bias`, place, [])
-      : undefined;
+    hasBias(checkpoint, prefix, place) ? reader.rows(place, "bias") : undefined;
   return {
     norms: mapValues(program.norms, (place) => ({
       path: place.path,
-      gain: gainOf(readRows(checkpoint, weight, place, []), place.offset),
+      gain: gainOf(reader.rows(place, "weight"), place.offset),
       bias: bias(place),
     })),
     linears: mapValues(program.linears, (place) => ({
       path: place.path,
-      weight: readRows(checkpoint, weight, place, [place.shape[1]]),
+      weight: reader.rows(place, "weight", place.shape[1]),
       bias: bias(place),
     })),
-    kept: mapValues(program.kept, ({ path, shape }) =>
-      readTensor(checkpoint, prefix + path, shape),
-    ),
+    kept: mapValues(program.kept, ({ path, shape }) => reader.tensor(path, shape)),
   };
 }
 

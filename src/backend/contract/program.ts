@@ -286,10 +286,25 @@ export type Step =
   | CombineStep
   | WeighStep;
 
+/** A tensor, or a matrix of a stack of them, whose rows are all or some of a linear's or norm's. */
+export interface StoredPart {
+  readonly path: string;
+  readonly rows: number;
+  /** Stored as [in, out]. */
+  readonly transposed?: boolean;
+  /** Where it is one of `count` in tensors of these names inside the block. */
+  readonly stack?: {
+    readonly index: number;
+    readonly count: number;
+    readonly weight: string;
+    readonly bias: string;
+  };
+}
+
 /** Where a checkpoint keeps what the program has as one linear or norm, if that is no tensor of its own in the same order. */
 export interface StoredRows {
-  /** Tensors whose rows (of a norm: channels) follow one another, and how many each has. */
-  readonly parts: readonly { readonly path: string; readonly rows: number }[];
+  /** Tensors whose rows (of a norm: channels) follow one another. */
+  readonly parts: readonly StoredPart[];
   /** Which of these rows, in the program's order; absent: all. */
   readonly order?: readonly number[];
 }

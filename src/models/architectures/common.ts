@@ -51,6 +51,8 @@ export interface AttentionForm {
   readonly fused?: string;
   /** Norms of queries and keys: over each head (default), over all of them, or over each head with a gain for each. */
   readonly headNorms?: "head" | "row" | "each";
+  /** Where the heads' sinks are stored. */
+  readonly sinks?: string;
 }
 
 /** A layer's rotary positions; undefined for layers without, and models whose positions are learned. */
@@ -117,7 +119,7 @@ export function attentionMix(
   layer: number,
   x: ValueName,
   paths: AttentionPaths,
-  { fused, headNorms = "head" }: AttentionForm = {},
+  { fused, headNorms = "head", sinks }: AttentionForm = {},
 ): ValueName {
   const { hiddenSize, numHeads, numKvHeads, headDim, norm } = config;
   const rotary = rotaryOf(config, layer);
@@ -179,7 +181,15 @@ export function attentionMix(
   const { scale = 1 / Math.sqrt(headDim), softcap } = config.attention ?? {};
   return b.attention(
     { q, k, v },
-    { heads: numHeads, kvHeads: numKvHeads, headDim, scale, window: seen, softcap },
+    {
+      heads: numHeads,
+      kvHeads: numKvHeads,
+      headDim,
+      scale,
+      window: seen,
+      softcap,
+      sinks: sinks === undefined ? undefined : b.kept("sinks", sinks, [numHeads]),
+    },
   );
 }
 

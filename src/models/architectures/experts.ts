@@ -12,6 +12,7 @@ import {
   type AttentionForm,
   type BlockPaths,
 } from "./common.js";
+import { latentAttention } from "./latent.js";
 
 /** Where the parts of one gated MLP are stored. */
 export interface GatedPaths {
@@ -65,7 +66,10 @@ export function expertsBlock(
   const b = new Builder();
   const normed = blockNorms(b, config);
   const read = normed(b.input, "input", paths.norms.input);
-  const y = b.add(b.input, attentionPart(b, config, layer, read, paths.attention, form));
+  const mixed = config.latent
+    ? latentAttention(b, config, layer, read, config.latent)
+    : attentionPart(b, config, layer, read, paths.attention, form);
+  const y = b.add(b.input, mixed);
   return b.finish(feedForward(b, config, layer, y, paths));
 }
 
@@ -179,7 +183,7 @@ function gated(
     stored: stored?.(part),
   });
   const [gate, up] = b.products(read, [linear("gate"), linear("up")], hiddenSize);
-  return b.activation(mlp.activation, up, gate);
+  return b.activation(mlp.activation, up, gate, mlp.clamp);
 }
 
 function down(

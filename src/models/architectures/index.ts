@@ -14,6 +14,8 @@ import { granite } from "./granite.js";
 import { llama } from "./llama.js";
 import { ministral, ministral3, mistral } from "./mistral.js";
 import { olmo2, olmo3 } from "./olmo.js";
+import { deepseekV3 } from "./deepseek.js";
+import { gptOss } from "./gpt-oss.js";
 import { mixtral } from "./mixtral.js";
 import { opt } from "./opt.js";
 import { phi3 } from "./phi3.js";
@@ -26,7 +28,7 @@ import { starcoder2 } from "./starcoder2.js";
 export const ARCHITECTURES: readonly Architecture[] = [
   ...[llama, mistral, ministral, ministral3, qwen2, qwen3, gemma2, gemma3, phi3],
   ...[olmo2, olmo3, granite, smollm3, exaone4, glm4, stablelm, starcoder2, cohere2, opt],
-  ...[mixtral, qwen2Moe, qwen3Moe],
+  ...[mixtral, qwen2Moe, qwen3Moe, gptOss, deepseekV3],
 ];
 
 /**

@@ -56,9 +56,11 @@ export function matrixPlaces(program: BlockProgram, scheme: Scheme): MatrixPlace
     for (const { site, attention } of sitesOf(program))
       if (attention) places.push({ site, side: "", size: attention.heads });
   }
+  // The values' matrix is undone by what reads attention's output, where nothing stands between.
+  const folds = sitesOf(program).some(({ attention }) => attention);
   for (const { headDim } of attentionsOf(program)) {
     if (active.keys) places.push({ site: "k_head", side: "", size: headDim });
-    if (active.values) places.push({ site: "v_head", side: "", size: headDim });
+    if (active.values && folds) places.push({ site: "v_head", side: "", size: headDim });
   }
   return places;
 }
