@@ -57,7 +57,7 @@ export function register(program: Command): void {
     )
     .option(
       "--temperature <t>",
-      "0 takes the likeliest token always",
+      "0 always takes the most likely token",
       decimal({ min: 0, max: 100 }),
       0.7,
     )

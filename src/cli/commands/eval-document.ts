@@ -27,7 +27,7 @@ export interface EvalDocument extends ModelScore {
   readonly engine?: PerplexityResult & { readonly ratio: number };
   /** How far the model is from that of `--against` or its simulated model, on the text. */
   readonly divergence?: Pick<DivergenceResult, "kl" | "topAgreement" | "blockErrors">;
-  /** Of an artifact with static grids: activations beyond their reach, in all that was scored. */
+  /** For an artifact with static grids: activations beyond their reach, in all that was scored. */
   readonly clipping?: ClipSummary;
   /** `--limit`: only the first windows and items were scored. */
   readonly limit?: number;

@@ -36,7 +36,7 @@ export function register(program: Command): void {
     .option("--max-tokens <n>", "new tokens at most", integer({ min: 1, max: LIMITS.tokens }), 128)
     .option(
       "--temperature <t>",
-      "0 takes the likeliest token always",
+      "0 always takes the most likely token",
       decimal({ min: 0, max: 100 }),
       0,
     )

@@ -11,7 +11,7 @@ export const flattenQuantRecipe = z.strictObject({
    * ("fold"), whose one scale then has to hold rows of uneven size, or into the quantize kernel ("kernel").
    */
   rows: z.enum(["fold", "kernel"]),
-  /** Truncation threshold as a multiple of the mean of the channel maxima that are no outliers. */
+  /** Truncation threshold as a multiple of the mean of those channel maxima that are not outliers. */
   beta: z.number().positive(),
   /**
    * What is compared with gamma: of a layer's worse side KL₄/KL₈ ("ratio") or KL₄ − KL₈ in nats ("excess"), or what the
