@@ -5,6 +5,7 @@ import { silentProgress, type ProgressSink } from "../common/progress.js";
 import type { Backend } from "./contract/training.js";
 import { createCpuBackend } from "./cpu/train/backend.js";
 import { hostDevice, WASM_SERVES } from "./cpu/host.js";
+import { nativeAdvice } from "./cpu/library-path.js";
 import { createCudaBackend } from "./cuda/train/backend.js";
 import { createReferenceBackend } from "./reference/train/backend.js";
 
@@ -29,8 +30,7 @@ function openHost(threads: number | undefined, progress: ProgressSink): Backend 
     return createCpuBackend({ threads, device });
   }
   progress.warn(
-    "neither native kernels (npm run build:native needs a C++17 compiler) nor WebAssembly's are built: " +
-      "plain TypeScript serves instead, hundreds of times slower",
+    `there are no CPU kernels here: plain TypeScript serves instead, hundreds of times slower; ${nativeAdvice()}`,
   );
   return createReferenceBackend({ realType: "f32" });
 }

@@ -4,12 +4,12 @@
  */
 
 import { existsSync, rmSync } from "node:fs";
-import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import type { HubApiError } from "@huggingface/hub";
 import { InterruptedError, PlanishError, UsageError } from "../common/errors.js";
 import { LockedError } from "../common/lock.js";
-import { packageRoot } from "../common/package.js";
+import { planishCacheDir } from "../common/cache.js";
+import { companionFile } from "../common/companions.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import type { HubModel } from "./hub-snapshot.js";
 import {
@@ -20,11 +20,8 @@ import {
   isWheelModelKept,
 } from "./wheel.js";
 
-/** Models that come with the package, relative to its root. */
-const EMBEDDED_MODELS: Readonly<Record<string, string>> = {
-  "tiny-llama": "models/tiny-llama",
-  "tiny-opt": "models/tiny-opt",
-};
+/** Models of the package @planish/demo: folders of it. */
+const DEMO_MODELS: readonly string[] = ["tiny-llama", "tiny-opt"];
 
 /** Short names of models on the hub. */
 const HUB_MODELS: Readonly<Record<string, string>> = {
@@ -42,10 +39,7 @@ const WHEELS: Readonly<Record<string, typeof SMOLLM2_WHEEL>> = {
 };
 
 /** Every short name, for help texts. */
-export const SHORT_NAMES: readonly string[] = [
-  ...Object.keys(EMBEDDED_MODELS),
-  ...Object.keys(HUB_MODELS),
-];
+export const SHORT_NAMES: readonly string[] = [...DEMO_MODELS, ...Object.keys(HUB_MODELS)];
 
 export interface ResolveOptions {
   /** Keeps hub snapshots (default: the hub's own cache) and, in `planish/`, models out of wheels. */
@@ -67,12 +61,12 @@ export interface ResolveOptions {
  */
 export async function resolveModel(spec: string, options: ResolveOptions = {}): Promise<string> {
   const short = spec.toLowerCase();
-  if (options.verify && (existsSync(spec) || Object.hasOwn(EMBEDDED_MODELS, short)))
+  if (options.verify && (existsSync(spec) || DEMO_MODELS.includes(short)))
     throw new UsageError(
       `--verify compares a fetched model with the hub's hashes, and ${JSON.stringify(spec.slice(0, 200))} was not fetched; an artifact is checked by \`planish inspect --verify\``,
     );
   if (existsSync(spec)) return resolve(spec);
-  if (Object.hasOwn(EMBEDDED_MODELS, short)) return join(packageRoot, EMBEDDED_MODELS[short]);
+  if (DEMO_MODELS.includes(short)) return companionFile("demo", short);
   const model = Object.hasOwn(HUB_MODELS, short)
     ? { repo: HUB_MODELS[short], revision: "main" }
     : parseHubSpec(spec);
@@ -154,13 +148,8 @@ export function parseHubSpec(spec: string): HubModel {
   );
 }
 
-/** Where Planish keeps what has no place in the hub's cache. */
-function planishCacheDir(): string {
-  return join(process.env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "planish");
-}
-
 function alternatives(): string {
-  return `what works without it: a path to a model directory or .gguf file, ${Object.keys(EMBEDDED_MODELS).join(" and ")} (embedded), and for SmolLM2 the PyPI wheel (smollm2-135m-instruct)`;
+  return `what works without it: a path to a model directory or .gguf file, ${DEMO_MODELS.join(" and ")} (package @planish/demo), and for SmolLM2 the PyPI wheel (smollm2-135m-instruct)`;
 }
 
 const DISK_ERRORS = "ENOSPC EDQUOT EACCES EROFS EPERM EIO ENOTDIR EEXIST ENAMETOOLONG".split(" ");

@@ -4,6 +4,7 @@
  */
 
 import type { Command } from "commander";
+import { allowFetching } from "../common/companions.js";
 import { InterruptedError, isInterruption, PlanishError } from "../common/errors.js";
 import { Reporter } from "./output.js";
 import { resumeCommand } from "./resume-command.js";
@@ -49,6 +50,9 @@ export function perform<Flags, Args extends unknown[]>(
     const args = raw.slice(0, -2) as Args;
     const globals = command.optsWithGlobals<GlobalFlags>();
     const reporter = new Reporter(globals);
+    allowFetching((message) => {
+      reporter.info(message);
+    });
     const interruption = listenForSignals(reporter, signalsEndNormally);
     try {
       await work({ reporter, signal: interruption.signal }, flags, ...args);

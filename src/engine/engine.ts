@@ -2,11 +2,11 @@
  * The engine as its callers see it: a model in a thread of its own, to which any number of requests can be put at once.
  * The caller's thread only passes messages, so that it stays free while prompts are computed.
  */
-import { extname } from "node:path";
 import { Worker } from "node:worker_threads";
 import type { Device } from "../backend/open.js";
 import { finiteIn } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
+import { startedFile } from "../common/paths.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { EventQueue } from "./event-queue.js";
 import {
@@ -140,7 +140,7 @@ export class Engine implements AsyncDisposable {
       if (!Number.isInteger(input[name]) || input[name] < 1)
         throw new PlanishError(`${name} is ${input[name]}; give an integer of at least 1`);
     finiteIn(input.promptSeconds, "promptSeconds", { above: 0, max: MOST_PROMPT_SECONDS });
-    const file = new URL(`./worker${extname(import.meta.url)}`, import.meta.url);
+    const file = startedFile("engineThread", "./worker", import.meta.url);
     const worker = new Worker(file, { workerData: input, name: "planish-engine" });
     return Engine.connect(connectionOf(worker), progress);
   }

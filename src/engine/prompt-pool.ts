@@ -5,9 +5,9 @@
  */
 import { fork, type ChildProcess } from "node:child_process";
 import { setPriority } from "node:os";
-import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { formatBytes } from "../common/format.js";
+import { startedFile } from "../common/paths.js";
 import type { Prompt } from "./prompt.js";
 import { OVER_TIME, type FromPromptProcess, type ToPromptProcess } from "./protocol.js";
 import { EngineError } from "./request.js";
@@ -288,7 +288,7 @@ function failed(what: string): EngineError {
 }
 
 function launch(): ChildProcess {
-  const file = new URL(`./prompt-process${extname(import.meta.url)}`, import.meta.url);
+  const file = startedFile("promptProcess", "./prompt-process", import.meta.url);
   // From TypeScript's sources only a loader among this process's own flags can start it; others, such as -e or --test,
   // must not reach it.
   const inherited = file.pathname.endsWith(".ts") ? process.execArgv : [];

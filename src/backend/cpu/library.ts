@@ -1,17 +1,15 @@
 /**
- * Loads the native kernels (native/build/planish_native.so) through koffi and turns their error codes into errors.
+ * Loads the native kernels (library-path.ts says from where) through koffi and turns their error codes into errors.
  *
  * Limits: one library and one thread pool per process; its kernels are called from one thread at a time.
  */
 import { constants } from "node:buffer";
-import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
 import type * as Koffi from "koffi";
 import { PlanishError } from "../../common/errors.js";
 import { loadWasmLibrary } from "../wasm/library.js";
 import { FUNCTIONS, type FunctionName, type KernelName } from "../contract/abi.js";
+import { nativeAdvice, nativeLibrary } from "./library-path.js";
 import { abiNumber, cName, parametersOf, type Parameter } from "../contract/abi-types.js";
 
 /** A bound foreign function. Pointers are typed arrays, addresses or null; integers and reals are numbers. */
@@ -74,19 +72,6 @@ export function refusal(library: NativeLibrary, bytes: number, advice: string): 
 
 const require = createRequire(import.meta.url);
 
-/**
- * The compiled library's path, whether this file runs from src/ or dist/. The environment variable
- * PLANISH_NATIVE_LIBRARY names another build of it: tests use one with emulated tile instructions, and WebAssembly's.
- */
-export function nativeLibraryPath(): string {
-  if (process.env.PLANISH_NATIVE_LIBRARY) return process.env.PLANISH_NATIVE_LIBRARY;
-  let directory = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(directory, "package.json")) && dirname(directory) !== directory) {
-    directory = dirname(directory);
-  }
-  return join(directory, "native", "build", "planish_native.so");
-}
-
 /** koffi takes a typed array, an address or null for `void*`, whatever it points to. */
 const KOFFI_TYPES = {
   i32: "int32_t",
@@ -115,9 +100,9 @@ function functionPrototype(name: FunctionName): string {
   return `${KOFFI_TYPES[returns]} pl_${cName(name)}(${list.join(", ")})`;
 }
 
-/** Whether the compiled library is present. */
+/** Whether there is a compiled library. */
 export function nativeLibraryExists(): boolean {
-  return existsSync(nativeLibraryPath());
+  return nativeLibrary()?.exists ?? false;
 }
 
 let loaded: NativeLibrary | undefined;
@@ -128,20 +113,23 @@ let loaded: NativeLibrary | undefined;
  */
 export function loadNativeLibrary(): NativeLibrary {
   if (loaded) return loaded;
-  const path = nativeLibraryPath();
-  if (path.endsWith(".wasm")) return loadWasmLibrary(path);
-  if (!existsSync(path)) {
+  const taken = nativeLibrary();
+  if (!taken?.exists)
     throw new PlanishError(
-      "the CPU kernels are not built; run `npm run build:native` (needs a C++17 compiler), or use --device reference",
+      taken
+        ? `PLANISH_NATIVE_LIBRARY names ${taken.path}, where no file is; correct it or unset it`
+        : `there are no CPU kernels here; ${nativeAdvice()}, or use --device reference`,
     );
-  }
+  const { path } = taken;
+  // Tests name WebAssembly's modules so.
+  if (path.endsWith(".wasm")) return loadWasmLibrary(path);
   const koffi = require("koffi") as typeof Koffi;
   let handle: Koffi.LibraryHandle;
   try {
     handle = koffi.load(path);
   } catch (cause) {
     throw new PlanishError(
-      `the CPU kernels do not load (${(cause as Error).message}); run \`npm run build:native\` to build them anew`,
+      `the CPU kernels of ${taken.title} do not load (${(cause as Error).message}); ${nativeAdvice()}`,
       { cause },
     );
   }
@@ -150,7 +138,7 @@ export function loadNativeLibrary(): NativeLibrary {
       return handle.func(prototype) as ForeignFunction;
     } catch (cause) {
       throw new PlanishError(
-        `the built CPU kernels lack "${prototype.slice(0, prototype.indexOf("("))}"; run \`npm run build:native\``,
+        `the CPU kernels of ${taken.title} lack "${prototype.slice(0, prototype.indexOf("("))}"; ${nativeAdvice()}`,
         { cause },
       );
     }
@@ -158,7 +146,7 @@ export function loadNativeLibrary(): NativeLibrary {
   const exported = (name: FunctionName) => bind(functionPrototype(name));
   if (Number(exported("abi")()) !== abiNumber())
     throw new PlanishError(
-      "the built CPU kernels are of another version; run `npm run build:native`",
+      `the CPU kernels of ${taken.title} are of another version; ${nativeAdvice()}`,
     );
   const lastError = exported("lastError");
   const checked = (call: ForeignFunction) => {

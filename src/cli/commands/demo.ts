@@ -10,7 +10,7 @@ import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import { LIMITS } from "../../common/bounds.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
-import { packageRoot } from "../../common/package.js";
+import { companionFile } from "../../common/companions.js";
 import { outputPlace } from "../../common/place.js";
 import { generate } from "../../engine/generate.js";
 import { evaluatePerplexity } from "../../evaluate/perplexity.js";
@@ -43,7 +43,7 @@ interface Outcome extends Candidate {
   readonly continuation: string;
 }
 
-const MODEL = join(packageRoot, "models", "tiny-llama");
+const demoModel = () => companionFile("demo", "tiny-llama");
 const SCHEME = "w4a4kv4";
 const PROMPT = "The ship was";
 
@@ -84,11 +84,12 @@ export function register(program: Command): void {
     .addOption(threadsOption())
     .action(
       perform<DemoFlags, []>(async (context, flags) => {
+        const model = demoModel();
         const kept = flags.out !== undefined;
         const directory =
           flags.out === undefined
             ? mkdtempSync(join(tmpdir(), "planish-demo-"))
-            : outputPlace(flags.out, { kind: "directory", source: MODEL });
+            : outputPlace(flags.out, { kind: "directory", source: model });
         for (const { method } of [ROUNDING, FLATQUANT])
           outputPlace(join(directory, method), { kind: "new directory" });
         try {
@@ -101,7 +102,7 @@ export function register(program: Command): void {
           for (const candidate of candidates) {
             outcomes.push(await tryOut(context, backend, flags, tokens, candidate));
           }
-          const document = { model: MODEL, prompt: PROMPT, seed: flags.seed, outcomes };
+          const document = { model, prompt: PROMPT, seed: flags.seed, outcomes };
           context.reporter.result(document, () => render(outcomes));
         } finally {
           if (!kept) rmSync(directory, { recursive: true, force: true });
@@ -121,9 +122,11 @@ async function makeCandidates(
   flags: DemoFlags,
   directory: string,
 ): Promise<Candidate[]> {
-  using source = openCheckpoint(MODEL);
+  using source = openCheckpoint(demoModel());
   const bytes = [...source.tensors.values()].reduce((sum, tensor) => sum + tensor.bytes, 0);
-  const candidates: Candidate[] = [{ label: "as trained", path: MODEL, scheme: "bf16", bytes }];
+  const candidates: Candidate[] = [
+    { label: "as trained", path: demoModel(), scheme: "bf16", bytes },
+  ];
   for (const { method, preset, recipe, label } of [ROUNDING, flags.quick ? QUICK : FLATQUANT]) {
     reporter.info(`quantizing to ${SCHEME}: ${label}`);
     const result = await quantize({
@@ -150,7 +153,7 @@ async function makeCandidates(
 }
 
 function textTokens(): Int32Array {
-  using source = openCheckpoint(MODEL);
+  using source = openCheckpoint(demoModel());
   return tokenizeCorpus(loadTokenizer(source), readDocuments("wikitext2"));
 }
 

@@ -17,5 +17,7 @@ export const commands: readonly CommandSource[] = [
   { name: "serve", load: async () => (await import("./serve.js")).register },
   { name: "inspect", load: async () => (await import("./inspect.js")).register },
   { name: "bench", load: async () => (await import("./bench.js")).register },
+  { name: "doctor", load: async () => (await import("./doctor.js")).register },
+  { name: "build", load: async () => (await import("./build.js")).register },
   { name: "demo", load: async () => (await import("./demo.js")).register },
 ];

@@ -1,10 +1,9 @@
 /** Items of a task from the embedded files, or from an export of its data set in JSON lines or Parquet. */
 
 import { existsSync } from "node:fs";
-import { join } from "node:path";
 import { describeFsError, isJsonObject } from "../../checkpoint/file-reader.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
-import { packageRoot } from "../../common/package.js";
+import { companionFile } from "../../common/companions.js";
 import { MAX_TEXT_BYTES, readUserText } from "../../common/read-file.js";
 import { TASKS, type TaskDefinition, type TaskItem } from "./definitions.js";
 import { Row } from "./row.js";
@@ -62,7 +61,7 @@ export function parseTasks(list: string): TaskSource[] {
 }
 
 function embeddedSource(task: TaskDefinition): TaskSource {
-  const path = join(packageRoot, "data/zeroshot", `${task.name}.jsonl`);
+  const path = companionFile("data", "zeroshot", `${task.name}.jsonl`);
   return { task, path, embedded: true };
 }
 

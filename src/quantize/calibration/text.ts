@@ -3,22 +3,21 @@
  * come in, and their tokens.
  */
 
-import { join } from "node:path";
 import type { Tokenizer } from "../../checkpoint/tokenizer.js";
 import { PlanishError, UsageError } from "../../common/errors.js";
-import { packageRoot } from "../../common/package.js";
+import { companionFile } from "../../common/companions.js";
 import { MAX_TEXT_BYTES, readUserText } from "../../common/read-file.js";
 
 export type EmbeddedText = "wikitext2" | "wikipedia";
 
 const EMBEDDED: Readonly<Record<EmbeddedText, string>> = {
-  wikitext2: "data/wikitext2/test.txt",
-  wikipedia: "data/calibration/wikipedia.txt",
+  wikitext2: "wikitext2/test.txt",
+  wikipedia: "calibration/wikipedia.txt",
 };
 
-/** Absolute path of a text that comes with the package. */
+/** Absolute path of a text of the package @planish/data. @throws PlanishError when it is not on this machine. */
 export function embeddedPath(name: EmbeddedText): string {
-  return join(packageRoot, EMBEDDED[name]);
+  return companionFile("data", EMBEDDED[name]);
 }
 
 /** Whether `name` is that of an embedded text. */
