@@ -14,7 +14,9 @@ export {
   type Choice,
   type Completion,
   type EngineOptions,
+  type Generation,
 } from "./engine/engine.js";
+export type { Constraint } from "./engine/constraint/contract.js";
 export type { EngineInfo, EngineStats } from "./engine/protocol.js";
 export {
   EngineError,

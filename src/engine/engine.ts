@@ -3,6 +3,7 @@
  * The caller's thread only passes messages, so that it stays free while prompts are computed.
  */
 import { Worker } from "node:worker_threads";
+import type { z } from "zod";
 import type { Device } from "../backend/open.js";
 import { finiteIn } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
@@ -28,6 +29,7 @@ import {
   type GenerateRequest,
   type Usage,
 } from "./request.js";
+import { constraintOf, readValue } from "./structured.js";
 import type { WorkerInput } from "./worker.js";
 
 export interface EngineOptions {
@@ -56,16 +58,23 @@ export interface EngineOptions {
   readonly progress?: ProgressSink;
 }
 
+/** Events of a generation; with `schema`, its texts are JSON that the schema reads. */
+export interface Generation<T = unknown> extends AsyncGenerator<GenerateEvent, void> {
+  readonly schema?: z.core.$ZodType<T>;
+}
+
 /** One finished choice. */
-export interface Choice {
+export interface Choice<T = unknown> {
   readonly text: string;
   readonly tokens: readonly Extract<GenerateEvent, { type: "token" }>[];
   readonly finishReason: FinishReason;
   readonly stopString?: string;
+  /** With a schema: what the text says, unless it was cut off before its end (by its length or a stop string). */
+  readonly value?: T;
 }
 
-export interface Completion {
-  readonly choices: readonly Choice[];
+export interface Completion<T = unknown> {
+  readonly choices: readonly Choice<T>[];
   readonly usage: Usage;
   /** Seed that was used: the request's, or the one drawn for it. */
   readonly seed: number;
@@ -185,17 +194,34 @@ export class Engine implements AsyncDisposable {
    * stops taking them holds its own request up and no other.
    * @throws EngineError when the request is refused or fails; the signal's reason when it is aborted.
    */
-  async *generate(request: GenerateRequest): AsyncGenerator<GenerateEvent, void> {
-    const { signal, ...rest } = request;
-    const parsed = parseRequest(generateRequestSchema, rest);
-    yield* this.run({ kind: "generate", ...parsed }, signal);
+  generate<T = unknown>(request: GenerateRequest<T>): Generation<T> {
+    const { signal, schema, ...rest } = request;
+    return this.start(schema, signal, () => ({
+      kind: "generate",
+      ...parseRequest(generateRequestSchema, withForm(rest, schema)),
+    }));
   }
 
   /** Answers the last of some messages, written down by the model's chat template; otherwise like `generate`. */
-  async *chat(request: ChatRequest): AsyncGenerator<GenerateEvent, void> {
-    const { signal, ...rest } = request;
-    const parsed = parseRequest(chatRequestSchema, rest);
-    yield* this.run({ kind: "chat", ...parsed }, signal);
+  chat<T = unknown>(request: ChatRequest<T>): Generation<T> {
+    const { signal, schema, ...rest } = request;
+    return this.start(schema, signal, () => ({
+      kind: "chat",
+      ...parseRequest(chatRequestSchema, withForm(rest, schema)),
+    }));
+  }
+
+  /** What is wrong with a request is thrown where its first event is asked for. */
+  private start<T>(
+    schema: z.core.$ZodType<T> | undefined,
+    signal: AbortSignal | undefined,
+    parse: () => EngineRequest,
+  ): Generation<T> {
+    const run = (request: EngineRequest) => this.run(request, signal);
+    const events = (async function* () {
+      yield* run(parse());
+    })();
+    return Object.assign(events, { schema });
   }
 
   /** Lets what runs fail with `closed`, and ends the thread. Calling it twice is harmless. */
@@ -279,8 +305,14 @@ export class Engine implements AsyncDisposable {
   }
 }
 
-/** All of a generation's events as one result. */
-export async function collect(events: AsyncIterable<GenerateEvent>): Promise<Completion> {
+/**
+ * All of a generation's events as one result, with typed values where it has a schema.
+ * @throws EngineError as the generation, and when a schema refuses a text that has its form.
+ */
+export async function collect<T = unknown>(
+  events: AsyncIterable<GenerateEvent> & { readonly schema?: z.core.$ZodType<T> },
+): Promise<Completion<T>> {
+  const { schema } = events;
   const tokens: Choice["tokens"][number][][] = [];
   const finishes: Extract<GenerateEvent, { type: "finish" }>[] = [];
   let seed = 0;
@@ -294,7 +326,9 @@ export async function collect(events: AsyncIterable<GenerateEvent>): Promise<Com
         .map(({ choice, reason, stopString }) => {
           const own = tokens[choice] ?? [];
           const text = own.map((token) => token.text).join("");
-          return { text, tokens: own, finishReason: reason, stopString };
+          const isWhole = reason === "stop" && stopString === undefined;
+          const value = schema && isWhole ? readValue(schema, text) : undefined;
+          return { text, tokens: own, finishReason: reason, stopString, value };
         });
       return { choices, usage: event.usage, seed };
     }
@@ -315,6 +349,17 @@ function connectionOf(worker: Worker): HostConnection {
       await worker.terminate();
     },
   };
+}
+
+/** @throws EngineError when both a schema and another form are given. */
+function withForm(
+  request: { readonly constraint?: unknown },
+  schema: z.core.$ZodType | undefined,
+): unknown {
+  if (schema === undefined) return request;
+  if (request.constraint !== undefined)
+    throw new EngineError("constraint: the schema is one already; leave one out", "invalid");
+  return { ...request, constraint: constraintOf(schema) };
 }
 
 function asError(reason: unknown): Error {

@@ -13,6 +13,9 @@ import { generateRequestSchema, parseRequest } from "./request.js";
 import { Sampler, type SamplingOptions } from "./sampling.js";
 import { maskTokens, unspelledTokens } from "./token-texts.js";
 
+/** Forms are for the engine, which has what holds texts to them. */
+const plainSchema = generateRequestSchema.omit({ constraint: true });
+
 export interface GenerateOptions extends Partial<SamplingOptions> {
   readonly prompt: string;
   /** New tokens at most (default 128). */
@@ -50,7 +53,7 @@ export async function generate(
   options: GenerateOptions,
 ): Promise<GenerateResult> {
   const { onText, signal, ...request } = options;
-  const parsed = parseRequest(generateRequestSchema, { maxTokens: 128, seed: 0, ...request });
+  const parsed = parseRequest(plainSchema, { maxTokens: 128, seed: 0, ...request });
   const { maxTokens = 128, seed = 0 } = parsed;
   const { prompt } = options;
   const { config } = model;

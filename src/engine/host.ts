@@ -9,7 +9,18 @@ import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { formatBytes } from "../common/format.js";
 import { Random } from "../common/random.js";
 import type { Executor } from "../backend/contract/inference.js";
-import { MOST_UNREAD, type EngineInfo, type FromHost, type ToHost } from "./protocol.js";
+import {
+  ConstraintError,
+  type CompiledConstraint,
+  type ConstraintCompiler,
+} from "./constraint/contract.js";
+import {
+  MOST_UNREAD,
+  type EngineInfo,
+  type FromHost,
+  type SentError,
+  type ToHost,
+} from "./protocol.js";
 import { EngineError, type EngineRequest, type GenerateEvent } from "./request.js";
 import { rootOf } from "./pages.js";
 import { PromptWriter, type Prompt } from "./prompt.js";
@@ -37,6 +48,8 @@ export interface HostParts {
   readonly scheme?: string;
   /** Writes down the prompts that are not quick (default: all are written in this thread). */
   readonly prompts?: Prompts;
+  /** Makes ready what texts are held to (default: no request may ask for that). */
+  readonly constraints?: ConstraintCompiler;
 }
 
 /** What the host needs of a pool. */
@@ -54,7 +67,7 @@ interface Active {
   cachedTokens: number;
 }
 
-/** A request whose prompt is being written down elsewhere. */
+/** A request whose prompt is being written down, or whose form is being made ready, elsewhere. */
 interface Preparing {
   readonly client: string;
   readonly leaving: AbortController;
@@ -84,7 +97,7 @@ export class EngineHost {
     private readonly options: HostOptions,
   ) {
     const { executor, tokenizer } = parts;
-    this.scheduler = new Scheduler(executor, options);
+    this.scheduler = new Scheduler(executor, { ...options, onReady: () => this.wake() });
     this.writer = new PromptWriter(tokenizer, options.chatTemplate);
     this.texts = new TokenTexts(tokenizer);
     this.candidates = Math.min(executor.shape.vocabSize, tokenizer.vocabSize);
@@ -166,6 +179,7 @@ export class EngineHost {
     for (const id of [...this.preparing.keys(), ...this.active.keys()])
       this.fail(id, new EngineError("the engine is closing", "closed"));
     this.parts.prompts?.[Symbol.dispose]();
+    this.parts.constraints?.[Symbol.dispose]();
     this.parts.executor[Symbol.dispose]();
     this.port.close();
   }
@@ -211,34 +225,69 @@ export class EngineHost {
           `${waiting} requests are waiting already, the most that may; try again later`,
           "busy",
         );
-      const { prompts } = this.parts;
-      if (prompts && !this.writer.isQuick(request)) this.prepare(id, request, client, prompts);
+      const isQuick = this.parts.prompts === undefined || this.writer.isQuick(request);
+      if (!isQuick || request.constraint !== undefined) this.prepare(id, request, client, isQuick);
       else this.start(id, request, this.writer.write(request, this.contextTokens));
     } catch (error) {
       this.fail(id, error);
     }
   }
 
-  /** Has a prompt written down elsewhere; meanwhile its request counts among those that wait. */
-  private prepare(id: number, request: EngineRequest, client: string, prompts: Prompts): void {
+  /** Has done elsewhere what takes long; meanwhile the request counts among those that wait. */
+  private prepare(id: number, request: EngineRequest, client: string, isQuick: boolean): void {
     const leaving = new AbortController();
+    const { signal } = leaving;
     this.preparing.set(id, { client, leaving });
     this.flush();
-    const { contextTokens } = this;
+    const form = this.compile(request, client, signal);
+    // Told with the prompt's, unless that fails first.
+    form.catch(() => undefined);
+    const tokens = isQuick
+      ? Promise.resolve(this.writer.write(request, this.contextTokens))
+      : this.writeElsewhere(request, client, signal);
+    Promise.all([tokens, form])
+      .then(([prompt, compiled]) => {
+        if (this.preparing.delete(id)) this.start(id, request, prompt, compiled);
+      })
+      .catch((error: unknown) => {
+        if (!signal.aborted) this.fail(id, error);
+      })
+      .finally(() => {
+        // Its texts keep the form.
+        form.then((compiled) => compiled?.[Symbol.dispose]()).catch(() => undefined);
+        this.wake();
+      });
+  }
+
+  private writeElsewhere(
+    request: EngineRequest,
+    client: string,
+    signal: AbortSignal,
+  ): Promise<readonly number[]> {
+    const { prompts } = this.parts;
+    if (!prompts) throw new EngineError("nobody writes prompts down", "failed");
     // Only what the prompt is made of goes to another process.
     const prompt: Prompt =
       request.kind === "chat"
         ? { kind: "chat", messages: request.messages, tools: request.tools }
         : { kind: "generate", prompt: request.prompt };
-    prompts
-      .write(prompt, { client, contextTokens }, leaving.signal)
-      .then((tokens) => {
-        if (this.preparing.delete(id)) this.start(id, request, tokens);
-      })
-      .catch((error: unknown) => {
-        if (!leaving.signal.aborted) this.fail(id, error);
-      })
-      .finally(() => this.wake());
+    return prompts.write(prompt, { client, contextTokens: this.contextTokens }, signal);
+  }
+
+  private async compile(
+    { constraint, ignoreEnd }: EngineRequest,
+    client: string,
+    signal: AbortSignal,
+  ): Promise<CompiledConstraint | undefined> {
+    if (constraint === undefined) return undefined;
+    if (ignoreEnd)
+      throw new EngineError(
+        "ignoreEnd: a text that is held to a form ends with it; leave one of the two out",
+        "invalid",
+      );
+    const { constraints } = this.parts;
+    if (!constraints) throw new EngineError("this engine holds no text to a form", "failed");
+    return constraints.compile(constraint, client, signal);
   }
 
   private leave(id: number): void {
@@ -261,7 +310,12 @@ export class EngineHost {
     return true;
   }
 
-  private start(id: number, request: EngineRequest, prompt: readonly number[]): void {
+  private start(
+    id: number,
+    request: EngineRequest,
+    prompt: readonly number[],
+    form?: CompiledConstraint,
+  ): void {
     this.check(request, prompt);
     const contextTokens = this.room(prompt.length, request.maxTokens);
     const seed = request.seed ?? randomInt(2 ** 32);
@@ -276,7 +330,7 @@ export class EngineHost {
     this.emit(id, { type: "accepted", promptTokens: prompt.length, seed });
     this.totals.promptTokens += prompt.length;
     const sequences = Array.from({ length: n }, (_, choice) =>
-      this.sequence(id, choice, request, prompt, seed, contextTokens),
+      this.sequence(id, choice, request, prompt, seed, contextTokens, form),
     );
     sequences[0].siblings = sequences.slice(1);
     this.scheduler.submit(sequences[0]);
@@ -326,6 +380,7 @@ export class EngineHost {
     prompt: readonly number[],
     seed: number,
     contextTokens: number,
+    form: CompiledConstraint | undefined,
   ): Sequence {
     const { tokenizer } = this.parts;
     const random =
@@ -355,6 +410,11 @@ export class EngineHost {
           : this.unspelled.filter((token) => !tokenizer.eosTokenIds.includes(token)),
       },
       sink: this.sink(id),
+      guide: form?.guide((error) => {
+        this.scheduler.cancel(id);
+        this.fail(id, error);
+        this.wake();
+      }),
       root: rootOf(request.cacheSalt),
     });
   }
@@ -399,8 +459,13 @@ export class EngineHost {
     this.active.delete(id);
     // What was generated before it comes first.
     if (this.events.length > 0) this.flush();
-    const message = error instanceof Error ? error.message : String(error);
-    const code = error instanceof EngineError ? error.code : "failed";
-    this.send({ type: "failed", id, error: { message, code } });
+    this.send({ type: "failed", id, error: sent(error) });
   }
+}
+
+function sent(error: unknown): SentError {
+  if (error instanceof ConstraintError)
+    return { message: `constraint: ${error.message}`, code: "invalid" };
+  const message = error instanceof Error ? error.message : String(error);
+  return { message, code: error instanceof EngineError ? error.code : "failed" };
 }

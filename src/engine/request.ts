@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { PlanishError } from "../common/errors.js";
 import { firstIssue } from "../common/issues.js";
+import { constraintSchema } from "./constraint/contract.js";
 
 /**
  * Why a request was not served: `invalid`: it makes no sense; `context`: it is too long; `busy`: too many wait already;
@@ -66,6 +67,8 @@ const settings = {
   stop: stops.max(REQUEST_LIMITS.stopStrings).optional(),
   /** Report log-probabilities: the chosen token's, and those of so many of the likeliest. */
   logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).optional(),
+  /** The form that the text is held to (default: none). */
+  constraint: constraintSchema.optional(),
   /** Go on past the tokens that end a text (default false). */
   ignoreEnd: z.boolean().optional(),
   /**
@@ -96,12 +99,16 @@ export const chatRequestSchema = z.strictObject({
   ...settings,
 });
 
-export type GenerateRequest = z.infer<typeof generateRequestSchema> & {
+/** What only this side of the engine knows of a request. */
+export interface RequestExtras<T = unknown> {
   /** Ends the generation and frees what it holds; the iterator throws the signal's reason. */
   readonly signal?: AbortSignal;
-};
+  /** A zod schema: the text is JSON of its input, and `collect` gives what it makes of it. */
+  readonly schema?: z.core.$ZodType<T>;
+}
 
-export type ChatRequest = z.infer<typeof chatRequestSchema> & { readonly signal?: AbortSignal };
+export type GenerateRequest<T = unknown> = z.infer<typeof generateRequestSchema> & RequestExtras<T>;
+export type ChatRequest<T = unknown> = z.infer<typeof chatRequestSchema> & RequestExtras<T>;
 export type ChatMessage = z.infer<typeof messageSchema>;
 
 /** A request as it goes to the engine's thread. */

@@ -1,5 +1,5 @@
 /**
- * Choosing the next token from logits. In this order: bias, penalties, temperature, top-k, top-p, min-p (the order of
+ * Choosing the next token from logits. In this order: mask, bias, penalties, temperature, top-k, top-p, min-p (the order of
  * Hugging Face transformers), then one draw.
  */
 
@@ -154,16 +154,22 @@ export class Sampler {
     this.seen = new Set(isOne(options.repetitionPenalty) ? [] : prompt);
   }
 
-  /** The next token after one row of logits, which are left as they are. */
-  next(logits: Float32Array | Float64Array): number {
-    const token = sampleToken(this.adjusted(logits), this.options, this.random);
+  /**
+   * The next token after one row of logits, which are left as they are. With a mask (bit i % 32 of element i / 32) only
+   * tokens whose bit is set can come.
+   */
+  next(logits: Float32Array | Float64Array, mask?: Int32Array): number {
+    const token = sampleToken(this.adjusted(logits, mask), this.options, this.random);
     if (!isOne(this.options.repetitionPenalty)) this.seen.add(token);
     this.counts.set(token, (this.counts.get(token) ?? 0) + 1);
     return token;
   }
 
-  /** The logits after bias and penalties. */
-  private adjusted(logits: Float32Array | Float64Array): Float32Array | Float64Array {
+  /** The logits after mask, bias and penalties. */
+  private adjusted(
+    logits: Float32Array | Float64Array,
+    mask: Int32Array | undefined,
+  ): Float32Array | Float64Array {
     const possible = logits.subarray(0, this.candidates);
     const {
       logitBias,
@@ -172,8 +178,10 @@ export class Sampler {
       frequencyPenalty = 0,
     } = this.options;
     const penalized = presencePenalty !== 0 || frequencyPenalty !== 0;
-    if (logitBias === undefined && repetitionPenalty === 1 && !penalized) return possible;
+    const isChanged = logitBias !== undefined || repetitionPenalty !== 1 || penalized;
+    if (!isChanged && mask === undefined) return possible;
     const values = possible.slice();
+    if (mask !== undefined) exclude(values, mask);
     for (const [id, bias] of Object.entries(logitBias ?? {}))
       change(values, Number(id), (value) => value + bias);
     for (const id of this.seen)
@@ -184,6 +192,22 @@ export class Sampler {
       for (const [id, count] of this.counts)
         change(values, id, (value) => value - (presencePenalty + count * frequencyPenalty));
     return values;
+  }
+}
+
+/** Makes tokens without a bit in the mask impossible, in place. */
+function exclude(values: Float32Array | Float64Array, mask: Int32Array): void {
+  for (let from = 0; from < values.length; from += 32) {
+    // Beyond the mask there are no tokens that it could be about.
+    const word = mask[from >> 5] ?? 0;
+    if (word === -1) continue;
+    if (word === 0) {
+      values.fill(-Infinity, from, from + 32);
+      continue;
+    }
+    const end = Math.min(from + 32, values.length);
+    for (let token = from; token < end; token++)
+      if (((word >>> (token & 31)) & 1) === 0) values[token] = -Infinity;
   }
 }
 

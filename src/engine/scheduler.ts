@@ -19,6 +19,8 @@ export interface SchedulerOptions {
   readonly maxRunning: number;
   /** Tokens of a step, over all sequences. */
   readonly stepTokens: number;
+  /** Called when a sequence that waited for its guide can go on, in case nothing else goes on. */
+  readonly onReady?: () => void;
 }
 
 export interface SchedulerStats {
@@ -90,9 +92,10 @@ export class Scheduler {
 
   /** Runs one step; false when there was nothing to do. The next one begins when this one has ended. */
   async step(): Promise<boolean> {
+    const released = this.release();
     this.admit();
     const planned = this.plan();
-    if (planned.length === 0) return false;
+    if (planned.length === 0) return released;
     const chunks = planned.map(({ sequence, count }) => chunkOf(sequence, count));
     let results: StepLogits;
     try {
@@ -139,7 +142,7 @@ export class Scheduler {
 
   /** The chunks of the next step, with their pages. */
   private plan(): { sequence: Sequence; count: number }[] {
-    const ready = this.running.filter(({ paused }) => !paused);
+    const ready = this.running.filter(({ paused, held }) => !paused && held === undefined);
     const prefilling = ready.filter(({ pending }) => pending > 1);
     const decoding = ready.length - prefilling.length;
     let budget = Math.max(LEAST_PREFILL, this.options.stepTokens - decoding);
@@ -252,7 +255,27 @@ export class Scheduler {
     this.advance(sibling, logits);
   }
 
+  /** Sequences whose guides have become ready go on; whether any does. */
+  private release(): boolean {
+    let released = false;
+    for (const sequence of [...this.running, ...this.waiting]) {
+      const { held, guide } = sequence;
+      if (held === undefined || guide?.isReady() === false) continue;
+      sequence.held = undefined;
+      this.advance(sequence, held);
+      released = true;
+    }
+    return released;
+  }
+
   private advance(sequence: Sequence, logits: Float32Array): void {
+    const { guide } = sequence;
+    if (guide?.isReady() === false) {
+      // Others need not wait for it.
+      sequence.held = logits;
+      guide.onReady(this.options.onReady ?? (() => undefined));
+      return;
+    }
     try {
       if (sequence.advance(logits)) this.remove(sequence);
     } catch (error) {
@@ -274,7 +297,10 @@ export class Scheduler {
       const at = list.indexOf(sequence);
       if (at >= 0) list.splice(at, 1);
     }
-    for (const each of [sequence, ...sequence.siblings]) this.order.delete(each);
+    for (const each of [sequence, ...sequence.siblings]) {
+      this.order.delete(each);
+      each.dispose();
+    }
   }
 
   private releasePages(sequence: Sequence): void {

@@ -1,4 +1,5 @@
 /** One text in the making: its tokens, what of them is in the cache, and how the next one is chosen. */
+import type { Guide } from "./constraint/contract.js";
 import type { OutputToken, TextOutput } from "./text-output.js";
 import { logProbabilities, type LogProbability, type Sampler } from "./sampling.js";
 import { ROOT, type PrefixNode } from "./pages.js";
@@ -40,6 +41,8 @@ export interface SequenceParts {
   readonly output: TextOutput<TokenExtra>;
   readonly limits: SequenceLimits;
   readonly sink: SequenceSink;
+  /** What holds the text to its form. */
+  readonly guide?: Guide;
   /** Where its beginnings are known from (default: where all are). */
   readonly root?: PrefixNode;
 }
@@ -60,6 +63,8 @@ export class Sequence {
   cachedTokens: number | undefined;
   /** Its reader does not keep up: it keeps its place but takes no part in steps. */
   paused = false;
+  /** Logits from which the next token is to be chosen as soon as its guide knows which ones may come. */
+  held: Float32Array | undefined;
   /** Further choices of the request, which start from this one's prompt. */
   siblings: Sequence[] = [];
 
@@ -87,12 +92,24 @@ export class Sequence {
     return this.parts.sink;
   }
 
-  /** Chooses the next token and reports it; returns whether the text has ended. */
+  /** What holds the text to its form, if something does. */
+  get guide(): Guide | undefined {
+    return this.parts.guide;
+  }
+
+  /** Frees what the sequence holds outside the engine's thread. */
+  dispose(): void {
+    this.parts.guide?.[Symbol.dispose]();
+  }
+
+  /** Chooses the next token and reports it; returns whether the text has ended. A guide must be ready. */
   advance(logits: Float32Array): boolean {
-    const { sampler, output, limits, sink } = this.parts;
+    const { sampler, output, limits, sink, guide } = this.parts;
+    if (guide?.isComplete) return this.end("stop");
     maskTokens(logits, limits.impossible);
-    const token = sampler.next(logits);
+    const token = sampler.next(logits, guide?.mask);
     if (limits.endTokens.includes(token)) return this.end("stop");
+    guide?.accept(token);
     this.tokens.push(token);
     sink.tokens(this.choice, output.push(token, this.extra(logits, token)));
     if (output.stopString !== undefined) return this.end("stop");

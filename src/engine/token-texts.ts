@@ -66,8 +66,15 @@ export class TokenTexts {
  * the others as the characters from U+0100 on. Source: GPT-2, encoder.py, bytes_to_unicode.
  */
 const BYTE_OF = new Map<string, number>();
+const CHARACTER_OF: string[] = [];
 for (let byte = 0, others = 0; byte < 256; byte++) {
   const printable =
     (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
-  BYTE_OF.set(String.fromCharCode(printable ? byte : 0x100 + others++), byte);
+  CHARACTER_OF[byte] = String.fromCharCode(printable ? byte : 0x100 + others++);
+  BYTE_OF.set(CHARACTER_OF[byte], byte);
+}
+
+/** The character by which byte-level tokenizers write a byte. */
+export function byteCharacter(byte: number): string {
+  return CHARACTER_OF[byte];
 }

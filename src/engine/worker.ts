@@ -2,6 +2,7 @@
 import { parentPort, workerData, type MessagePort } from "node:worker_threads";
 import { PlanishError } from "../common/errors.js";
 import { silentProgress } from "../common/progress.js";
+import { ConstraintPool } from "./constraint/pool.js";
 import { EngineHost, type HostOptions } from "./host.js";
 import {
   openExecutor,
@@ -28,7 +29,8 @@ async function main(port: MessagePort, input: WorkerInput): Promise<void> {
     const pages = pagesFor(opened.executor, input);
     const { path, chatTemplate, promptSeconds: seconds } = input;
     using prompts = new PromptPool({ path, chatTemplate, seconds });
-    const host = new EngineHost(port, { ...opened, prompts }, { ...input, pages });
+    using constraints = new ConstraintPool({ tokens: { path } });
+    const host = new EngineHost(port, { ...opened, prompts, constraints }, { ...input, pages });
     await host.done;
   } catch (error) {
     // An error in our own logic is for the engine's other half to report as a crash.

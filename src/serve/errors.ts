@@ -47,7 +47,10 @@ export function describeError(error: unknown): { status: number; body: ErrorBody
 }
 
 /** The engine names settings as the library spells them; clients of the API spell them otherwise. */
-const SPELLED: Readonly<Record<string, string>> = { ignoreEnd: "ignore_eos" };
+const SPELLED: Readonly<Record<string, string>> = {
+  ignoreEnd: "ignore_eos",
+  constraint: "response_format",
+};
 
 function ofEngine({ code, message }: EngineError) {
   const [, name, path, reason] = /^([a-z][A-Za-z]*)((?:\.[\w-]+)*): (.*)$/s.exec(message) ?? [];

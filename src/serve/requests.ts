@@ -4,6 +4,7 @@
  */
 import { z } from "zod";
 import { firstIssue } from "../common/issues.js";
+import type { Constraint } from "../engine/constraint/contract.js";
 import { REQUEST_LIMITS, type ChatRequest, type GenerateRequest } from "../engine/request.js";
 import { ApiError } from "./errors.js";
 
@@ -55,6 +56,26 @@ const common = {
   prompt_cache_key: dropped,
 };
 
+const formSchema = z.union([z.boolean(), z.record(z.string(), z.unknown())]);
+
+/** Forms of an answer: OpenAI's, and a pattern or grammar besides. */
+const responseFormatSchema = z.discriminatedUnion("type", [
+  z.strictObject({ type: z.literal("text") }),
+  // Some servers, and their clients, put the schema beside the type.
+  z.strictObject({ type: z.literal("json_object"), schema: formSchema.nullish() }),
+  z.strictObject({
+    type: z.literal("json_schema"),
+    json_schema: z.strictObject({
+      name: z.string().max(256).optional(),
+      description: z.string().nullish(),
+      schema: formSchema.nullish(),
+      strict: z.boolean().nullish(),
+    }),
+  }),
+  z.strictObject({ type: z.literal("regex"), pattern: z.string() }),
+  z.strictObject({ type: z.literal("grammar"), grammar: z.string() }),
+]);
+
 const completionSchema = z.strictObject({
   ...common,
   prompt: z.union([
@@ -67,6 +88,7 @@ const completionSchema = z.strictObject({
       .max(MOST_PROMPTS),
   ]),
   logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).nullish(),
+  response_format: responseFormatSchema.nullish(),
   echo: only(z.literal(false)),
   suffix: only(z.literal("")),
   best_of: z.int().min(1).nullish(),
@@ -85,7 +107,7 @@ const chatSchema = z.strictObject({
   max_completion_tokens: z.int().min(1).nullish(),
   logprobs: z.boolean().nullish(),
   top_logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).nullish(),
-  response_format: only(z.strictObject({ type: z.literal("text") })),
+  response_format: responseFormatSchema.nullish(),
   modalities: only(z.tuple([z.literal("text")])),
   tools: only(z.tuple([])),
   tool_choice: only(z.literal("none")),
@@ -114,6 +136,7 @@ export function translateCompletion(body: unknown): Translated<GenerateRequest> 
     throw new ApiError(400, "best_of: only the value of n is supported", { param: "best_of" });
   const settings = {
     ...translateCommon(request),
+    constraint: translateFormat(request.response_format),
     // OpenAI's default of this endpoint.
     maxTokens: maxTokens ?? 16,
     logprobs: logprobs ?? undefined,
@@ -147,12 +170,33 @@ export function translateChat(body: unknown): Translated<ChatRequest> {
       {
         messages,
         ...translateCommon(request),
+        constraint: translateFormat(request.response_format),
         maxTokens: max_completion_tokens ?? max_tokens ?? undefined,
         logprobs: logprobs ? (top ?? 0) : undefined,
       },
     ],
     logprobs: logprobs === true,
   };
+}
+
+/** What the text is held to. */
+export function translateFormat(
+  format: z.infer<typeof responseFormatSchema> | null | undefined,
+): Constraint | undefined {
+  switch (format?.type) {
+    case "json_object":
+      return format.schema === null || format.schema === undefined
+        ? { type: "json" }
+        : { type: "schema", schema: format.schema };
+    case "json_schema":
+      return { type: "schema", schema: format.json_schema.schema ?? true };
+    case "regex":
+      return { type: "regex", pattern: format.pattern };
+    case "grammar":
+      return { type: "grammar", grammar: format.grammar };
+    default:
+      return undefined;
+  }
 }
 
 function translateCommon(request: Common) {

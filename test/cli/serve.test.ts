@@ -5,6 +5,8 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import OpenAI from "openai";
+import { zodResponseFormat } from "openai/helpers/zod";
+import { z } from "zod";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { temporaryDirectory } from "./artifacts.js";
 import { chatModel } from "./chat-model.js";
@@ -95,6 +97,34 @@ describe("planish serve", () => {
     });
     const { stdout } = await planish(["generate", model, "--prompt", prompt, "--max-tokens", "12"]);
     expect(`${prompt}${choices[0].text}\n`).toBe(stdout);
+  });
+
+  it("holds answers to a schema, and refuses by name what it cannot", async () => {
+    const { client } = server;
+    const Ship = z.object({
+      name: z.string().max(12),
+      masts: z.int().min(1).max(5),
+      cargo: z.array(z.enum(["wool", "iron"])).max(2),
+    });
+    const request = { ...chat, max_completion_tokens: 200, temperature: 1 };
+    const response_format = zodResponseFormat(Ship, "ship");
+    const { choices } = await client.chat.completions.parse({ ...request, n: 3, response_format });
+    for (const { message, finish_reason: reason } of choices) {
+      expect(reason).toBe("stop");
+      expect(Ship.parse(message.parsed)).toEqual(JSON.parse(message.content!));
+    }
+    const stream = client.chat.completions.stream({ ...request, response_format });
+    expect(Ship.parse((await stream.finalChatCompletion()).choices[0].message.parsed)).toBeTruthy();
+    const schema = { type: "array", uniqueItems: true };
+    const refused = client.chat.completions.create({
+      ...request,
+      response_format: { type: "json_schema", json_schema: { name: "x", schema } },
+    });
+    await expect(refused).rejects.toMatchObject({
+      status: 400,
+      param: "response_format",
+      message: expect.stringContaining('"uniqueItems"'),
+    });
   });
 
   it("asks for the key, and refuses what is malformed, huge or too long, and goes on", async () => {

@@ -201,8 +201,8 @@ describe("what it refuses", () => {
     ],
     ["tools", { messages, tools: [{ type: "function", function: { name: "f" } }] }, 400, /^tools/],
     [
-      "JSON output",
-      { messages, response_format: { type: "json_object" } },
+      "a form of output that there is not",
+      { messages, response_format: { type: "yaml" } },
       400,
       /^response_format/,
     ],
