@@ -65,6 +65,15 @@ PL_KERNEL(fake_quantize_asym_backward,
           (const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max, const float* clip_min,
           const float* grad, float* grad_x, float* grad_clip_max, float* grad_clip_min),
           (x, rows, cols, bits, clip_max, clip_min, grad, grad_x, grad_clip_max, grad_clip_min))
+PL_KERNEL(fake_quantize_offset,
+          (const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max, const float* clip_min,
+          const float* shift, float* out),
+          (x, rows, cols, bits, clip_max, clip_min, shift, out))
+PL_KERNEL(fake_quantize_offset_backward,
+          (const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max, const float* clip_min,
+          const float* shift, const float* grad, float* grad_x, float* grad_clip_max, float* grad_clip_min,
+          float* grad_shift),
+          (x, rows, cols, bits, clip_max, clip_min, shift, grad, grad_x, grad_clip_max, grad_clip_min, grad_shift))
 PL_KERNEL(clip_rows,
           (const float* x, int64_t rows, int64_t cols, const float* clip_max, const float* clip_min, float* out),
           (x, rows, cols, clip_max, clip_min, out))

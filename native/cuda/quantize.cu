@@ -294,6 +294,126 @@ ROW_KERNEL(asym_backward,
             const float* grad, float* grad_x, float* row_high, float* row_low),
            x, rows, cols, bits, clip_max, clip_min, grad, grad_x, row_high, row_low)
 
+// 1 − σ of a clipping logit; 0 without one.
+__device__ __forceinline__ float clipSlack(const float* logit) {
+  return logit ? (float)(1.0 / (1.0 + exp((double)*logit))) : 0.f;
+}
+
+// One row's grid with a real offset.
+struct OffsetGrid {
+  bool constant;
+  float half, lo, scale;
+  __device__ __forceinline__ OffsetGrid(float max, float min, float slackMax, float slackMin, float levels) {
+    half = (max - min) / 2.f;
+    lo = min + half * slackMin;
+    const float step = ((max - half * slackMax) - lo) / levels;
+    constant = !(step > 0.f);
+    scale = constant ? 1.f : step;
+  }
+};
+
+template <int GROUP, int W>
+__device__ __forceinline__ void offset_grid(const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax,
+                                            const float* clipMin, const float* shift, float* out, float* shared) {
+  const i64 row = groupRow<GROUP>();
+  if (row >= rows) return;
+  const int t = threadIdx.x % GROUP;
+  const float levels = (float)((1 << bits) - 1);
+  x += row * cols;
+  out += row * cols;
+  if (shift) shift += row * cols;
+  float high = -INFINITE, low = INFINITE;
+  for (i64 c = t * W; c < cols; c += GROUP * W) {
+    float v[W];
+    load<W>(x + c, v);
+#pragma unroll
+    for (int i = 0; i < W; i++) high = fmaxf(high, v[i]), low = fminf(low, v[i]);
+  }
+  high = groupReduce<Max, GROUP>(high, shared);
+  low = groupReduce<Min, GROUP>(low, shared);
+  const OffsetGrid grid(high, low, clipSlack(clipMax), clipSlack(clipMin), levels);
+  for (i64 c = t * W; c < cols; c += GROUP * W) {
+    float v[W], o[W];
+    load<W>(x + c, v);
+    if (shift) load<W>(shift + c, o);
+#pragma unroll
+    for (int i = 0; i < W; i++) {
+      float ratio = (v[i] - grid.lo) / grid.scale;
+      if (shift) ratio += o[i];
+      v[i] = grid.lo + grid.scale * fminf(levels, fmaxf(0.f, rintf(ratio)));
+    }
+    store<W>(out + c, v);
+  }
+}
+
+ROW_KERNEL(offset_grid,
+           (const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax, const float* clipMin,
+            const float* shift, float* out),
+           x, rows, cols, bits, clipMax, clipMin, shift, out)
+
+template <int GROUP, int W>
+__device__ __forceinline__ void offset_grid_backward(const float* x, i64 rows, i64 cols, i64 bits,
+                                                     const float* clipMax, const float* clipMin, const float* shift,
+                                                     const float* grad, float* gradX, float* gradShift,
+                                                     float* rowHigh, float* rowLow, float* shared) {
+  const i64 row = groupRow<GROUP>();
+  if (row >= rows) return;
+  const int t = threadIdx.x % GROUP;
+  const float levels = (float)((1 << bits) - 1);
+  x += row * cols;
+  grad += row * cols;
+  gradX += row * cols;
+  if (shift) shift += row * cols;
+  if (gradShift) gradShift += row * cols;
+  float high = -INFINITE, low = INFINITE, highCount = 0.f, lowCount = 0.f;
+  for (i64 c = t * W; c < cols; c += GROUP * W) {
+    float v[W];
+    load<W>(x + c, v);
+#pragma unroll
+    for (int i = 0; i < W; i++) trackMax(v[i], high, highCount), trackMin(v[i], low, lowCount);
+  }
+  const float rowMax = groupReduce<Max, GROUP>(high, shared);
+  const float rowMin = groupReduce<Min, GROUP>(low, shared);
+  const float slackMax = clipSlack(clipMax), slackMin = clipSlack(clipMin);
+  const OffsetGrid grid(rowMax, rowMin, slackMax, slackMin, levels);
+  float sum = 0.f, beyond = 0.f;
+  for (i64 c = t * W; c < cols; c += GROUP * W) {
+    float v[W], g[W], o[W], gs[W];
+    load<W>(x + c, v);
+    load<W>(grad + c, g);
+    if (shift) load<W>(shift + c, o);
+#pragma unroll
+    for (int i = 0; i < W; i++) {
+      const float ratio = (v[i] - grid.lo) / grid.scale;
+      const float level = rintf(shift ? ratio + o[i] : ratio);
+      const bool inside = level >= 0.f && level <= levels;
+      const float code = fminf(levels, fmaxf(0.f, level));
+      sum += g[i] * (code - (inside ? ratio : 0.f));
+      if (!inside) beyond += g[i], g[i] = 0.f;
+      gs[i] = grid.scale * g[i];
+    }
+    store<W>(gradX + c, g);
+    if (gradShift) store<W>(gradShift + c, gs);
+  }
+  const float total = groupReduce<Sum, GROUP>(sum, shared);
+  beyond = groupReduce<Sum, GROUP>(beyond, shared);
+  const float toHigh = grid.constant ? 0.f : total / levels;
+  const float toLow = grid.constant ? 0.f : beyond - total / levels;
+  const float highTies = countEqual<GROUP>(high, highCount, rowMax, shared);
+  const float lowTies = countEqual<GROUP>(low, lowCount, rowMin, shared);
+  // What the upper end keeps of the maximum it takes from the minimum, and the other way round.
+  const float toMax = (toHigh * (2.f - slackMax) + toLow * slackMin) / 2.f;
+  const float toMin = (toHigh * slackMax + toLow * (2.f - slackMin)) / 2.f;
+  if (toMax != 0.f && high == rowMax) addToEqual<GROUP, W>(x, cols, t, rowMax, toMax / highTies, gradX);
+  if (toMin != 0.f && low == rowMin) addToEqual<GROUP, W>(x, cols, t, rowMin, toMin / lowTies, gradX);
+  if (t == 0 && rowHigh) rowHigh[row] = toHigh * grid.half, rowLow[row] = -toLow * grid.half;
+}
+
+ROW_KERNEL(offset_grid_backward,
+           (const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax, const float* clipMin,
+            const float* shift, const float* grad, float* gradX, float* gradShift, float* rowHigh, float* rowLow),
+           x, rows, cols, bits, clipMax, clipMin, shift, grad, gradX, gradShift, rowHigh, rowLow)
+
 template <int GROUP, int W>
 __device__ __forceinline__ void clip_rows(const float* x, i64 rows, i64 cols, const float* clip_max,
                                           const float* clip_min, float* out, float* shared) {

@@ -275,6 +275,111 @@ inline int fake_quantize_asym_backward(const float* x, int64_t rows, int64_t col
   return 0;
 }
 
+/** Scale and offset of one row of the grid with a real offset. */
+struct OffsetRange {
+  float max, min, half;
+  float lo, scale;
+  bool constant;  // all elements are equal: code 0 stands for them exactly
+};
+
+PL_INLINE OffsetRange offset_range(const float* x, int64_t cols, float slack_max, float slack_min, float levels) {
+  const Extremes e = row_extremes(x, cols);
+  OffsetRange a;
+  a.max = e.hi;
+  a.min = e.lo;
+  a.half = (e.hi - e.lo) / 2.0f;
+  a.lo = e.lo + a.half * slack_min;
+  const float scale = ((e.hi - a.half * slack_max) - a.lo) / levels;
+  a.constant = !(scale > 0.0f);
+  a.scale = a.constant ? 1.0f : scale;
+  return a;
+}
+
+/** 1 − σ of a clipping logit; 0 without one. */
+PL_INLINE float clip_slack(const float* logit) {
+  return logit ? static_cast<float>(1.0 / (1.0 + std::exp(static_cast<double>(*logit)))) : 0.0f;
+}
+
+inline int fake_quantize_offset(const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max,
+                                const float* clip_min, const float* shift, float* out) {
+  const float levels = static_cast<float>((1 << bits) - 1);
+  const float slack_max = clip_slack(clip_max), slack_min = clip_slack(clip_min);
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
+    const vf top = splat(levels);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * cols;
+      const float* sr = shift ? shift + r * cols : nullptr;
+      float* o = out + r * cols;
+      const OffsetRange a = offset_range(xr, cols, slack_max, slack_min, levels);
+      const vf lo = splat(a.lo), scale = splat(a.scale);
+      for (int64_t i = 0; i < cols; i += VL) {
+        const int64_t count = cols - i;
+        vf v = (load_up_to(xr + i, count) - lo) / scale;
+        if (sr) v += load_up_to(sr + i, count);
+        const vf q = lo + scale * round_even(vmin(vmax(v, vf{}), top));
+        if (count >= VL) store(o + i, q);
+        else store_part(o + i, q, count);
+      }
+    }
+  });
+  return 0;
+}
+
+inline int fake_quantize_offset_backward(const float* x, int64_t rows, int64_t cols, int32_t bits,
+                                         const float* clip_max, const float* clip_min, const float* shift,
+                                         const float* grad, float* grad_x, float* grad_clip_max, float* grad_clip_min,
+                                         float* grad_shift) {
+  const float levels = static_cast<float>((1 << bits) - 1);
+  const float slack_max = clip_slack(clip_max), slack_min = clip_slack(clip_min);
+  double* sides = scratch_of<double>(0, 2 * rows);
+  if (!sides) return fail(PL_OUT_OF_MEMORY, "fake_quantize_offset_backward: no memory for %lld rows", (long long)rows);
+  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
+    const vf top = splat(levels);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* xr = x + r * cols;
+      const float* gr = grad + r * cols;
+      const float* sr = shift ? shift + r * cols : nullptr;
+      float* gx = grad_x + r * cols;
+      float* gs = grad_shift ? grad_shift + r * cols : nullptr;
+      const OffsetRange a = offset_range(xr, cols, slack_max, slack_min, levels);
+      const vf lo = splat(a.lo), scale = splat(a.scale);
+      double beyond = 0;
+      const double grad_scale = sum_row(cols, [&](int64_t i, int64_t count) {
+        const vf ratio = (load_up_to(xr + i, count) - lo) / scale;
+        vf shifted = ratio;
+        if (sr) shifted += load_up_to(sr + i, count);
+        const vf level = round_even_clamped(shifted);
+        const auto inside = (level <= top) & (level >= vf{});
+        const vf g = load_up_to(gr + i, count);
+        const vf through = inside ? g : vf{};
+        if (count >= VL) store(gx + i, through);
+        else store_part(gx + i, through, count);
+        if (gs) {
+          if (count >= VL) store(gs + i, through * scale);
+          else store_part(gs + i, through * scale, count);
+        }
+        beyond += static_cast<double>(sum_lanes(g - through));
+        return g * vmin(vmax(level, vf{}), top) - through * ratio;
+      });
+      const double to_max = a.constant ? 0.0 : grad_scale / levels;
+      const double to_min = a.constant ? 0.0 : beyond - grad_scale / levels;
+      sides[2 * r] = to_max * a.half;
+      sides[2 * r + 1] = -to_min * a.half;
+      // What hi keeps of max it takes from min, and the other way round.
+      spread_over_ties(xr, cols, a.max, static_cast<float>((to_max * (2.0 - slack_max) + to_min * slack_min) / 2), gx);
+      spread_over_ties(xr, cols, a.min, static_cast<float>((to_max * slack_max + to_min * (2.0 - slack_min)) / 2), gx);
+    }
+  });
+  double sum_max = 0, sum_min = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    sum_max += sides[2 * r];
+    sum_min += sides[2 * r + 1];
+  }
+  if (grad_clip_max) *grad_clip_max = static_cast<float>(sum_max * slack_max * (1.0 - slack_max));
+  if (grad_clip_min) *grad_clip_min = static_cast<float>(sum_min * slack_min * (1.0 - slack_min));
+  return 0;
+}
+
 inline int clip_rows(const float* x, int64_t rows, int64_t cols, const float* clip_max, const float* clip_min,
                      float* out) {
   parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {

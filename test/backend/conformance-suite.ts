@@ -11,12 +11,14 @@ import { flattenGroups } from "./cases/flatten.js";
 import { linearAlgebraGroups } from "./cases/linear-algebra.js";
 import { matmulGroups } from "./cases/matmul.js";
 import { quantizeGroups } from "./cases/quantize.js";
+import { offsetGroups } from "./cases/quantize-offset.js";
 import { rowGroups } from "./cases/rows.js";
 import { checkCase, type CaseGroup } from "./harness.js";
 
 export const caseGroups: readonly CaseGroup[] = [
   ...matmulGroups,
   ...quantizeGroups,
+  ...offsetGroups,
   ...flattenGroups,
   ...rowGroups,
   ...attentionGroups,

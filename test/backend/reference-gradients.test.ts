@@ -389,6 +389,58 @@ describe("grids of reference-f64: within 1e-7 of central differences of the stra
     );
   });
 
+  test.each([
+    { bits: 4, clip: [0.8, 0.4], withShift: true },
+    { bits: 2, clip: [-0.3, 1.1], withShift: false },
+    { bits: 6, clip: undefined, withShift: true },
+  ])("fakeQuantizeOffset %o", ({ bits, clip, withShift }) => {
+    const levels = 2 ** bits - 1;
+    const inputs: Record<string, Float64Array> = { x: random.normals(rows * cols, 1, 2.5) };
+    if (clip)
+      Object.assign(inputs, {
+        clipMax: Float64Array.of(clip[0]),
+        clipMin: Float64Array.of(clip[1]),
+      });
+    if (withShift) inputs.shift = random.uniforms(rows * cols, -0.5, 0.5);
+    const cotangent = random.normals(rows * cols);
+    const gridOf = (given: Inputs, i: number) => {
+      const part = row(given.x, Math.floor(i / cols));
+      const [max, min] = [Math.max(...part), Math.min(...part)];
+      const half = (max - min) / 2;
+      const hi = max - half * (given.clipMax ? 1 - sigmoid(given.clipMax[0]) : 0);
+      const lo = min + half * (given.clipMin ? 1 - sigmoid(given.clipMin[0]) : 0);
+      return { lo, scale: (hi - lo) / levels };
+    };
+    const argument = (given: Inputs, i: number) => {
+      const { lo, scale } = gridOf(given, i);
+      return (given.x[i] - lo) / scale + (given.shift ? given.shift[i] : 0);
+    };
+    const frozen = Array.from(inputs.x, (_, i) => {
+      const level = roundHalfEven(argument(inputs, i));
+      const code = Math.min(levels, Math.max(0, level));
+      return { residual: argument(inputs, i) - level, clamped: code === level ? undefined : code };
+    });
+    expect(frozen.some(({ clamped }) => clamped !== undefined)).toBe(clip !== undefined);
+    const loss = (given: Inputs) =>
+      frozen.reduce((sum, { residual, clamped }, i) => {
+        const { lo, scale } = gridOf(given, i);
+        return sum + cotangent[i] * (lo + scale * (clamped ?? argument(given, i) - residual));
+      }, 0);
+    const gradients: Record<string, BufferSpec> = { gradX: output(rows * cols) };
+    if (clip) Object.assign(gradients, { gradClipMax: output(1), gradClipMin: output(1) });
+    if (withShift) gradients.gradShift = output(rows * cols);
+    const result = evaluate(
+      backend,
+      { ...specs(inputs), ...gradients, grad: real(cotangent) },
+      (kernels, b) => kernels.fakeQuantizeOffsetBackward({ rows, cols, bits, ...b } as never),
+    );
+    const named = { x: "gradX", clipMax: "gradClipMax", clipMin: "gradClipMin", shift: "gradShift" };
+    const actual = Object.entries(named)
+      .filter(([name]) => name in inputs)
+      .map(([name, out]) => [name, result[out]] as const);
+    expectGradients(Object.fromEntries(actual), numericGradients(inputs, loss));
+  });
+
   test("clipRows", () => {
     const inputs = {
       x: random.normals(rows * cols),

@@ -177,6 +177,38 @@ export interface FakeQuantizeAsymBackwardArgs {
 }
 
 /**
+ * Grid with a real offset, one scale and offset per row (of groups: a row is one group). With half = (max x − min x)/2,
+ * hi = max x − half·(1 − σ(clipMax)) and lo = min x + half·(1 − σ(clipMin)) (without clips max x and min x themselves):
+ * scale = (hi−lo)/(2^b−1), 1 when that is 0; out = lo + scale·clamp(round((x − lo)/scale + shift), 0, 2^b−1).
+ * The row need not contain zero, so the range does not either.
+ */
+export interface FakeQuantizeOffsetArgs {
+  readonly x: Buffer;
+  readonly rows: number;
+  readonly cols: number;
+  readonly bits: number;
+  /** Real scalars (length 1): clipping logits. Both or neither. */
+  readonly clipMax?: Buffer;
+  readonly clipMin?: Buffer;
+  /** Real [rows, cols], learned rounding. */
+  readonly shift?: Buffer;
+  readonly out: Buffer;
+}
+
+/**
+ * Gradient of the above, straight-through rounding. Elements within the grid pass g to x and scale·g to the shift, those
+ * beyond it pass g to lo; the scale receives Σ g·(code − (x−lo)/scale·[within]), which flows to hi and lo. These flow to
+ * the row's extremes (equally among ties) and to the clips. A constant row passes g to x and nothing else.
+ */
+export interface FakeQuantizeOffsetBackwardArgs extends Omit<FakeQuantizeOffsetArgs, "out"> {
+  readonly grad: Buffer;
+  readonly gradX: Buffer;
+  readonly gradClipMax?: Buffer;
+  readonly gradClipMin?: Buffer;
+  readonly gradShift?: Buffer;
+}
+
+/**
  * Per row r: out = min(max(x, min_r·σ(clipMin_r)), max_r·σ(clipMax_r)), min/max over the row (not including 0), so the
  * upper bound wins where the two cross (a one-sided row).
  */
@@ -504,6 +536,8 @@ export interface Kernels {
   flattenRows(args: FlattenRowsArgs): void;
   fakeQuantizeAsym(args: FakeQuantizeAsymArgs): void;
   fakeQuantizeAsymBackward(args: FakeQuantizeAsymBackwardArgs): void;
+  fakeQuantizeOffset(args: FakeQuantizeOffsetArgs): void;
+  fakeQuantizeOffsetBackward(args: FakeQuantizeOffsetBackwardArgs): void;
   clipRows(args: ClipRowsArgs): void;
   clipRowsBackward(args: ClipRowsBackwardArgs): void;
   kronecker(args: KroneckerArgs): void;

@@ -22,12 +22,12 @@ import {
 const tieDistance = (ratio: number, offset: number) =>
   20 * U * (Math.abs(ratio) + Math.abs(offset));
 /** Backward inputs stay this far (in steps of the grid) from flipping points; far above tieDistance at 8 bits. */
-const MARGIN = 1e-3;
+export const MARGIN = 1e-3;
 
-const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
-const distanceToTie = (x: number) => Math.abs(x - Math.floor(x) - 0.5);
+export const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
+export const distanceToTie = (x: number) => Math.abs(x - Math.floor(x) - 0.5);
 
-interface GridShape {
+export interface GridShape {
   readonly rows: number;
   readonly cols: number;
   readonly bits: number;
@@ -58,7 +58,7 @@ function rowGrid(
 }
 
 /** Rows of every kind: plain, with outliers, one-sided, constant, exactly symmetric, zero. */
-function awkwardRows(random: Random, rows: number, cols: number): Float64Array {
+export function awkwardRows(random: Random, rows: number, cols: number): Float64Array {
   const x = random.normals(rows * cols);
   for (let r = 0; r < rows; r++) {
     const row = x.subarray(r * cols, (r + 1) * cols);
@@ -87,7 +87,7 @@ interface SymmetricOptions extends GridShape {
   readonly size?: number;
 }
 
-const titleOf = (o: object) =>
+export const titleOf = (o: object) =>
   Object.entries(o)
     .map(([name, value]) => (value === true ? name : `${name} ${String(value)}`))
     .join(", ");
@@ -247,7 +247,7 @@ function quantizeRowsBackwardCase(options: SymmetricOptions): ConformanceCase {
 }
 
 /** Error of Σ·σ(c)·(1−σ(c)) for a sum of n terms; 1−σ loses up to 4u to cancellation, whatever its size. */
-function clipBound(terms: number, n: number, logit = 0): number {
+export function clipBound(terms: number, n: number, logit = 0): number {
   const s = sigmoid(logit);
   return terms * s * ((n + 24) * U * (1 - s) + 4 * U);
 }
@@ -266,7 +266,7 @@ function asymGrid(grid: RowGrid, bits: number) {
 }
 
 /** Both integers that a number beside a tie may round to, or the one it rounds to. */
-function roundings(x: number, slack: number): number[] {
+export function roundings(x: number, slack: number): number[] {
   return [...new Set([Math.ceil(x - slack - 0.5), Math.floor(x + slack + 0.5)])];
 }
 
@@ -496,7 +496,7 @@ function dequantizeCase(rows: number, cols: number): ConformanceCase {
   };
 }
 
-const SIZES = [
+export const SIZES = [
   [1, 1],
   [7, 1],
   [7, 5],
@@ -510,8 +510,8 @@ const SIZES = [
   [7, 1029],
   [8, 2052],
 ] as const;
-const BITS = [4, 8, 3, 2, 6] as const;
-const CLIPS = [undefined, [4, 4], [1.2, 0.7], [-0.5, 2]] as const;
+export const BITS = [4, 8, 3, 2, 6] as const;
+export const CLIPS = [undefined, [4, 4], [1.2, 0.7], [-0.5, 2]] as const;
 
 const symmetric: SymmetricOptions[] = SIZES.flatMap(([rows, cols], i) => [
   { rows, cols, bits: BITS[i % 5], clips: CLIPS[i % 4] },

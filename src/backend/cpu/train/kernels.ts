@@ -98,6 +98,14 @@ export function cpuKernels(library: NativeLibrary): Kernels {
       checkGrid(args, "fakeQuantizeAsymBackward");
       native.fakeQuantizeAsymBackward(args);
     },
+    fakeQuantizeOffset(args) {
+      checkGrid(args, "fakeQuantizeOffset");
+      native.fakeQuantizeOffset(args);
+    },
+    fakeQuantizeOffsetBackward(args) {
+      checkGrid(args, "fakeQuantizeOffsetBackward");
+      native.fakeQuantizeOffsetBackward(args);
+    },
     clipRows: native.clipRows,
     clipRowsBackward: native.clipRowsBackward,
     // `precision` is not passed on: the products are too small for 16 bits to save time, they are always done in f32.

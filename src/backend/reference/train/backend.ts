@@ -43,6 +43,7 @@ import {
   quantizeRows,
   quantizeRowsBackward,
 } from "./quantize.js";
+import { fakeQuantizeOffset, fakeQuantizeOffsetBackward } from "./quantize-offset.js";
 import { rope } from "./rope.js";
 
 const KERNELS: Kernels = {
@@ -54,6 +55,8 @@ const KERNELS: Kernels = {
   flattenRows,
   fakeQuantizeAsym,
   fakeQuantizeAsymBackward,
+  fakeQuantizeOffset,
+  fakeQuantizeOffsetBackward,
   clipRows,
   clipRowsBackward,
   kronecker,

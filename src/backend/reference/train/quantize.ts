@@ -30,7 +30,7 @@ export function sigmoid(x: number): number {
 }
 
 /** Largest and smallest element of a row. */
-function extremes(x: RealArray, start: number, cols: number): { max: number; min: number } {
+export function extremes(x: RealArray, start: number, cols: number): { max: number; min: number } {
   let max = -Infinity;
   let min = Infinity;
   for (let c = 0; c < cols; c++) {
@@ -41,7 +41,7 @@ function extremes(x: RealArray, start: number, cols: number): { max: number; min
 }
 
 /** gradX += share/(number of ties) at every element of the row that equals `value`. */
-function addToEqual(
+export function addToEqual(
   x: RealArray,
   start: number,
   cols: number,
@@ -54,13 +54,13 @@ function addToEqual(
   for (let c = 0; c < cols; c++) if (x[start + c] === value) gradX[c] += share / ties;
 }
 
-interface Clips {
+export interface Clips {
   /** σ(clipMax), σ(clipMin); 1 without clips. */
   readonly max: number;
   readonly min: number;
 }
 
-function scalarClips(
+export function scalarClips(
   clipMax: Buffer | undefined,
   clipMin: Buffer | undefined,
   what: string,

@@ -19,6 +19,8 @@ type QuantizeKernels = Pick<
   | "dequantizeRows"
   | "fakeQuantizeAsym"
   | "fakeQuantizeAsymBackward"
+  | "fakeQuantizeOffset"
+  | "fakeQuantizeOffsetBackward"
   | "clipRows"
   | "clipRowsBackward"
 >;
@@ -144,6 +146,38 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
         ...shares,
       ]);
       clipGradients(args, rows, shares, "fakeQuantizeAsymBackward");
+    },
+    fakeQuantizeOffset(args) {
+      const { rows, cols, bits } = args;
+      checkBits(bits, "fakeQuantizeOffset");
+      launchRows(ctx, "quantize", "offset_grid", "piiipppp", rows, cols, [
+        real(args.x, rows * cols, "fakeQuantizeOffset x"),
+        rows,
+        cols,
+        bits,
+        ...scalarClips(args.clipMax, args.clipMin, "fakeQuantizeOffset"),
+        optionalReal(args.shift, rows * cols, "fakeQuantizeOffset shift"),
+        real(args.out, rows * cols, "fakeQuantizeOffset out"),
+      ]);
+    },
+    fakeQuantizeOffsetBackward(args) {
+      const { rows, cols, bits } = args;
+      const n = rows * cols;
+      checkBits(bits, "fakeQuantizeOffsetBackward");
+      const shares = rowShares(args);
+      launchRows(ctx, "quantize", "offset_grid_backward", "piiipppppppp", rows, cols, [
+        real(args.x, n, "fakeQuantizeOffsetBackward x"),
+        rows,
+        cols,
+        bits,
+        ...scalarClips(args.clipMax, args.clipMin, "fakeQuantizeOffsetBackward"),
+        optionalReal(args.shift, n, "fakeQuantizeOffsetBackward shift"),
+        real(args.grad, n, "fakeQuantizeOffsetBackward grad"),
+        real(args.gradX, n, "fakeQuantizeOffsetBackward gradX"),
+        optionalReal(args.gradShift, n, "fakeQuantizeOffsetBackward gradShift"),
+        ...shares,
+      ]);
+      clipGradients(args, rows, shares, "fakeQuantizeOffsetBackward");
     },
     clipRows(args) {
       const { rows, cols } = args;
