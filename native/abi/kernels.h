@@ -179,9 +179,9 @@ PL_KERNEL(gptq_factor,
           (int64_t n, const double* moment, const int32_t* order, double damp, double* factor, int32_t* factored),
           (n, moment, order, damp, factor, factored))
 PL_KERNEL(gptq_round,
-          (int64_t rows, int64_t cols, const double* weight, const double* scale, int64_t scales, int32_t bits,
-          const double* factor, const int32_t* order, int8_t* codes),
-          (rows, cols, weight, scale, scales, bits, factor, order, codes))
+          (int64_t rows, int64_t cols, const double* weight, const double* scale, int64_t scales, int64_t group,
+          const double* offset, int32_t bits, const double* factor, const int32_t* order, int8_t* codes),
+          (rows, cols, weight, scale, scales, group, offset, bits, factor, order, codes))
 PL_KERNEL(site,
           (int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t n_left, int64_t n_right,
           const float* gain, const float* bias, float epsilon, const float* left, const float* right, int32_t bits,

@@ -79,13 +79,13 @@ inline int gptq_factor(int64_t n, const double* moment, const int32_t* order, do
 }
 
 /**
- * Codes of a weight [rows, cols] on the grid of `bits` bits with one scale for all or one per row (`scales` of them), by
- * R from gptq_factor: column order[j] is rounded at its place j in the order, with (1/R[j,j])·Σ_{i<j} (W − Q)[:,i]·R[i,j]
+ * Codes of a weight [rows, cols] on the grid of `bits` bits with one scale for all or one per `group` columns of a row
+ * (`scales` of them), and with an offset beside each scale where there are some, when codes are from 0. By R from gptq_factor: column order[j] is rounded at its place j in the order, with (1/R[j,j])·Σ_{i<j} (W − Q)[:,i]·R[i,j]
  * added to it.
  */
-inline int gptq_round(int64_t rows, int64_t cols, const double* weight, const double* scale, int64_t scales,
-                      int32_t bits, const double* factor, const int32_t* order, int8_t* codes) {
-  const double lowest = -std::ldexp(1.0, bits - 1), highest = -lowest - 1;
+inline int gptq_round(int64_t rows, int64_t cols, const double* weight, const double* scale, int64_t scales, int64_t group,
+                      const double* offset, int32_t bits, const double* factor, const int32_t* order, int8_t* codes) {
+  const double lowest = offset ? 0.0 : -std::ldexp(1.0, bits - 1), highest = lowest + std::ldexp(1.0, bits) - 1;
   std::atomic<bool> starved{false};
   parallel_for_dynamic((rows + GPTQ_ROWS - 1) / GPTQ_ROWS, [&](int64_t task) {
     const int64_t r0 = task * GPTQ_ROWS, count = r0 + GPTQ_ROWS < rows ? GPTQ_ROWS : rows - r0;
@@ -107,16 +107,17 @@ inline int gptq_round(int64_t rows, int64_t cols, const double* weight, const do
       if (first > 0) small_product<double, false>(count, width, first, error, cols, panel, ld, fed, ld, false);
       else std::memset(fed, 0, static_cast<size_t>(count * ld) * sizeof(double));
       for (int64_t r = 0; r < count; ++r) {
-        const double step = scale[scales == 1 ? 0 : r0 + r];
         double* __restrict sums = fed + r * ld;
         for (int64_t j = 0; j < width; ++j) {
           const double* const shares = panel + (first + j) * ld;
           const int64_t at = (r0 + r) * cols + order[first + j];
-          double code = std::nearbyint((weight[at] + sums[j] / shares[j]) / step);
+          const int64_t own = scales == 1 ? 0 : at / group;
+          const double step = scale[own], zero = offset ? offset[own] : 0.0;
+          double code = std::nearbyint((weight[at] + sums[j] / shares[j] - zero) / step);
           code = code > lowest ? code : lowest;
           code = code < highest ? code : highest;
           codes[at] = static_cast<int8_t>(code);
-          const double wrong = weight[at] - code * step;
+          const double wrong = weight[at] - zero - code * step;
           error[r * cols + first + j] = wrong;
           for (int64_t c = j + 1; c < width; ++c) sums[c] += wrong * shares[c];
         }

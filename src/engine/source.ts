@@ -7,7 +7,7 @@ import type {
   StoredMatrix,
 } from "../backend/contract/inference.js";
 import type { PackedBlock, PackedLinear } from "../backend/contract/packed.js";
-import { parseScheme } from "../backend/contract/scheme.js";
+import { parseScheme, type Scheme } from "../backend/contract/scheme.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../checkpoint/open.js";
 import { mapValues } from "../common/records.js";
@@ -15,6 +15,8 @@ import { blockPrograms } from "../models/architectures/index.js";
 import { parseSource } from "../models/source.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { readBlock, readFinalNorm, readTensor, type HostBlock } from "../models/weights.js";
+import { readQuantizedTable, tableGrid } from "../quantize/artifact/tables.js";
+import { dequantized } from "../quantize/grids/groups.js";
 import { isArtifact, openArtifact } from "../quantize/artifact/artifact.js";
 
 /** A source that holds files open until it is disposed. */
@@ -53,7 +55,7 @@ export function inferenceSource({
     shape: modelShape(config),
     programs: blockPrograms(config),
     scheme,
-    endLayers: endLayerSource(checkpoint, architecture, config),
+    endLayers: endLayerSource(checkpoint, architecture, config, scheme),
     block,
   };
 }
@@ -95,6 +97,7 @@ function endLayerSource(
   checkpoint: Checkpoint,
   architecture: Architecture,
   config: ModelConfig,
+  scheme: Scheme,
 ): EndLayerSource {
   const { names } = architecture;
   const { hiddenSize, embeddingSize, vocabSize, embeddingScale, logitSoftcap } = config;
@@ -112,12 +115,26 @@ function endLayerSource(
       },
     };
   };
+  const table = (name: string, shape: readonly [number, number]): StoredMatrix => {
+    if (!tableGrid(scheme)) return matrix(name, shape);
+    const quantized = () => readQuantizedTable(checkpoint, architecture, config, scheme, name);
+    return {
+      shape,
+      type: "codes",
+      values: () => {
+        const stored = quantized();
+        return dequantized(stored.codes, shape[1], stored);
+      },
+      halves: () => undefined,
+      quantized,
+    };
+  };
   const projection = (name: string | undefined, shape: readonly [number, number]) =>
     embeddingSize === undefined || name === undefined ? undefined : matrix(name, shape);
   const tied = config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead);
   return {
-    embedding: matrix(names.embedding, [vocabSize, width]),
-    head: tied ? undefined : matrix(names.lmHead, [vocabSize, width]),
+    embedding: table(names.embedding, [vocabSize, width]),
+    head: tied ? undefined : table(names.lmHead, [vocabSize, width]),
     projectIn: projection(names.projectIn, [hiddenSize, width]),
     projectOut: projection(names.projectOut, [width, hiddenSize]),
     positions: learnedPositions(),

@@ -55,17 +55,21 @@ export function loadEndLayers(
   checkpoint: Checkpoint,
   architecture: Architecture,
   config: ModelConfig,
+  /** Reads embedding and head, where they are not stored as other tensors are. */
+  readTable: (name: string, shape: readonly number[]) => HostTensor = (name, shape) =>
+    readTensor(checkpoint, name, shape),
 ): EndLayerWeights {
   const { names } = architecture;
   const load = (name: string, shape: readonly number[]): Tensor =>
     frozen(backend, shape, readTensor(checkpoint, name, shape).data);
+  const put = ({ shape, data }: HostTensor): Tensor => frozen(backend, shape, data);
   const { hiddenSize, embeddingSize } = config;
   const table = [config.vocabSize, embeddingSize ?? hiddenSize];
   const projection = (name: string | undefined, shape: readonly number[]) =>
     embeddingSize === undefined || name === undefined ? undefined : load(name, shape);
-  const embedding = load(names.embedding, table);
+  const loadTable = (name: string): Tensor => put(readTable(name, table));
+  const embedding = loadTable(names.embedding);
   const final = readFinalNorm(checkpoint, architecture, config);
-  const put = ({ shape, data }: HostTensor): Tensor => frozen(backend, shape, data);
   return {
     embedding,
     positions:
@@ -78,7 +82,7 @@ export function loadEndLayers(
     lmHead:
       config.tiedEmbeddings || !checkpoint.tensors.has(names.lmHead)
         ? embedding
-        : load(names.lmHead, table),
+        : loadTable(names.lmHead),
   };
 }
 

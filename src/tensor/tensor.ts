@@ -8,11 +8,13 @@
 import type { Arena, Backend, Buffer, HostArray, Precision } from "../backend/contract/training.js";
 import { PlanishError } from "../common/errors.js";
 
-/** Integer codes with one scale per row; the tensor's value is `scale[row] · codes[row, :]`. */
+/** Integer codes with one scale per row, or per group of a row's columns; values are `scale · code`. */
 export interface RowCodes {
   readonly codes: Buffer;
   readonly scale: Buffer;
   readonly bits: number;
+  /** Consecutive columns that share a scale; absent: the row. */
+  readonly group?: number;
 }
 
 /**
@@ -128,8 +130,9 @@ export class Graph implements Disposable {
     if (tensor.buffer !== undefined) return tensor.buffer;
     if (tensor.codes === undefined) throw new PlanishError("tensor has neither values nor codes");
     const out = this.real(tensor.size);
-    const { codes, scale } = tensor.codes;
-    this.kernels.dequantizeRows({ codes, scale, rows: tensor.rows, cols: tensor.cols, out });
+    const { codes, scale, group } = tensor.codes;
+    const cols = group ?? tensor.cols;
+    this.kernels.dequantizeRows({ codes, scale, rows: tensor.size / cols, cols, out });
     tensor.buffer = out;
     return out;
   }

@@ -504,6 +504,8 @@ export const KERNELS = {
     weight: "const f64[rows*cols]",
     scale: "const f64[scales]",
     scales: "i64",
+    group: "i64",
+    offset: "const f64[scales]?",
     bits: "i32",
     factor: "const f64[cols*cols]",
     order: "const i32[cols]?",

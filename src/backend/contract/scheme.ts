@@ -5,7 +5,8 @@
  *
  * A grid is bits, a group and whether it has an offset. Without a group, one scale spans a weight's row or a token. A
  * group spans that many consecutive input channels: x ≈ scale·code with code in −2^(b−1) … 2^(b−1)−1, and with an offset
- * x ≈ scale·code + offset with code in 0 … 2^b−1, where the offset is a real number.
+ * x ≈ scale·code + offset with code in 0 … 2^b−1: of weights the offset is any number, of activations a whole number of
+ * steps, so that zero stays zero (`fakeQuantizeAsym` over each group is the definition).
  */
 
 import { quoted } from "../../common/bounds.js";

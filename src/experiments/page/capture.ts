@@ -33,6 +33,12 @@ import { openArtifact, type OpenArtifact } from "../../quantize/artifact/artifac
 import { freeEndLayers } from "../../quantize/calibration/forward.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
 import { packedLayer } from "../../quantize/block/packed-block.js";
+import {
+  activationGrid,
+  dequantized,
+  weightGrid as weightGridOf,
+  type Grid,
+} from "../../quantize/grids/groups.js";
 import { parseScheme, type Scheme } from "../../backend/contract/scheme.js";
 import { kronecker } from "../../tensor/ops/index.js";
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
@@ -237,9 +243,9 @@ function plainView(
   for (const { data } of matrices) foldColumnMaxima(data, maxima);
   const weightGrid = scheme.weightBits < 16 ? new GridCounter(scheme.weightBits) : undefined;
   if (weightGrid)
-    for (const { data } of matrices) countRows(weightGrid, data, cols, scheme.weightBits);
+    for (const { data } of matrices) countRows(weightGrid, data, cols, weightGridOf(scheme));
   return {
-    ...activationView(inputOf(found, site), cols, scheme.activationBits),
+    ...activationView(inputOf(found, site), cols, activationGrid(scheme)),
     weights: magnitudes(maxima),
     ...(weightGrid ? { weightGrid: weightGrid.distribution() } : {}),
   };
@@ -268,13 +274,15 @@ function packedView(
   const maxima = new Float64Array(columns);
   for (const l of linears) {
     if (storedColumns(l) !== columns || (l.grid?.weightBits ?? weightBits) !== weightBits) continue;
-    foldColumnMaxima(dequantized(l), maxima);
-    for (const code of l.quantized?.codes ?? []) weightGrid?.add(code);
+    foldColumnMaxima(weightValues(l), maxima);
+    // Codes beside an offset begin at 0, and are shown where those of symmetric grids are.
+    const middle = l.quantized?.offset ? 2 ** (weightBits - 1) : 0;
+    for (const code of l.quantized?.codes ?? []) weightGrid?.add(code - middle);
   }
   return {
     ...(first.grid
       ? staticView(input, width, first.grid)
-      : activationView(input, width, scheme.activationBits, first.activationClip)),
+      : activationView(input, width, activationGrid(scheme), first.activationClip)),
     weights: magnitudes(maxima),
     ...(weightGrid ? { weightGrid: weightGrid.distribution() } : {}),
   };
@@ -312,13 +320,9 @@ function storedColumns({ shape, quantized }: PackedLinear): number {
   return (quantized?.codes.length ?? shape[0] * shape[1]) / shape[0];
 }
 
-function dequantized({ shape, quantized, weight }: PackedLinear): ArrayLike<number> {
+function weightValues({ shape, quantized, weight }: PackedLinear): ArrayLike<number> {
   if (!quantized) return weight ?? new Float32Array(shape[0] * shape[1]);
-  const cols = quantized.codes.length / shape[0];
-  return Float32Array.from(
-    quantized.codes,
-    (code, i) => code * quantized.scale[Math.floor(i / cols)],
-  );
+  return dequantized(quantized.codes, quantized.codes.length / shape[0], quantized);
 }
 
 /** A site's activation after the transform that runs before its linears. */
@@ -349,37 +353,47 @@ interface Clip {
 function activationView(
   data: ArrayLike<number>,
   cols: number,
-  bits: number,
+  each: Grid,
   clip?: Clip,
 ): Pick<SiteView, "activations" | "activationGrid"> {
   const maxima = new Float64Array(cols);
   foldColumnMaxima(data, maxima);
-  if (bits >= 16) return { activations: magnitudes(maxima) };
-  const grid = new GridCounter(bits);
-  countRows(grid, data, cols, bits, clip);
+  if (each.bits >= 16) return { activations: magnitudes(maxima) };
+  const grid = new GridCounter(each.bits);
+  countRows(grid, data, cols, each, clip);
   return { activations: magnitudes(maxima), activationGrid: grid.distribution() };
 }
 
-/** Each row on its own symmetric grid, s = max(hi, −lo)/Q, with hi and lo clipped (docs/methods.md, Grids). */
+/**
+ * Each row or group on its own grid (docs/methods.md, Grids): symmetric, or with an offset, when position 0 is shown where a
+ * symmetric grid begins.
+ */
 function countRows(
   grid: GridCounter,
   data: ArrayLike<number>,
   cols: number,
-  bits: number,
+  { bits, group, offset, zero }: Grid,
   clip?: Clip,
 ): void {
   const sigmoid = (c: number | undefined): number => (c === undefined ? 1 : 1 / (1 + Math.exp(-c)));
   const [high, low] = [sigmoid(clip?.max), sigmoid(clip?.min)];
   const q = 2 ** (bits - 1) - 1;
-  for (let first = 0; first < data.length; first += cols) {
-    let hi = 0;
-    let lo = 0;
-    for (let i = first; i < first + cols; i++) {
+  const width = group ?? cols;
+  for (let first = 0; first < data.length; first += width) {
+    let hi = offset && !zero ? -Infinity : 0;
+    let lo = offset && !zero ? Infinity : 0;
+    for (let i = first; i < first + width; i++) {
       if (data[i] > hi) hi = data[i];
       if (data[i] < lo) lo = data[i];
     }
+    if (offset) {
+      const from = lo * low;
+      const scale = (hi * high - from) / (2 ** bits - 1) || 1;
+      for (let i = first; i < first + width; i++) grid.add((data[i] - from) / scale - q - 1);
+      continue;
+    }
     const scale = Math.max(hi * high, -lo * low) / q || 1;
-    for (let i = first; i < first + cols; i++) grid.add(data[i] / scale);
+    for (let i = first; i < first + width; i++) grid.add(data[i] / scale);
   }
 }
 

@@ -2,7 +2,7 @@
  * The artifact: a directory with the packed model, its config and tokenizer as they came, and `quantization.json`.
  * Written under a temporary name and renamed, so a directory with the final name is complete (DESIGN, The artifact).
  */
-import type { PackedBlock } from "../../backend/contract/packed.js";
+import type { PackedBlock, QuantizedMatrix } from "../../backend/contract/packed.js";
 import { existsSync, readdirSync, renameSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { Backend } from "../../backend/contract/training.js";
@@ -18,14 +18,23 @@ import {
 import { PlanishError } from "../../common/errors.js";
 import { makeWorkDirectory, writeAtomically } from "../../common/temporary.js";
 import { finiteJson } from "../../common/ratio.js";
-import { blockProgram, parseModelConfig } from "../../models/architectures/index.js";
+import { blockProgram, blockPrograms, parseModelConfig } from "../../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
+import { readTensor } from "../../models/weights.js";
 import { LanguageModel, loadEndLayers } from "../../models/language-model.js";
-import { checkTensors, endLayerTensors, valueProblem } from "./tensors.js";
+import {
+  checkTensors,
+  endLayerTensors,
+  tableScaleName,
+  valueProblem,
+  type TensorDescription,
+} from "./tensors.js";
+import { roundTable, tableGrid, tableReader } from "./tables.js";
+import { checkGroups, type Grid } from "../grids/groups.js";
 import { ClipCounter } from "../block/clip-counts.js";
 import { packedLayer } from "../block/packed-block.js";
 import type { ParameterValues } from "../schema/parameters.js";
-import { readPackedBlock } from "./block-tensors.js";
+import { readPackedBlock, toBytes } from "./block-tensors.js";
 import {
   parseQuantizationInfo,
   QUANTIZATION_FILE,
@@ -68,6 +77,7 @@ export function openArtifact(path: string): OpenArtifact {
   const checkpoint = openCheckpoint(path);
   try {
     const { architecture, config } = parseModelConfig(checkpoint.config);
+    checkGroups(blockPrograms(config), config, scheme);
     const parameters = info.layers.map((layer) => layer.parameters);
     checkTensors(checkpoint, architecture, config, scheme, parameters);
     return {
@@ -108,7 +118,8 @@ export function loadArtifact(
         clipping.add(prefix + linear, clipped, n);
       });
     });
-    const endLayers = loadEndLayers(backend, checkpoint, architecture, config);
+    const readTable = tableReader(checkpoint, architecture, config, scheme);
+    const endLayers = loadEndLayers(backend, checkpoint, architecture, config, readTable);
     return {
       model: new LanguageModel(backend, architecture, config, endLayers, layers),
       info,
@@ -189,12 +200,18 @@ export function refuseExisting(out: string): void {
     );
 }
 
-/** What surrounds the blocks: 16-bit, as stored when the source stores 16 bits. */
-function endLayerEntries({ source, architecture, config }: WriteArtifactOptions): TensorEntry[] {
+/** What surrounds the blocks: 16-bit, as stored when the source stores 16 bits; tables rounded where the scheme says. */
+function endLayerEntries(options: WriteArtifactOptions): TensorEntry[] {
+  const { source, architecture, config, scheme } = options;
   const { lmHead } = architecture.names;
-  return endLayerTensors(architecture, config).flatMap(({ name, types, values }): TensorEntry[] => {
+  const described = endLayerTensors(architecture, config, scheme);
+  const grid = tableGrid(scheme);
+  return described.flatMap((tensor): TensorEntry[] => {
+    const { name, types, values } = tensor;
     const stored = source.tensors.get(name);
     if (!stored || (name === lmHead && config.tiedEmbeddings)) return [];
+    const steps = described.find((each) => each.name === tableScaleName(name));
+    if (grid && steps) return tableEntries(options, tensor, steps, grid);
     const kept = types.find((type) => type === stored.type);
     if (kept)
       return [{ name, type: kept, shape: stored.shape, data: () => source.readBytes(name) }];
@@ -206,6 +223,29 @@ function endLayerEntries({ source, architecture, config }: WriteArtifactOptions)
     };
     return [{ name, type: types[0], shape: stored.shape, data: halves }];
   });
+}
+
+/** A table's codes and their steps; what is rounded for the one is kept for the other. */
+function tableEntries(
+  { source, config }: WriteArtifactOptions,
+  codes: TensorDescription,
+  steps: TensorDescription,
+  grid: Grid,
+): TensorEntry[] {
+  const columns = config.embeddingSize ?? config.hiddenSize;
+  let rounded: QuantizedMatrix | undefined;
+  const table = (): QuantizedMatrix => {
+    if (rounded) return rounded;
+    const { data } = readTensor(source, codes.name, [config.vocabSize, columns]);
+    return (rounded = roundTable(data, columns, grid));
+  };
+  const entry = (described: TensorDescription, numbers: () => ArrayLike<number>): TensorEntry => ({
+    name: described.name,
+    type: described.types[0],
+    shape: described.shape,
+    data: () => toBytes(described, numbers()),
+  });
+  return [entry(codes, () => table().codes), entry(steps, () => table().scale)];
 }
 
 function json(value: unknown): string {

@@ -31,7 +31,7 @@ import {
   type ParameterShapes,
   type TensorDescription,
 } from "./tensors.js";
-import { packNibbles, unpackNibbles } from "./nibbles.js";
+import { packCodes, unpackCodes } from "./packed-codes.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
 import { invertMatrix } from "../transforms/matrix.js";
 
@@ -78,8 +78,9 @@ function blockContents(prefix: string, block: PackedBlock): Map<string, ArrayLik
   for (const l of Object.values(block.linears)) {
     put(`${l.path}.weight`, l.weight);
     put(`${l.path}.linear.weight`, l.quantized?.codes);
-    const scale = l.quantized?.scale;
+    const { scale, offset } = l.quantized ?? {};
     if (scale) contents.set(`quantizer.${prefix}${l.path}.linear.scale`, scale);
+    if (offset) contents.set(`quantizer.${prefix}${l.path}.linear.offset`, offset);
     put(`${l.path}.bias`, l.bias);
     const module = `${l.path}.act_quantizer`;
     clip(module, l.activationClip);
@@ -102,7 +103,12 @@ function blockContents(prefix: string, block: PackedBlock): Map<string, ArrayLik
   return contents;
 }
 
-function toBytes({ name, types, shape }: TensorDescription, data: ArrayLike<number>): Uint8Array {
+/** A tensor's bytes, of its numbers or its codes. */
+export function toBytes(
+  { name, types, shape, packing }: TensorDescription,
+  data: ArrayLike<number>,
+): Uint8Array {
+  if (packing) return packCodes(Int8Array.from(data), shape[0], data.length / shape[0], packing);
   switch (types[0]) {
     case "F16":
       return floatsToHalfBytes(data, name);
@@ -110,8 +116,6 @@ function toBytes({ name, types, shape }: TensorDescription, data: ArrayLike<numb
       return new Uint8Array(Float32Array.from(data).buffer);
     case "I32":
       return new Uint8Array(Int32Array.from(data).buffer);
-    case "U8":
-      return packNibbles(Int8Array.from(data), shape[0], data.length / shape[0]);
     default:
       return new Uint8Array(Int8Array.from(data).buffer);
   }
@@ -171,21 +175,18 @@ export function readPackedBlock(
       factor: optional(`${module}.factor`),
     };
   };
-  const bitsOf = (path: string) => layout.grids.get(path)?.weightBits ?? scheme.weightBits;
   const quantized = (path: string, [rows, channels]: readonly [number, number]) => {
     const tensor = described.get(`${prefix}${path}.linear.weight`);
     if (!tensor) return undefined;
-    const bytes = checkpoint.readBytes(tensor.name);
-    const columns = channels + (layout.grids.get(path)?.extras ?? 0);
-    const codes =
-      tensor.types[0] === "U8"
-        ? unpackNibbles(bytes, rows, columns)
-        : new Int8Array(bytes.slice().buffer);
-    // Every nibble is a legal code of 4 bits.
-    const all = tensor.types[0] === "U8" && bitsOf(path) === 4;
-    const problem = all ? undefined : valueProblem(tensor.name, tensor.values, codes);
-    if (problem !== undefined) throw new PlanishError(`${checkpoint.path}: ${problem}`);
-    return { codes, scale: required(`quantizer.${prefix}${path}.linear.scale`) };
+    const { extras } = layout.grids.get(path) ?? { extras: 0 };
+    const steps = `quantizer.${prefix}${path}.linear`;
+    const scale = required(`${steps}.scale`);
+    return {
+      codes: readCodes(checkpoint, tensor, rows, channels + extras),
+      scale,
+      ...(scale.length > rows && { group: (rows * channels) / scale.length }),
+      ...(described.has(`${steps}.offset`) && { offset: required(`${steps}.offset`) }),
+    };
   };
   const linears: Record<LinearName, PackedLinear> = {};
   for (const [role, { path, shape }] of Object.entries(program.linears)) {
@@ -217,6 +218,25 @@ export function readPackedBlock(
     keyClip: clip(CACHE_QUANTIZERS.k),
     valueClip: clip(CACHE_QUANTIZERS.v),
   };
+}
+
+/** Codes [rows, columns] of a described tensor, whose header is right. @throws PlanishError when one is none of its width. */
+export function readCodes(
+  checkpoint: Checkpoint,
+  { name, packing, values }: TensorDescription,
+  rows: number,
+  columns: number,
+): Int8Array {
+  const bytes = checkpoint.readBytes(name);
+  const codes = packing
+    ? unpackCodes(bytes, rows, columns, packing)
+    : new Int8Array(bytes.slice().buffer);
+  // Every pattern of as many bits as there are is a legal code.
+  const all =
+    packing && typeof values === "object" && values.to - values.from + 1 === 2 ** packing.bits;
+  const problem = all ? undefined : valueProblem(name, values, codes);
+  if (problem !== undefined) throw new PlanishError(`${checkpoint.path}: ${problem}`);
+  return codes;
 }
 
 function inverse(name: string, matrix: Float32Array): Float32Array {

@@ -17,8 +17,9 @@ import {
   type LinearSite,
   type SitePlace,
 } from "../../backend/contract/program.js";
-import { packedRowBytes } from "./nibbles.js";
+import { packedRowBytes, type CodePacking } from "./packed-codes.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
+import type { Grid } from "../grids/groups.js";
 
 const TRANSFORM_MODULES: Readonly<Partial<Record<LinearSite, string>>> = {
   attn_in: "self_attn.ln_trans",
@@ -59,6 +60,8 @@ export interface TensorDescription {
   readonly types: readonly ElementType[];
   readonly shape: readonly number[];
   readonly values: ValueRule;
+  /** How integer codes lie in its bytes, where they are narrower; `values` is then of the codes. */
+  readonly packing?: CodePacking;
   /** Present in some models only, and nothing but the file says in which. */
   readonly optional?: boolean;
 }
@@ -95,8 +98,20 @@ export type ParameterShapes = Readonly<Record<string, readonly number[]>>;
 const HALF = ["F16"] as const;
 const SIXTEEN_BITS = ["F16", "BF16"] as const;
 
-/** Embeddings, their projections, positions, final norm and head: 16-bit. */
-export function endLayerTensors({ names }: Architecture, config: ModelConfig): TensorDescription[] {
+/** The tensor that holds the steps of a table's codes. */
+export function tableScaleName(table: string): string {
+  return `quantizer.${table.replace(/\.weight$/, "")}.scale`;
+}
+
+/**
+ * Embeddings, their projections, positions, final norm and head: 16-bit, but for embedding and head where the scheme has
+ * fewer bits for tables.
+ */
+export function endLayerTensors(
+  { names }: Architecture,
+  config: ModelConfig,
+  scheme: Pick<Scheme, "tableBits" | "tableGroup"> = {},
+): TensorDescription[] {
   const { hiddenSize, embeddingSize, vocabSize, positions } = config;
   const width = embeddingSize ?? hiddenSize;
   const tensor = (name: string, shape: readonly number[], optional = false): TensorDescription => ({
@@ -106,13 +121,22 @@ export function endLayerTensors({ names }: Architecture, config: ModelConfig): T
     values: "finite",
     optional,
   });
+  const table = (name: string, optional = false): TensorDescription[] => {
+    const { tableBits, tableGroup } = scheme;
+    if (!tableBits || !tableGroup) return [tensor(name, [vocabSize, width], optional)];
+    const grid = { bits: tableBits, group: tableGroup };
+    return [
+      { ...codeTensor(name, vocabSize, width, grid), optional },
+      { ...stepTensor(tableScaleName(name), vocabSize, width, tableGroup), optional },
+    ];
+  };
   const normed = config.finalNorm !== false;
   const list = [
-    tensor(names.embedding, [vocabSize, width]),
+    ...table(names.embedding),
     tensor(names.finalNorm, [hiddenSize], !normed),
     tensor(names.finalNorm.replace(/\.weight$/, ".bias"), [hiddenSize], true),
     // Models without a head of their own use their embedding.
-    tensor(names.lmHead, [vocabSize, width], true),
+    ...table(names.lmHead, true),
   ];
   if (names.positions !== undefined && positions.kind === "learned")
     list.push(tensor(names.positions, [config.maxPositions + positions.offset, hiddenSize]));
@@ -191,24 +215,49 @@ function weightTensors(
 ): TensorDescription[] {
   if (scheme.weightBits >= 16)
     return [{ name: `${name}.weight`, types: HALF, shape: [rows, channels], values: "finite" }];
+  const { weightGroup, weightOffset } = scheme;
+  const steps = `quantizer.${name}.linear`;
+  if (!grid && weightGroup) {
+    const own = { bits: scheme.weightBits, group: weightGroup, offset: weightOffset };
+    const list = [
+      codeTensor(`${name}.linear.weight`, rows, channels, own),
+      stepTensor(`${steps}.scale`, rows, channels, weightGroup),
+    ];
+    if (weightOffset)
+      list.push({
+        ...stepTensor(`${steps}.offset`, rows, channels, weightGroup),
+        values: "finite",
+      });
+    return list;
+  }
   const bits = grid?.weightBits ?? scheme.weightBits;
-  const columns = channels + (grid?.extras ?? 0);
-  const nibbles = bits <= 4;
   return [
-    {
-      name: `${name}.linear.weight`,
-      types: nibbles ? ["U8"] : ["I8"],
-      shape: [rows, nibbles ? packedRowBytes(columns) : columns],
-      // Of the codes, once unpacked.
-      values: { from: -(2 ** (bits - 1)), to: 2 ** (bits - 1) - 1 },
-    },
-    {
-      name: `quantizer.${name}.linear.scale`,
-      types: ["F32"],
-      shape: [rows, 1],
-      values: "positive",
-    },
+    codeTensor(`${name}.linear.weight`, rows, channels + (grid?.extras ?? 0), { bits }),
+    { name: `${steps}.scale`, types: ["F32"], shape: [rows, 1], values: "positive" },
   ];
+}
+
+/** Codes of a matrix: nibbles, or bytes; in groups also four codes of 6 bits in three bytes. */
+function codeTensor(
+  name: string,
+  rows: number,
+  columns: number,
+  { bits, group, offset }: Grid,
+): TensorDescription {
+  const least = offset ? 0 : -(2 ** (bits - 1));
+  // Of the codes, once unpacked.
+  const values = { from: least, to: least + 2 ** bits - 1 };
+  const width = bits <= 4 ? 4 : bits === 6 && group ? 6 : undefined;
+  if (width === undefined) return { name, types: ["I8"], shape: [rows, columns], values };
+  const packing = { bits: width, signed: !offset } as const;
+  return { name, types: ["U8"], shape: [rows, packedRowBytes(columns, width)], values, packing };
+}
+
+/** One 16-bit step for each group. */
+function stepTensor(name: string, rows: number, columns: number, group: number): TensorDescription {
+  if (columns % group !== 0)
+    throw new PlanishError(`${name}: groups of ${group} do not divide ${columns} columns`);
+  return { name, types: HALF, shape: [rows, columns / group], values: "positive" };
 }
 
 function gridTensors(
@@ -464,7 +513,7 @@ export function checkTensors(
       checkpoint,
       `quantization.json describes ${parameters.length} blocks, and config.json ${config.numLayers}`,
     );
-  const described = endLayerTensors(architecture, config);
+  const described = endLayerTensors(architecture, config, scheme);
   parameters.forEach((shapes, layer) => {
     const layout = layoutOfStored(checkpoint, architecture, config, layer, shapes);
     described.push(...blockTensors(architecture, config, scheme, layer, layout));

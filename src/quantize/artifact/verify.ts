@@ -2,6 +2,7 @@
 import { fileProblems } from "../../checkpoint/file-record.js";
 import { PlanishError } from "../../common/errors.js";
 import { openArtifact } from "./artifact.js";
+import { readCodes } from "./block-tensors.js";
 import { endLayerTensors, readDescribed } from "./tensors.js";
 import { readQuantizationInfo } from "./quantization-info.js";
 
@@ -28,9 +29,14 @@ export function verifyArtifact(path: string): VerifiedArtifact {
       `${path}: ${problems.join("; ")}; the artifact is damaged: make it or copy it again`,
     );
   using artifact = openArtifact(path);
-  const { checkpoint, architecture, config } = artifact;
-  for (const described of endLayerTensors(architecture, config))
-    if (checkpoint.tensors.has(described.name)) readDescribed(checkpoint, described);
+  const { checkpoint, architecture, config, scheme } = artifact;
+  for (const described of endLayerTensors(architecture, config, scheme)) {
+    if (!checkpoint.tensors.has(described.name)) continue;
+    // Headers are right, or the artifact would not be open; of codes a row's number is the vocabulary's.
+    if (described.packing)
+      readCodes(checkpoint, described, config.vocabSize, config.embeddingSize ?? config.hiddenSize);
+    else readDescribed(checkpoint, described);
+  }
   for (let layer = 0; layer < config.numLayers; layer++) artifact.block(layer);
   const tensors = [...checkpoint.tensors.values()];
   return {

@@ -9,6 +9,7 @@ import type {
   PackedGrid,
   PackedLinear,
   PackedTransform,
+  QuantizedMatrix,
 } from "../../backend/contract/packed.js";
 import { createReferenceBackend } from "../../backend/reference/train/backend.js";
 import { roundHalfEven } from "../../backend/reference/train/quantize.js";
@@ -25,7 +26,8 @@ import {
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
 import type { WeightRounder } from "../schema/weight-rounder.js";
 import { gridStep, type TensorGrid } from "../grids/tensor.js";
-import { bindSimulated, WEIGHT_SCALE_FLOOR, type BlockDescription } from "./simulated-block.js";
+import { roundInSingle, storedSteps, type GridSteps } from "../grids/groups.js";
+import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import type { ParameterValues } from "../schema/parameters.js";
 import { diagFolds, settleParameters } from "../transforms/stored-precision.js";
 
@@ -77,32 +79,27 @@ export function foldBlock(
   const linears: Record<LinearName, PackedLinear> = {};
   for (const [role, l] of Object.entries(block.linears)) {
     const unrounded = simulated.unroundedWeight(role);
-    const folded = simulated.roundedWeight(role, unrounded);
+    const cols = unrounded.cols;
     const bias = host(simulated.bias(role));
     const grid = simulated.grid(role);
     // A diag that rows take over multiplies their scales (or weights) and bias. Rows that share one scale have it in their
     // weights already.
     const rowFactors = grid ? undefined : diagInto("rows", role);
-    const offset = values.get(`round.${l.path}`)?.data;
-    const bits = folded.codes?.bits;
-    const nearest =
-      bits &&
-      (grid
-        ? roundOnGrid(g.read(unrounded), unrounded.rows, grid)
-        : roundInSingle(g.read(unrounded), l.weight.shape, bits, offset));
-    const quantized = nearest
-      ? {
-          codes:
-            rounder?.(role, g.read(unrounded), unrounded.shape, nearest.scale, bits) ??
-            nearest.codes,
-          scale: scaleRows(nearest.scale, rowFactors, 1),
-        }
-      : undefined;
+    const own = simulated.weightGrid(role);
+    const rounding = values.get(`round.${l.path}`)?.data;
+    const nearest = grid
+      ? roundOnGrid(g.read(unrounded), unrounded.rows, grid)
+      : own && roundInSingle(g.read(unrounded), cols, own, rounding);
+    const quantized =
+      nearest &&
+      quantizedMatrix(nearest, rowFactors, (steps) =>
+        rounder?.(role, g.read(unrounded), unrounded.shape, steps),
+      );
     linears[role] = {
       path: l.path,
       shape: [l.weight.shape[0], l.weight.shape[1]],
       quantized,
-      weight: quantized ? undefined : scaleRows(g.read(folded), rowFactors, l.weight.shape[1]),
+      weight: quantized ? undefined : scaleRows(g.read(unrounded), rowFactors, l.weight.shape[1]),
       bias: bias && scaleRows(bias, rowFactors, 1),
       activationClip: clipOf(l.path),
       grid: grid && packGrid(grid, factorAt(role)),
@@ -164,12 +161,30 @@ function scaleNorm(norm: HostNorm, diag: RealArray | undefined): HostNorm {
   };
 }
 
+/**
+ * Codes, by the rounder where it gives some, with steps as they are stored: those of groups in 16 bits. A factor of the
+ * rows multiplies their steps.
+ */
+function quantizedMatrix(
+  nearest: GridSteps & { readonly codes: Int8Array },
+  rowFactors: RealArray | undefined,
+  rounded: (steps: GridSteps) => Int8Array | undefined,
+): QuantizedMatrix {
+  const perRow = nearest.scale.length / (rowFactors?.length ?? 1);
+  const { scale, offset, group } = storedSteps({
+    ...nearest,
+    scale: scaleRows(nearest.scale, rowFactors, perRow),
+    offset: nearest.offset && scaleRows(nearest.offset, rowFactors, perRow),
+  });
+  return { codes: rounded(storedSteps(nearest)) ?? nearest.codes, scale, group, offset };
+}
+
 /** The static grid of a whole weight in single precision, one scale for all rows. */
 function roundOnGrid(
   weight: RealArray,
   rows: number,
   { weightThreshold, weightBits }: TensorGrid,
-): { codes: Int8Array; scale: Float32Array } {
+): GridSteps & { readonly codes: Int8Array } {
   const step = gridStep(weightThreshold, weightBits);
   const highest = 2 ** (weightBits - 1) - 1;
   const codes = new Int8Array(weight.length);
@@ -177,32 +192,5 @@ function roundOnGrid(
     const level = roundHalfEven(Math.fround(Math.fround(weight[i]) / step));
     codes[i] = Math.min(Math.max(level, -highest), highest);
   }
-  return { codes, scale: new Float32Array(rows).fill(step) };
-}
-
-/**
- * The grid of `quantizeRows` in single precision, step by step as backends compute it. 16-bit weights often lie exactly
- * between two levels (w = (j+½)·max/7): float64 would send such ties another way than the model that was simulated.
- */
-function roundInSingle(
-  weight: RealArray,
-  [rows, cols]: readonly number[],
-  bits: number,
-  offset: RealArray | undefined,
-): { codes: Int8Array; scale: Float32Array } {
-  const highest = 2 ** (bits - 1) - 1;
-  const codes = new Int8Array(rows * cols);
-  const scale = new Float32Array(rows);
-  for (let r = 0; r < rows; r++) {
-    let largest = 0;
-    for (let i = r * cols; i < (r + 1) * cols; i++)
-      largest = Math.max(largest, Math.abs(Math.fround(weight[i])));
-    scale[r] = Math.max(Math.fround(largest / highest), Math.fround(WEIGHT_SCALE_FLOOR));
-    for (let i = r * cols; i < (r + 1) * cols; i++) {
-      const level = Math.fround(Math.fround(weight[i]) / scale[r]);
-      const moved = offset ? Math.fround(level + Math.fround(offset[i])) : level;
-      codes[i] = Math.min(Math.max(roundHalfEven(moved), -highest - 1), highest);
-    }
-  }
-  return { codes, scale };
+  return { codes, scale: new Float32Array(rows).fill(step), bits: weightBits };
 }

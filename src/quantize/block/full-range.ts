@@ -26,6 +26,14 @@ export const granularityFields = {
 
 export const granularityDefaults = { granularity: "row" as "row" | "tensor" };
 
+/** @throws UsageError for groups where `what` has one static step for a whole tensor. */
+export function refuseGroups(what: string, scheme: Scheme): void {
+  if (scheme.weightGroup || scheme.activationGroup)
+    throw new UsageError(
+      `${what} has one step for each whole weight and activation, and scheme ${formatScheme(scheme)} asks for groups; leave the groups out`,
+    );
+}
+
 /** @throws UsageError for static grids of tensors that are not rounded. */
 export function checkGranularity(
   method: string,
@@ -37,6 +45,8 @@ export function checkGranularity(
     throw new UsageError(
       `granularity "tensor" of method "${method}" is for weights and activations of at most 8 bits, and scheme ${formatScheme(scheme)} has more; give one such as w8a8kv16, or granularity "row"`,
     );
+  if (recipe.granularity === "tensor")
+    refuseGroups(`granularity "tensor" of method "${method}"`, scheme);
 }
 
 /**

@@ -28,12 +28,12 @@ import {
   flattenRows,
   kronecker,
   linear,
-  quantizeRows,
   type ClipPair,
   type FlattenOptions,
 } from "../../tensor/ops/index.js";
 import { frozen, Tensor, type Graph } from "../../tensor/tensor.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
+import { activationGrid, dequantized, onGrid } from "../grids/groups.js";
 import { quantizeCache, quantizeQueries } from "./simulated-block.js";
 import { copiesOf } from "../transforms/split.js";
 
@@ -94,6 +94,10 @@ export function packedLayer(
 function putWeight(backend: Backend, l: PackedLinear, scheme: Scheme): Tensor {
   if (!l.quantized)
     return frozen(backend, l.shape, l.weight ?? new Float32Array(l.shape[0] * l.shape[1]));
+  const { group } = l.quantized;
+  // Products by integers have a scale per row; values serve groups.
+  if (group !== undefined)
+    return frozen(backend, l.shape, dequantized(l.quantized.codes, l.shape[1], l.quantized));
   const codes = backend.alloc("i8", l.quantized.codes.length);
   backend.write(codes, l.quantized.codes);
   const scale = backend.alloc(backend.realType, l.quantized.scale.length);
@@ -165,9 +169,13 @@ function packedHooks(
       let shared: Tensor | undefined;
       return roles.map((role) => {
         const clip = clips[role];
-        const quantize = () => quantizeRows(g, input, { bits: scheme.activationBits, clip });
-        const onGrid = grids.get(role);
-        const activation = onGrid ? onGrid(g, input) : clip ? quantize() : (shared ??= quantize());
+        const quantize = () => onGrid(g, input, activationGrid(scheme), { clip });
+        const onTensor = grids.get(role);
+        const activation = onTensor
+          ? onTensor(g, input)
+          : clip
+            ? quantize()
+            : (shared ??= quantize());
         const { weight, bias } = requireLinear(weights, role);
         return linear(g, activation, weight, bias);
       });

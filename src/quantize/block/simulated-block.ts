@@ -30,9 +30,15 @@ import {
   type ClipPair,
 } from "../../tensor/ops/index.js";
 import type { Graph, Tensor } from "../../tensor/tensor.js";
+import {
+  activationGrid,
+  onGrid,
+  weightGrid,
+  WEIGHT_SCALE_FLOOR,
+  type Grid,
+} from "../grids/groups.js";
 import { gridStep, readTensorGrid, type TensorGrid } from "../grids/tensor.js";
-import { groupObstacle, type Scheme } from "../../backend/contract/scheme.js";
-import { PlanishError } from "../../common/errors.js";
+import type { Scheme } from "../../backend/contract/scheme.js";
 import {
   bindTransform,
   formOrthogonals,
@@ -41,9 +47,6 @@ import {
   type Parameters,
 } from "../transforms/affine.js";
 import { splitRows } from "../transforms/split.js";
-
-/** Smallest weight scale (docs/methods.md, Grids). */
-export const WEIGHT_SCALE_FLOOR = 1e-5;
 
 export interface BlockDescription {
   readonly program: BlockProgram;
@@ -65,6 +68,8 @@ export interface SimulatedBlock extends BlockHooks {
   bias(role: LinearName): Tensor | undefined;
   /** The linear's static grids, where the method gives it some. */
   grid(role: LinearName): TensorGrid | undefined;
+  /** The grid of the linear's weight, where it is rounded and has no static one. */
+  weightGrid(role: LinearName): Grid | undefined;
   /** Whether a site's diag stands in the rows of the linear before it, and so is in its activation already. */
   carries(site: LinearSite): boolean;
   /** What a linear's outputs are multiplied with on behalf of the site they go to, [out]. */
@@ -85,8 +90,6 @@ export function bindSimulated(
   params: Parameters,
   observe?: ActivationObserver,
 ): SimulatedBlock {
-  const obstacle = groupObstacle(scheme, "the simulated block");
-  if (obstacle !== undefined) throw new PlanishError(obstacle);
   const formed = formOrthogonals(g, params);
   const places = sitesOf(program);
   const makesValues = (name: LinearName): boolean =>
@@ -170,7 +173,7 @@ export function bindSimulated(
     let w = weightTransform(siteOfLinear(program, role), requireLinear(weights, role).weight);
     if (scheme.weightBits < 16) {
       const bounds = clip(pathOf(role), "w");
-      if (bounds) w = clipRows(g, w, bounds);
+      if (bounds) w = clipRows(g, w, bounds, scheme.weightGroup);
     }
     // P_v on the output side: rows of each head are mixed, after clipping (spec: "the clamp comes before").
     if (makesValues(role) && valueTransform)
@@ -194,10 +197,9 @@ export function bindSimulated(
         bits: grid.weightBits,
         step: gridStep(grid.weightThreshold, grid.weightBits),
       });
-    return quantizeRows(g, unrounded, {
-      bits: scheme.weightBits,
+    return onGrid(g, unrounded, weightGrid(scheme), {
       scaleFloor: WEIGHT_SCALE_FLOOR,
-      offset: params.get(`round.${pathOf(role)}`),
+      rounding: params.get(`round.${pathOf(role)}`),
     });
   };
 
@@ -211,20 +213,21 @@ export function bindSimulated(
 
   const quantizedActivations = (x: Tensor, roles: readonly LinearName[]): Tensor[] => {
     if (scheme.activationBits >= 16) return roles.map(() => x);
-    const bits = scheme.activationBits;
+    const each = activationGrid(scheme);
     // Without clips or grids of their own, the linears of a site share one quantization.
     let shared: Tensor | undefined;
     return roles.map((role) => {
       const grid = grids.get(role);
-      if (grid) return onGrid(x, grid);
+      if (grid) return onTensorGrid(x, grid);
       const bound = clip(pathOf(role), "a");
-      return bound
-        ? quantizeRows(g, x, { bits, clip: bound })
-        : (shared ??= quantizeRows(g, x, { bits }));
+      return bound ? onGrid(g, x, each, { clip: bound }) : (shared ??= onGrid(g, x, each));
     });
   };
 
-  const onGrid = (x: Tensor, { activationBits, activationThreshold, split }: TensorGrid): Tensor =>
+  const onTensorGrid = (
+    x: Tensor,
+    { activationBits, activationThreshold, split }: TensorGrid,
+  ): Tensor =>
     flattenRows(g, x, {
       bits: activationBits,
       step: gridStep(activationThreshold, activationBits),
@@ -244,6 +247,8 @@ export function bindSimulated(
     roundedWeight,
     bias,
     grid: (role) => grids.get(role),
+    weightGrid: (role) =>
+      scheme.weightBits >= 16 || grids.has(role) ? undefined : weightGrid(scheme),
     carries: (name) =>
       site[name]?.diag !== undefined && carrier(siteNamed(program, name)) !== undefined,
     rowFactors(role) {

@@ -14,6 +14,7 @@ import type { BlockHooks, BlockWeights } from "../../models/interpret.js";
 import { LanguageModel, loadEndLayers } from "../../models/language-model.js";
 import { readBlock, uploadBlock } from "../../models/weights.js";
 import { frozen, type Graph, type Tensor } from "../../tensor/tensor.js";
+import { tableReader } from "../artifact/tables.js";
 import type { ParameterValues } from "../schema/parameters.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
 import { bindSimulated, type BlockDescription, type SimulatedBlock } from "./simulated-block.js";
@@ -41,7 +42,13 @@ export function simulatedModel(
     backend,
     architecture,
     config,
-    loadEndLayers(backend, source, architecture, config),
+    loadEndLayers(
+      backend,
+      source,
+      architecture,
+      config,
+      tableReader(source, architecture, config, scheme),
+    ),
     layers,
   );
 }

@@ -26,15 +26,19 @@ export interface GptqProblem extends GptqOptions {
   readonly weight: ArrayLike<number>;
   readonly rows: number;
   readonly cols: number;
-  /** Step of the grid: one per row, or one for all. */
+  /** Step of the grid: one per row, one for all, or with a group [rows, cols / group]. */
   readonly scale: ArrayLike<number>;
+  /** Consecutive columns that share a step. */
+  readonly group?: number;
+  /** What code 0 stands for, beside each step; codes are then from 0. */
+  readonly offset?: ArrayLike<number>;
   readonly bits: number;
   /** Second moment of the activations, Σ x·xᵀ times any positive factor: [cols, cols], symmetric. */
   readonly moment: Float64Array;
 }
 
 export interface GptqResult {
-  /** Integers in [−2^(bits−1), 2^(bits−1) − 1], [rows, cols]. */
+  /** Integers in [−2^(bits−1), 2^(bits−1) − 1], with an offset in [0, 2^bits − 1]; [rows, cols]. */
   readonly codes: Int8Array;
   /** The damping that was needed: more than asked when H could not be factored with that. */
   readonly damping: number;
@@ -199,10 +203,16 @@ export function roundWithFactor(
   problem: RoundProblem,
   { factor, order, damping, solver }: FactoredMoment,
 ): GptqResult {
-  const { weight, rows, cols, scale } = problem;
-  if (weight.length !== rows * cols || (scale.length !== rows && scale.length !== 1))
+  const { weight, rows, cols, scale, group, offset } = problem;
+  const perRow = group === undefined ? 1 : cols / group;
+  const scales = rows * perRow;
+  if (weight.length !== rows * cols || (scale.length !== scales && scale.length !== 1))
     throw new PlanishError(
-      `[gptq] ${weight.length} weights and ${scale.length} scales given for ${rows}×${cols}; accepted are ${rows * cols} weights and 1 or ${rows} scales`,
+      `[gptq] ${weight.length} weights and ${scale.length} scales given for ${rows}×${cols}; accepted are ${rows * cols} weights and 1 or ${scales} scales`,
+    );
+  if (!Number.isInteger(perRow) || (offset && offset.length !== scales))
+    throw new PlanishError(
+      `[gptq] groups of ${group} columns with ${offset?.length ?? 0} offsets given for ${rows}×${cols}; a group divides the columns, and each has one offset or none has`,
     );
   if (factor.length !== cols * cols)
     throw new PlanishError(
@@ -213,24 +223,27 @@ export function roundWithFactor(
 
 /** `factor` lower triangular, row j holding R[0..j, j]. */
 function roundColumns(
-  { weight, rows, cols, scale, bits, blockSize }: RoundProblem,
+  { weight, rows, cols, scale, group, offset, bits, blockSize }: RoundProblem,
   factor: Float64Array,
   order: Int32Array,
 ): Int8Array {
-  const lowest = -(2 ** (bits - 1));
-  const highest = 2 ** (bits - 1) - 1;
+  const lowest = offset ? 0 : -(2 ** (bits - 1));
+  const highest = lowest + 2 ** bits - 1;
+  const width = group ?? cols;
   const block = blockSize ?? DEFAULT_BLOCK;
   const codes = new Int8Array(rows * cols);
   /** W − Q by position, zero where not yet rounded. */
   const error = new Float64Array(rows * cols);
   const fed = new Float64Array(4);
   const roundOne = (r: number, j: number, feedback: number): void => {
-    const step = scale.length === 1 ? scale[0] : scale[r];
     const at = r * cols + order[j];
-    const wanted = (weight[at] + feedback / factor[j * cols + j]) / step;
+    const own = scale.length === 1 ? 0 : Math.floor(at / width);
+    const step = scale[own];
+    const zero = offset ? offset[own] : 0;
+    const wanted = (weight[at] + feedback / factor[j * cols + j] - zero) / step;
     const code = Math.min(Math.max(roundHalfEven(wanted), lowest), highest);
     codes[at] = code;
-    error[r * cols + j] = weight[at] - code * step;
+    error[r * cols + j] = weight[at] - zero - code * step;
   };
   for (let first = 0; first < cols; first += block) {
     const last = Math.min(first + block, cols);

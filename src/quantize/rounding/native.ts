@@ -14,7 +14,7 @@ function bindSolver(library: NativeLibrary): GptqSolver {
       gptqFactor({ n: cols, moment, order, damp, factor: out, factored });
       return factored[0] === 1 ? out : undefined;
     },
-    round({ weight, rows, cols, scale, bits }, factored, order) {
+    round({ weight, rows, cols, scale, group, offset, bits }, factored, order) {
       const codes = new Int8Array(rows * cols);
       gptqRound({
         rows,
@@ -22,6 +22,8 @@ function bindSolver(library: NativeLibrary): GptqSolver {
         weight: Float64Array.from(weight),
         scale: Float64Array.from(scale),
         scales: scale.length,
+        group: group ?? cols,
+        offset: offset && Float64Array.from(offset),
         bits,
         factor: factored,
         order,

@@ -19,7 +19,7 @@ export function gptqRounder(
   solver: GptqSolver = plainGptq,
 ): WeightRounder {
   const factored = new Map<SecondMoment, FactoredMoment>();
-  return (role, weight, [rows, cols], scale, bits) => {
+  return (role, weight, [rows, cols], steps) => {
     const moment = moments.find(({ roles }) => roles.includes(role));
     if (moment?.cols !== cols)
       throw new Error(`[gptq] ${where}: no second moment of ${cols} channels for "${role}"`);
@@ -31,6 +31,6 @@ export function gptqRounder(
           `${where}: gptq damped the second moment of ${moment.roles.join(", ")} by ${factor.damping} of its mean diagonal instead of ${settings.damping}; with less it cannot be factored`,
         );
     }
-    return roundWithFactor({ weight, rows, cols, scale, bits }, factor).codes;
+    return roundWithFactor({ weight, rows, cols, ...steps }, factor).codes;
   };
 }

@@ -35,6 +35,17 @@ const PRODUCT_SHARE = 0.5;
 /** Live float32 values per token and channel in a training step (activations and gradients), measured. */
 const LIVE_PER_TOKEN = { hidden: 26, intermediate: 14 };
 
+/** Bytes of one weight in an artifact, its share of the steps included; 3 and 2 bits lie in nibbles. */
+function weightBytes({ weightBits, weightGroup, weightOffset }: Scheme): number {
+  if (!weightGroup) return weightBits <= 4 ? 0.5 : weightBits / 8;
+  return Math.max(weightBits, 4) / 8 + (weightOffset ? 4 : 2) / weightGroup;
+}
+
+/** The same of an element of embedding and head. */
+function tableBytes({ tableBits, tableGroup }: Scheme): number {
+  return tableBits && tableGroup ? tableBits / 8 + 2 / tableGroup : 2;
+}
+
 export function estimateRun(
   backend: Backend,
   config: ModelConfig,
@@ -44,9 +55,7 @@ export function estimateRun(
   const perBlock = blockParameters(config);
   const width = config.embeddingSize ?? config.hiddenSize;
   const embedding = config.vocabSize * width * (config.tiedEmbeddings ? 1 : 2);
-  const packed =
-    config.numLayers * perBlock * (scheme.weightBits <= 4 ? 0.5 : scheme.weightBits / 8) +
-    embedding * 2;
+  const packed = config.numLayers * perBlock * weightBytes(scheme) + embedding * tableBytes(scheme);
   if (!need)
     return {
       operations: 0,

@@ -36,18 +36,14 @@ import { Prefix, type StateStore } from "../calibration/prefix.js";
 import { embeddedPath, readDocuments, tokenizeCorpus } from "../calibration/text.js";
 import { randomWindows, type Activations, type TokenWindows } from "../schema/windows.js";
 import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
+import { checkGroups } from "../grids/groups.js";
 import type { ParameterValues } from "../schema/parameters.js";
 import { Journal } from "./journal.js";
 import type { BlockReport, CalibrationNeed } from "../schema/method.js";
 import { findMethod, type AnyMethod } from "../methods/index.js";
 import { packBlocks } from "./packing-stage.js";
 import type { Machine } from "../artifact/quantization-info.js";
-import {
-  formatScheme,
-  groupObstacle,
-  parseScheme,
-  type Scheme,
-} from "../../backend/contract/scheme.js";
+import { formatScheme, parseScheme, type Scheme } from "../../backend/contract/scheme.js";
 import { calibrateSideBySide, type BlockRange, type Workers } from "./workers.js";
 
 export interface QuantizeOptions {
@@ -169,8 +165,6 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const method = findMethod(options.method ?? "flatquant");
   const scheme =
     typeof options.scheme === "object" ? options.scheme : parseScheme(options.scheme ?? "w4a4kv4");
-  const obstacle = groupObstacle(scheme, "quantize");
-  if (obstacle !== undefined) throw new UsageError(obstacle);
   refuseArtifact(source.path);
   const { architecture, config } = parseSource(source);
   const { preset, recipe } = resolveRecipe(method, options.preset, options.recipe);
@@ -179,6 +173,7 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const complete = options.resume === true && existsSync(Journal.pathFor(out)) && isArtifact(out);
   if (!complete) refuseExisting(out);
   source.tokenizerFiles();
+  checkGroups(blockPrograms(config), config, scheme);
   method.check?.(blockPrograms(config), scheme, recipe);
   const need = limitedNeed(method.calibration(recipe), config, recipe);
   const windows = need && calibrationWindows(options, need, seed, config);

@@ -10,11 +10,13 @@ import {
   describedBytes,
   layoutOfParameters,
   endLayerTensors,
+  tableScaleName,
   type TensorDescription,
 } from "../artifact/tensors.js";
 import { biasedPaths } from "../../models/weights.js";
 import { estimateRun, type RunEstimate } from "./estimate.js";
 import { limitedNeed, resolveRecipe } from "./pipeline.js";
+import { checkGroups } from "../grids/groups.js";
 import type { BlockPlan, CalibrationNeed } from "../schema/method.js";
 import { findMethod } from "../methods/index.js";
 import { formatScheme, type Scheme } from "../../backend/contract/scheme.js";
@@ -50,6 +52,7 @@ export function planRun({ backend, source, scheme, ...options }: PlanOptions): R
   const { preset, recipe } = resolveRecipe(method, options.preset);
   const { architecture, config } = parseSource(source);
   const programs = blockPrograms(config);
+  checkGroups(programs, config, scheme);
   method.check?.(programs, scheme, recipe);
   const calibration = limitedNeed(method.calibration(recipe), config, recipe);
   const blocks = programs.map(
@@ -86,9 +89,13 @@ function artifactBytes(
 ): number {
   const sum = (described: readonly TensorDescription[]): number =>
     described.reduce((bytes, tensor) => bytes + describedBytes(tensor), 0);
-  const outside = endLayerTensors(architecture, config).filter(
-    ({ name }) =>
-      source.tensors.has(name) && !(config.tiedEmbeddings && name === architecture.names.lmHead),
+  const stored = endLayerTensors(architecture, config).flatMap(({ name }) =>
+    source.tensors.has(name) && !(config.tiedEmbeddings && name === architecture.names.lmHead)
+      ? [name, tableScaleName(name)]
+      : [],
+  );
+  const outside = endLayerTensors(architecture, config, scheme).filter(({ name }) =>
+    stored.includes(name),
   );
   const inside = blocks.map(({ parameters }, layer) => {
     const program = blockProgram(config, layer);

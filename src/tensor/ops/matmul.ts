@@ -1,12 +1,12 @@
 /** Matrix products: `linear` for the large ones of a model, `matmul` for small matrices of parameters. */
 import { PlanishError } from "../../common/errors.js";
-import type { MatmulOperand } from "../../backend/contract/training.js";
+import type { Buffer, MatmulOperand } from "../../backend/contract/training.js";
 import type { Graph, Tensor } from "../tensor.js";
 
 /**
  * y[t,n] = Σ_k x[t,k]·w[n,k] (+ bias[n]). x: [..., K], w: [N, K], y: [..., N].
  *
- * When both sides carry integer codes the forward product is an exact integer product times scales
+ * When both sides carry integer codes with a scale per row the forward product is an exact integer product times scales
  * (DESIGN decision 4); codes also feed the backward products, where small integers are exact in 16 bits.
  */
 export function linear(g: Graph, x: Tensor, w: Tensor, bias?: Tensor): Tensor {
@@ -18,7 +18,7 @@ export function linear(g: Graph, x: Tensor, w: Tensor, bias?: Tensor): Tensor {
   const rows = x.rows;
   const out = g.real(rows * n);
   const biasBuffer = bias && g.values(bias);
-  if (x.codes && w.codes) {
+  if (x.codes && w.codes && !x.codes.group && !w.codes.group) {
     g.kernels.intMatmul({
       m: rows,
       n,
@@ -37,7 +37,7 @@ export function linear(g: Graph, x: Tensor, w: Tensor, bias?: Tensor): Tensor {
       k,
       a: { buffer: g.values(x) },
       b: { ...stored(g, w), transposed: true },
-      nScale: w.codes?.scale,
+      nScale: rowScale(w),
       bias: biasBuffer,
       out: { buffer: out },
       precision: g.precision,
@@ -52,7 +52,7 @@ export function linear(g: Graph, x: Tensor, w: Tensor, bias?: Tensor): Tensor {
         k: n,
         a: { buffer: grad },
         b: stored(g, w),
-        kScale: w.codes?.scale,
+        kScale: rowScale(w),
         out: { buffer: gradX },
         precision: g.precision,
       });
@@ -65,7 +65,7 @@ export function linear(g: Graph, x: Tensor, w: Tensor, bias?: Tensor): Tensor {
         k: rows,
         a: { buffer: grad, transposed: true },
         b: stored(g, x),
-        kScale: x.codes?.scale,
+        kScale: rowScale(x),
         out: { buffer: gradW },
         precision: g.precision,
       });
@@ -77,9 +77,18 @@ export function linear(g: Graph, x: Tensor, w: Tensor, bias?: Tensor): Tensor {
   });
 }
 
-/** A coded tensor enters products as codes (its scale is applied along the contraction or per column). */
+/**
+ * A tensor with a scale per row enters products as codes (the scale is applied along the contraction or per column); one
+ * with a scale per group as values.
+ */
 function stored(g: Graph, tensor: Tensor): MatmulOperand {
-  return { buffer: tensor.codes ? tensor.codes.codes : g.values(tensor) };
+  return {
+    buffer: rowScale(tensor) ? (tensor.codes?.codes ?? g.values(tensor)) : g.values(tensor),
+  };
+}
+
+function rowScale({ codes }: Tensor): Buffer | undefined {
+  return codes?.group === undefined ? codes?.scale : undefined;
 }
 
 /** out = A·B with either side transposed; 2-D, always in full precision: meant for small matrices. */

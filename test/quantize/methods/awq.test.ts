@@ -57,7 +57,7 @@ describe("the search", () => {
     weights: [{ shape: [rows, cols], data: w }],
     mean,
     moment,
-    bits,
+    grid: { bits },
     steps,
   });
 
@@ -109,7 +109,7 @@ describe("the search for clipping", () => {
       weight: { shape: [rows, cols], data: w },
       scales: new Float64Array(cols).fill(1),
       moment,
-      bits,
+      grid: { bits },
     });
     const errorAt = (row: number, ratio: number): number => {
       const own = Array.from(w.subarray(row * cols, (row + 1) * cols));

@@ -205,7 +205,7 @@ describe("folding with a rounder", () => {
   const scheme = parseScheme("w4a4kv4");
   const description = { program, scheme };
   const values = flatParameters(scheme);
-  const nearest: WeightRounder = (_role, weight, [, cols], scale, bits) =>
+  const nearest: WeightRounder = (_role, weight, [, cols], { scale, bits }) =>
     Int8Array.from(weight, (x, i) => {
       const code = Math.round(x / scale[Math.floor(i / cols)]);
       return Math.min(Math.max(code, -(2 ** (bits - 1))), 2 ** (bits - 1) - 1);
@@ -261,8 +261,8 @@ describe("folding with a rounder", () => {
     const moment = { roles: ["o"] as const, cols: 2, sum: Float64Array.of(1, 1, 1, 1) };
     const notes: string[] = [];
     const rounder = gptqRounder([moment], { damping: 0, actOrder: false }, "block 7", notes);
-    rounder("o", Float64Array.of(0.3, 1), [1, 2], Float64Array.of(0.5), 4);
-    rounder("o", Float64Array.of(0.3, 1), [1, 2], Float64Array.of(0.5), 4);
+    rounder("o", Float64Array.of(0.3, 1), [1, 2], { scale: Float32Array.of(0.5), bits: 4 });
+    rounder("o", Float64Array.of(0.3, 1), [1, 2], { scale: Float32Array.of(0.5), bits: 4 });
     expect(notes).toHaveLength(1);
     expect(notes[0]).toMatch(
       /^block 7: gptq damped the second moment of o by 0.01 .* instead of 0;/,

@@ -5,7 +5,7 @@
  * A site's linears share one factor per channel, which folds into the norm or the rows before it; the attention's output
  * has no such place and is left alone. Then each row of every linear but q and k (whose errors meet in a product, where
  * the published code leaves them alone too) is clipped to the part of its range that a second search finds best. Grids
- * have one scale per row, where the paper's have one per 128 weights.
+ * have one scale per row unless the scheme has groups; the paper's have one per 128 weights (`w4g128a16`).
  */
 import { z } from "zod";
 import { UsageError } from "../../../common/errors.js";
@@ -22,6 +22,7 @@ import { formatScheme, type Scheme } from "../../../backend/contract/scheme.js";
 import { windowCount } from "../../schema/recipe-counts.js";
 import { planTransforms } from "../../transforms/assignment.js";
 import { kroneckerSites, linearsAt } from "../../transforms/sites.js";
+import { weightClipShape, weightGrid } from "../../grids/groups.js";
 import { clipLogit, searchClips, searchScales } from "./search.js";
 
 export const awqRecipe = z.strictObject({
@@ -56,7 +57,8 @@ export const awq: Method<AwqRecipe> = {
     const clips: Record<string, readonly number[]> = {};
     for (const [role, { path, shape }] of Object.entries(program.linears))
       if (recipe.weightClip && isClipped(role))
-        for (const bound of ["w_max", "w_min"]) clips[`clip.${path}.${bound}`] = [shape[0], 1];
+        for (const bound of ["w_max", "w_min"])
+          clips[`clip.${path}.${bound}`] = weightClipShape(shape, scheme);
     return { transforms, parameters: { ...parameters, ...clips } };
   },
   check: (programs, scheme) => {
@@ -110,7 +112,7 @@ async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
         weights: linearsAt(program, block, site).map(({ weight }) => weight),
         mean: means[site],
         moment,
-        bits: scheme.weightBits,
+        grid: weightGrid(scheme),
         steps: recipe.gridSteps,
       });
       if (searched.exponent === 0)
@@ -125,12 +127,15 @@ async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
       const linear = block.linears[role];
       if (!linear || !isClipped(role)) continue;
       const { weight, path } = linear;
-      const ratios = searchClips({ backend, weight, scales, moment, bits: scheme.weightBits });
+      const ratios = searchClips({ backend, weight, scales, moment, grid: weightGrid(scheme) });
+      const shape = weightClipShape(weight.shape, scheme);
+      // A row's groups share the ratio that its search found: their own errors mix in the row's output.
+      const logits = new Float64Array(shape[0] * shape[1]);
+      ratios.forEach((ratio, row) =>
+        logits.fill(clipLogit(ratio), row * shape[1], (row + 1) * shape[1]),
+      );
       for (const bound of ["w_max", "w_min"])
-        values.set(`clip.${path}.${bound}`, {
-          shape: [weight.shape[0], 1],
-          data: ratios.map(clipLogit),
-        });
+        values.set(`clip.${path}.${bound}`, { shape, data: logits });
     }
   }
   const outcome = await measureBlock(job, values satisfies ParameterValues);

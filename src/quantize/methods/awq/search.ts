@@ -4,9 +4,9 @@
  * 3.2, equations 4 and 5; the clipping as in the published code.
  */
 import type { Backend, RealArray } from "../../../backend/contract/training.js";
-import { binary, clipRows, matmul, quantizeRows } from "../../../tensor/ops/index.js";
+import { binary, clipRows, matmul } from "../../../tensor/ops/index.js";
 import { Graph, type Tensor } from "../../../tensor/tensor.js";
-import { WEIGHT_SCALE_FLOOR } from "../../block/simulated-block.js";
+import { onGrid, WEIGHT_SCALE_FLOOR, type Grid } from "../../grids/groups.js";
 
 /** Mean magnitudes below this count as this much. */
 const FLOOR = 1e-4;
@@ -19,7 +19,7 @@ export interface SearchProblem {
   readonly mean: Float64Array;
   /** Σ x·xᵀ of the activations, [cols, cols]. */
   readonly moment: Float64Array;
-  readonly bits: number;
+  readonly grid: Grid;
   /** Exponents tried are 0, 1/steps, …, 1. */
   readonly steps: number;
 }
@@ -53,16 +53,16 @@ export function searchScales(problem: SearchProblem): SearchResult {
 }
 
 function outputError(
-  { backend, weights, moment, bits }: SearchProblem,
+  { backend, weights, moment, grid }: SearchProblem,
   scales: Float64Array,
 ): number {
   let sum = 0;
   for (const weight of weights)
-    for (const error of rowErrors({ backend, weight, scales, moment, bits }, 1)) sum += error;
+    for (const error of rowErrors({ backend, weight, scales, moment, grid }, 1)) sum += error;
   return sum;
 }
 
-export interface ClipProblem extends Pick<SearchProblem, "backend" | "moment" | "bits"> {
+export interface ClipProblem extends Pick<SearchProblem, "backend" | "moment" | "grid"> {
   readonly weight: SearchProblem["weights"][number];
   /** s by channel, as the first search found them; ones where there are none. */
   readonly scales: Float64Array;
@@ -92,7 +92,7 @@ export function clipLogit(ratio: number): number {
 
 /** With E = Q(W·s)/s − W the squared error of x·Wᵀ, summed over tokens, is by row the sum of (E·Σxxᵀ) ⊙ E. */
 function rowErrors(
-  { backend, weight: { shape, data }, scales, moment, bits }: ClipProblem,
+  { backend, weight: { shape, data }, scales, moment, grid }: ClipProblem,
   ratio: number,
 ): Float64Array {
   const [rows, cols] = shape;
@@ -106,10 +106,11 @@ function rowErrors(
   const weight = g.constant(shape, data);
   let scaled: Tensor = binary(g, "mul", weight, factors, "row");
   if (ratio < 1) {
-    const logits = g.constant([rows, 1], new Float64Array(rows).fill(clipLogit(ratio)));
-    scaled = clipRows(g, scaled, { max: logits, min: logits });
+    const count = (rows * cols) / (grid.group ?? cols);
+    const logits = g.constant([count], new Float64Array(count).fill(clipLogit(ratio)));
+    scaled = clipRows(g, scaled, { max: logits, min: logits }, grid.group);
   }
-  const rounded = quantizeRows(g, scaled, { bits, scaleFloor: WEIGHT_SCALE_FLOOR });
+  const rounded = onGrid(g, scaled, grid, { scaleFloor: WEIGHT_SCALE_FLOOR });
   const error = binary(g, "sub", binary(g, "mul", rounded, inverses, "row"), weight);
   const [e, weighted] = [g.read(error), g.read(matmul(g, error, products))];
   const errors = new Float64Array(rows);

@@ -2,6 +2,7 @@
 import type { BlockProgram } from "../../../backend/contract/program.js";
 import type { BlockPlan } from "../../schema/method.js";
 import type { Scheme } from "../../../backend/contract/scheme.js";
+import { weightClipShape } from "../../grids/groups.js";
 import { planTransforms } from "../../transforms/assignment.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 
@@ -18,7 +19,8 @@ export function planBlock(
   const parameters: Record<string, readonly number[]> = { ...small };
   for (const { path, shape } of Object.values(program.linears)) {
     if (recipe.weightClip && scheme.weightBits < 16)
-      for (const bound of ["w_max", "w_min"]) parameters[`clip.${path}.${bound}`] = [shape[0], 1];
+      for (const bound of ["w_max", "w_min"])
+        parameters[`clip.${path}.${bound}`] = weightClipShape(shape, scheme);
     if (recipe.activationClip && scheme.activationBits < 16)
       for (const bound of ["a_max", "a_min"]) parameters[`clip.${path}.${bound}`] = [1];
     if (recipe.learnedRounding.enabled && scheme.weightBits < 16)

@@ -9,6 +9,7 @@ import type { SiteMaxima } from "../../calibration/maxima.js";
 import { diagFolds } from "../../transforms/stored-precision.js";
 import type { Scheme } from "../../../backend/contract/scheme.js";
 import { initMatrix, type InitialValues } from "../../transforms/affine.js";
+import { weightClipShape } from "../../grids/groups.js";
 import { balancingDiag } from "../../transforms/diag.js";
 import { activeSites, kroneckerSites, linearsAt, matrixPlaces } from "../../transforms/sites.js";
 import type { FlatQuantRecipe } from "./recipe.js";
@@ -34,12 +35,12 @@ export function initialParameters(
         });
   const scalar = () => ({ shape: [1], data: Float64Array.of(recipe.clipInit) });
   for (const linear of Object.values(block.linears)) {
-    const out = linear.weight.shape[0];
+    const shape = weightClipShape(linear.weight.shape, scheme);
     if (recipe.weightClip && scheme.weightBits < 16)
       for (const bound of ["w_max", "w_min"])
         values.set(`clip.${linear.path}.${bound}`, {
-          shape: [out, 1],
-          data: new Float64Array(out).fill(recipe.clipInit),
+          shape,
+          data: new Float64Array(shape[0] * shape[1]).fill(recipe.clipInit),
         });
     if (recipe.activationClip && scheme.activationBits < 16)
       for (const bound of ["a_max", "a_min"]) values.set(`clip.${linear.path}.${bound}`, scalar());

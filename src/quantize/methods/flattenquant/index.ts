@@ -7,6 +7,7 @@
  * histograms, bits. Rounding, folding and packing are the pipeline's, as for every method.
  */
 import type { RealArray } from "../../../backend/contract/training.js";
+import { refuseGroups } from "../../block/full-range.js";
 import { UsageError } from "../../../common/errors.js";
 import { relativeError } from "../../../common/ratio.js";
 import { binary } from "../../../tensor/ops/index.js";
@@ -70,6 +71,7 @@ const BY_MODEL = { refineSteps: 1, refineLabel: "choosing bits", refineStreams: 
 
 /** @throws UsageError for a scheme that FlattenQuant's rule cannot serve. */
 function lowestBits(scheme: Scheme): 4 | 8 {
+  refuseGroups('method "flattenquant"', scheme);
   const { weightBits, activationBits } = scheme;
   if (weightBits === activationBits && (weightBits === 4 || weightBits === 8)) return weightBits;
   throw new UsageError(
