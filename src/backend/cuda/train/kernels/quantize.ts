@@ -150,7 +150,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
     fakeQuantizeOffset(args) {
       const { rows, cols, bits } = args;
       checkBits(bits, "fakeQuantizeOffset");
-      launchRows(ctx, "quantize", "offset_grid", "piiipppp", rows, cols, [
+      launchRows(ctx, "quantize", "offset_grid", rows, cols, [
         real(args.x, rows * cols, "fakeQuantizeOffset x"),
         rows,
         cols,
@@ -165,7 +165,7 @@ export function quantizeKernels(ctx: CudaContext): QuantizeKernels {
       const n = rows * cols;
       checkBits(bits, "fakeQuantizeOffsetBackward");
       const shares = rowShares(args);
-      launchRows(ctx, "quantize", "offset_grid_backward", "piiipppppppp", rows, cols, [
+      launchRows(ctx, "quantize", "offset_grid_backward", rows, cols, [
         real(args.x, n, "fakeQuantizeOffsetBackward x"),
         rows,
         cols,
