@@ -434,7 +434,12 @@ describe("grids of reference-f64: within 1e-7 of central differences of the stra
       { ...specs(inputs), ...gradients, grad: real(cotangent) },
       (kernels, b) => kernels.fakeQuantizeOffsetBackward({ rows, cols, bits, ...b } as never),
     );
-    const named = { x: "gradX", clipMax: "gradClipMax", clipMin: "gradClipMin", shift: "gradShift" };
+    const named = {
+      x: "gradX",
+      clipMax: "gradClipMax",
+      clipMin: "gradClipMin",
+      shift: "gradShift",
+    };
     const actual = Object.entries(named)
       .filter(([name]) => name in inputs)
       .map(([name, out]) => [name, result[out]] as const);
