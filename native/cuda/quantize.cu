@@ -352,10 +352,10 @@ ROW_KERNEL(offset_grid,
            x, rows, cols, bits, clipMax, clipMin, shift, out)
 
 template <int GROUP, int W>
-__device__ __forceinline__ void offset_grid_backward(const float* x, i64 rows, i64 cols, i64 bits,
-                                                     const float* clipMax, const float* clipMin, const float* shift,
-                                                     const float* grad, float* gradX, float* gradShift,
-                                                     float* rowHigh, float* rowLow, float* shared) {
+__device__ __forceinline__ void offset_grid_backward(const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax,
+                                                     const float* clipMin, const float* shift, const float* grad,
+                                                     float* gradX, float* gradShift, float* rowHigh, float* rowLow,
+                                                     float* shared) {
   const i64 row = groupRow<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;

@@ -83,8 +83,9 @@ inline int gptq_factor(int64_t n, const double* moment, const int32_t* order, do
  * (`scales` of them), and with an offset beside each scale where there are some, when codes are from 0. By R from gptq_factor: column order[j] is rounded at its place j in the order, with (1/R[j,j])·Σ_{i<j} (W − Q)[:,i]·R[i,j]
  * added to it.
  */
-inline int gptq_round(int64_t rows, int64_t cols, const double* weight, const double* scale, int64_t scales, int64_t group,
-                      const double* offset, int32_t bits, const double* factor, const int32_t* order, int8_t* codes) {
+inline int gptq_round(int64_t rows, int64_t cols, const double* weight, const double* scale, int64_t scales,
+                      int64_t group, const double* offset, int32_t bits, const double* factor, const int32_t* order,
+                      int8_t* codes) {
   const double lowest = offset ? 0.0 : -std::ldexp(1.0, bits - 1), highest = lowest + std::ldexp(1.0, bits) - 1;
   std::atomic<bool> starved{false};
   parallel_for_dynamic((rows + GPTQ_ROWS - 1) / GPTQ_ROWS, [&](int64_t task) {

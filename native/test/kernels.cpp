@@ -96,8 +96,8 @@ DriverCase rows_case("grids, norms and losses over rows", [] {
       code |= pl_fake_quantize_asym(x.data(), rows, cols, 3, &clip, &clip, out.data());
       code |= pl_fake_quantize_asym_backward(x.data(), rows, cols, 3, &clip, &clip, y.data(), out.data(), &up, &down);
       code |= pl_fake_quantize_offset(x.data(), rows, cols, 4, &clip, &clip, y.data(), out.data());
-      code |= pl_fake_quantize_offset_backward(x.data(), rows, cols, 4, &clip, &clip, y.data(), y.data(), out.data(), &up,
-                                               &down, other.data());
+      code |= pl_fake_quantize_offset_backward(x.data(), rows, cols, 4, &clip, &clip, y.data(), y.data(), out.data(),
+                                               &up, &down, other.data());
       code |= pl_clip_rows(x.data(), rows, cols, clips.data(), clips.data(), out.data());
       code |= pl_clip_rows_backward(x.data(), rows, cols, clips.data(), clips.data(), y.data(), out.data(),
                                     column.data(), first.data());
