@@ -10,7 +10,7 @@ import { openCheckpoint } from "../../checkpoint/open.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
 import { InterruptedError, PlanishError } from "../../common/errors.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
-import { blockProgram } from "../../models/architectures/index.js";
+import { blockProgram, blockPrograms } from "../../models/architectures/index.js";
 import { parseSource } from "../../models/source.js";
 import {
   runBlock,
@@ -22,7 +22,10 @@ import { defaultSequenceLength } from "../../models/config.js";
 import { embed, loadEndLayers } from "../../models/language-model.js";
 import { freeBlock, readBlock, uploadBlock, type HostBlock } from "../../models/weights.js";
 import {
+  expertOf,
+  flowOf,
   siteNamed,
+  siteOfLinear,
   sitesOf,
   type BlockProgram,
   type LinearName,
@@ -67,7 +70,7 @@ export interface MethodCapture {
 }
 
 export interface Capture {
-  /** The sites of a block, in its order. */
+  /** The sites of all blocks, in their order; those of experts, which see some tokens only, are left out. */
   readonly siteNames: readonly LinearSite[];
   /** As trained, by layer and site. The grids are plain ones of the first artifact's scheme. */
   readonly before: SiteView[][];
@@ -87,7 +90,7 @@ interface CapturedArtifact {
  * of the site behind them, so those are left out where the site has others.
  */
 function comparedRoles(program: BlockProgram, site: LinearSite): readonly LinearName[] {
-  const roles = siteNamed(program, site).linears;
+  const roles = linearsOfAll(program, site);
   const changed = new Set(
     sitesOf(program).flatMap(({ upstream }) =>
       upstream && upstream.kind !== "norm" ? [upstream.linear] : [],
@@ -97,10 +100,34 @@ function comparedRoles(program: BlockProgram, site: LinearSite): readonly Linear
   return kept.length > 0 ? kept : roles;
 }
 
+/** A site's linears that every token goes through. */
+function linearsOfAll(program: BlockProgram, site: LinearSite): readonly LinearName[] {
+  const flow = flowOf(program);
+  return program.steps.flatMap((step) =>
+    step.op === "product" &&
+    siteOfLinear(program, step.linear).site === site &&
+    expertOf(flow, step.x) === undefined
+      ? [step.linear]
+      : [],
+  );
+}
+
+/** The sites that every block has, and that are not of experts alone. */
+function commonSites(programs: readonly BlockProgram[]): readonly LinearSite[] {
+  return sitesOf(programs[0])
+    .map(({ site }) => site)
+    .filter((site) =>
+      programs.every(
+        (program) =>
+          sitesOf(program).some((place) => place.site === site) &&
+          linearsOfAll(program, site).length > 0,
+      ),
+    );
+}
+
 /** Whether a site's outputs all carry the diag of the site behind them: nothing of it is left as it was. */
 function onlyLinear(program: BlockProgram, site: LinearSite): boolean {
-  const { linears } = siteNamed(program, site);
-  return linears.every((linear) =>
+  return linearsOfAll(program, site).every((linear) =>
     sitesOf(program).some(
       ({ upstream }) => upstream?.kind === "rows" && upstream.linear === linear,
     ),
@@ -136,6 +163,7 @@ export async function capture(job: CaptureJob): Promise<Capture> {
     }
     freeEndLayers(backend, endLayers);
 
+    const sites = commonSites(blockPrograms(config));
     const before: SiteView[][] = [];
     const task = (job.progress ?? silentProgress).task("looking into blocks", config.numLayers);
     for (let layer = 0; layer < config.numLayers; layer++) {
@@ -143,7 +171,6 @@ export async function capture(job: CaptureJob): Promise<Capture> {
       const host = readBlock(source, architecture, config, layer);
       const weights = uploadBlock(backend, host);
       const program = blockProgram(config, layer);
-      const sites = sitesOf(program).map(({ site }) => site);
       const plain = run(backend, program, layer, weights, plainHooks(weights), states);
       const scheme = artifacts[0]?.artifact.scheme ?? parseScheme("w16a16kv16");
       before.push(sites.map((site) => plainView(host, program, site, plain, scheme)));
@@ -178,8 +205,7 @@ export async function capture(job: CaptureJob): Promise<Capture> {
     }
     task.done();
     const after = new Map(artifacts.map(({ name, result }) => [name, result]));
-    const siteNames = sitesOf(blockProgram(config, 0)).map(({ site }) => site);
-    return { siteNames, before, after, tokens: ids.length };
+    return { siteNames: sites, before, after, tokens: ids.length };
   } finally {
     for (const { artifact } of artifacts) artifact[Symbol.dispose]();
   }
@@ -208,8 +234,11 @@ function run(
   const read = (g: Graph, t: Tensor): Float32Array => Float32Array.from(g.read(t));
   const observed: BlockHooks = {
     ...hooks,
-    linears(g, site, x, roles) {
+    transform(g, site, x) {
       inputs.set(site, read(g, x));
+      return hooks.transform ? hooks.transform(g, site, x) : x;
+    },
+    linears(g, site, x, roles) {
       const found = hooks.linears(g, site, x, roles);
       for (const [i, role] of roles.entries()) outputs.set(role, read(g, found[i]));
       return found;

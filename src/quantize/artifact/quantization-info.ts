@@ -43,6 +43,8 @@ const layerSchema = z.strictObject({
   moved: z.record(z.string(), size).optional(),
   /** What the method found out about each linear, by its path. */
   linears: z.record(z.string(), z.record(z.string(), z.union([z.number(), z.string()]))).optional(),
+  /** Calibration tokens that chose each expert. */
+  expertTokens: z.array(count).optional(),
   parameters: z.record(z.string(), shape),
 });
 

@@ -14,6 +14,7 @@ import type { ParameterValues } from "../schema/parameters.js";
 import type { BlockJob, BlockOutcome } from "../schema/method.js";
 import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import { AdamW, trainStep, type ParameterRule } from "./training.js";
+import { pooledParameters, PooledTensors } from "./pooling.js";
 import { isFixedParameter, type Parameters } from "../transforms/affine.js";
 
 /** Windows on which the report's errors are measured. */
@@ -42,7 +43,10 @@ export interface BlockTrainerOptions extends Pick<
   readonly backend: Backend;
   readonly block: BlockDescription;
   readonly weights: BlockWeights;
+  /** What is learned. */
   readonly params: Parameters;
+  /** Every parameter of a step's graph, where it is not what is learned itself. */
+  readonly bind?: (g: Graph) => Parameters;
   readonly totalSteps: number;
   readonly layer: number;
   /** Channels of the hidden states. */
@@ -77,8 +81,8 @@ export class BlockTrainer implements Disposable {
   }
 
   private forward(g: Graph, input: Batch["input"], sequences: number): Tensor {
-    const { block, weights, params, layer, hidden } = this.options;
-    const hooks = bindSimulated(g, block, weights, params);
+    const { block, weights, params, bind, layer, hidden } = this.options;
+    const hooks = bindSimulated(g, block, weights, bind ? bind(g) : params);
     const x = onBackend(g, [input.length / hidden, hidden], input);
     return runBlock(g, block.program, weights, hooks, x, { layer, batch: sequences });
   }
@@ -104,15 +108,22 @@ export async function trainBlock(
   training: BlockTraining,
 ): Promise<BlockOutcome> {
   const { backend, program, weights, scheme, layer, inputs, targets } = job;
-  const params = uploadParameters(backend, start);
+  const uploaded = uploadParameters(backend, start);
+  // Experts learn in part together; what nobody learns stays as it was found.
+  const pooled =
+    job.expertTokens && training.epochs > 0
+      ? PooledTensors.upload(backend, uploaded, pooledParameters(program, start, job.expertTokens))
+      : undefined;
+  const params = pooled?.learned ?? uploaded;
   const batches = Math.ceil(inputs.samples / training.batch);
-  const trainerFor = (p: ReadonlyMap<string, Tensor>) =>
+  const trainerFor = (p: ReadonlyMap<string, Tensor>, bind?: (g: Graph) => Parameters) =>
     new BlockTrainer({
       ...training,
       backend,
       block: { program, scheme },
       weights,
       params: p,
+      bind,
       totalSteps: training.epochs * batches,
       layer,
       hidden: inputs.hidden,
@@ -134,7 +145,7 @@ export async function trainBlock(
 
   using rounded = trainerFor(new Map());
   const errorRounded = errorOf(rounded);
-  using trainer = trainerFor(params);
+  using trainer = trainerFor(params, pooled && ((g) => pooled.bind(g)));
   const errorInitial = errorOf(trainer);
   const epochLoss: number[] = [];
   for (let epoch = 0; epoch < training.epochs; epoch++) {
@@ -152,7 +163,7 @@ export async function trainBlock(
     epochLoss.push(sum / batches);
   }
   const errorFinal = training.epochs > 0 ? errorOf(trainer) : errorInitial;
-  const parameters = downloadParameters(backend, params);
+  const parameters = downloadParameters(backend, pooled ?? params);
   for (const p of params.values()) freeTensor(backend, p);
   return {
     parameters,
@@ -201,9 +212,11 @@ function uploadParameters(backend: Backend, values: ParameterValues): Map<string
 
 function downloadParameters(
   backend: Backend,
-  params: ReadonlyMap<string, Tensor>,
+  learned: ReadonlyMap<string, Tensor> | PooledTensors,
 ): ParameterValues {
   const values = new Map<string, { shape: readonly number[]; data: RealArray }>();
+  using g = new Graph(backend);
+  const params = learned instanceof PooledTensors ? learned.bind(g) : learned;
   for (const [name, p] of params)
     if (p.buffer) values.set(name, { shape: p.shape, data: backend.read(p.buffer) as RealArray });
   return values;

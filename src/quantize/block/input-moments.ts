@@ -9,6 +9,7 @@ import { runBlock, type BlockWeights } from "../../models/interpret.js";
 import type { LinearName } from "../../backend/contract/program.js";
 import { norm } from "../../tensor/ops/index.js";
 import { frozen, freeTensor, Graph, type Tensor } from "../../tensor/tensor.js";
+import { leastRows } from "../calibration/experts.js";
 import { sampleRange, type Activations } from "../schema/windows.js";
 import type { ParameterValues } from "../schema/parameters.js";
 import { bindSimulated, type BlockDescription } from "./simulated-block.js";
@@ -60,7 +61,11 @@ export async function collectMoments(job: MomentJob): Promise<SecondMoment[]> {
       }
     });
     const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, s, 1));
-    runBlock(g, program, weights, hooks, x, { layer, batch: 1 });
+    runBlock(g, program, weights, hooks, x, {
+      layer,
+      batch: 1,
+      leastRows: leastRows(program, inputs.time),
+    });
     await nextTurn();
   }
   for (const p of params.values()) freeTensor(backend, p);

@@ -13,6 +13,7 @@ import {
   type LinearSite,
 } from "../../backend/contract/program.js";
 import { Graph, type Tensor } from "../../tensor/tensor.js";
+import { leastRows } from "./experts.js";
 import type { BlockJob } from "../schema/method.js";
 import { sampleRange, type Activations } from "../schema/windows.js";
 
@@ -55,16 +56,19 @@ export function captureMeans(
   const sums = Object.fromEntries(
     sitesOf(program).map(({ site, width }) => [site, new Float64Array(width)]),
   );
+  // Of experts those that were seen.
+  const rows: Partial<Record<LinearSite, number>> = {};
   observeSites({ backend, program, weights, inputs, layer }, ({ g, site, x }) => {
     const into = sums[site];
+    rows[site] = (rows[site] ?? 0) + x.rows;
     const data = g.read(x);
     for (let i = 0, j = 0; i < data.length; i++) {
       into[j] += Math.abs(data[i]);
       if (++j === into.length) j = 0;
     }
   });
-  const tokens = inputs.samples * inputs.time;
-  for (const sum of Object.values(sums)) for (let j = 0; j < sum.length; j++) sum[j] /= tokens;
+  for (const [site, sum] of Object.entries(sums))
+    for (let j = 0; j < sum.length; j++) sum[j] /= Math.max(1, rows[site] ?? 0);
   return sums;
 }
 
@@ -98,6 +102,10 @@ export function observeSites(
       },
     };
     const x = g.constant([inputs.time, inputs.hidden], sampleRange(inputs, window, 1));
-    runBlock(g, program, weights, observed, x, { layer, batch: 1 });
+    runBlock(g, program, weights, observed, x, {
+      layer,
+      batch: 1,
+      leastRows: leastRows(program, inputs.time),
+    });
   }
 }

@@ -16,6 +16,7 @@ export const blockReportSchema = z.strictObject({
   notes: z.array(z.string()),
   linears: facts.optional(),
   alternatives: facts.optional(),
+  expertTokens: z.array(z.number().int().min(0)).optional(),
 });
 
 export const packReportSchema = z.strictObject({

@@ -33,6 +33,7 @@ import {
 } from "../artifact/artifact.js";
 import { freeEndLayers } from "../calibration/forward.js";
 import { Prefix, type StateStore } from "../calibration/prefix.js";
+import { countExpertTokens } from "../calibration/experts.js";
 import { embeddedPath, readDocuments, tokenizeCorpus } from "../calibration/text.js";
 import { randomWindows, type Activations, type TokenWindows } from "../schema/windows.js";
 import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
@@ -391,7 +392,7 @@ function clearAway(
 
 function reportFields(report: BlockReport | undefined, refined: BlockReport["linears"]) {
   if (!report) return {};
-  const { errorRounded, errorInitial, errorFinal, epochLoss, moved } = report;
+  const { errorRounded, errorInitial, errorFinal, epochLoss, moved, expertTokens } = report;
   const linears = refined ?? report.linears;
   return {
     errorRounded,
@@ -399,6 +400,7 @@ function reportFields(report: BlockReport | undefined, refined: BlockReport["lin
     errorFinal,
     epochLoss: [...epochLoss],
     moved: { ...moved },
+    expertTokens: expertTokens && [...expertTokens],
     linears: linears && { ...linears },
   };
 }
@@ -483,6 +485,9 @@ function hashIds(ids: Int32Array): number {
   return hash;
 }
 
+/** An expert that is chosen by fewer tokens is told of. */
+const FEW_TOKENS = 64;
+
 interface Trained {
   readonly parameters: readonly ParameterValues[];
   readonly reports: readonly BlockReport[];
@@ -523,13 +528,16 @@ async function trainBlocks(
     const { inputs } = prefix;
     const outputs = await prefix.outputs(weights, layer, run.signal);
     if (!done[layer] && method.calibrateBlock) {
+      const program = blockProgram(config, layer);
+      const expertTokens = countExpertTokens(backend, program, weights, inputs, layer);
       const outcome = await method.calibrateBlock({
         backend,
         config,
         scheme: run.scheme,
         recipe: run.recipe,
         layer,
-        program: blockProgram(config, layer),
+        program,
+        expertTokens,
         seed: run.seed,
         block: host,
         weights,
@@ -538,8 +546,19 @@ async function trainBlocks(
         progress: task,
         signal: run.signal,
       });
-      await journal.keepBlock(layer, outcome.parameters, outcome.report);
-      const { errorRounded, errorFinal } = outcome.report;
+      const few = expertTokens && expertTokens.filter((tokens) => tokens < FEW_TOKENS).length;
+      const notes = few
+        ? [
+            `block ${layer}: ${few} of ${expertTokens.length} experts are chosen by fewer than ${FEW_TOKENS} calibration tokens; they learn mostly with the others: give more --samples`,
+          ]
+        : [];
+      const report = {
+        ...outcome.report,
+        expertTokens,
+        notes: [...outcome.report.notes, ...notes],
+      };
+      await journal.keepBlock(layer, outcome.parameters, report);
+      const { errorRounded, errorFinal } = report;
       run.progress.note(
         `block ${layer}: error ${errorRounded.toPrecision(3)} rounded to nearest, ${errorFinal.toPrecision(3)} calibrated`,
       );

@@ -52,6 +52,8 @@ export interface BlockReport {
   readonly linears?: Readonly<Record<string, LinearFacts>>;
   /** The same of another way to round each linear, between which the end-to-end stage decides. */
   readonly alternatives?: Readonly<Record<string, LinearFacts>>;
+  /** Calibration tokens that chose each expert. */
+  readonly expertTokens?: readonly number[];
 }
 
 /** Facts about one linear by name, in camel case: tables show them as columns. */
@@ -71,6 +73,8 @@ export interface BlockJob<Recipe> {
   /** Full-precision inputs and outputs of the block over the calibration set. */
   readonly inputs: Activations;
   readonly targets: Activations;
+  /** Calibration tokens that chose each expert; absent in blocks without experts. */
+  readonly expertTokens?: readonly number[];
   readonly progress: ProgressTask;
   readonly signal?: AbortSignal;
 }
