@@ -13,6 +13,7 @@ import {
   readdirSync,
   readlinkSync,
   realpathSync,
+  rmdirSync,
   rmSync,
   statfsSync,
   statSync,
@@ -43,9 +44,8 @@ export interface PlaceOptions {
 const MAX_NAME_BYTES = 255;
 
 /**
- * The absolute path of a result, without slashes at its end. Missing parents of a
- * directory are made. Nothing stays behind of the trial
- * that its directory can be written.
+ * The absolute path of a result, without slashes at its end. A directory may lack its parents. Nothing stays behind of
+ * the trial that it can be written.
  * @throws UsageError when the path cannot be meant, PlanishError when it cannot be used; one line with the reason.
  */
 export function outputPlace(given: string, options: PlaceOptions): string {
@@ -53,19 +53,49 @@ export function outputPlace(given: string, options: PlaceOptions): string {
   const { flag = "--out", kind } = options;
   const directory = kind === "directory" && statOf(path) !== undefined ? path : dirname(path);
   try {
-    mkdirSync(directory, { recursive: true });
-    const trial = temporaryName(resolve(directory, basename(path)));
-    closeSync(openSync(trial, "wx"));
-    rmSync(trial);
+    const { made } = inDirectory(directory, () => {
+      const trial = temporaryName(resolve(directory, basename(path)));
+      closeSync(openSync(trial, "wx"));
+      rmSync(trial);
+    });
+    removeEmpty(directory, made);
   } catch (error) {
     throw cannotWrite(`${flag} ${quoted(given)}`, directory, error);
   }
   return path;
 }
 
+/** Makes a directory with its parents for some work; `made` is the topmost that was not there. */
+function inDirectory<T>(directory: string, work: () => T): { value: T; made: string | undefined } {
+  for (let attempt = 1; ; attempt++) {
+    const made = mkdirSync(directory, { recursive: true });
+    try {
+      return { value: work(), made };
+    } catch (error) {
+      // Another process whose work came to nothing may have removed the parents that it had made.
+      if ((error as NodeJS.ErrnoException).code === "ENOENT" && attempt < MOST_ATTEMPTS) continue;
+      removeEmpty(directory, made);
+      throw error;
+    }
+  }
+}
+const MOST_ATTEMPTS = 10;
+
+/** Removes a directory and its parents up to one that was made for it, as far as nothing is in them. */
+function removeEmpty(directory: string, made: string | undefined): void {
+  if (made === undefined) return;
+  for (let at = directory; at.length >= made.length; at = dirname(at)) {
+    try {
+      rmdirSync(at);
+    } catch {
+      return;
+    }
+  }
+}
+
 /**
  * `outputPlace`, for this process alone until the lock is released. The lock lies beside a new directory, and in one that
- * may exist.
+ * may exist. Missing parents are made, and those that are still empty when the lock is released go again.
  * @throws PlanishError also when another process works there, naming it.
  */
 export function lockedPlace(given: string, options: PlaceOptions): { path: string; lock: Lock } {
@@ -73,12 +103,17 @@ export function lockedPlace(given: string, options: PlaceOptions): { path: strin
   const { flag = "--out", kind } = options;
   const directory = kind === "directory" ? path : dirname(path);
   try {
-    mkdirSync(directory, { recursive: true });
-    const lock = acquireLock(
-      kind === "directory" ? resolve(path, LOCK_FILE) : `${path}.lock`,
-      path,
+    const { value: lock, made } = inDirectory(directory, () =>
+      acquireLock(kind === "directory" ? resolve(path, LOCK_FILE) : `${path}.lock`, path),
     );
-    return { path, lock };
+    let released = false;
+    const release = (): void => {
+      if (released) return;
+      released = true;
+      lock[Symbol.dispose]();
+      removeEmpty(directory, made);
+    };
+    return { path, lock: { path: lock.path, [Symbol.dispose]: release } };
   } catch (error) {
     throw cannotWrite(`${flag} ${quoted(given)}`, directory, error);
   }

@@ -50,6 +50,32 @@ describe("--out", () => {
     expect(readFileSync(directory.file("file"), "utf8")).toBe("mine");
   });
 
+  it("is not there, nor are its parents, when the work fails before it began", async () => {
+    const at = directory.file("nothing-began");
+    mkdirSync(at);
+    const model = join(root, MODEL);
+    for (const args of [
+      ["quantize", "no-such-model"],
+      ["quantize", model, "--method", "flatquant", "--calibration", "no-such-text"],
+      ["compare", "no-such-model", "--methods", "rtn"],
+      ["compare", model, "--methods", "rtn", "--text", "no-such-text"],
+      [
+        "sweep",
+        model,
+        "--method",
+        "smoothquant",
+        "--grid",
+        "alpha=0.5",
+        "--calibration",
+        "no-such-text",
+      ],
+    ]) {
+      const { code, stderr } = await planish([...args, "--out", "p/q/out"], { cwd: at });
+      expect(code, stderr).not.toBe(0);
+      expect({ args, left: readdirSync(at) }).toEqual({ args, left: [] });
+    }
+  });
+
   it("leaves what others keep beside it", async () => {
     for (const name of ["kept.partial", "kept.partial-1-00000000"]) {
       mkdirSync(directory.file(name));

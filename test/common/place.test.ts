@@ -64,9 +64,11 @@ describe("a path for output", () => {
     expect(refusal(() => fresh(given))).toBeInstanceOf(UsageError);
   });
 
-  it("has its missing parents made when it is a directory", () => {
-    expect(fresh(join(d, "p/q/r/"))).toBe(join(d, "p/q/r"));
-    expect(readdirSync(join(d, "p/q"))).toEqual([]);
+  it("may lack its parents when it is a directory, and none are left by the check", () => {
+    mkdirSync(join(d, "p"));
+    expect(fresh(join(d, "p/q/r/s/"))).toBe(join(d, "p/q/r/s"));
+    expect(outputPlace(join(d, "p/q/r"), { kind: "directory" })).toBe(join(d, "p/q/r"));
+    expect(readdirSync(join(d, "p"))).toEqual([]);
     const file = () => outputPlace(join(d, "s/file"), { kind: "file" });
     expect(refusal(file).message).toContain("there is no directory");
     expect(readdirSync(d)).toEqual(["p"]);
@@ -159,6 +161,32 @@ describe("a lock", () => {
     first.lock[Symbol.dispose]();
     first.lock[Symbol.dispose]();
     lockedPlace(join(d, "out"), { kind: "new directory" }).lock[Symbol.dispose]();
+    expect(readdirSync(d)).toEqual([]);
+  });
+
+  it.each(["new directory", "directory"] as const)(
+    "has the parents of a %s made, which go again unless something came of the work",
+    (kind) => {
+      mkdirSync(join(d, "p"));
+      for (const leaves of [false, true]) {
+        const { path, lock } = lockedPlace(join(d, "p/q/r/out"), { kind });
+        expect(readdirSync(join(d, "p/q/r"))).toHaveLength(1);
+        if (leaves) writeFileSync(kind === "directory" ? join(path, "result") : path, "");
+        lock[Symbol.dispose]();
+        expect(readdirSync(join(d, "p"))).toEqual(leaves ? ["q"] : []);
+      }
+      expect(readdirSync(join(d, "p/q/r"))).toEqual(["out"]);
+      // What was there before stays, empty or not.
+      mkdirSync(join(d, "mine"));
+      lockedPlace(join(d, "mine/out"), { kind }).lock[Symbol.dispose]();
+      expect(readdirSync(join(d, "mine"))).toEqual([]);
+    },
+  );
+
+  it("leaves no parents when it is refused", () => {
+    const { lock } = lockedPlace(join(d, "a/out"), { kind: "new directory" });
+    refusal(() => lockedPlace(join(d, "a/out"), { kind: "new directory" }));
+    lock[Symbol.dispose]();
     expect(readdirSync(d)).toEqual([]);
   });
 
