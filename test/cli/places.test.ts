@@ -59,6 +59,7 @@ describe("--out", () => {
       ["quantize", model, "--method", "flatquant", "--calibration", "no-such-text"],
       ["compare", "no-such-model", "--methods", "rtn"],
       ["compare", model, "--methods", "rtn", "--text", "no-such-text"],
+      ["compare", model, "--methods", "smoothquant", "--calibration", "no-such-text"],
       [
         "sweep",
         model,

@@ -108,6 +108,8 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   using source = openCheckpoint(options.model);
   const tokenizer = loadTokenizer(source);
   const tokens = tokenizeCorpus(tokenizer, readDocuments(text));
+  // A calibration text that cannot be read is told before anything is kept.
+  readDocuments(calibration);
   const { config } = parseSource(source);
   const cut = { seqLen: options.windowTokens, limit: options.windows };
   const { seqLen, windows } = textWindows(config, tokens, cut);

@@ -92,6 +92,8 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
   using _lock = lock;
   using source = openCheckpoint(model);
   const tokens = tokenizeCorpus(loadTokenizer(source), readDocuments(text));
+  // A calibration text that cannot be read is told before anything is kept.
+  readDocuments(calibration);
   const settings = {
     ...{ method: method.name, preset, scheme, recipe, seed, calibration: basename(calibration) },
     ...{ source: await source.hash(), text: basename(text), windows: options.windows ?? "all" },
