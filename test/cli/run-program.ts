@@ -31,8 +31,12 @@ export function runProbe(args: readonly string[], options: RunOptions = {}): Pro
 }
 
 /** Any script, under this Node. */
-export function runScript(script: string, args: readonly string[]): Promise<Outcome> {
-  return start([script, ...args], {});
+export function runScript(
+  script: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<Outcome> {
+  return start([script, ...args], options);
 }
 
 function start(args: readonly string[], options: RunOptions): Promise<Outcome> {
