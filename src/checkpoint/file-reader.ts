@@ -6,12 +6,23 @@
 import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
 import { shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
-import { MAX_JSON_BYTES, describeFsError, readUserJson } from "../common/read-file.js";
+import {
+  MAX_JSON_BYTES,
+  describeFsError,
+  readUserFile,
+  readUserJson,
+} from "../common/read-file.js";
+import { foreignKind } from "./foreign-file.js";
 
 export { describeFsError } from "../common/read-file.js";
 
 /** Largest single read; Node refuses reads of 2 GiB and more. */
 const MAX_READ = 1 << 30;
+
+/** As many first bytes tell what a file is. */
+const SIGNATURE_BYTES = 64;
+/** Keys of an error that a server sends in place of a file: its text, a code, an address. */
+const MOST_ERROR_KEYS = 4;
 
 /** A regular file open for positioned reads. */
 export class FileReader implements Disposable {
@@ -77,9 +88,24 @@ export function isJsonObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-/** Parses a JSON file that must hold an object. Throws PlanishError naming the file. */
+/** Parses a JSON file that must hold an object. Throws PlanishError naming the file, or what lies in its place. */
 export function readJsonObject(path: string): Record<string, unknown> {
-  const value = readUserJson(path, { most: MAX_JSON_BYTES });
+  const limit = { most: MAX_JSON_BYTES };
+  const foreign = (): string | undefined =>
+    foreignKind(readUserFile(path, limit).subarray(0, SIGNATURE_BYTES));
+  let value: unknown;
+  try {
+    value = readUserJson(path, limit);
+  } catch (error) {
+    const kind = foreign();
+    if (kind === undefined) throw error;
+    throw new PlanishError(`${path} is ${kind}`, { cause: error });
+  }
+  // A server's error is an object as well, of a few keys.
+  if (isJsonObject(value) && Object.keys(value).length <= MOST_ERROR_KEYS) {
+    const kind = foreign();
+    if (kind !== undefined) throw new PlanishError(`${path} is ${kind}`);
+  }
   if (!isJsonObject(value))
     throw new PlanishError(
       `${path} must hold a JSON object, not ${Array.isArray(value) ? "an array" : shown(value)}`,

@@ -126,10 +126,18 @@ describe("openCheckpoint", () => {
 
   it.each([
     ["{", /config\.json is not valid JSON/],
+    [
+      "version https://git-lfs.github.com/spec/v1\noid sha256:0",
+      /config\.json is a Git LFS pointer/,
+    ],
+    ["<!DOCTYPE html><html></html>", /config\.json is a web page/],
+    ['{"error":"Repository not found"}', /config\.json is a server's error in JSON/],
+    ["\u001f\u008b\u0008", /config\.json is compressed with gzip/],
+    ["PK\u0003\u0004", /config\.json is a zip archive/],
     ["[]", /config\.json must hold a JSON object, not an array/],
   ])("refuses a config.json of %s", (text, message) => {
     const model = modelDirectory();
-    writeFileSync(join(model, "config.json"), text);
+    writeFileSync(join(model, "config.json"), Buffer.from(text, "latin1"));
     expect(() => openCheckpoint(model)).toThrow(message);
   });
 
