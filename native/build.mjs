@@ -179,6 +179,11 @@ async function compile(unit, compiler, options) {
   }
 }
 
+/** A level's flags as the compiler spells them. */
+function ownFlags(compiler, flags) {
+  return flags.map((flag) => compiler.spellings?.[flag] ?? flag);
+}
+
 function units(compiler, options) {
   const { os, arch, sanitize, emulate, log } = options;
   const base = [
@@ -196,7 +201,7 @@ function units(compiler, options) {
     const lacks = sanitize ? lacking(level) : [];
     if (lacks.length > 0)
       log(`no ${level} under sanitizers, this processor lacks ${lacks.join(", ")}`);
-    else if (accepts(compiler, flags, arch)) levels.push(level);
+    else if (accepts(compiler, ownFlags(compiler, flags), arch)) levels.push(level);
     else log(`${compiler.command} does not know ${flags.join(" ")}; level ${level} is left out`);
   }
   const have = levels.map((level) => `-DPL_HAVE_${level.toUpperCase()}`);
@@ -213,9 +218,11 @@ function units(compiler, options) {
   // baseline objects come first, so that no copy with newer instructions runs on an older processor.
   const list = [
     ...plain,
-    ...levels.map((level) => unit(`levels/${level}.cpp`, [...base, ...levelFlags[level]])),
+    ...levels.map((level) =>
+      unit(`levels/${level}.cpp`, [...base, ...ownFlags(compiler, levelFlags[level])]),
+    ),
   ];
-  const driver = sanitize
+  const driver = options.driver
     ? readdirSync(join(nativeDir, "test"))
         .filter((name) => name.endsWith(".cpp"))
         .sort()
@@ -258,6 +265,7 @@ async function link(compiler, target, objects, extra, options) {
  * - `linkFlags` passed on when linking the library
  * - `sanitize`  planish_native_asan and the test driver under AddressSanitizer and UndefinedBehaviorSanitizer; the amx
  *               level runs on emulated tile instructions there, levels that this processor cannot run are left out
+ * - `driver`    the test driver (native/test) too, for this machine or an emulator (default: as `sanitize`)
  * - `emulate`   planish_native_emulated, whose amx level runs on any AVX-512 machine, very slowly
  * - `log`, `onUnit`, `verbose`, `signal`  lines for people; called with units done and in all; commands too; stops it
  *
@@ -282,6 +290,7 @@ export async function buildNative(given) {
     onUnit: () => {},
     ...given,
     sanitize,
+    driver: given.driver ?? sanitize,
     emulate,
     os,
     arch,
@@ -292,7 +301,7 @@ export async function buildNative(given) {
   const every = [...library, ...driver];
   const stale = every.filter((unit) => !isFresh(unit, compiler));
   const target = join(options.out, libraryName(os, stem));
-  const driverTarget = join(options.out, "driver_asan");
+  const driverTarget = join(options.out, sanitize ? "driver_asan" : "driver");
   const linkKeyPath = `${target}.key`;
   // Of what the objects were made from, not of their names: another build may have made them since the last link.
   const linkKey = () =>

@@ -14,19 +14,29 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__)
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
 #endif
 
 namespace planish {
 namespace {
 
 // In the order in which they are preferred, best last, among those of one processor.
-enum Level { PORTABLE, AVX2, AVX512, AMX, SIMD128, RELAXED, LEVELS };
+enum Level { PORTABLE, AVX2, AVX512, AMX, NEON, DOTPROD, SIMD128, RELAXED, LEVELS };
 struct LevelNames {
   const char* name;
   const char* detail;
 };
-const LevelNames LEVEL_NAMES[LEVELS] = {{"portable", ""},         {"avx2", " (fma)"}, {"avx512", " (vnni, bf16)"},
-                                        {"amx", " (int8, bf16)"}, {"simd128", ""},    {"relaxed", ""}};
+const LevelNames LEVEL_NAMES[LEVELS] = {
+    {"portable", ""},         {"avx2", " (fma)"}, {"avx512", " (vnni, bf16)"},
+    {"amx", " (int8, bf16)"}, {"neon", ""},       {"dotprod", " (neon, dot product)"},
+    {"simd128", ""},          {"relaxed", ""}};
 
 struct Machine {
   bool runs[LEVELS] = {true};
@@ -94,13 +104,43 @@ void detect_x86(Machine& machine) {
 }
 #endif
 
+#if defined(__aarch64__)
+// The dot product of signed bytes (FEAT_DotProd).
+bool multiplies_bytes() {
+#if defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#elif defined(__linux__)
+  constexpr unsigned long DOT_PRODUCT = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & DOT_PRODUCT) != 0;
+#elif defined(_WIN32)
+  constexpr DWORD DOT_PRODUCT = 43;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+  return IsProcessorFeaturePresent(DOT_PRODUCT) != 0;
+#else
+  return false;
+#endif
+}
+
+void detect_arm(Machine& machine) {
+  snprintf(machine.processor, sizeof machine.processor, "64-bit Arm");
+#if defined(__APPLE__)
+  size_t size = sizeof machine.processor;
+  sysctlbyname("machdep.cpu.brand_string", machine.processor, &size, nullptr, 0);
+#endif
+  // Every 64-bit Arm has it.
+  machine.runs[NEON] = true;
+  machine.runs[DOTPROD] = multiplies_bytes();
+}
+#endif
+
 const Machine& machine() {
   static const Machine detected = [] {
     Machine m;
 #if defined(__x86_64__)
     detect_x86(m);
 #elif defined(__aarch64__)
-    snprintf(m.processor, sizeof m.processor, "64-bit Arm");
+    detect_arm(m);
 #elif defined(__wasm__)
     snprintf(m.processor, sizeof m.processor, "WebAssembly");
     // A module has one level, and the engine would not have compiled one that it cannot run.
@@ -125,6 +165,12 @@ bool fill(Level level, KernelTable& table) {
 #endif
 #if defined(PL_HAVE_AMX)
     case AMX: amx::fill_table(table); return true;
+#endif
+#if defined(PL_HAVE_NEON)
+    case NEON: neon::fill_table(table); return true;
+#endif
+#if defined(PL_HAVE_DOTPROD)
+    case DOTPROD: dotprod::fill_table(table); return true;
 #endif
 #if defined(PL_HAVE_SIMD128)
     case SIMD128: simd128::fill_table(table); return true;

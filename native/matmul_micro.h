@@ -20,6 +20,12 @@ struct UnitF32 {
   using Accumulator = VF;
   static Accumulator zero() { return zero_f(); }
   static Accumulator step(Accumulator acc, VI a, VI b) { return fma(as_f(a), as_f(b), acc); }
+#if PL_NEON
+  template <int lane>
+  static Accumulator step_lane(Accumulator acc, VI rows, VI b) {
+    return (VF)vfmaq_laneq_f32((float32x4_t)acc, (float32x4_t)b, (float32x4_t)rows, lane);
+  }
+#endif
   static void store(Cell* p, Accumulator acc) { planish::PL_LEVEL::store(p, acc); }
 };
 
@@ -47,6 +53,24 @@ constexpr int MR = Unit::TILES ? 32 : MR_VECTOR;
 template <class Unit>
 constexpr int GROUP_STEP = Unit::TILES ? 16 : 1;
 
+#if PL_NEON
+// One group of ROWS rows by WIDTH vectors of B: NEON multiplies by a lane of a register, so four rows take one load.
+template <class Unit, int ROWS, int WIDTH>
+PL_INLINE void step_rows(const uint32_t* a, const VI (&column)[WIDTH], typename Unit::Accumulator (&acc)[ROWS][WIDTH]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < ROWS; i += 4) {
+    const VI rows = load_i(a + i);
+#pragma GCC unroll 2
+    for (int v = 0; v < WIDTH; v++) {
+      acc[i][v] = Unit::template step_lane<0>(acc[i][v], rows, column[v]);
+      if (i + 1 < ROWS) acc[i + 1][v] = Unit::template step_lane<1>(acc[i + 1][v], rows, column[v]);
+      if (i + 2 < ROWS) acc[i + 2][v] = Unit::template step_lane<2>(acc[i + 2][v], rows, column[v]);
+      if (i + 3 < ROWS) acc[i + 3][v] = Unit::template step_lane<3>(acc[i + 3][v], rows, column[v]);
+    }
+  }
+}
+#endif
+
 template <class Unit, int ROWS, int WIDTH>
 void micro_kernel(int64_t groups, const uint32_t* __restrict__ a, const uint32_t* __restrict__ b,
                   typename Unit::Cell* __restrict__ tile) {
@@ -59,12 +83,16 @@ void micro_kernel(int64_t groups, const uint32_t* __restrict__ a, const uint32_t
     VI column[WIDTH];
 #pragma GCC unroll 2
     for (int v = 0; v < WIDTH; v++) column[v] = load_i(b + v * LANES);
+#if PL_NEON
+    step_rows<Unit, ROWS, WIDTH>(a, column, acc);
+#else
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++) {
       const VI row = broadcast_i(a + i);
 #pragma GCC unroll 2
       for (int v = 0; v < WIDTH; v++) acc[i][v] = Unit::step(acc[i][v], row, column[v]);
     }
+#endif
     a += MR_VECTOR;
     b += NR;
   }

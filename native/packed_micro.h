@@ -133,6 +133,12 @@ inline void packed_block(int64_t groups, int64_t left, int64_t group_bytes, cons
     for (int p = 0; p < PANELS; p++) {
       VI column[VECTORS];
       Weights::columns(b + p * panel_bytes, column);
+#if PL_NEON
+      if constexpr (ROWS > 1) {
+        step_rows<Unit, ROWS, VECTORS>(a, column, acc[p]);
+        continue;
+      }
+#endif
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; i++) {
         const VI row = broadcast_i(a + i);

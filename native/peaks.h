@@ -80,9 +80,13 @@ inline int peak_f32(int64_t iterations, double* operations) {
     PL_OPAQUE(x);
     PL_OPAQUE(y);
     peak_loop(iterations, Vector{}, [&](Vector a) {
+#if PL_NEON
+      return (Vector)vfmaq_f32((float32x4_t)a, (float32x4_t)x, (float32x4_t)y);
+#else
       Vector product = x * y;
       PL_OPAQUE(product);
       return a + product;
+#endif
     });
   });
 #endif
@@ -153,6 +157,24 @@ inline int peak_i8(int64_t iterations, double* operations) {
     });
   });
   *operations = 2.0 * 16 * PEAK_CHAINS * static_cast<double>(iterations) * thread_count();
+  return 0;
+#elif PL_NEON >= 2
+  parallel_for(thread_count(), [&](int64_t) {
+    int8x16_t x = vdupq_n_s8(1), y = vdupq_n_s8(1);
+    PL_OPAQUE(x);
+    PL_OPAQUE(y);
+    peak_loop(iterations, vdupq_n_s32(0), [&](int32x4_t a) { return vdotq_s32(a, x, y); });
+  });
+  *operations = 2.0 * 16 * PEAK_CHAINS * static_cast<double>(iterations) * thread_count();
+  return 0;
+#elif PL_NEON
+  parallel_for(thread_count(), [&](int64_t) {
+    int16x8_t x = vdupq_n_s16(1), y = vdupq_n_s16(1);
+    PL_OPAQUE(x);
+    PL_OPAQUE(y);
+    peak_loop(iterations, vdupq_n_s32(0), [&](int32x4_t a) { return vmlal_high_s16(a, x, y); });
+  });
+  *operations = 2.0 * 4 * PEAK_CHAINS * static_cast<double>(iterations) * thread_count();
   return 0;
 #else
   parallel_for(thread_count(), [&](int64_t) {

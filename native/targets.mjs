@@ -22,7 +22,7 @@ export const LEVELS = {
     avx512: AVX512,
     amx: [...AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
   },
-  arm64: { portable: [] },
+  arm64: { portable: [], neon: [], dotprod: ["-march=armv8.2-a+dotprod"] },
 };
 
 /** Levels of architectures that have no list of their own. */

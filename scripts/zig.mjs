@@ -33,11 +33,18 @@ export function findZig() {
   );
 }
 
+/** Flags of levels (native/targets.mjs) that zig knows by other names. */
+const SPELLINGS = { "-march=armv8.2-a+dotprod": "-mcpu=generic+v8_2a+dotprod" };
+
 /** The compiler for a target triple, as native/build.mjs takes it. Zig traps undefined behaviour unless it is told not to. */
 export function zigCompiler(triple) {
   const [command, ...rest] = findZig();
   const flags = ["c++", "-target", triple, "-fno-sanitize=undefined", "-g0"];
-  return { ...compilerAt(command, [...rest, ...flags]), knowsEveryLevel: true };
+  return {
+    ...compilerAt(command, [...rest, ...flags]),
+    knowsEveryLevel: true,
+    spellings: SPELLINGS,
+  };
 }
 
 /**

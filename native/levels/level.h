@@ -3,15 +3,21 @@
 //
 // PL_ISA orders the levels: 0 portable (any processor), 1 avx2 (with FMA and F16C), 2 avx512 (f, bw, dq, vl, vnni,
 // bf16), 3 amx (tile, int8, bf16, and everything of avx512). Kernels select code with `#if PL_ISA >= 2`. Levels of other
-// processors have PL_ISA 0 and a macro of their own: PL_WASM 1 simd128, 2 relaxed.
+// processors have PL_ISA 0 and a macro of their own: PL_NEON 1 neon, 2 dotprod; PL_WASM 1 simd128, 2 relaxed.
 #if !defined(PL_LEVEL) || !defined(PL_ISA)
 #error "define PL_LEVEL and PL_ISA before including level.h"
 #endif
 
+#if !defined(PL_NEON)
+#define PL_NEON 0
+#endif
 #if !defined(PL_WASM)
 #define PL_WASM 0
 #endif
 
+#if PL_NEON
+#include <arm_neon.h>
+#endif
 #if PL_WASM
 #include <wasm_simd128.h>
 #endif

@@ -7,6 +7,8 @@
 #include "avx512.h"
 #elif PL_ISA == 1
 #include "avx2.h"
+#elif PL_NEON
+#include "neon.h"
 #elif PL_WASM
 #include "wasm.h"
 #else

@@ -7,6 +7,8 @@
 #include "units_avx512.h"
 #elif PL_ISA == 1
 #include "units_avx2.h"
+#elif PL_NEON
+#include "units_neon.h"
 #elif PL_WASM
 #include "units_wasm.h"
 #else
