@@ -1,8 +1,10 @@
 /**
  * Requests as OpenAI's API writes them, checked and translated for the engine. What the engine does not do is refused,
- * not ignored; what changes nothing here (`user`, `store`, …) is taken and dropped.
+ * not ignored; what changes nothing here (`user`, `store`, …) is taken and dropped. Settings that nobody here has heard of
+ * are told to the log, since clients send ever new ones; with `strict` they are refused.
  */
 import { z } from "zod";
+import { oneLine } from "../common/bounds.js";
 import { firstIssue } from "../common/issues.js";
 import type { Constraint } from "../engine/constraint/contract.js";
 import { REQUEST_LIMITS, type ChatRequest, type GenerateRequest } from "../engine/request.js";
@@ -22,9 +24,7 @@ const stopString = z.string().max(REQUEST_LIMITS.stopCharacters);
 const common = {
   model: z.string().optional(),
   stream: z.boolean().nullish(),
-  stream_options: z
-    .strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: dropped })
-    .nullish(),
+  stream_options: z.object({ include_usage: z.boolean().nullish() }).nullish(),
   max_tokens: z.int().min(1).nullish(),
   n: z.int().min(1).max(REQUEST_LIMITS.choices).nullish(),
   temperature: z.number().min(0).max(2).nullish(),
@@ -65,7 +65,7 @@ const responseFormatSchema = z.discriminatedUnion("type", [
   z.strictObject({ type: z.literal("json_object"), schema: formSchema.nullish() }),
   z.strictObject({
     type: z.literal("json_schema"),
-    json_schema: z.strictObject({
+    json_schema: z.object({
       name: z.string().max(256).optional(),
       description: z.string().nullish(),
       schema: formSchema.nullish(),
@@ -94,7 +94,7 @@ const completionSchema = z.strictObject({
   best_of: z.int().min(1).nullish(),
 });
 
-const textPart = z.strictObject({ type: z.literal("text"), text: z.string() });
+const textPart = z.object({ type: z.literal("text"), text: z.string() });
 
 const messageSchema = z.looseObject({
   role: z.enum(["system", "developer", "user", "assistant", "tool"]),
@@ -126,11 +126,21 @@ export interface Translated<Request> {
   readonly stream: boolean;
   readonly includeUsage: boolean;
   readonly logprobs: boolean;
+  /** Settings that were not known, and ignored. */
+  readonly ignored: readonly string[];
+}
+
+export interface TranslateOptions {
+  /** Settings that are not known are refused (default: ignored). */
+  readonly strict?: boolean;
 }
 
 /** @throws ApiError (400) naming the field. */
-export function translateCompletion(body: unknown): Translated<GenerateRequest> {
-  const request = check(completionSchema, body);
+export function translateCompletion(
+  body: unknown,
+  options: TranslateOptions = {},
+): Translated<GenerateRequest> {
+  const { request, ignored } = check(completionSchema, body, options);
   const { prompt, n, best_of: bestOf, logprobs, max_tokens: maxTokens } = request;
   if (bestOf !== undefined && bestOf !== null && bestOf !== (n ?? 1))
     throw new ApiError(400, "best_of: only the value of n is supported", { param: "best_of" });
@@ -147,12 +157,16 @@ export function translateCompletion(body: unknown): Translated<GenerateRequest> 
     ...translateOutput(request),
     requests: prompts.map((each) => ({ prompt: each, ...settings })),
     logprobs: logprobs !== undefined && logprobs !== null,
+    ignored,
   };
 }
 
 /** @throws ApiError (400) naming the field. */
-export function translateChat(body: unknown): Translated<ChatRequest> {
-  const request = check(chatSchema, body);
+export function translateChat(
+  body: unknown,
+  options: TranslateOptions = {},
+): Translated<ChatRequest> {
+  const { request, ignored } = check(chatSchema, body, options);
   const { logprobs, top_logprobs: top, max_tokens, max_completion_tokens } = request;
   if (typeof top === "number" && !logprobs)
     throw new ApiError(400, "top_logprobs: set logprobs to true as well", {
@@ -176,6 +190,7 @@ export function translateChat(body: unknown): Translated<ChatRequest> {
       },
     ],
     logprobs: logprobs === true,
+    ignored,
   };
 }
 
@@ -223,9 +238,27 @@ function translateOutput({ model, stream, stream_options: options }: Common) {
   return { model, stream: stream === true, includeUsage: options?.include_usage === true };
 }
 
-function check<T extends z.ZodType>(schema: T, body: unknown): z.infer<T> {
-  const result = schema.safeParse(body);
-  if (result.success) return result.data;
+/** Names of unknown settings that are told, each so long at most. */
+const MOST_TOLD = 20;
+const LONGEST_NAME = 60;
+
+/** A body's known settings, and the names of the others. @throws ApiError (400) naming the field. */
+function check<Shape extends z.ZodRawShape>(
+  schema: z.ZodObject<Shape, z.core.$strict>,
+  body: unknown,
+  { strict = false }: TranslateOptions,
+): { request: z.infer<typeof schema>; ignored: string[] } {
+  const isObject = typeof body === "object" && body !== null && !Array.isArray(body);
+  const entries = isObject && !strict ? Object.entries(body) : [];
+  const isKnown = ([name]: [string, unknown]): boolean => Object.hasOwn(schema.shape, name);
+  const unknown = entries.filter((entry) => !isKnown(entry)).map(([name]) => name);
+  const known = unknown.length > 0 ? Object.fromEntries(entries.filter(isKnown)) : body;
+  const result = schema.safeParse(known);
+  if (result.success)
+    return {
+      request: result.data,
+      ignored: unknown.slice(0, MOST_TOLD).map((name) => oneLine(name, LONGEST_NAME)),
+    };
   const { field: param, reason } = firstIssue(result.error);
   const message = param === "" ? reason : `${param}: ${reason}`;
   throw new ApiError(400, message, { param: param || undefined });

@@ -1,6 +1,7 @@
 /** The HTTP server: OpenAI's API over one engine, health, metrics, and a chat page. */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
+import cors from "@fastify/cors";
 import bearerAuth from "@fastify/bearer-auth";
 import rateLimit from "@fastify/rate-limit";
 import Fastify, {
@@ -35,6 +36,10 @@ export interface ServerOptions {
   readonly clientPatience: number;
   /** Whether the prefix cache is each key's own, so that none can find out what others ask (default: shared). */
   readonly separateKeys?: boolean;
+  /** Settings of requests that are not known are refused (default: ignored, with a warning in the log). */
+  readonly strict?: boolean;
+  /** Origins whose pages may call this server from a browser, or `*` for all (default: none but its own). */
+  readonly corsOrigins?: readonly string[];
   readonly logger: FastifyBaseLogger;
 }
 
@@ -42,6 +47,8 @@ export interface ServerOptions {
 const REQUEST_TIMEOUT = 30_000;
 /** Characters of a model's name in a URL. */
 const LONGEST_PARAMETER = 500;
+/** Seconds for which a browser need not ask again whether a page may call. */
+const PREFLIGHT_SECONDS = 600;
 const HEARTBEAT = 15_000;
 /** Milliseconds that connections without answers under way get when the server closes. */
 const LAST_MOMENT = 200;
@@ -112,6 +119,14 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
     metrics.dispose();
     done();
   });
+  const { corsOrigins = [], strict } = options;
+  if (corsOrigins.length > 0)
+    await app.register(cors, {
+      origin: corsOrigins.includes("*") ? "*" : [...corsOrigins],
+      methods: ["GET", "POST"],
+      exposedHeaders: ["x-request-id", "retry-after"],
+      maxAge: PREFLIGHT_SECONDS,
+    });
   if (options.requestsPerMinute > 0)
     await app.register(rateLimit, {
       // As a hook of its own, before keys are asked for: guesses and wrong places count too.
@@ -178,7 +193,7 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       return options.separateKeys === true ? { client, cacheSalt: client } : { client };
     };
     post("/v1/completions", (request, reply) => {
-      const translated = checked(translateCompletion(request.body), options.model);
+      const translated = checked(translateCompletion(request.body, { strict }), options, request);
       const asker = askerOf(request);
       return answer(
         context,
@@ -190,7 +205,7 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       );
     });
     post("/v1/chat/completions", (request, reply) => {
-      const translated = checked(translateChat(request.body), options.model);
+      const translated = checked(translateChat(request.body, { strict }), options, request);
       const asker = askerOf(request);
       return answer(
         context,
@@ -279,8 +294,14 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   void reply.code(status).type("application/json; charset=utf-8").send(body);
 }
 
-function checked<T>(translated: Translated<T>, model: string): Translated<T> {
+function checked<T>(
+  translated: Translated<T>,
+  { model }: ServerOptions,
+  { log }: FastifyRequest,
+): Translated<T> {
   if (translated.model !== undefined) checkModel(translated.model, model);
+  const { ignored } = translated;
+  if (ignored.length > 0) log.warn({ ignored }, "settings that are not known were ignored");
   return translated;
 }
 

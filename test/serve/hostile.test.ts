@@ -183,7 +183,7 @@ describe("errors have one shape", () => {
     [{ max_tokens: 0 }, "max_tokens"],
     [{ ["x".repeat(50_000)]: 1 }, null],
   ])("and the client's spelling (%#)", async (settings, param) => {
-    const { url } = await start();
+    const { url } = await start({ strict: true });
     const response = await post(
       `${url}/v1/completions`,
       JSON.stringify({ prompt: "abc", ...settings }),

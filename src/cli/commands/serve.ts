@@ -2,7 +2,7 @@
 
 import { createServer as createSocketServer } from "node:net";
 import { basename, extname, resolve } from "node:path";
-import { Option, type Command } from "commander";
+import { InvalidArgumentError, Option, type Command } from "commander";
 import pino from "pino";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { PlanishError } from "../../common/errors.js";
@@ -30,6 +30,8 @@ interface ServeFlags extends DeviceFlags, EngineFlags {
   readonly apiKeyFile?: string;
   readonly modelName?: string;
   readonly separateKeys?: boolean;
+  readonly strict?: boolean;
+  readonly cors?: readonly string[];
   readonly concurrency: number;
   readonly queue: number;
   readonly rateLimit: number;
@@ -57,6 +59,13 @@ export function register(program: Command): void {
     .option("--api-key-file <file>", "API keys, one on each line; requests must carry one")
     .option("--model-name <name>", "name of the model in the API (default: its file's name)")
     .option("--separate-keys", "no key finds another's prompts in the cache (needs --api-key-file)")
+    .option("--strict", "refuse settings of requests that are not known (default: warn in the log)")
+    .addOption(
+      new Option(
+        "--cors <origin>",
+        "let a web page of this origin call from a browser; may be repeated; * for every page",
+      ).argParser(origin),
+    )
     .option("--concurrency <n>", "sequences at the same time", integer({ min: 1, max: 1024 }), 32)
     .option(
       "--queue <n>",
@@ -126,6 +135,8 @@ export function register(program: Command): void {
             host: flags.host,
             apiKeys,
             separateKeys: flags.separateKeys,
+            strict: flags.strict,
+            corsOrigins: flags.cors,
             bodyLimit: flags.maxBody,
             requestsPerMinute: flags.rateLimit,
             maxConnections: flags.maxConnections,
@@ -155,6 +166,13 @@ export function register(program: Command): void {
     "planish serve smollm2-w4a4kv4",
     "planish serve smollm2-135m-instruct --port 8000 --api-key-file keys.txt --kv-memory 2GB",
   ]);
+}
+
+/** Adds an origin to those given before. */
+function origin(text: string, before: readonly string[] = []): readonly string[] {
+  if (text !== "*" && (!URL.canParse(text) || new URL(text).origin !== text))
+    throw new InvalidArgumentError("Give an origin such as https://example.org, or *.");
+  return [...before, text];
 }
 
 /** A model's name by its path, also where that is `.` or ends in a slash. */
