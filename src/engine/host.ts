@@ -22,6 +22,7 @@ import {
   type ToHost,
 } from "./protocol.js";
 import { EngineError, type EngineRequest, type GenerateEvent } from "./request.js";
+import type { ModelSampling } from "./model-sampling.js";
 import { rootOf } from "./pages.js";
 import { PromptWriter, type Prompt } from "./prompt.js";
 import type { PromptPool } from "./prompt-pool.js";
@@ -46,6 +47,7 @@ export interface HostParts {
   readonly tokenizer: Tokenizer;
   readonly arithmetic: EngineInfo["arithmetic"];
   readonly scheme?: string;
+  readonly sampling?: ModelSampling;
   /** Writes down the prompts that are not quick (default: all are written in this thread). */
   readonly prompts?: Prompts;
   /** Makes ready what texts are held to (default: no request may ask for that). */
@@ -108,7 +110,7 @@ export class EngineHost {
   }
 
   private info(): EngineInfo {
-    const { executor, arithmetic, scheme } = this.parts;
+    const { executor, arithmetic, scheme, sampling = {} } = this.parts;
     const { pages, maxRunning, maxWaiting } = this.options;
     return {
       description: executor.description,
@@ -124,6 +126,7 @@ export class EngineHost {
       maxRunning,
       maxWaiting,
       hasChatTemplate: this.writer.hasTemplate,
+      sampling,
     };
   }
 

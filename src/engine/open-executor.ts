@@ -15,6 +15,7 @@ import { NoCudaKernel, openCudaExecutor, requireCuda } from "./gpu.js";
 import type { Executor } from "../backend/contract/inference.js";
 import { openIntegerExecutor } from "./processor.js";
 import { linearKind } from "../backend/cpu/infer/linear-kind.js";
+import { modelSampling, type ModelSampling } from "./model-sampling.js";
 import type { EngineInfo } from "./protocol.js";
 import { SimulatedExecutor } from "./simulated-executor.js";
 
@@ -36,6 +37,7 @@ export interface OpenedExecutor extends Disposable {
   readonly arithmetic: EngineInfo["arithmetic"];
   /** Absent for a model that is not quantized. */
   readonly scheme?: string;
+  readonly sampling: ModelSampling;
 }
 
 /** @throws PlanishError when the path holds no model, or one that cannot run here. */
@@ -124,6 +126,7 @@ function opened(path: string, scheme: string | undefined, executor: Executor): O
     return {
       executor,
       tokenizer: loadTokenizer(checkpoint),
+      sampling: modelSampling(checkpoint.generationConfig),
       arithmetic: scheme === undefined ? "16-bit" : "integer",
       scheme,
       [Symbol.dispose]: () => executor[Symbol.dispose](),
@@ -147,6 +150,7 @@ function openSimulated(
     return {
       executor,
       tokenizer: loadTokenizer(loaded.checkpoint),
+      sampling: modelSampling(loaded.checkpoint.generationConfig),
       arithmetic: "simulated",
       scheme,
       [Symbol.dispose]: () => {

@@ -2,6 +2,7 @@
  * Messages between the engine's two halves, the caller's thread and the one that computes; and between the latter and the
  * processes that write prompts down for it.
  */
+import type { ModelSampling } from "./model-sampling.js";
 import type { Prompt } from "./prompt.js";
 import type { EngineErrorCode, EngineRequest, GenerateEvent } from "./request.js";
 import type { SchedulerStats } from "./scheduler.js";
@@ -53,6 +54,8 @@ export interface EngineInfo {
   readonly maxRunning: number;
   readonly maxWaiting: number;
   readonly hasChatTemplate: boolean;
+  /** How the model's authors would have its texts drawn; requests that want that must say it. */
+  readonly sampling: ModelSampling;
 }
 
 /** Counters since loading, and the present state. */

@@ -7,6 +7,7 @@ import { z } from "zod";
 import { oneLine } from "../common/bounds.js";
 import { firstIssue } from "../common/issues.js";
 import type { Constraint } from "../engine/constraint/contract.js";
+import type { ModelSampling } from "../engine/model-sampling.js";
 import { REQUEST_LIMITS, type ChatRequest, type GenerateRequest } from "../engine/request.js";
 import { ApiError } from "./errors.js";
 
@@ -133,6 +134,8 @@ export interface Translated<Request> {
 export interface TranslateOptions {
   /** Settings that are not known are refused (default: ignored). */
   readonly strict?: boolean;
+  /** What holds where a request says nothing. */
+  readonly sampling?: ModelSampling;
 }
 
 /** @throws ApiError (400) naming the field. */
@@ -145,7 +148,7 @@ export function translateCompletion(
   if (bestOf !== undefined && bestOf !== null && bestOf !== (n ?? 1))
     throw new ApiError(400, "best_of: only the value of n is supported", { param: "best_of" });
   const settings = {
-    ...translateCommon(request),
+    ...translateCommon(request, options),
     constraint: translateFormat(request.response_format),
     // OpenAI's default of this endpoint.
     maxTokens: maxTokens ?? 16,
@@ -183,7 +186,7 @@ export function translateChat(
     requests: [
       {
         messages,
-        ...translateCommon(request),
+        ...translateCommon(request, options),
         constraint: translateFormat(request.response_format),
         maxTokens: max_completion_tokens ?? max_tokens ?? undefined,
         logprobs: logprobs ? (top ?? 0) : undefined,
@@ -214,17 +217,18 @@ export function translateFormat(
   }
 }
 
-function translateCommon(request: Common) {
+function translateCommon(request: Common, { sampling = {} }: TranslateOptions) {
   const { stop, top_p: topP, top_k: topK, logit_bias: biases } = request;
   const stops = typeof stop === "string" ? [stop] : (stop ?? []);
   return {
     n: request.n ?? undefined,
-    temperature: request.temperature ?? 1,
+    temperature: request.temperature ?? sampling.temperature ?? 1,
     // 0 stands for "only the likeliest" there, which every positive share does that is small enough.
-    topP: topP === null || topP === undefined ? undefined : Math.max(topP, 1e-9),
-    topK: topK === null || topK === undefined || topK < 0 ? undefined : topK,
-    minP: request.min_p ?? undefined,
-    repetitionPenalty: request.repetition_penalty ?? undefined,
+    topP: topP === null || topP === undefined ? sampling.topP : Math.max(topP, 1e-9),
+    // -1 stands for all there.
+    topK: topK === null || topK === undefined ? sampling.topK : Math.max(topK, 0),
+    minP: request.min_p ?? sampling.minP,
+    repetitionPenalty: request.repetition_penalty ?? sampling.repetitionPenalty,
     presencePenalty: request.presence_penalty ?? undefined,
     frequencyPenalty: request.frequency_penalty ?? undefined,
     logitBias: biases ?? undefined,

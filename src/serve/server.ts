@@ -120,6 +120,7 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
     done();
   });
   const { corsOrigins = [], strict } = options;
+  const { sampling } = engine.info;
   if (corsOrigins.length > 0)
     await app.register(cors, {
       origin: corsOrigins.includes("*") ? "*" : [...corsOrigins],
@@ -193,7 +194,11 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       return options.separateKeys === true ? { client, cacheSalt: client } : { client };
     };
     post("/v1/completions", (request, reply) => {
-      const translated = checked(translateCompletion(request.body, { strict }), options, request);
+      const translated = checked(
+        translateCompletion(request.body, { strict, sampling }),
+        options,
+        request,
+      );
       const asker = askerOf(request);
       return answer(
         context,
@@ -205,7 +210,11 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       );
     });
     post("/v1/chat/completions", (request, reply) => {
-      const translated = checked(translateChat(request.body, { strict }), options, request);
+      const translated = checked(
+        translateChat(request.body, { strict, sampling }),
+        options,
+        request,
+      );
       const asker = askerOf(request);
       return answer(
         context,

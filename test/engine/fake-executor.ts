@@ -5,6 +5,7 @@
 import { MessageChannel } from "node:worker_threads";
 import type { Tokenizer } from "../../src/checkpoint/tokenizer.js";
 import type { ConstraintCompiler } from "../../src/engine/constraint/contract.js";
+import type { ModelSampling } from "../../src/engine/model-sampling.js";
 import { Engine } from "../../src/engine/engine.js";
 import { EngineHost, type HostOptions, type Prompts } from "../../src/engine/host.js";
 import type { Chunk, Executor } from "../../src/backend/contract/inference.js";
@@ -96,10 +97,12 @@ export async function fakeEngine(
     onHold = () => undefined,
     prompts,
     constraints,
+    sampling,
   }: {
     onHold?: (busy: boolean) => void;
     prompts?: Prompts;
     constraints?: ConstraintCompiler;
+    sampling?: ModelSampling;
   } = {},
 ): Promise<{ engine: Engine; crash: (error: Error) => void }> {
   const { port1, port2 } = new MessageChannel();
@@ -119,7 +122,7 @@ export async function fakeEngine(
   });
   new EngineHost(
     port2,
-    { executor, tokenizer, arithmetic: "simulated", prompts, constraints },
+    { executor, tokenizer, arithmetic: "simulated", prompts, constraints, sampling },
     { pages: 64, maxRunning: 8, maxWaiting: 8, stepTokens: 64, ...options },
   );
   return { engine: await connecting, crash: (error) => crash(error) };

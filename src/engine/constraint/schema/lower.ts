@@ -32,6 +32,7 @@ import { complement, normalize } from "../regex/ranges.js";
 import { Regexes, type Regex } from "../regex/nodes.js";
 import { writeRules, type WrittenGrammar } from "../write.js";
 import { Acceptance } from "./accepts.js";
+import type { Demand, PartLowering, Wanted } from "./demands.js";
 import {
   itemsOf,
   listOf,
@@ -53,15 +54,6 @@ const MOST_RULES = 20_000;
 /** States of one pattern's automaton that are tried to find out whether anything fits. */
 const MOST_STATES = 5000;
 
-/**
- * A schema that a value must satisfy. A guest only takes part in the question whether another alternative's values would
- * satisfy it too: it adds no names, and everything that it leaves open is open.
- */
-export interface Demand {
-  readonly schema: SchemaObject;
-  readonly guest: boolean;
-}
-
 /** Demands without references and combinations, then the alternatives of which one each must hold. */
 interface Expanded {
   readonly plain: readonly Demand[];
@@ -76,15 +68,12 @@ interface Choice {
   readonly guest: boolean;
 }
 
-/** A schema as demands: what must hold of a value. */
-export type Wanted = { readonly schema: Schema; readonly guest: boolean };
-
 /** A grammar of JSON that the schema accepts. @throws ConstraintError, TooComplex */
 export function schemaGrammar(schema: Schema): WrittenGrammar {
   return new Lowering(schema).write();
 }
 
-export class Lowering {
+class Lowering implements PartLowering {
   readonly regexes = new Regexes();
   readonly rules: Rules = new Map();
   readonly document: SchemaDocument;

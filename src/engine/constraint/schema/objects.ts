@@ -13,7 +13,7 @@ import {
 import type { Regex } from "../regex/nodes.js";
 import { propertySchemas } from "./accepts.js";
 import { literalsOf, mapOf, numberOf, requiredOf, type Schema } from "./document.js";
-import type { Demand, Lowering, Wanted } from "./lower.js";
+import type { Demand, PartLowering, Wanted } from "./demands.js";
 
 interface Property {
   readonly required: boolean;
@@ -26,7 +26,7 @@ const MOST_PATTERNS = 5;
 /** Rules that counting an object's properties may take. */
 const MOST_COUNTED = 2000;
 
-export function objectExpression(lowering: Lowering, demands: readonly Demand[]): Expression {
+export function objectExpression(lowering: PartLowering, demands: readonly Demand[]): Expression {
   const { document, regexes } = lowering;
   const hosts = demands.filter(({ guest }) => !guest);
   const required = new Set(demands.flatMap(({ schema }) => requiredOf(schema)));
@@ -73,7 +73,7 @@ const pair = (name: Expression, value: Expression): Expression =>
   sequence(name, text(":"), rule("ws"), value);
 
 /** Names that `propertyNames` allow; undefined: any. */
-function nameLanguage(lowering: Lowering, wanted: readonly Wanted[]): Regex | undefined {
+function nameLanguage(lowering: PartLowering, wanted: readonly Wanted[]): Regex | undefined {
   if (wanted.length === 0) return undefined;
   const { regexes, document } = lowering;
   const parts = wanted.map(({ schema, guest }) => {
@@ -108,7 +108,7 @@ const NAME_KEYWORDS: ReadonlySet<string> = new Set([
   "title",
 ]);
 
-function isIn({ regexes }: Lowering, regex: Regex, name: string): boolean {
+function isIn({ regexes }: PartLowering, regex: Regex, name: string): boolean {
   let node = regex;
   for (const char of name) node = regexes.derive(node, char.codePointAt(0) ?? 0);
   return node.nullable;
@@ -116,7 +116,7 @@ function isIn({ regexes }: Lowering, regex: Regex, name: string): boolean {
 
 /** One property that is not among `names`: names are told apart by the patterns that they match. */
 function otherProperties(
-  lowering: Lowering,
+  lowering: PartLowering,
   demands: readonly Demand[],
   names: ReadonlySet<string>,
   allowed: Regex | undefined,
@@ -162,7 +162,7 @@ interface Bounds {
 }
 
 function braces(
-  lowering: Lowering,
+  lowering: PartLowering,
   properties: readonly Property[],
   others: Expression,
   { least, most }: Bounds,
