@@ -214,7 +214,7 @@ extern "C" __global__ void column_maxima(const float* x, i64 rows, i64 cols, i64
   const i64 end = first + chunk < rows ? first + chunk : rows;
   float high = 0.f;
   for (i64 r = first; r < end; r++) high = fmaxf(high, fabsf(x[r * cols + c]));
-  atomic_max((int*)out + c, __float_as_int(high));
+  atomicMax((int*)out + c, __float_as_int(high));
 }
 
 template <int GROUP, int W>
@@ -261,7 +261,7 @@ extern "C" __global__ void gather_rows(const float* table, i64 table_rows, i64 c
   for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
     const i64 id = ids[r];
     if (id < 0 || id >= table_rows) {
-      if (threadIdx.x == 0) atomic_min(bad, r);
+      if (threadIdx.x == 0) atomicMin(bad, r);
       continue;
     }
     for (i64 c = threadIdx.x; c < cols; c += blockDim.x) out[r * cols + c] = table[id * cols + c];

@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(256)
   for (i64 e = threadIdx.x; e < extras; e += 256) {
     const i64 j = channel[e], p = part[e];
     if (j < 0 || j >= cols || p < 0) {
-      atomic_min(bad, e);
+      atomicMin(bad, e);
       continue;
     }
     const float r = rintf((factor ? x[j] * factor[j] : x[j]) / width);

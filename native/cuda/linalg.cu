@@ -139,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(SOLVE_THREADS, 1)
       if (threadIdx.x == 0) {
         pivot = at;
         exchanged[p] = at;
-        if (!(best > 0.0 && best < 1e300)) atomic_min(bad, (i64)p);
+        if (!(best > 0.0 && best < 1e300)) atomicMin(bad, (i64)p);
       }
     }
     __syncthreads();

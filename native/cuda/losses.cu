@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const i64 row = blockIdx.x;
   const i64 target = targets[row];
   if (target < -1 || target >= cols) {
-    if (threadIdx.x == 0) atomic_min(bad, row);
+    if (threadIdx.x == 0) atomicMin(bad, row);
     return;
   }
   if (target == -1) {

@@ -295,7 +295,7 @@ ROW_KERNEL(asym_backward,
            x, rows, cols, bits, clip_max, clip_min, grad, grad_x, row_high, row_low)
 
 // 1 − σ of a clipping logit; 0 without one.
-__device__ __forceinline__ float clipSlack(const float* logit) {
+__device__ __forceinline__ float clip_slack(const float* logit) {
   return logit ? (float)(1.0 / (1.0 + exp((double)*logit))) : 0.f;
 }
 
@@ -303,19 +303,19 @@ __device__ __forceinline__ float clipSlack(const float* logit) {
 struct OffsetGrid {
   bool constant;
   float half, lo, scale;
-  __device__ __forceinline__ OffsetGrid(float max, float min, float slackMax, float slackMin, float levels) {
+  __device__ __forceinline__ OffsetGrid(float max, float min, float slack_max, float slack_min, float levels) {
     half = (max - min) / 2.f;
-    lo = min + half * slackMin;
-    const float step = ((max - half * slackMax) - lo) / levels;
+    lo = min + half * slack_min;
+    const float step = ((max - half * slack_max) - lo) / levels;
     constant = !(step > 0.f);
     scale = constant ? 1.f : step;
   }
 };
 
 template <int GROUP, int W>
-__device__ __forceinline__ void offset_grid(const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax,
-                                            const float* clipMin, const float* shift, float* out, float* shared) {
-  const i64 row = groupRow<GROUP>();
+__device__ __forceinline__ void offset_grid(const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max,
+                                            const float* clip_min, const float* shift, float* out, float* shared) {
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
   const float levels = (float)((1 << bits) - 1);
@@ -329,9 +329,9 @@ __device__ __forceinline__ void offset_grid(const float* x, i64 rows, i64 cols, 
 #pragma unroll
     for (int i = 0; i < W; i++) high = fmaxf(high, v[i]), low = fminf(low, v[i]);
   }
-  high = groupReduce<Max, GROUP>(high, shared);
-  low = groupReduce<Min, GROUP>(low, shared);
-  const OffsetGrid grid(high, low, clipSlack(clipMax), clipSlack(clipMin), levels);
+  high = group_reduce<Max, GROUP>(high, shared);
+  low = group_reduce<Min, GROUP>(low, shared);
+  const OffsetGrid grid(high, low, clip_slack(clip_max), clip_slack(clip_min), levels);
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W], o[W];
     load<W>(x + c, v);
@@ -347,35 +347,35 @@ __device__ __forceinline__ void offset_grid(const float* x, i64 rows, i64 cols, 
 }
 
 ROW_KERNEL(offset_grid,
-           (const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax, const float* clipMin,
+           (const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max, const float* clip_min,
             const float* shift, float* out),
-           x, rows, cols, bits, clipMax, clipMin, shift, out)
+           x, rows, cols, bits, clip_max, clip_min, shift, out)
 
 template <int GROUP, int W>
-__device__ __forceinline__ void offset_grid_backward(const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax,
-                                                     const float* clipMin, const float* shift, const float* grad,
-                                                     float* gradX, float* gradShift, float* rowHigh, float* rowLow,
-                                                     float* shared) {
-  const i64 row = groupRow<GROUP>();
+__device__ __forceinline__ void offset_grid_backward(const float* x, i64 rows, i64 cols, i64 bits,
+                                                     const float* clip_max, const float* clip_min, const float* shift,
+                                                     const float* grad, float* grad_x, float* grad_shift,
+                                                     float* row_high, float* row_low, float* shared) {
+  const i64 row = group_row<GROUP>();
   if (row >= rows) return;
   const int t = threadIdx.x % GROUP;
   const float levels = (float)((1 << bits) - 1);
   x += row * cols;
   grad += row * cols;
-  gradX += row * cols;
+  grad_x += row * cols;
   if (shift) shift += row * cols;
-  if (gradShift) gradShift += row * cols;
-  float high = -INFINITE, low = INFINITE, highCount = 0.f, lowCount = 0.f;
+  if (grad_shift) grad_shift += row * cols;
+  float high = -INFINITE, low = INFINITE, high_count = 0.f, low_count = 0.f;
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W];
     load<W>(x + c, v);
 #pragma unroll
-    for (int i = 0; i < W; i++) trackMax(v[i], high, highCount), trackMin(v[i], low, lowCount);
+    for (int i = 0; i < W; i++) track_max(v[i], high, high_count), track_min(v[i], low, low_count);
   }
-  const float rowMax = groupReduce<Max, GROUP>(high, shared);
-  const float rowMin = groupReduce<Min, GROUP>(low, shared);
-  const float slackMax = clipSlack(clipMax), slackMin = clipSlack(clipMin);
-  const OffsetGrid grid(rowMax, rowMin, slackMax, slackMin, levels);
+  const float row_max = group_reduce<Max, GROUP>(high, shared);
+  const float row_min = group_reduce<Min, GROUP>(low, shared);
+  const float slack_max = clip_slack(clip_max), slack_min = clip_slack(clip_min);
+  const OffsetGrid grid(row_max, row_min, slack_max, slack_min, levels);
   float sum = 0.f, beyond = 0.f;
   for (i64 c = t * W; c < cols; c += GROUP * W) {
     float v[W], g[W], o[W], gs[W];
@@ -392,27 +392,27 @@ __device__ __forceinline__ void offset_grid_backward(const float* x, i64 rows, i
       if (!inside) beyond += g[i], g[i] = 0.f;
       gs[i] = grid.scale * g[i];
     }
-    store<W>(gradX + c, g);
-    if (gradShift) store<W>(gradShift + c, gs);
+    store<W>(grad_x + c, g);
+    if (grad_shift) store<W>(grad_shift + c, gs);
   }
-  const float total = groupReduce<Sum, GROUP>(sum, shared);
-  beyond = groupReduce<Sum, GROUP>(beyond, shared);
-  const float toHigh = grid.constant ? 0.f : total / levels;
-  const float toLow = grid.constant ? 0.f : beyond - total / levels;
-  const float highTies = countEqual<GROUP>(high, highCount, rowMax, shared);
-  const float lowTies = countEqual<GROUP>(low, lowCount, rowMin, shared);
+  const float total = group_reduce<Sum, GROUP>(sum, shared);
+  beyond = group_reduce<Sum, GROUP>(beyond, shared);
+  const float to_high = grid.constant ? 0.f : total / levels;
+  const float to_low = grid.constant ? 0.f : beyond - total / levels;
+  const float high_ties = count_equal<GROUP>(high, high_count, row_max, shared);
+  const float low_ties = count_equal<GROUP>(low, low_count, row_min, shared);
   // What the upper end keeps of the maximum it takes from the minimum, and the other way round.
-  const float toMax = (toHigh * (2.f - slackMax) + toLow * slackMin) / 2.f;
-  const float toMin = (toHigh * slackMax + toLow * (2.f - slackMin)) / 2.f;
-  if (toMax != 0.f && high == rowMax) addToEqual<GROUP, W>(x, cols, t, rowMax, toMax / highTies, gradX);
-  if (toMin != 0.f && low == rowMin) addToEqual<GROUP, W>(x, cols, t, rowMin, toMin / lowTies, gradX);
-  if (t == 0 && rowHigh) rowHigh[row] = toHigh * grid.half, rowLow[row] = -toLow * grid.half;
+  const float to_max = (to_high * (2.f - slack_max) + to_low * slack_min) / 2.f;
+  const float to_min = (to_high * slack_max + to_low * (2.f - slack_min)) / 2.f;
+  if (to_max != 0.f && high == row_max) add_to_equal<GROUP, W>(x, cols, t, row_max, to_max / high_ties, grad_x);
+  if (to_min != 0.f && low == row_min) add_to_equal<GROUP, W>(x, cols, t, row_min, to_min / low_ties, grad_x);
+  if (t == 0 && row_high) row_high[row] = to_high * grid.half, row_low[row] = -to_low * grid.half;
 }
 
 ROW_KERNEL(offset_grid_backward,
-           (const float* x, i64 rows, i64 cols, i64 bits, const float* clipMax, const float* clipMin,
-            const float* shift, const float* grad, float* gradX, float* gradShift, float* rowHigh, float* rowLow),
-           x, rows, cols, bits, clipMax, clipMin, shift, grad, gradX, gradShift, rowHigh, rowLow)
+           (const float* x, i64 rows, i64 cols, i64 bits, const float* clip_max, const float* clip_min,
+            const float* shift, const float* grad, float* grad_x, float* grad_shift, float* row_high, float* row_low),
+           x, rows, cols, bits, clip_max, clip_min, shift, grad, grad_x, grad_shift, row_high, row_low)
 
 template <int GROUP, int W>
 __device__ __forceinline__ void clip_rows(const float* x, i64 rows, i64 cols, const float* clip_max,

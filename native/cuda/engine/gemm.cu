@@ -179,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm(PARAMETERS, i64 ti
         own[(2 * j + t) * 128] = make_int4(sums[t][4 * j], sums[t][4 * j + 1], sums[t][4 * j + 2], sums[t][4 * j + 3]);
     __threadfence();
     sync_warpgroup(warpgroup);
-    if (thread == 0) atomic_add(counter, (u32)columns);
+    if (thread == 0) atomicAdd(counter, (u32)columns);
     // A block with more to do leaves the results to others.
     if (unit < end) continue;
     if (thread == 0)
@@ -203,6 +203,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm(PARAMETERS, i64 ti
                     biases);
     }
     sync_warpgroup(warpgroup);
-    if (thread == 0 && atomic_add(counter, DONE) / DONE + 1 == sharers) *counter = 0;
+    if (thread == 0 && atomicAdd(counter, DONE) / DONE + 1 == sharers) *counter = 0;
   }
 }

@@ -262,7 +262,7 @@ __device__ __forceinline__ bool gather(int (&sums)[2][SUMS], int* left, u32* arr
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomic_inc(arrived, SPLIT - 1) == SPLIT - 1;
+    last = atomicInc(arrived, SPLIT - 1) == SPLIT - 1;
     __threadfence();
   }
   __syncthreads();
