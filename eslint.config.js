@@ -14,6 +14,7 @@ const ROOMS = [
   ["tensor", "checkpoint"],
   ["models"],
   ["quantize"],
+  ["formats"],
   ["engine"],
   ["evaluate"],
   ["measure", "experiments"],
