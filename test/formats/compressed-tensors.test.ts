@@ -73,7 +73,7 @@ describe("a site's matrix", () => {
 });
 
 describe("export to compressed-tensors", () => {
-  it.each(["w4a16kv16", "w3a16kv16", "w8a8kv16", "w4a4kv16"])(
+  it.each(["w4a16kv16", "w3a16kv16", "w8a8kv16", "w4a4kv16", "w4g64a16kv16", "w4g32a8g64kv16"])(
     "of %s reads back as codes times scales, and as an original",
     async (scheme) => {
       const from = await artifact(scheme);
@@ -85,11 +85,8 @@ describe("export to compressed-tensors", () => {
       expect(parseSource(exported).config).toEqual(packed.config);
       const prefix = packed.architecture.names.blockPrefix(0);
       for (const { path, shape, quantized } of Object.values(packed.block(0).linears)) {
-        const { codes, scale } = quantized!;
-        const expected = Float32Array.from(
-          codes,
-          (code, i) => code * scale[Math.floor(i / shape[1])],
-        );
+        const { codes, scale, group = shape[1] } = quantized!;
+        const expected = Float32Array.from(codes, (code, i) => code * scale[Math.floor(i / group)]);
         expect(exported.read(`${prefix}${path}.weight`), path).toEqual(expected);
       }
       for (const norm of Object.values(packed.block(0).norms))

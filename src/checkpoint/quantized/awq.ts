@@ -34,7 +34,9 @@ export function readAwq(source: StoredSource): QuantizedReading {
   const settings = parsed.data;
   const one = (names: readonly (keyof typeof settings)[]): unknown => {
     const given = [
-      ...new Set(names.map((name) => settings[name]).filter((v) => v !== undefined && v !== null)),
+      ...new Set(
+        names.map((name) => lower(settings[name])).filter((v) => v !== undefined && v !== null),
+      ),
     ];
     if (given.length > 1)
       source.refuse(`${names.join(" and ")} are ${given.map((v) => shown(v)).join(" and ")}`);
@@ -43,7 +45,7 @@ export function readAwq(source: StoredSource): QuantizedReading {
   const bits = one(["bits", "w_bit"]);
   if (bits !== 4) source.refuse(`its codes have ${shown(bits ?? null)} bits, where AWQ has 4`);
   const layout = one(["version", "checkpoint_format", "format"]);
-  if (typeof layout !== "string" || layout.toLowerCase() !== "gemm")
+  if (layout !== "gemm")
     source.refuse(`its layout is ${shown(layout ?? null)}, where only "gemm" is read`);
   if (settings.zero_point === false)
     source.refuse("zero_point is false, which the gemm layout has not");
@@ -55,6 +57,11 @@ export function readAwq(source: StoredSource): QuantizedReading {
     notes: [],
     grid: `4 bits in ${size === -1 ? "rows" : `groups of ${size}`}, with zero points`,
   };
+}
+
+/** Tools spell layouts in either case. */
+function lower(value: unknown): unknown {
+  return typeof value === "string" ? value.toLowerCase() : value;
 }
 
 function readLinear(source: StoredSource, groupSize: number, module: string): QuantizedTensor {

@@ -22,6 +22,8 @@ const schema = z.looseObject({
   checkpoint_format: z.string().nullish(),
   format: z.string().nullish(),
   pack_dtype: z.string().nullish(),
+  /** As AutoGPTQ wrote it before layouts had names. */
+  is_marlin_format: z.boolean().nullish(),
   dynamic: z.record(z.string(), z.unknown()).nullish(),
   meta: z
     .looseObject({ quantizer: z.union([z.string(), z.array(z.string())]).nullish() })
@@ -60,7 +62,7 @@ function zeroPointsOf(source: StoredSource, settings: GptqSettings): ZeroPoints 
     source.refuse(`checkpoint_format is ${shown(stored)} and format is ${shown(other)}`);
   if (settings.pack_dtype && settings.pack_dtype !== "int32")
     source.refuse(`pack_dtype is ${shown(settings.pack_dtype)}, where only "int32" is read`);
-  const format = stored ?? other ?? "gptq";
+  const format = stored ?? other ?? (settings.is_marlin_format ? "marlin" : "gptq");
   if (format === "gptq_v2") return "as stored";
   // Planes of fields are the same words for widths that divide 32.
   if (format === "gptq_p" && 32 % bits === 0) return "as stored";

@@ -9,6 +9,7 @@ export const commands: readonly CommandSource[] = [
   { name: "pull", load: async () => (await import("./pull.js")).register },
   { name: "quantize", load: async () => (await import("./quantize.js")).register },
   { name: "export", load: async () => (await import("./export.js")).register },
+  { name: "import", load: async () => (await import("./import.js")).register },
   { name: "eval", load: async () => (await import("./eval.js")).register },
   { name: "compare", load: async () => (await import("./compare.js")).register },
   { name: "sweep", load: async () => (await import("./sweep.js")).register },

@@ -9,6 +9,7 @@ import { PlanishError } from "../../common/errors.js";
 import { mapValues } from "../../common/records.js";
 import type { OpenArtifact } from "../../quantize/artifact/artifact.js";
 import { writeModelDirectory } from "../directory.js";
+import type { ExportOptions, ExportResult } from "../export-options.js";
 import {
   biasEntries,
   checkDropped,
@@ -28,24 +29,6 @@ const TARGET = "compressed-tensors";
 /** The version of the package that the layout was held against. */
 const VERSION = "0.20.1";
 
-export interface ExportOptions {
-  readonly out: string;
-  /** Parts that may be left out. */
-  readonly drop?: readonly Droppable[];
-  readonly signal?: AbortSignal;
-}
-
-export interface ExportResult {
-  readonly out: string;
-  readonly format: string;
-  /** Bytes of tensors. */
-  readonly bytes: number;
-  /** What of the artifact the layout does not hold, in words. */
-  readonly dropped: readonly string[];
-  /** What a user of the result should know. */
-  readonly notes: readonly string[];
-}
-
 /**
  * Writes an artifact as a compressed-tensors directory.
  * @throws PlanishError, or UsageError where --drop would do, naming what the layout cannot hold.
@@ -56,6 +39,7 @@ export async function exportCompressedTensors(
 ): Promise<ExportResult> {
   using artifact = openForExport(path, TARGET);
   const blocks = namedBlocks(artifact);
+  refuseOffsets(path, artifact);
   for (const block of blocks) refuseStatic(path, block);
   const lost = lostParts(artifact, blocks);
   checkDropped(TARGET, lost, drop);
@@ -110,6 +94,14 @@ function refuseStatic(path: string, { layer, block }: NamedBlock): void {
   if (offset)
     throw new PlanishError(
       `${path}: block ${layer} has groups with 16-bit offsets at ${offset.path}, where ${TARGET} has integer zero points; quantize to a scheme without "o"`,
+    );
+}
+
+/** Activations with 16-bit offsets: what is dynamic has integer zero points there. */
+function refuseOffsets(path: string, { scheme }: OpenArtifact): void {
+  if (scheme.activationOffset)
+    throw new PlanishError(
+      `${path}: activations have 16-bit offsets, where ${TARGET} has integer zero points; quantize to a scheme without "o"`,
     );
 }
 

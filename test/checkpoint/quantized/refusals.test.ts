@@ -153,6 +153,17 @@ describe.each<[string, [string, Change, RegExp][]]>([
         /layout is "marlin"/,
       ],
       [
+        "the layout is another, as older tools say it",
+        {
+          settings: {
+            checkpoint_format: undefined,
+            format: undefined,
+            is_marlin_format: true,
+          },
+        },
+        /layout is "marlin"/,
+      ],
+      [
         "the layout has two names",
         { settings: { checkpoint_format: "gptq_v2" } },
         /checkpoint_format is "gptq_v2" and format is "gptq"/,
@@ -439,6 +450,13 @@ describe("quantized sources", () => {
     // Output 0 is the lowest field, without a carry into it; output 1 has one.
     expect(fields.slice(0, 64)).toEqual(carried.slice(0, 64));
     expect(fields.slice(64, 128)).not.toEqual(carried.slice(64, 128));
+  });
+
+  it("may spell AWQ's layout in either case, and twice", async () => {
+    const settings = { version: "GEMM", checkpoint_format: "gemm", format: "gemm" };
+    using one = openCheckpoint(await changed("awq", { settings }));
+    using two = openCheckpoint(await changed("awq", {}));
+    expect(one.read(`${Q}.weight`)).toEqual(two.read(`${Q}.weight`));
   });
 
   it("change their hash with their settings, since values do", async () => {
