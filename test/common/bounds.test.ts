@@ -1,6 +1,6 @@
 /** Bounds on numbers, short renderings of hostile values, JSON of strangers. */
 import fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import {
   countIn,
   describeRange,
@@ -85,6 +85,45 @@ describe("JSON of strangers", () => {
       "a\\": '"]]]',
       b: [-1.5e308, 12345],
     });
+  });
+
+  it("is refused for its depth before anything is made of it", () => {
+    const parse = vi.spyOn(JSON, "parse");
+    expect(() => parseJson("[".repeat(1_000_000), "it")).toThrow(/nested more than 64 levels/);
+    expect(parse).not.toHaveBeenCalled();
+    parse.mockRestore();
+  });
+
+  it("is JSON.parse's, or refused, whatever the text", () => {
+    const pieces = fc.constantFrom(
+      "{",
+      "}",
+      "[",
+      "]",
+      '"',
+      "\\",
+      ",",
+      ":",
+      "1",
+      "-",
+      "e",
+      "tru",
+      " ",
+      '"a"',
+    );
+    fc.assert(
+      fc.property(fc.array(pieces, { maxLength: 30 }), (parts) => {
+        const text = parts.join("");
+        let wanted: unknown;
+        try {
+          wanted = JSON.parse(text);
+        } catch {
+          expect(() => parseJson(text, "it")).toThrow(PlanishError);
+          return;
+        }
+        expect(parseJson(text, "it")).toEqual(wanted);
+      }),
+    );
   });
 
   it.each([
