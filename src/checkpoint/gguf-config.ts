@@ -12,6 +12,37 @@ interface Architecture {
   readonly modelType: string;
   /** Whether the converter interleaved the two halves of each head of q and k for its own rotary layout. */
   readonly permuted: boolean;
+  /** Names of a block's tensors that are others than those of BLOCK_NAMES. */
+  readonly names?: Readonly<Record<string, string>>;
+  /** What the converter added to norms' gains. */
+  readonly addedToGains?: number;
+  /** What the configuration has beside the usual keys. Settings that it reads are not refused. */
+  readonly config?: (metadata: GgufMetadata, name: string) => Readonly<Record<string, unknown>>;
+}
+
+/** Norms before and after attention and MLP. */
+const SANDWICH = {
+  post_attention_norm: "post_attention_layernorm",
+  ffn_norm: "pre_feedforward_layernorm",
+  post_ffw_norm: "post_feedforward_layernorm",
+};
+
+/** Layers of the models whose scores are scaled by √(hidden / heads), and not by √(a head's channels). */
+const WIDE_GEMMA = { gemma2: 46, gemma3: 62 };
+
+/** What Gemma 2 and 3 have in common; the window is one of some layers, which the model type says. */
+function gemmaConfig(metadata: GgufMetadata, name: "gemma2" | "gemma3") {
+  const key = (suffix: string): string => `${name}.${suffix}`;
+  const layers = positive(metadata, key("block_count"));
+  const width = positive(metadata, key("embedding_length"));
+  const heads = positive(metadata, key("attention.head_count"));
+  return {
+    hidden_act: undefined,
+    hidden_activation: "gelu_pytorch_tanh",
+    sliding_window: positive(metadata, key("attention.sliding_window")),
+    query_pre_attn_scalar:
+      layers === WIDE_GEMMA[name] ? width / heads : ggufHeadDim(metadata, name),
+  };
 }
 
 /** By `general.architecture`. Mistral models are stored as "llama". */
@@ -19,6 +50,37 @@ const ARCHITECTURES: Readonly<Record<string, Architecture>> = {
   llama: { className: "LlamaForCausalLM", modelType: "llama", permuted: true },
   qwen2: { className: "Qwen2ForCausalLM", modelType: "qwen2", permuted: false },
   qwen3: { className: "Qwen3ForCausalLM", modelType: "qwen3", permuted: false },
+  gemma2: {
+    className: "Gemma2ForCausalLM",
+    modelType: "gemma2",
+    permuted: false,
+    names: SANDWICH,
+    addedToGains: 1,
+    config: (metadata) => ({
+      ...gemmaConfig(metadata, "gemma2"),
+      attn_logit_softcapping: metadata.number("gemma2.attn_logit_softcapping") ?? 50,
+      final_logit_softcapping: metadata.number("gemma2.final_logit_softcapping") ?? 30,
+    }),
+  },
+  gemma3: {
+    className: "Gemma3ForCausalLM",
+    modelType: "gemma3_text",
+    permuted: false,
+    names: SANDWICH,
+    addedToGains: 1,
+    config: (metadata) => ({
+      ...gemmaConfig(metadata, "gemma3"),
+      rope_theta: shortestFloat32(metadata.number("gemma3.rope.freq_base") ?? 1e6),
+      rope_local_base_freq: shortestFloat32(metadata.number("gemma3.rope.freq_base_swa") ?? 1e4),
+      sliding_window_pattern: 6,
+    }),
+  },
+};
+
+/** Settings beside UNREAD's that architectures with a configuration of their own read. */
+const READ_BY: Readonly<Record<string, readonly string[]>> = {
+  gemma2: ["attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"],
+  gemma3: ["attention.sliding_window"],
 };
 
 /** The architecture's entry. Throws PlanishError naming the accepted ones. */
@@ -53,11 +115,11 @@ const BLOCK_NAMES: Readonly<Record<string, string>> = {
 };
 
 /** Hugging Face's name of a GGUF tensor, or undefined where there is none. */
-export function huggingFaceName(name: string): string | undefined {
+export function huggingFaceName(name: string, own: Architecture["names"] = {}): string | undefined {
   const parts = /^(?:blk\.(\d{1,5})\.)?([a-z_]+)\.(weight|bias)$/.exec(name);
   if (!parts) return undefined;
   const [, block, stem, kind] = parts;
-  const names = block === undefined ? OUTER_NAMES : BLOCK_NAMES;
+  const names = block === undefined ? OUTER_NAMES : { ...BLOCK_NAMES, ...own };
   if (!Object.hasOwn(names, stem)) return undefined;
   return block === undefined
     ? `${names[stem]}.${kind}`
@@ -120,13 +182,15 @@ const UNREAD: Readonly<Record<string, readonly (number | boolean)[]>> = {
 
 /** Throws PlanishError naming the setting that is not carried out. */
 function refuseUnread(metadata: GgufMetadata, architecture: string, positions: number): void {
+  const read = Object.hasOwn(READ_BY, architecture) ? READ_BY[architecture] : [];
   for (const [suffix, neutral] of Object.entries(UNREAD)) {
     const key = `${architecture}.${suffix}`;
-    if (!metadata.has(key)) continue;
+    if (!metadata.has(key) || read.includes(suffix)) continue;
     const value = typeof neutral[0] === "boolean" ? metadata.boolean(key) : metadata.number(key);
     if (value !== undefined && !neutral.includes(value))
       metadata.fail(`metadata ${key} is ${value}, which this architecture is read without`);
   }
+  if (read.includes("attention.sliding_window")) return;
   const key = `${architecture}.attention.sliding_window`;
   const window = metadata.has(key) ? metadata.count(key) : undefined;
   if (window !== undefined && window !== 0 && window < positions)
@@ -137,7 +201,7 @@ function refuseUnread(metadata: GgufMetadata, architecture: string, positions: n
 
 /** `config.json` as Hugging Face would write it. Throws PlanishError on what cannot be expressed. */
 export function rebuildConfig(metadata: GgufMetadata, shapes: GgufShapes): Record<string, unknown> {
-  const { name, className, modelType } = ggufArchitecture(metadata);
+  const { name, className, modelType, config: further } = ggufArchitecture(metadata);
   const key = (suffix: string): string => `${name}.${suffix}`;
   if ((metadata.count(key("expert_count")) ?? 0) > 0) {
     metadata.fail("mixture-of-experts models are not supported in GGUF files");
@@ -171,6 +235,7 @@ export function rebuildConfig(metadata: GgufMetadata, shapes: GgufShapes): Recor
     attention_bias: shapes.hasAttentionBias,
     tie_word_embeddings: !shapes.hasOutput,
     vocab_size: shapes.vocabSize,
+    ...further?.(metadata, name),
   };
   const scaling = ropeScaling(metadata, name, ropeTheta, headDim, shapes.ropeFactors);
   if (scaling) config["rope_scaling"] = scaling;

@@ -69,7 +69,14 @@ const PRE_TOKENIZERS: Readonly<Record<string, PreTokenizer>> = {
 };
 
 /** Tokens that end a turn or a text by convention, whatever `eos_token_id` says. */
-const END_TOKENS = ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>"];
+const END_TOKENS = [
+  "<end_of_turn>",
+  "<|eot_id|>",
+  "<|eom_id|>",
+  "<|im_end|>",
+  "<|end_of_text|>",
+  "<|endoftext|>",
+];
 
 /** Rebuilds the tokenizer. Throws PlanishError when the metadata hold none, or one of another kind. */
 export function rebuildTokenizer(metadata: GgufMetadata): TokenizerFiles {

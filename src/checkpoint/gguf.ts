@@ -22,6 +22,7 @@ import { quoteName } from "./safetensors-header.js";
 import { TensorStore, type LocatedTensor } from "./tensor-store.js";
 
 const ROPE_FACTORS = "rope_freqs.weight";
+const GAIN = /norm\.weight$/;
 const PERMUTED = /\.self_attn\.[qk]_proj\.(weight|bias)$/;
 
 /**
@@ -51,7 +52,7 @@ function build({ path, parts, ...file }: GgufParts): Checkpoint {
       ropeFactors = readAlone(stored, reader);
       continue;
     }
-    const name = huggingFaceName(stored.name);
+    const name = huggingFaceName(stored.name, architecture.names);
     if (name === undefined) {
       throw new PlanishError(
         `${path}: tensor ${quoteName(stored.name)} has no place in architecture ${architecture.name}`,
@@ -97,7 +98,13 @@ function build({ path, parts, ...file }: GgufParts): Checkpoint {
       eos_token_id: ggufEosTokenIds(metadata),
     },
     tensors: store.tensors,
-    read: (name) => store.read(name),
+    read: (name) => {
+      const values = store.read(name);
+      const { addedToGains = 0 } = architecture;
+      return addedToGains !== 0 && GAIN.test(name)
+        ? values.map((gain) => gain - addedToGains)
+        : values;
+    },
     readBytes: (name) => store.readBytes(name),
     tokenizerFiles: () => (tokenizer ??= rebuildTokenizer(metadata)),
     hash: () => store.hash(),
