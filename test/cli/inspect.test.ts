@@ -66,7 +66,16 @@ describe("planish inspect", () => {
       const { plan } = JSON.parse(planned.stdout) as { plan: Plan };
       const out = join(directory, name);
       const small = name === "flatquant" ? SMALL_RUN : [];
-      const args = ["quantize", "models/tiny-llama", "--out", out, ...flags, ...small, "--json"];
+      const args = [
+        "quantize",
+        "models/tiny-llama",
+        "--out",
+        out,
+        ...flags,
+        ...small,
+        "--json",
+        "--no-verdict",
+      ];
       const { code, stdout } = await planish(args);
       expect(code).toBe(0);
       const run = JSON.parse(stdout) as {

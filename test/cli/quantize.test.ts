@@ -11,7 +11,7 @@ const MODEL = "models/tiny-llama";
 const run = (out: string, ...more: string[]): string[] => [
   "quantize",
   MODEL,
-  ...["--out", out, ...SMALL_RUN, ...more],
+  ...["--out", out, "--no-verdict", ...SMALL_RUN, ...more],
 ];
 
 interface WholeRun {
@@ -37,7 +37,11 @@ describe("planish quantize", () => {
     const out = directory.file("rtn");
     const { code, stdout } = await planish(["quantize", MODEL, "--out", out, "--method", "rtn"]);
     expect(code).toBe(0);
-    expect(stdout).toMatch(/rtn: w4a4kv4 by rtn, 5\.\d+ MB \(37% of 13\.9 MB\), in .+\n$/);
+    expect(stdout).toMatch(/rtn: w4a4kv4 by rtn, 5\.\d+ MB \(37% of 13\.9 MB\), in .+$/m);
+    // And what it is worth, last.
+    expect(stdout).toMatch(
+      /\n\non 10 held-back windows of 512 tokens: KL to the original \d+\.\d{3} nats a token, the same likeliest token for .+, perplexity .+\noriginal: {2}"The capital .+"\nquantized: "The capital .+"\n$/,
+    );
     expect(readdirSync(directory.path)).toEqual(["rtn"]);
     expect(readdirSync(out).sort()).toEqual([
       "config.json",

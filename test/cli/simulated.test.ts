@@ -14,7 +14,7 @@ beforeAll(async () => {
     ["--out", rounded, "--method", "rtn", "--scheme", "w8a8kv8"],
   ];
   for (const args of runs) {
-    const { code, stderr } = await planish(["quantize", MODEL, ...args]);
+    const { code, stderr } = await planish(["quantize", MODEL, "--no-verdict", ...args]);
     if (code !== 0) throw new Error(stderr);
   }
 });

@@ -1,5 +1,12 @@
 /** `planish quantize`: a checkpoint in, a packed artifact out. */
 
+import { isInterruption, PlanishError } from "../../common/errors.js";
+import {
+  giveVerdict,
+  WORRYING_KL,
+  type Verdict,
+  type VerdictOptions,
+} from "../../experiments/verdict.js";
 import { InvalidArgumentError, Option, type Command } from "commander";
 import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
@@ -33,6 +40,7 @@ interface QuantizeFlags extends DeviceFlags {
   readonly preset?: string;
   readonly recipe?: string;
   readonly calibration: string;
+  readonly verdict: boolean;
   readonly samples?: number;
   readonly seqLen?: number;
   readonly epochs?: number;
@@ -96,6 +104,7 @@ export function register(program: Command): void {
       "--keep-parameters",
       "keep the learned parameters beside the artifact, for `planish eval --simulated`",
     )
+    .option("--no-verdict", "leave out the comparison with the original at the end")
     .option("--resume", "go on with an interrupted run of the same settings")
     .option(
       "--workers <n>",
@@ -137,7 +146,13 @@ export function register(program: Command): void {
         const moved = result.layers.map((layer, index) =>
           movedGroups(layer.moved, result.info.layers[index].parameters),
         );
-        reporter.result({ ...result, moved }, () => render(result, moved));
+        const verdict = flags.verdict
+          ? await verdictOn({ backend, source, artifact: result.out, progress: reporter, signal })
+          : undefined;
+        if (verdict?.warning) reporter.warn(warningOf(verdict, result));
+        reporter.result({ ...result, moved, verdict }, () =>
+          [render(result, moved), ...(verdict ? [verdictText(verdict)] : [])].join("\n\n"),
+        );
       }),
     );
   addExamples(command, [
@@ -198,6 +213,35 @@ function render(result: QuantizeResult, moved: readonly (readonly MovedGroup[])[
       `(${share.toFixed(0)}% of ${formatBytes(result.sourceBytes)}), in ${formatDuration(result.seconds)}`,
   );
   return sections.join("\n\n");
+}
+
+/** The artifact is complete by now: what keeps it from being judged is told and no failure. */
+async function verdictOn(options: VerdictOptions): Promise<Verdict | undefined> {
+  try {
+    return await giveVerdict(options);
+  } catch (error) {
+    if (!(error instanceof PlanishError) || isInterruption(error)) throw error;
+    options.progress.warn(`no verdict on ${options.artifact}: ${error.message}`);
+    return undefined;
+  }
+}
+
+function verdictText(v: Verdict): string {
+  const answer = (text: string): string => `"${v.prompt}${text.replace(/\s+/g, " ").trimEnd()}"`;
+  return [
+    `on ${v.windows} held-back windows of ${v.seqLen} tokens: KL to the original ${v.kl.toFixed(3)} nats a token, ` +
+      `the same likeliest token for ${(100 * v.topAgreement).toFixed(1)}%, perplexity ${v.perplexity.toFixed(2)} (original ${v.originalPerplexity.toFixed(2)})`,
+    `original:  ${answer(v.originalAnswer)}`,
+    `quantized: ${answer(v.answer)}`,
+  ].join("\n");
+}
+
+function warningOf({ kl, warning }: Verdict, { info }: QuantizeResult): string {
+  const next = warning?.nextScheme;
+  return (
+    `${info.scheme} by ${info.method} is far from the original: KL ${kl.toFixed(2)} nats a token, and above ${WORRYING_KL} answers suffer; ` +
+    (next ? `try --scheme ${next}, or a longer recipe` : "try a longer recipe")
+  );
 }
 
 const SHOWN_GROUPS = 2;
