@@ -17,18 +17,6 @@ struct PackedPart {
   int64_t out;      // f32 [m, …]
   int64_t out_stride;
 };
-constexpr int64_t MAX_PARTS = 8;
-
-template <class T>
-inline T* pointer_of(int64_t word) {
-  return reinterpret_cast<T*>(static_cast<intptr_t>(word));
-}
-
-// Multiply-adds below which a call stays on its thread: waking another takes some microseconds.
-constexpr int64_t PACKED_PARALLEL_WORK = 1 << 16;
-// Of packed A that a block of rows may have.
-constexpr int64_t PACKED_BLOCK_BYTES = 256 << 10;
-
 // Count: int, or std::integral_constant, which leaves no loops.
 template <class Cell, class Count>
 inline void store_packed_row(const Cell* __restrict sums, int32_t correction, float a_scale,
@@ -198,14 +186,9 @@ struct PackedProduct {
     panel_a = groups * width;
 
     int64_t panels = 0;
-    int distinct = 0, source[MAX_PARTS];
-    for (int p = 0; p < count_parts; p++) {
-      panels += ceil_div(parts[p].n, NR);
-      source[p] = distinct;
-      for (int q = 0; q < p; q++)
-        if (parts[q].a == parts[p].a) source[p] = source[q];
-      if (source[p] == distinct) distinct++;
-    }
+    for (int p = 0; p < count_parts; p++) panels += ceil_div(parts[p].n, NR);
+    int source[MAX_PARTS];
+    const int distinct = distinct_activations(parts, count_parts, source);
     const int64_t lanes_a = row_panels * panel_a;
     most_ends = SHORT_SUMS<Unit> ? ceil_div(k, 32) + 1 : 0;
     uint32_t* const space = static_cast<uint32_t*>(thread_scratch(0, static_cast<size_t>(distinct * lanes_a + 64) * 4));
@@ -248,48 +231,25 @@ struct PackedProduct {
       ends[p] = blocks + source[p] * row_panels * most_ends;
     }
 
-    int64_t block_rows = panel_a > 0 ? PACKED_BLOCK_BYTES / (panel_a * 4) : row_panels;
-    if (block_rows < 1) block_rows = 1;
-    const int64_t row_blocks = ceil_div(row_panels, block_rows);
+    const int64_t row_blocks = blocks_of_rows(row_panels, panel_a * 4);
 #if PL_ISA == 1
     unpacks = SHORT_SUMS<Unit> && row_panels / row_blocks >= UNPACK_ROW_PANELS;
 #else
     unpacks = false;
 #endif
-    // Enough pieces that threads which were held up elsewhere do not hold up the rest.
-    int64_t pieces = threads == 1 ? 1 : ceil_div(4 * threads, row_blocks);
-    // Whole runs of the panels that share a loop.
-    const int64_t run = m <= MANY_PANELS_ROWS ? MANY_PANELS : 1, runs = ceil_div(panels, run);
-    if (pieces > runs) pieces = runs;
     std::atomic<bool> starved{false};
-    const auto multiply = [&](int64_t task) {
-      const int64_t row_block = task % row_blocks, piece = task / row_blocks;
-      int64_t begin = runs * piece / pieces * run, end = runs * (piece + 1) / pieces * run;
-      if (end > panels) end = panels;
-      const int64_t row_begin = row_panels * row_block / row_blocks,
-                    row_end = row_panels * (row_block + 1) / row_blocks;
-      uint32_t* unpacked = nullptr;
-      if (tiles || unpacks) {
-        unpacked = static_cast<uint32_t*>(thread_scratch(1, static_cast<size_t>(groups * NR) * 4 + 64));
-        if (!unpacked) {
-          starved.store(true);
-          return;
-        }
-      }
-      for (int p = 0; p < count_parts && begin < end; p++) {
-        const int64_t here = ceil_div(parts[p].n, NR);
-        const int64_t from = begin < here ? begin : here, to = end < here ? end : here;
-        if (from < to) block(p, from, to, row_begin, row_end, unpacked);
-        begin = begin > here ? begin - here : 0;
-        end -= here;
-        if (end <= 0) break;
-      }
-    };
-    if (threads > 1 && row_blocks == 1) {
-      parallel_for_stretches(pieces, multiply);
-    } else {
-      tasks(threads > 1, row_blocks * pieces, multiply);
-    }
+    share_panels(threads, parts, count_parts, row_panels, row_blocks, m <= MANY_PANELS_ROWS ? MANY_PANELS : 1,
+                 [&](int p, int64_t from, int64_t to, int64_t row_begin, int64_t row_end) {
+                   uint32_t* unpacked = nullptr;
+                   if (tiles || unpacks) {
+                     unpacked = static_cast<uint32_t*>(thread_scratch(1, static_cast<size_t>(groups * NR) * 4 + 64));
+                     if (!unpacked) {
+                       starved.store(true);
+                       return;
+                     }
+                   }
+                   block(p, from, to, row_begin, row_end, unpacked);
+                 });
     return starved.load() ? fail(PL_OUT_OF_MEMORY, "no memory for the operands of a packed product") : 0;
   }
 };

@@ -121,6 +121,14 @@ inline int pack_weights(int32_t kind, int64_t n, int64_t k, const void* source, 
   return 0;
 }
 
+inline int check_ids(int64_t n, const int32_t* ids, int64_t rows) {
+  for (int64_t r = 0; r < rows; r++)
+    if (ids[r] < 0 || ids[r] >= n)
+      return fail(PL_BAD_ARGUMENT, "id %d of row %lld is not in the table; give 0 … %lld", ids[r],
+                  static_cast<long long>(r), static_cast<long long>(n - 1));
+  return 0;
+}
+
 // out[r] = row ids[r] of a packed matrix of 16-bit weights by f32 activations (an embedding that shares the head's
 // memory), [rows, k].
 inline int packed_rows(int32_t kind, int64_t n, int64_t k, const uint8_t* packed, const int32_t* ids, int64_t rows,
@@ -128,10 +136,7 @@ inline int packed_rows(int32_t kind, int64_t n, int64_t k, const uint8_t* packed
   if (kind != PACKED_KIND_HALF_F32 && kind != PACKED_KIND_BF16_F32)
     return fail(PL_BAD_ARGUMENT, "rows are read from packed weights of 16 bits for f32 activations, not of kind %d",
                 kind);
-  for (int64_t r = 0; r < rows; r++)
-    if (ids[r] < 0 || ids[r] >= n)
-      return fail(PL_BAD_ARGUMENT, "id %d of row %lld is not in the table; give 0 … %lld", ids[r],
-                  static_cast<long long>(r), static_cast<long long>(n - 1));
+  if (const int code = check_ids(n, ids, rows)) return code;
   const PackedShape shape(kind, n, k);
   parallel_ranges(rows, 8, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {

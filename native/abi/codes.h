@@ -11,6 +11,8 @@ constexpr int64_t OPERAND_TRANSPOSED = 1;
 constexpr int64_t OPERAND_CODES = 2;
 constexpr int64_t PRODUCT_ACCUMULATES = 1;
 constexpr int64_t PRODUCT_BF16 = 2;
+constexpr int64_t GROUP_HALVES = 1;
+constexpr int64_t GROUP_OFFSET = 2;
 
 enum UnaryOp : int32_t {
   UNARY_OP_SIGMOID,

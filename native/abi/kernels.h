@@ -43,6 +43,26 @@ PL_KERNEL(packed_matmul,
           (int32_t kind, int64_t m, int64_t n, int64_t k, const void* a, const float* a_scale, const uint8_t* packed,
           const float* b_scale, const float* bias, float* out, int32_t accumulate),
           (kind, m, n, k, a, a_scale, packed, b_scale, bias, out, accumulate))
+PL_KERNEL(group_bytes,
+          (int32_t kind, int64_t n, int64_t k, int64_t group, int64_t form, int64_t* bytes),
+          (kind, n, k, group, form, bytes))
+PL_KERNEL(pack_groups,
+          (int32_t kind, int64_t n, int64_t k, int64_t group, int64_t form, const int8_t* codes, const float* scale,
+          const float* offset, uint8_t* packed),
+          (kind, n, k, group, form, codes, scale, offset, packed))
+PL_KERNEL(group_rows,
+          (int32_t kind, int64_t n, int64_t k, int64_t group, int64_t form, const uint8_t* packed, const int32_t* ids,
+          int64_t rows, float* out),
+          (kind, n, k, group, form, packed, ids, rows, out))
+PL_KERNEL(group_matmul_parts,
+          (int32_t kind, int64_t rows, int64_t k, int64_t group, int64_t span, int64_t parts, const int64_t* table,
+          int32_t accumulate),
+          (kind, rows, k, group, span, parts, table, accumulate))
+PL_KERNEL(group_matmul,
+          (int32_t kind, int64_t m, int64_t n, int64_t k, int64_t group, int64_t form, int64_t span, const int8_t* a,
+          const float* a_scale, const float* a_offset, const uint8_t* packed, const float* bias, float* out,
+          int32_t accumulate),
+          (kind, m, n, k, group, form, span, a, a_scale, a_offset, packed, bias, out, accumulate))
 #if !defined(PL_PRODUCTS_ONLY)
 PL_KERNEL(quantize_rows,
           (const float* x, int64_t rows, int64_t cols, int32_t bits, const float* clip_max, const float* clip_min,
@@ -185,10 +205,10 @@ PL_KERNEL(gptq_round,
 PL_KERNEL(site,
           (int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t n_left, int64_t n_right,
           const float* gain, const float* bias, float epsilon, const float* left, const float* right, int32_t bits,
-          int64_t sets, int64_t capacity, const float* clips, int8_t* codes, float* scale, float* out, float alpha,
-          float limit),
-          (input, op, x, x2, rows, n_left, n_right, gain, bias, epsilon, left, right, bits, sets, capacity, clips,
-          codes, scale, out, alpha, limit))
+          int64_t span, int64_t sets, int64_t capacity, const float* clips, int8_t* codes, float* scale,
+          float* offset, float* out, float alpha, float limit),
+          (input, op, x, x2, rows, n_left, n_right, gain, bias, epsilon, left, right, bits, span, sets, capacity,
+          clips, codes, scale, offset, out, alpha, limit))
 PL_KERNEL(route,
           (const float* x, int64_t rows, int64_t width, const float* router, const float* bias,
           const float* correction, int64_t experts, int64_t chosen, int32_t scores, int32_t normalize, float factor,

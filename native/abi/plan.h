@@ -7,7 +7,7 @@
 
 namespace planish {
 
-constexpr int64_t PLAN_WORDS = 22;
+constexpr int64_t PLAN_WORDS = 23;
 
 template <class T>
 inline T* pointer(int64_t word) {
@@ -35,9 +35,10 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
           static_cast<int32_t>(word[1]), static_cast<int32_t>(word[2]), pointer<const float>(word[3]),
           pointer<const float>(word[4]), rows, word[5], word[6], pointer<const float>(word[7]),
           pointer<const float>(word[8]), static_cast<float>(real(word[9])), pointer<const float>(word[10]),
-          pointer<const float>(word[11]), static_cast<int32_t>(word[12]), word[13], word[14],
-          pointer<const float>(word[15]), pointer<int8_t>(word[16]), pointer<float>(word[17]),
-          pointer<float>(word[18]), static_cast<float>(real(word[19])), static_cast<float>(real(word[20])));
+          pointer<const float>(word[11]), static_cast<int32_t>(word[12]), word[13], word[14], word[15],
+          pointer<const float>(word[16]), pointer<int8_t>(word[17]), pointer<float>(word[18]),
+          pointer<float>(word[19]), pointer<float>(word[20]), static_cast<float>(real(word[21])),
+          static_cast<float>(real(word[22])));
     case 3:
       return pl_packed_matmul_parts(
           static_cast<int32_t>(word[1]), rows, word[2], word[3], pointer<const int64_t>(word[4]),
@@ -96,6 +97,14 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
       return pl_arrange(
           pointer<const float>(word[1]), word[2], word[3], pointer<const float>(word[4]), word[5], word[6], rows,
           word[7], word[8], pointer<const int32_t>(word[9]), pointer<float>(word[10]));
+    case 15:
+      return pl_group_rows(
+          static_cast<int32_t>(word[1]), word[2], word[3], word[4], word[5], pointer<const uint8_t>(word[6]),
+          pointer<const int32_t>(word[7]), rows, pointer<float>(word[8]));
+    case 16:
+      return pl_group_matmul_parts(
+          static_cast<int32_t>(word[1]), rows, word[2], word[3], word[4], word[5], pointer<const int64_t>(word[6]),
+          static_cast<int32_t>(word[7]));
     default:
       return fail(PL_BAD_ARGUMENT, "plan: unknown operation %lld", static_cast<long long>(word[0]));
   }

@@ -58,14 +58,35 @@ PL_INLINE float quantize_row(const float* x, int64_t cols, Extremes e, float fac
 }
 
 /**
+ * Codes of a group with an offset, on the grid of fake_quantize_offset: of each half of the group's range a clip keeps its
+ * share. Codes are held to the middle of their range, so that they are signed; returns the scale, and what a code of 0 is.
+ */
+PL_INLINE float quantize_offset(const float* x, int64_t cols, Extremes e, float factor_max, float factor_min,
+                                float levels, int8_t* codes, float* offset) {
+  const float half = (e.hi - e.lo) * 0.5f;
+  const float hi = e.hi - half * (1.0f - factor_max), lo = e.lo + half * (1.0f - factor_min);
+  const float range = (hi - lo) / levels, s = range > 0.0f ? range : 1.0f;
+  const float middle = (levels + 1.0f) * 0.5f;
+  const vf sv = splat(s), low = splat(lo), shift = splat(middle), top = splat(levels);
+  for (int64_t i = 0; i < cols; i += VL) {
+    const int64_t count = cols - i;
+    const vf q = vmin(vmax(round_even((load_up_to(x + i, count) - low) / sv), vf{}), top);
+    store_codes_up_to(codes + i, q - shift, count);
+  }
+  *offset = lo + middle * s;
+  return s;
+}
+
+/**
  * x (and x2): [rows, n_left·n_right]. left, right: null for none. bits below 16: `sets` sets of codes [sets][capacity, width]
- * and scales [sets][capacity] with capacity ≥ rows, one for each pair of clipping logits in `clips` [sets][2] (+∞ clips nothing). 16 bits: the
- * transformed rows go to `out`.
+ * and scales [sets][capacity, width / span] with capacity ≥ rows, one for each pair of clipping logits in `clips` [sets][2]
+ * (+∞ clips nothing); a scale stands for `span` neighbouring channels. offset, where not null: as `scale`, and codes have an
+ * offset. 16 bits: the transformed rows go to `out`.
  */
 inline int site(int32_t input, int32_t op, const float* x, const float* x2, int64_t rows, int64_t n_left,
                 int64_t n_right, const float* gain, const float* bias, float epsilon, const float* left,
-                const float* right, int32_t bits, int64_t sets, int64_t capacity, const float* clips, int8_t* codes,
-                float* scale, float* out, float alpha, float limit) {
+                const float* right, int32_t bits, int64_t span, int64_t sets, int64_t capacity, const float* clips,
+                int8_t* codes, float* scale, float* offset, float* out, float alpha, float limit) {
   if (input < SITE_INPUT_PLAIN || input >= SITE_INPUT_COUNT)
     return fail(PL_BAD_ARGUMENT, "site: unknown input %d", input);
   if ((input == SITE_INPUT_ACTIVATION || input == SITE_INPUT_GATED) && (op < 0 || op >= UNARY_OP_COUNT))
@@ -73,12 +94,22 @@ inline int site(int32_t input, int32_t op, const float* x, const float* x2, int6
   if (bits < 2 || (bits > 8 && bits != 16))
     return fail(PL_BAD_ARGUMENT, "site: activations of %d bits; give 2 … 8, or 16", bits);
   const int64_t width = n_left * n_right, ld = padded(n_right);
+  if (bits < 16 && (span < 1 || width % span != 0))
+    return fail(PL_BAD_ARGUMENT, "site: a scale for %lld channels of %lld", (long long)span, (long long)width);
   float* const right_space = right ? scratch_of<float>(4, n_right * ld) : nullptr;
   if (right && !right_space)
     return fail(PL_OUT_OF_MEMORY, "site: no memory for a %lld-wide factor", (long long)n_right);
   const float* const right_rows = right ? padded_factor(right, n_right, false, right_space) : nullptr;
   const bool transforms = left || right;
   const float qmax = static_cast<float>((1 << (bits - 1)) - 1);
+  const float levels = static_cast<float>((1 << bits) - 1);
+  const int64_t spans = bits < 16 ? width / span : 0;
+  constexpr int64_t MOST_SETS = 8;
+  if (bits < 16 && sets > MOST_SETS)
+    return fail(PL_BAD_ARGUMENT, "site: %lld sets of codes; at most %d", (long long)sets, int{MOST_SETS});
+  float factors[2 * MOST_SETS] = {};
+  if (bits < 16)
+    for (int64_t i = 0; i < 2 * sets; ++i) factors[i] = sigmoid1(clips[i]);
   const int64_t block = kronecker_block(width);
   std::atomic<bool> starved{false};
   parallel_ranges(rows, block, [&](int64_t begin, int64_t end) {
@@ -107,12 +138,16 @@ inline int site(int32_t input, int32_t op, const float* x, const float* x2, int6
         values = leaving;
       }
       for (int64_t r = 0; r < count; ++r) {
-        const float* const row = values + r * width;
-        const Extremes e = row_extremes(row, width);
-        for (int64_t set = 0; set < sets; ++set) {
-          const float factor_max = sigmoid1(clips[2 * set]), factor_min = sigmoid1(clips[2 * set + 1]);
-          scale[set * capacity + r0 + r] =
-              quantize_row(row, width, e, factor_max, factor_min, qmax, codes + (set * capacity + r0 + r) * width);
+        for (int64_t g = 0; g < spans; ++g) {
+          const float* const group = values + r * width + g * span;
+          const Extremes e = row_extremes(group, span);
+          for (int64_t set = 0; set < sets; ++set) {
+            const float factor_max = factors[2 * set], factor_min = factors[2 * set + 1];
+            const int64_t at = (set * capacity + r0 + r) * spans + g;
+            int8_t* const to = codes + at * span;
+            scale[at] = offset ? quantize_offset(group, span, e, factor_max, factor_min, levels, to, offset + at)
+                               : quantize_row(group, span, e, factor_max, factor_min, qmax, to);
+          }
         }
       }
     }

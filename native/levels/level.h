@@ -75,7 +75,11 @@
 #include "../matmul.h"
 #include "../packed_weights.h"
 #include "../packed_micro.h"
+#include "../packed_tasks.h"
 #include "../packed_matmul.h"
+#include "../group_weights.h"
+#include "../group_micro.h"
+#include "../group_matmul.h"
 
 namespace planish {
 namespace PL_LEVEL {

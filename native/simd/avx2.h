@@ -22,6 +22,8 @@ PL_INLINE VF load(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 PL_INLINE void store(float* p, VF x) { _mm256_storeu_ps(p, x); }
+PL_INLINE VI add_i(VI x, VI y) { return _mm256_add_epi32(x, y); }
+PL_INLINE VI splat_i(int32_t x) { return _mm256_set1_epi32(x); }
 PL_INLINE VF mul_f(VF x, VF y) { return _mm256_mul_ps(x, y); }
 PL_INLINE VF fma(VF x, VF y, VF z) { return _mm256_fmadd_ps(x, y, z); }
 inline void sum_four(float* out, const VF (&x)[4]) {

@@ -22,6 +22,8 @@ PL_INLINE VF load(const int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 PL_INLINE void store(float* p, VF x) { _mm512_storeu_ps(p, x); }
+PL_INLINE VI add_i(VI x, VI y) { return _mm512_add_epi32(x, y); }
+PL_INLINE VI splat_i(int32_t x) { return _mm512_set1_epi32(x); }
 PL_INLINE VF mul_f(VF x, VF y) { return _mm512_mul_ps(x, y); }
 PL_INLINE VF fma(VF x, VF y, VF z) { return _mm512_fmadd_ps(x, y, z); }
 // out[c] = sum of the lanes of x[c].

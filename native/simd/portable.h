@@ -37,6 +37,8 @@ PL_INLINE VF load(const int8_t* p) {
   return VF{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
 }
 PL_INLINE void store(float* p, VF x) { memcpy(p, &x, sizeof x); }
+PL_INLINE VI add_i(VI x, VI y) { return x + y; }
+PL_INLINE VI splat_i(int32_t x) { return VI{x, x, x, x}; }
 PL_INLINE VF mul_f(VF x, VF y) { return x * y; }
 // Not fused unless the baseline has FMA (64-bit Arm): a library call per lane would be the alternative.
 PL_INLINE VF fma(VF x, VF y, VF z) {

@@ -21,6 +21,9 @@ struct UnitI8 {
   static VI codes(const int8_t* p, uint8_t) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  using Sum = VI;
+  static Sum of(VI x) { return x; }
+  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     // _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)), one product after the other: left to itself g++ 12 may multiply all
     // first and spill the sums.
@@ -30,6 +33,10 @@ struct UnitI8 {
         : [a] "x"(a), [b] "x"(b));
     return acc;
   }
+  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
+  static VI ones() { return _mm256_set1_epi16(1); }
+  static VI sum(VI acc, VI a) { return add_i(acc, _mm256_madd_epi16(a, ones())); }
+  static VI wide(Sum acc) { return acc; }
   static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 
@@ -44,6 +51,9 @@ struct UnitNibbles {
   using Accumulator = VI;
   static Accumulator zero() { return zero_i(); }
   static VI codes(const int8_t* p, uint8_t) { return load_i(p); }
+  using Sum = VI;
+  static Sum of(VI x) { return x; }
+  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     // _mm256_add_epi16(acc, _mm256_maddubs_epi16(b, a)); in assembly for the same reason.
     VI product;
@@ -52,10 +62,11 @@ struct UnitNibbles {
         : [a] "x"(a), [b] "x"(b));
     return acc;
   }
-  static void store(Cell* p, Accumulator acc) { store_i(p, _mm256_madd_epi16(acc, _mm256_set1_epi16(1))); }
-  static void add(Cell* p, Accumulator acc) {
-    store_i(p, _mm256_add_epi32(load_i(p), _mm256_madd_epi16(acc, _mm256_set1_epi16(1))));
-  }
+  static VI ones() { return _mm256_set1_epi8(1); }
+  static VI wide(Sum acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+  static VI sum(VI acc, VI a) { return add_i(acc, wide(_mm256_maddubs_epi16(ones(), a))); }
+  static void store(Cell* p, Accumulator acc) { store_i(p, wide(acc)); }
+  static void add(Cell* p, Accumulator acc) { store_i(p, add_i(load_i(p), wide(acc))); }
 };
 
 }  // namespace planish::PL_LEVEL

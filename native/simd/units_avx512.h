@@ -32,6 +32,14 @@ struct UnitI8 {
     return _mm512_xor_si512(load_i(p), _mm512_set1_epi8(static_cast<char>(flip)));
   }
   static Accumulator step(Accumulator acc, VI a, VI b) { return _mm512_dpbusd_epi32(acc, b, a); }
+  // Accumulators that become floats, of the instruction's own type: of another, g++ 12 keeps them twice, and spills them.
+  using Sum = VectorOf<int32_t, LANES>::type;
+  static Sum of(VI x) { return (Sum)x; }
+  static Sum more(Sum acc, VI a, VI b) { return (Sum)_mm512_dpbusd_epi32((VI)acc, b, a); }
+  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
+  static VI ones() { return _mm512_set1_epi8(1); }
+  static VI sum(VI acc, VI a) { return _mm512_dpbusd_epi32(acc, ones(), a); }
+  static VI wide(Sum acc) { return (VI)acc; }
   static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 

@@ -24,6 +24,8 @@ PL_INLINE VF load(const int8_t* p) {
       wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p))));
 }
 PL_INLINE void store(float* p, VF x) { wasm_v128_store(p, (v128_t)x); }
+PL_INLINE VI add_i(VI x, VI y) { return x + y; }
+PL_INLINE VI splat_i(int32_t x) { return (VI)wasm_i32x4_splat(x); }
 PL_INLINE VF mul_f(VF x, VF y) { return x * y; }
 // Fused or not as the processor has it, but the same everywhere in a process.
 PL_INLINE VF fma(VF x, VF y, VF z) {

@@ -41,6 +41,34 @@ DriverCase packed_products("packed products", [] {
   return 0;
 });
 
+DriverCase group_products("packed products with groups", [] {
+  const int64_t sizes[][4] = {{1, 1, 1, 16},   {2, 33, 3, 32},  {4, 65, 2, 64},
+                              {5, 17, 1, 128}, {13, 96, 9, 16}, {31, 31, 2, 128}};
+  for (int kind = 0; kind < 2; kind++)
+    for (const auto& s : sizes)
+      for (int form : {0, 1, 2 | 8 << 8, 3 | 8 << 8})
+        for (int activations = 0; activations < 3; activations++) {
+          const int64_t m = s[0], n = s[1], k = s[2] * s[3], group = s[3], span = activations > 0 ? group : k;
+          int64_t bytes = 0;
+          if (const int code = pl_group_bytes(kind, n, k, group, form, &bytes)) return code;
+          const auto codes = pattern<int8_t>(n * k), a = pattern<int8_t>(m * k);
+          const auto scale = pattern<float>(n * s[2]), a_scale = pattern<float>(m * k / span), bias = pattern<float>(n);
+          std::vector<uint8_t> weights(static_cast<size_t>(bytes));
+          if (const int code = pl_pack_groups(kind, n, k, group, form, codes.data(), scale.data(),
+                                              form & 2 ? scale.data() : nullptr, weights.data()))
+            return code;
+          Floats out(static_cast<size_t>(m * n)), rows(static_cast<size_t>(2 * k));
+          if (const int code = pl_group_matmul(kind, m, n, k, group, form, span, a.data(), a_scale.data(),
+                                               activations == 2 ? a_scale.data() : nullptr, weights.data(),
+                                               activations ? bias.data() : nullptr, out.data(), activations == 1))
+            return code;
+          const std::vector<int32_t> ids{static_cast<int32_t>(n - 1), 0};
+          if (const int code = pl_group_rows(kind, n, k, group, form, weights.data(), ids.data(), 2, rows.data()))
+            return code;
+        }
+  return 0;
+});
+
 // Sums in 16 bits must be widened in time: the largest products of one sign, over more k than any block.
 DriverCase extremes("packed products of extreme codes over long sums", [] {
   const int64_t n = 17, k = 4099;
@@ -76,11 +104,15 @@ DriverCase sites("sites", [] {
           const auto left = pattern<float>(s[1] * s[1]), right = pattern<float>(s[2] * s[2]);
           const auto clips = pattern<float>(2 * sets);
           std::vector<int8_t> codes(static_cast<size_t>(sets * rows * width));
-          Floats scale(static_cast<size_t>(sets * rows)), out(static_cast<size_t>(rows * width));
-          if (const int code = pl_site(input, 1 + parts, x.data(), x.data(), rows, s[1], s[2], gain.data(),
-                                       parts & 1 ? gain.data() : nullptr, 1e-5f, parts & 1 ? left.data() : nullptr,
-                                       parts & 2 ? right.data() : nullptr, bits, sets, rows, clips.data(), codes.data(),
-                                       scale.data(), out.data(), 1.5f, 2.0f))
+          // One scale a row, or one for each of the right factor's lines, with offsets.
+          const int64_t span = parts & 2 ? s[2] : width, scales = sets * rows * width / span;
+          Floats scale(static_cast<size_t>(scales)), offset(static_cast<size_t>(scales));
+          Floats out(static_cast<size_t>(rows * width));
+          if (const int code =
+                  pl_site(input, 1 + parts, x.data(), x.data(), rows, s[1], s[2], gain.data(),
+                          parts & 1 ? gain.data() : nullptr, 1e-5f, parts & 1 ? left.data() : nullptr,
+                          parts & 2 ? right.data() : nullptr, bits, span, sets, rows, clips.data(), codes.data(),
+                          scale.data(), parts & 2 ? offset.data() : nullptr, out.data(), 1.5f, 2.0f))
             return code;
         }
   return 0;

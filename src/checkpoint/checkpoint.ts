@@ -35,10 +35,33 @@ export interface Checkpoint extends Disposable {
   read(name: string): Float32Array;
   /** Raw bytes of one tensor as stored, for packed artifacts. */
   readBytes(name: string): Uint8Array;
+  /** The grid of a tensor that is stored as codes, from headers alone; undefined for others. */
+  grid?(name: string): StoredGrid | undefined;
+  /** The codes of a tensor that has a grid. Throws PlanishError when it is damaged. */
+  codes?(name: string): StoredCodes | undefined;
   /** `tokenizer.json` and `tokenizer_config.json` contents; throws PlanishError when the source has none. */
   tokenizerFiles(): TokenizerFiles;
   /** SHA-256 over names, shapes, types and data of all tensors; reads everything once, streaming. */
   hash(): Promise<string>;
+}
+
+/** How a tensor is stored whose entries are codes with a scale, and perhaps an offset, per group of columns. */
+export interface StoredGrid {
+  readonly bits: number;
+  /** Consecutive columns that share a scale. */
+  readonly group: number;
+  readonly offset: boolean;
+}
+
+/** Codes of a matrix: an entry is scale·code, or scale·code + offset, and nothing is rounded. */
+export interface StoredCodes {
+  /** Row-major; from 0 on where there are offsets, else around 0. */
+  readonly codes: Int8Array;
+  /** Row-major [rows, columns / group]. */
+  readonly scale: Float32Array;
+  readonly offset?: Float32Array;
+  readonly group: number;
+  readonly bits: number;
 }
 
 /** What is known of a source whose weights are codes and scales. */

@@ -16,7 +16,7 @@ function half(bytes: Uint8Array, at: number): number {
   return halfFloats()[bytes[at] | (bytes[at + 1] << 8)];
 }
 
-function int8(byte: number): number {
+export function int8(byte: number): number {
   return (byte << 24) >> 24;
 }
 
@@ -48,7 +48,7 @@ function decodeQ4_1(bytes: Uint8Array, at: number, out: Float32Array, to: number
 }
 
 /** 32 bits, little-endian: bit `i` is the fifth bit of element `i`. */
-function fifthBits(bytes: Uint8Array, at: number): number {
+export function fifthBits(bytes: Uint8Array, at: number): number {
   return bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16) | (bytes[at + 3] << 24);
 }
 
@@ -76,12 +76,12 @@ function decodeQ5_1(bytes: Uint8Array, at: number, out: Float32Array, to: number
 }
 
 /** 6-bit scale of sub-block `j` (0–7) from the 12 packed bytes at `at` of Q4_K and Q5_K. */
-function kScale(bytes: Uint8Array, at: number, j: number): number {
+export function kScale(bytes: Uint8Array, at: number, j: number): number {
   return j < 4 ? bytes[at + j] & 63 : (bytes[at + j + 4] & 15) | ((bytes[at + j - 4] >> 6) << 4);
 }
 
 /** 6-bit minimum of sub-block `j`, packed beside the scales. */
-function kMin(bytes: Uint8Array, at: number, j: number): number {
+export function kMin(bytes: Uint8Array, at: number, j: number): number {
   return j < 4 ? bytes[at + j + 4] & 63 : (bytes[at + j + 4] >> 4) | ((bytes[at + j] >> 6) << 4);
 }
 
@@ -121,24 +121,34 @@ function decodeQ5_K(bytes: Uint8Array, at: number, out: Float32Array, to: number
 }
 
 /**
- * `y = d·scale·(q − 32)`, an int8 scale for each 16 elements; bytes: 128 of low nibbles, 64 of upper bit
- * pairs, 16 scales, d. Each half of the block (128 elements) is four runs of 32: runs 0 and 1 are low nibbles
- * of its 64 bytes, runs 2 and 3 the high nibbles; bits `2r` of the pair bytes belong to run `r`.
+ * Tells the 256 elements of a block of Q6_K, 0 … 63 each: 128 bytes of low nibbles, 64 of upper bit pairs. Each half of the
+ * block (128 elements) is four runs of 32: runs 0 and 1 are low nibbles of its 64 bytes, runs 2 and 3 the high nibbles;
+ * bits `2r` of the pair bytes belong to run `r`.
  */
-function decodeQ6_K(bytes: Uint8Array, at: number, out: Float32Array, to: number): void {
-  const d = half(bytes, at + 208);
+export function sixBits(
+  bytes: Uint8Array,
+  at: number,
+  tell: (element: number, q: number) => void,
+): void {
   for (let part = 0; part < 2; part++) {
     for (let run = 0; run < 4; run++) {
       const low = at + 64 * part + 32 * (run & 1);
       const high = at + 128 + 32 * part;
       const shift = 4 * (run >> 1);
       for (let i = 0; i < 32; i++) {
-        const scale = int8(bytes[at + 192 + 8 * part + 2 * run + (i >> 4)]);
-        const q = ((bytes[low + i] >> shift) & 15) | (((bytes[high + i] >> (2 * run)) & 3) << 4);
-        out[to + 128 * part + 32 * run + i] = d * scale * (q - 32);
+        const upper = ((bytes[high + i] >> (2 * run)) & 3) << 4;
+        tell(128 * part + 32 * run + i, ((bytes[low + i] >> shift) & 15) | upper);
       }
     }
   }
+}
+
+/** `y = d·scale·(q − 32)`, an int8 scale for each 16 elements; bytes: 192 of quants, 16 scales, d. */
+function decodeQ6_K(bytes: Uint8Array, at: number, out: Float32Array, to: number): void {
+  const d = half(bytes, at + 208);
+  sixBits(bytes, at, (element, q) => {
+    out[to + element] = d * int8(bytes[at + 192 + (element >> 4)]) * (q - 32);
+  });
 }
 
 function format(

@@ -7,6 +7,7 @@ import { PlanishError } from "../common/errors.js";
 import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
 import type { FileReader } from "./file-reader.js";
 import { BLOCK_FORMATS } from "./gguf-blocks.js";
+import { storedCodes, storedGrid } from "./gguf-codes.js";
 import {
   ggufArchitecture,
   ggufHeadDim,
@@ -106,6 +107,11 @@ function build({ path, parts, ...file }: GgufParts): Checkpoint {
         : values;
     },
     readBytes: (name) => store.readBytes(name),
+    grid: (name) => storedGrid(store.tensors.get(name)?.type ?? ""),
+    codes: (name) => {
+      const tensor = store.tensors.get(name);
+      return tensor && storedGrid(tensor.type) && storedCodes(tensor, store.readBytes(name));
+    },
     tokenizerFiles: () => (tokenizer ??= rebuildTokenizer(metadata)),
     hash: () => store.hash(),
     [Symbol.dispose]: () => store[Symbol.dispose](),

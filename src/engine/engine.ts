@@ -4,6 +4,7 @@
  */
 import { Worker } from "node:worker_threads";
 import type { z } from "zod";
+import type { Bits } from "../backend/contract/scheme.js";
 import type { Device } from "../backend/open.js";
 import { finiteIn } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
@@ -39,6 +40,13 @@ export interface EngineOptions {
   readonly threads?: number;
   /** Run the simulated arithmetic in float32, slower, where there are kernels too (default false). */
   readonly simulated?: boolean;
+  /**
+   * Run weights that are codes in the file (GGUF) in 16 bits (default false: as they are, with integer kernels and
+   * activations of 8 bits).
+   */
+  readonly dequantize?: boolean;
+  /** Bits of the KV cache beside such weights (default 8). */
+  readonly kvBits?: Bits;
   /** Bytes for the KV cache; default: a quarter of the free memory, or what all sequences can use if that is less. */
   readonly kvMemory?: number;
   /** Sequences that run at the same time (default 32); the others wait. */

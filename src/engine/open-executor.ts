@@ -10,10 +10,10 @@ import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { isArtifact, readQuantizationInfo } from "../quantize/artifact/artifact.js";
 import { loadModel } from "../quantize/artifact/load.js";
 import { NoKernel } from "../backend/contract/fuse.js";
-import { parseScheme } from "../backend/contract/scheme.js";
+import { formatScheme, parseScheme, type Bits } from "../backend/contract/scheme.js";
 import { NoCudaKernel, openCudaExecutor, requireCuda } from "./gpu.js";
 import type { Executor } from "../backend/contract/inference.js";
-import { openIntegerExecutor } from "./processor.js";
+import { keepChoices, openInteger } from "./processor.js";
 import { linearKind } from "../backend/cpu/infer/linear-kind.js";
 import { modelSampling, type ModelSampling } from "./model-sampling.js";
 import type { EngineInfo } from "./protocol.js";
@@ -28,6 +28,13 @@ export interface OpenExecutorOptions {
   readonly threads?: number;
   /** Run the simulated arithmetic in float32 (the oracle) where there are low-bit kernels too. */
   readonly simulated?: boolean;
+  /**
+   * Weights that are codes in the file (GGUF) are run in 16 bits; default: as they are, by integer kernels, with activations
+   * of 8 bits.
+   */
+  readonly dequantize?: boolean;
+  /** Bits of the cache beside weights that are run as they are (default: 8). */
+  readonly kvBits?: Bits;
   readonly progress?: ProgressSink;
 }
 
@@ -51,8 +58,8 @@ export function openExecutor(path: string, options: OpenExecutorOptions = {}): O
       if (executor) return opened(path, scheme, executor);
     } else {
       const host = kernelsFor(scheme, chosen);
-      const executor = host && openOnProcessor(path, host, chosen);
-      if (executor) return opened(path, scheme, executor);
+      const own = host && openOnProcessor(path, host, chosen);
+      if (own) return opened(path, own.scheme ?? scheme, own.executor);
     }
   }
   return openSimulated(path, scheme, chosen);
@@ -90,12 +97,18 @@ function openOnGpu(
 function openOnProcessor(
   path: string,
   host: HostDevice,
-  { device, threads, progress = silentProgress }: OpenExecutorOptions,
-): Executor | undefined {
+  { device, threads, dequantize, kvBits, progress = silentProgress }: OpenExecutorOptions,
+): { readonly executor: Executor; readonly scheme?: string } | undefined {
   try {
-    const executor = openIntegerExecutor(path, { threads, device: host });
+    const keep = keepChoices(path, { dequantize, kvBits });
+    const { executor, scheme, kept } = openInteger(path, { threads, device: host, keep });
     if (host === "wasm" && device !== "wasm") progress.warn(WASM_SERVES);
-    return executor;
+    if (!kept || !("scheme" in kept)) return { executor };
+    const written = formatScheme(scheme);
+    progress.note(
+      `weights stay as the file has them (${kept.types.join(", ")}): ${written}; --dequantize runs them in 16 bits`,
+    );
+    return { executor, scheme: written };
   } catch (error) {
     if (!(error instanceof NoKernel)) throw error;
     progress.warn(`${error.message} in the engine: it runs simulated in float32, slower`);

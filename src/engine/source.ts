@@ -1,4 +1,7 @@
-/** What an executor is prepared from: an artifact's packed blocks, or an original's as blocks without grids. */
+/**
+ * What an executor is prepared from: an artifact's packed blocks, or an original's, without grids or on the grids that its
+ * file has.
+ */
 import type { RealArray } from "../backend/contract/training.js";
 import type {
   InferenceSource,
@@ -7,29 +10,44 @@ import type {
   StoredMatrix,
 } from "../backend/contract/inference.js";
 import type { PackedBlock, PackedLinear } from "../backend/contract/packed.js";
+import { cacheShape, type BlockProgram } from "../backend/contract/program.js";
 import { parseScheme, type Scheme } from "../backend/contract/scheme.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../checkpoint/open.js";
 import { mapValues } from "../common/records.js";
 import { blockPrograms } from "../models/architectures/index.js";
+import {
+  keptScheme,
+  readKeptBlock,
+  storedMatrix,
+  type Kept,
+  type KeptChoices,
+} from "../models/kept.js";
 import { parseSource } from "../models/source.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { readBlock, readFinalNorm, readTensor, type HostBlock } from "../models/weights.js";
 import { readQuantizedTable, tableGrid } from "../quantize/artifact/tables.js";
 import { dequantized } from "../quantize/grids/groups.js";
 import { isArtifact, openArtifact } from "../quantize/artifact/artifact.js";
+import { powerOfTwoPart, sylvesterHadamard } from "../quantize/transforms/hadamard.js";
 
 /** A source that holds files open until it is disposed. */
 export interface OpenSource extends InferenceSource, Disposable {
   readonly config: ModelConfig;
+  /** Whether weights stay on the file's own grids, or why they do not; only where that was asked for. */
+  readonly kept?: Kept;
 }
 
-/** @throws PlanishError when the path holds no model. The caller disposes the source once the executor is prepared. */
-export function openSource(path: string): OpenSource {
-  const opened = isArtifact(path) ? openArtifact(path) : openOriginal(path);
+/**
+ * `keep`: an original whose weights are codes is taken as it is; absent, or where it cannot be: in 16 bits.
+ * @throws PlanishError when the path holds no model. The caller disposes the source once the executor is prepared.
+ */
+export function openSource(path: string, keep?: KeptChoices): OpenSource {
+  const opened = isArtifact(path) ? openArtifact(path) : openOriginal(path, keep);
   return {
     ...inferenceSource(opened),
     config: opened.config,
+    kept: "kept" in opened ? opened.kept : undefined,
     [Symbol.dispose]: () => opened[Symbol.dispose](),
   };
 }
@@ -46,7 +64,10 @@ export function inferenceSource({
   config,
   scheme,
   block,
+  ownTables = false,
 }: Pick<InferenceSource, "scheme" | "block"> & {
+  /** Embedding and head stay on the grids that the checkpoint has. */
+  readonly ownTables?: boolean;
   readonly checkpoint: Checkpoint;
   readonly architecture: Architecture;
   readonly config: ModelConfig;
@@ -55,27 +76,55 @@ export function inferenceSource({
     shape: modelShape(config),
     programs: blockPrograms(config),
     scheme,
-    endLayers: endLayerSource(checkpoint, architecture, config, scheme),
+    endLayers: endLayerSource(checkpoint, architecture, config, scheme, ownTables),
     block,
   };
 }
 
-function openOriginal(path: string) {
+function openOriginal(path: string, keep?: KeptChoices) {
   const checkpoint = openCheckpoint(path);
   try {
     const { architecture, config } = parseSource(checkpoint);
+    const kept = keep && keptScheme(checkpoint, architecture, config, keep);
+    const own = kept && "scheme" in kept ? kept.scheme : undefined;
     return {
       checkpoint,
       architecture,
       config,
-      scheme: parseScheme("w16a16kv16"),
-      block: (layer: number) => unquantized(readBlock(checkpoint, architecture, config, layer)),
+      kept,
+      scheme: own ?? parseScheme("w16a16kv16"),
+      ownTables: own !== undefined,
+      block: (layer: number) =>
+        own
+          ? withTurnedKeys(
+              readKeptBlock(checkpoint, architecture, config, layer),
+              blockPrograms(config)[layer],
+              own,
+            )
+          : unquantized(readBlock(checkpoint, architecture, config, layer)),
       [Symbol.dispose]: () => checkpoint[Symbol.dispose](),
     };
   } catch (error) {
     checkpoint[Symbol.dispose]();
     throw error;
   }
+}
+
+/**
+ * Keys and queries turned by one Hadamard matrix, where a cache of few bits gains by it: scores stay what they are, and a
+ * channel that is large in every key is spread over all.
+ */
+function withTurnedKeys(
+  block: PackedBlock,
+  program: BlockProgram,
+  { kvBits }: Scheme,
+): PackedBlock {
+  const { headDim } = cacheShape(program);
+  if (kvBits > 4 || powerOfTwoPart(headDim) !== headDim) return block;
+  const scale = 1 / Math.sqrt(headDim);
+  const matrix = Float32Array.from(sylvesterHadamard(headDim), (sign) => sign * scale);
+  // Symmetric and orthogonal: its own inverse, transposed or not.
+  return { ...block, keyTransform: { matrix, inverseT: matrix } };
 }
 
 function unquantized(host: HostBlock): PackedBlock {
@@ -98,6 +147,7 @@ function endLayerSource(
   architecture: Architecture,
   config: ModelConfig,
   scheme: Scheme,
+  ownTables: boolean,
 ): EndLayerSource {
   const { names } = architecture;
   const { hiddenSize, embeddingSize, vocabSize, embeddingScale, logitSoftcap } = config;
@@ -116,6 +166,10 @@ function endLayerSource(
     };
   };
   const table = (name: string, shape: readonly [number, number]): StoredMatrix => {
+    if (ownTables)
+      return checkpoint.grid?.(name) === undefined
+        ? matrix(name, shape)
+        : { ...matrix(name, shape), quantized: () => storedMatrix(checkpoint, name, shape) };
     if (!tableGrid(scheme)) return matrix(name, shape);
     const quantized = () => readQuantizedTable(checkpoint, architecture, config, scheme, name);
     return {

@@ -2,7 +2,7 @@
 import { PlanishError } from "../common/errors.js";
 import type { Backend } from "../backend/contract/training.js";
 import type { HostLinear, HostNorm, HostTensor } from "../backend/contract/packed.js";
-import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import type { Checkpoint, StoredTensor } from "../checkpoint/checkpoint.js";
 import { freeTensor, frozen, type Tensor } from "../tensor/tensor.js";
 import { mapValues } from "../common/records.js";
 import { blockProgram } from "./architectures/index.js";
@@ -25,17 +25,27 @@ export interface HostBlock {
 }
 
 /** @throws PlanishError when a tensor is missing or its shape is not what the config promises. */
-export function readTensor(
+export function checkStored(
   checkpoint: Checkpoint,
   name: string,
   shape: readonly number[],
-): HostTensor {
+): StoredTensor {
   const stored = checkpoint.tensors.get(name);
   if (!stored) throw new PlanishError(`${checkpoint.path}: tensor ${name} is missing`);
   if (stored.shape.length !== shape.length || stored.shape.some((n, i) => n !== shape[i]))
     throw new PlanishError(
       `${checkpoint.path}: tensor ${name} is [${stored.shape.join(", ")}], config.json implies [${shape.join(", ")}]`,
     );
+  return stored;
+}
+
+/** @throws PlanishError when a tensor is missing, not finite, or its shape is not what the config promises. */
+export function readTensor(
+  checkpoint: Checkpoint,
+  name: string,
+  shape: readonly number[],
+): HostTensor {
+  checkStored(checkpoint, name, shape);
   const data = checkpoint.read(name);
   const at = firstNonFinite(data);
   if (at >= 0)
@@ -80,7 +90,7 @@ function readOptional(
 }
 
 /** The tensors that a linear or norm is made of, in order. */
-function partsOf(place: LinearPlace | NormPlace): readonly StoredPart[] {
+export function partsOf(place: LinearPlace | NormPlace): readonly StoredPart[] {
   return (
     place.stored?.parts ?? [
       { path: place.path, rows: "shape" in place ? place.shape[0] : place.width },
@@ -197,16 +207,31 @@ function gainOf(stored: HostTensor, offset = 0, factor = 1): HostTensor {
   };
 }
 
-/** @throws PlanishError when a tensor of the block is missing or its shape is not what the config promises. */
-export function readBlock(
+/** What a block has beside its linears' weights. */
+export interface BesideWeights extends Pick<HostBlock, "norms" | "kept"> {
+  /** Biases of linears. */
+  readonly biases: Readonly<Record<LinearName, HostTensor | undefined>>;
+}
+
+/** @throws PlanishError when a tensor is missing or its shape is not what the config promises. */
+export function readBesideWeights(
   checkpoint: Checkpoint,
   architecture: Architecture,
   config: ModelConfig,
   layer: number,
-): HostBlock {
-  const program = blockProgram(config, layer);
+): BesideWeights {
   const prefix = architecture.names.blockPrefix(layer);
-  const reader = new BlockReader(checkpoint, prefix);
+  return besideWeights(new BlockReader(checkpoint, prefix), checkpoint, prefix, config, layer);
+}
+
+function besideWeights(
+  reader: BlockReader,
+  checkpoint: Checkpoint,
+  prefix: string,
+  config: ModelConfig,
+  layer: number,
+): BesideWeights {
+  const program = blockProgram(config, layer);
   const bias = (place: LinearPlace | NormPlace): HostTensor | undefined =>
     hasBias(checkpoint, prefix, place) ? reader.rows(place, "bias") : undefined;
   return {
@@ -215,12 +240,29 @@ export function readBlock(
       gain: gainOf(reader.rows(place, "weight"), place.offset),
       bias: bias(place),
     })),
-    linears: mapValues(program.linears, (place) => ({
+    biases: mapValues(program.linears, bias),
+    kept: mapValues(program.kept, ({ path, shape }) => reader.tensor(path, shape)),
+  };
+}
+
+/** @throws PlanishError when a tensor of the block is missing or its shape is not what the config promises. */
+export function readBlock(
+  checkpoint: Checkpoint,
+  architecture: Architecture,
+  config: ModelConfig,
+  layer: number,
+): HostBlock {
+  const prefix = architecture.names.blockPrefix(layer);
+  const reader = new BlockReader(checkpoint, prefix);
+  const { norms, biases, kept } = besideWeights(reader, checkpoint, prefix, config, layer);
+  return {
+    norms,
+    linears: mapValues(blockProgram(config, layer).linears, (place, name) => ({
       path: place.path,
       weight: reader.rows(place, "weight", place.shape[1]),
-      bias: bias(place),
+      bias: biases[name],
     })),
-    kept: mapValues(program.kept, ({ path, shape }) => reader.tensor(path, shape)),
+    kept,
   };
 }
 

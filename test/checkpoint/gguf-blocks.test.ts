@@ -6,6 +6,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { BLOCK_FORMATS, type BlockType } from "../../src/checkpoint/gguf-blocks.js";
+import { storedCodes, storedGrid } from "../../src/checkpoint/gguf-codes.js";
 
 /** Halves used as scales: bits and value. */
 const HALVES: readonly (readonly [number, number])[] = [
@@ -41,7 +42,24 @@ function decodeTwice(type: BlockType, block: Uint8Array): Float32Array {
   const out = new Float32Array(2 * blockElements + 3).fill(NaN);
   decode(bytes, out, 3);
   expect([...out.subarray(3, 3 + blockElements)]).toEqual([...out.subarray(3 + blockElements)]);
+  expectSameNumbers(type, bytes, out.subarray(3));
   return out.subarray(3, 3 + blockElements);
+}
+
+/** The codes of the same bytes, with their scales and offsets, stand for the very numbers. */
+function expectSameNumbers(type: BlockType, bytes: Uint8Array, values: Float32Array): void {
+  const tensor = { name: "t", shape: [1, values.length], type, bytes: bytes.length, file: "f" };
+  const { codes, scale, offset, group, bits } = storedCodes(tensor, bytes);
+  expect(storedGrid(type)).toEqual({ bits, group, offset: offset !== undefined });
+  const [low, high] = offset ? [0, 2 ** bits - 1] : [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1];
+  expect(codes.every((code) => code >= low && code <= high)).toBe(true);
+  expectValues(
+    values,
+    Array.from(codes, (code, i) => {
+      const of = Math.floor(i / group);
+      return scale[of] * code + (offset?.[of] ?? 0);
+    }),
+  );
 }
 
 function expectValues(actual: Float32Array, expected: number[]): void {

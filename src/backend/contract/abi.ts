@@ -45,6 +45,9 @@ export const CONSTANTS = {
   operandCodes: 2,
   productAccumulates: 1,
   productBf16: 2,
+  /** Form of weights in groups: halves instead of f32 for scales and offsets; offsets; from bit 8 on what is taken off codes. */
+  groupHalves: 1,
+  groupOffset: 2,
 } as const;
 
 export type CodeName = keyof typeof CODES;
@@ -161,6 +164,65 @@ export const KERNELS = {
     aScale: "const f32[m]?",
     packed: "const u8[*]",
     bScale: "const f32[n]?",
+    bias: "const f32[n]?",
+    out: "f32[m*n]",
+    accumulate: "flag",
+  },
+
+  // group_weights.h, group_matmul.h. The same with a scale per `group` input channels; `form` as in CONSTANTS.
+  groupBytes: {
+    kind: "PackedKind",
+    n: "i64",
+    k: "i64",
+    group: "i64",
+    form: "i64",
+    bytes: "i64[1]",
+  },
+  packGroups: {
+    kind: "PackedKind",
+    n: "i64",
+    k: "i64",
+    group: "i64",
+    form: "i64",
+    codes: "const i8[n*k]",
+    scale: "const f32[n*k/group]",
+    offset: "const f32[n*k/group]?",
+    packed: "u8[*]",
+  },
+  groupRows: {
+    kind: "PackedKind",
+    n: "i64",
+    k: "i64",
+    group: "i64",
+    form: "i64",
+    packed: "const u8[*]",
+    ids: "const i32[rows]",
+    rows: "i64",
+    out: "f32[rows*k]",
+  },
+  /** `table`: a GroupPart each; `span`: channels per scale of the activations. */
+  groupMatmulParts: {
+    kind: "PackedKind",
+    rows: "i64",
+    k: "i64",
+    group: "i64",
+    span: "i64",
+    parts: "i64",
+    table: "const i64[9*parts]",
+    accumulate: "flag",
+  },
+  groupMatmul: {
+    kind: "PackedKind",
+    m: "i64",
+    n: "i64",
+    k: "i64",
+    group: "i64",
+    form: "i64",
+    span: "i64",
+    a: "const i8[m*k]",
+    aScale: "const f32[m*k/span]",
+    aOffset: "const f32[m*k/span]?",
+    packed: "const u8[*]",
     bias: "const f32[n]?",
     out: "f32[m*n]",
     accumulate: "flag",
@@ -512,7 +574,7 @@ export const KERNELS = {
     codes: "i8[rows*cols]",
   },
 
-  // site.h. Sets of codes are `capacity` rows apart.
+  // site.h. Sets of codes are `capacity` rows apart; a scale (and offset) stands for `span` channels.
   site: {
     input: "SiteInput",
     op: "UnaryOp",
@@ -527,11 +589,13 @@ export const KERNELS = {
     left: "const f32[nLeft*nLeft]?",
     right: "const f32[nRight*nRight]?",
     bits: "i32",
+    span: "i64",
     sets: "i64",
     capacity: "i64",
     clips: "const f32[2*sets]?",
     codes: "i8[sets*capacity*nLeft*nRight]?",
-    scale: "f32[sets*capacity]?",
+    scale: "f32[sets*capacity*nLeft*nRight/span]?",
+    offset: "f32[sets*capacity*nLeft*nRight/span]?",
     out: "f32[rows*nLeft*nRight]?",
     alpha: "f32",
     limit: "f32",
@@ -632,6 +696,11 @@ export const PRODUCT_KERNELS: readonly KernelName[] = [
   "packedRows",
   "packedMatmulParts",
   "packedMatmul",
+  "groupBytes",
+  "packGroups",
+  "groupRows",
+  "groupMatmulParts",
+  "groupMatmul",
 ];
 
 /**
@@ -661,6 +730,8 @@ export const PLAN_OPERATIONS = [
   "route",
   "experts",
   "arrange",
+  "groupRows",
+  "groupMatmulParts",
 ] as const satisfies readonly Plannable[];
 export type PlanOperation = (typeof PLAN_OPERATIONS)[number];
 

@@ -3,6 +3,7 @@
  * weights outside an engine. `cpu` runs its own; `reference` states them.
  */
 import type { CODES } from "./abi.js";
+import type { QuantizedMatrix } from "./packed.js";
 
 /** What a packed matrix holds and what it is multiplied with. */
 export type PackedKind = (typeof CODES.PackedKind)[number];
@@ -30,6 +31,35 @@ export interface PackedProductArgs {
   readonly accumulate?: boolean;
 }
 
+/** Weights [n, k] with a scale per group, in the order of the kernels; valid at the level that packed them. */
+export interface PackedGroups {
+  readonly kind: "int4" | "int8";
+  readonly n: number;
+  readonly k: number;
+  readonly group: number;
+  /** CONSTANTS.groupHalves, groupOffset, and from bit 8 on what is taken off codes. */
+  readonly form: number;
+  readonly bytes: Uint8Array;
+}
+
+export interface GroupProductArgs {
+  readonly m: number;
+  /** Codes [m, k]. */
+  readonly a: Int8Array;
+  /** Channels per scale of the activations: a multiple of the weights' group, or k. */
+  readonly span: number;
+  /** [m, k / span]; an activation is scale·code, or scale·code + offset. */
+  readonly aScale: Float32Array;
+  /** Only where span is less than k. */
+  readonly aOffset?: Float32Array;
+  readonly weights: PackedGroups;
+  /** [n]. */
+  readonly bias?: Float32Array;
+  /** [m, n]. */
+  readonly out: Float32Array;
+  readonly accumulate?: boolean;
+}
+
 export interface SiteArgs {
   readonly input: (typeof CODES.SiteInput)[number];
   readonly activation?: (typeof CODES.UnaryOp)[number];
@@ -49,10 +79,14 @@ export interface SiteArgs {
   readonly bits: number;
   /** A pair of clipping logits (max, min) per set of codes; ∞ clips nothing. */
   readonly clips: readonly (readonly [number, number])[];
+  /** Channels that share a scale; default: all of a row's. */
+  readonly span?: number;
   /** [sets, rows, nLeft·nRight] */
   readonly codes?: Int8Array;
-  /** [sets, rows] */
+  /** [sets, rows, nLeft·nRight / span] */
   readonly scale?: Float32Array;
+  /** As `scale`; given: a value is scale·code + offset, with signed codes on a grid that fits the group's range. */
+  readonly offset?: Float32Array;
   readonly out?: Float32Array;
 }
 
@@ -115,6 +149,11 @@ export interface EngineKernels {
     values: Int8Array | Float32Array,
   ): PackedArray;
   packedProduct(args: PackedProductArgs): void;
+  /** Codes of 2 … 4 bits take 4 in memory, wider ones 8. `bits`: of the codes. */
+  packGroups(n: number, k: number, bits: number, weights: QuantizedMatrix): PackedGroups;
+  /** Rows of the matrix itself, [ids.length, k]. */
+  groupRows(weights: PackedGroups, ids: Int32Array, out: Float32Array): void;
+  groupProduct(args: GroupProductArgs): void;
   site(args: SiteArgs): void;
   layerCache(headDim: number, kvHeads: number, bits: number, pages: number): LayerCache;
   cacheWrite(args: CacheWriteArgs): void;

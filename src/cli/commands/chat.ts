@@ -16,7 +16,9 @@ import type { Reporter } from "../output.js";
 import { addExamples } from "../program.js";
 import {
   chatTemplateOption,
+  dequantizeOption,
   engineOptions,
+  kvBitsOption,
   kvMemoryOption,
   simulatedOption,
   type EngineFlags,
@@ -88,6 +90,8 @@ export function register(program: Command): void {
       integer({ min: 0, max: 2 ** 32 - 1 }),
     )
     .addOption(simulatedOption())
+    .addOption(dequantizeOption())
+    .addOption(kvBitsOption())
     .addOption(kvMemoryOption())
     .addOption(chatTemplateOption())
     .addOption(deviceOption())

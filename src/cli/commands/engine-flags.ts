@@ -2,6 +2,7 @@
 
 import { InvalidArgumentError, Option } from "commander";
 import { MAX_SETTINGS_BYTES, readUserText } from "../../common/read-file.js";
+import { isLegalBits, LEGAL_BITS, type Bits } from "../../backend/contract/scheme.js";
 import { LIMITS } from "../../common/bounds.js";
 import type { ProgressSink } from "../../common/progress.js";
 import type { EngineOptions } from "../../engine/engine.js";
@@ -9,6 +10,8 @@ import type { DeviceFlags } from "./shared.js";
 
 export interface EngineFlags {
   readonly simulated?: boolean;
+  readonly dequantize?: boolean;
+  readonly kvBits?: Bits;
   readonly kvMemory?: number;
   readonly chatTemplate?: string;
 }
@@ -18,6 +21,25 @@ export const simulatedOption = (): Option =>
     "--simulated",
     "run the same grids in float32 instead of the integer kernels: slower, for comparison",
   );
+
+export const dequantizeOption = (): Option =>
+  new Option(
+    "--dequantize",
+    "run a GGUF file's weights in 16 bits; default: as the file has them, with activations of 8 bits",
+  );
+
+export const kvBitsOption = (): Option =>
+  new Option(
+    "--kv-bits <bits>",
+    "bits of the KV cache beside a GGUF file's own weights (default: 8)",
+  ).argParser(cacheBits);
+
+function cacheBits(text: string): Bits {
+  const value = Number(text);
+  if (text.trim() === "" || !isLegalBits(value))
+    throw new InvalidArgumentError(`Give one of ${LEGAL_BITS.join(", ")}.`);
+  return value;
+}
 
 export const kvMemoryOption = (): Option =>
   new Option(
@@ -36,11 +58,13 @@ export function engineOptions(
   flags: DeviceFlags & EngineFlags,
   progress: ProgressSink,
 ): EngineOptions {
-  const { device, threads, simulated, kvMemory, chatTemplate } = flags;
+  const { device, threads, simulated, dequantize, kvBits, kvMemory, chatTemplate } = flags;
   return {
     device,
     threads,
     simulated,
+    dequantize,
+    kvBits,
     kvMemory,
     chatTemplate: chatTemplate === undefined ? undefined : readTemplate(chatTemplate),
     progress,

@@ -10,8 +10,9 @@ import { outputPlace } from "../../common/place.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
 import { evaluateEnginePerplexity } from "../../evaluate/engine-perplexity.js";
 import { openCudaExecutor } from "../../engine/gpu.js";
+import type { Bits } from "../../backend/contract/scheme.js";
 import type { Executor } from "../../backend/contract/inference.js";
-import { openIntegerExecutor } from "../../engine/processor.js";
+import { keepChoices, openInteger } from "../../engine/processor.js";
 import { evaluatePerplexity, type PerplexityResult } from "../../evaluate/perplexity.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
 import { evaluateTasks, type ItemResult, type ZeroShotResult } from "../../evaluate/zero-shot.js";
@@ -25,6 +26,7 @@ import {
   type Candidate,
   type SimulationFlags,
 } from "./eval-models.js";
+import { dequantizeOption, kvBitsOption } from "./engine-flags.js";
 import { renderEvaluation } from "./eval-tables.js";
 import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
 import type { EvalDocument, ModelScore } from "./eval-document.js";
@@ -37,6 +39,8 @@ interface EvalFlags extends DeviceFlags, SimulationFlags {
   readonly items?: string;
   readonly addBos?: boolean;
   readonly engine?: boolean;
+  readonly dequantize?: boolean;
+  readonly kvBits?: Bits;
 }
 
 export function register(program: Command): void {
@@ -74,6 +78,8 @@ export function register(program: Command): void {
       "--engine",
       "score tasks through the engine, which is what `planish serve` runs, and the text through it as well",
     )
+    .addOption(dequantizeOption())
+    .addOption(kvBitsOption())
     .option("--against <model>", "score this model as well, and compare")
     .option(
       "--simulated",
@@ -103,6 +109,10 @@ async function evaluate(context: CommandContext, flags: EvalFlags, name: string)
   if (flags.engine && (flags.simulated || flags.device === "reference"))
     throw new UsageError(
       "--engine scores with the engine's own kernels; give neither --simulated nor --device reference",
+    );
+  if (!flags.engine && (flags.dequantize || flags.kvBits !== undefined))
+    throw new UsageError(
+      "--dequantize and --kv-bits say how the engine runs a GGUF file; give --engine as well",
     );
   checkSimulationFlags(flags);
   // Read first: a misspelled name should not cost the loading of a model.
@@ -192,6 +202,7 @@ async function scoreInEngine(
   model: Candidate,
 ): Promise<PerplexityResult> {
   using executor = openExecutorOf(model, flags);
+  reporter.note(executor.description);
   const { seqLen, limit } = flags;
   const label = `${model.name} through the engine`;
   return await evaluateEnginePerplexity(executor, model.loaded.model.backend, tokens, {
@@ -200,10 +211,9 @@ async function scoreInEngine(
   });
 }
 
-function openExecutorOf({ path, loaded }: Candidate, { threads }: EvalFlags): Executor {
-  return loaded.model.backend.name === "cuda"
-    ? openCudaExecutor(path)
-    : openIntegerExecutor(path, { threads });
+function openExecutorOf({ path, loaded }: Candidate, flags: EvalFlags): Executor {
+  if (loaded.model.backend.name === "cuda") return openCudaExecutor(path);
+  return openInteger(path, { threads: flags.threads, keep: keepChoices(path, flags) }).executor;
 }
 
 /** Why distributions of two models cannot be compared token by token, if they cannot. */

@@ -9,7 +9,13 @@ import type { FinishReason } from "../../engine/request.js";
 import { perform, type CommandContext } from "../action.js";
 import { decimal, integer } from "../flags.js";
 import { addExamples } from "../program.js";
-import { engineOptions, simulatedOption, type EngineFlags } from "./engine-flags.js";
+import {
+  dequantizeOption,
+  engineOptions,
+  kvBitsOption,
+  simulatedOption,
+  type EngineFlags,
+} from "./engine-flags.js";
 import {
   deviceOption,
   MODEL_ARGUMENT,
@@ -47,6 +53,8 @@ export function register(program: Command): void {
       1,
     )
     .addOption(simulatedOption())
+    .addOption(dequantizeOption())
+    .addOption(kvBitsOption())
     .addOption(seedOption())
     .addOption(deviceOption())
     .addOption(threadsOption())

@@ -17,7 +17,9 @@ import { addExamples } from "../program.js";
 import {
   byteCount,
   chatTemplateOption,
+  dequantizeOption,
   engineOptions,
+  kvBitsOption,
   kvMemoryOption,
   simulatedOption,
   type EngineFlags,
@@ -109,6 +111,8 @@ export function register(program: Command): void {
       60,
     )
     .addOption(simulatedOption())
+    .addOption(dequantizeOption())
+    .addOption(kvBitsOption())
     .addOption(kvMemoryOption())
     .addOption(chatTemplateOption())
     .addOption(new Option("--log-level <level>", "logs on stderr").choices(LOG_LEVELS))

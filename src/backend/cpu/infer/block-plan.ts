@@ -38,7 +38,8 @@ import {
   type PlacedNorm,
   type PlacedTransform,
 } from "./placed-block.js";
-import { Plan, type ProductPart } from "./plan.js";
+import type { PackedMatrix } from "./packed-matrix.js";
+import { Plan, type GroupPart, type ProductPart } from "./plan.js";
 import type { Slot, Slots } from "../../contract/slots.js";
 
 /** Everything that block plans share. */
@@ -194,6 +195,7 @@ class BlockPlanner {
     this.context.plan.add("site", {
       ...this.siteArguments(from, this.transformAt(site, width)),
       bits: 16,
+      span: width,
       sets: 0,
       capacity: STEP_ROWS,
       out: this.address(out),
@@ -374,6 +376,7 @@ class BlockPlanner {
       if (!clip) shared = clips.length - 1;
       return clips.length - 1;
     });
+    const span = scheme.activationGroup ?? width;
     if (clips.length > MOST_SETS) throw new RangeError(`${clips.length} sets of codes at ${site}`);
 
     const untouched = real && from.input === "plain" && !transform.left && !transform.right;
@@ -381,11 +384,13 @@ class BlockPlanner {
       plan.add("site", {
         ...this.siteArguments(from, transform),
         bits: real ? 16 : scheme.activationBits,
+        span,
         sets: clips.length,
         capacity: STEP_ROWS,
         clips: memory.floats(clips.flat()).address,
         codes: buffers.codes.address,
         scale: buffers.scales.address,
+        offset: buffers.offsets?.address,
         out: buffers.reals.address,
       });
     const x = untouched ? from.x : buffers.reals.address;
@@ -396,11 +401,13 @@ class BlockPlanner {
       return;
     }
     this.product(kind, width, roles, outputs, accumulate, (role) => {
-      if (real) return { a: x, aScale: 0n };
+      if (real) return { a: x, aScale: 0n, aOffset: 0n };
       const set = setOf[roles.indexOf(role)];
+      const scales = BigInt(((set * STEP_ROWS * width) / span) * 4);
       return {
         a: buffers.codes.address + BigInt(set * STEP_ROWS * width),
-        aScale: buffers.scales.address + BigInt(set * STEP_ROWS * 4),
+        aScale: buffers.scales.address + scales,
+        aOffset: buffers.offsets ? buffers.offsets.address + scales : 0n,
       };
     });
   }
@@ -491,44 +498,63 @@ class BlockPlanner {
         codes: buffers.codes.address,
         scale: buffers.scales.address,
       });
-      const codes = { a: buffers.codes.address, aScale: buffers.scales.address };
+      const codes = { a: buffers.codes.address, aScale: buffers.scales.address, aOffset: 0n };
       this.product(first.kind, columns, members, outputs, accumulate, () => codes);
     }
   }
 
-  /** Products of linears whose activations have `columns` columns, in one call. */
+  /** Products of linears whose activations have `columns` columns: one call for all whose weights are kept alike. */
   private product(
     kind: PackedKind,
     columns: number,
     roles: readonly LinearName[],
     outputs: ReadonlyMap<LinearName, ProductOutput>,
     accumulate: boolean,
-    activationOf: (role: LinearName) => Pick<ProductPart, "a" | "aScale">,
+    activationOf: (role: LinearName) => Pick<GroupPart, "a" | "aScale" | "aOffset">,
   ): void {
-    const { plan } = this.context;
-    const parts = roles.flatMap((role): ProductPart[] => {
+    const { plan, scheme } = this.context;
+    const alike = new Map<string, { part: GroupPart & ProductPart; matrix: PackedMatrix }[]>();
+    for (const role of roles) {
       const matrix = this.block.linears[role];
       const out = outputs.get(role);
-      if (!matrix || !out) return [];
-      return [
-        {
-          n: matrix.shape[0],
-          ...activationOf(role),
-          packed: matrix.address,
-          bScale: matrix.scale,
-          bias: matrix.bias,
-          out: out.address,
-          outStride: out.width,
-        },
-      ];
-    });
-    plan.add("packedMatmulParts", {
-      kind,
-      k: columns,
-      parts: parts.length,
-      table: plan.parts(parts),
-      accumulate,
-    });
+      if (!matrix || !out) continue;
+      const { groups } = matrix;
+      const part = {
+        n: matrix.shape[0],
+        ...activationOf(role),
+        packed: matrix.address,
+        bScale: matrix.scale,
+        bias: matrix.bias,
+        form: groups?.form ?? 0,
+        out: out.address,
+        outStride: out.width,
+      };
+      const key = groups ? `${matrix.kind} ${groups.size}` : "rows";
+      alike.set(key, [...(alike.get(key) ?? []), { part, matrix }]);
+    }
+    for (const members of alike.values()) {
+      const parts = members.map(({ part }) => part);
+      const [{ matrix }] = members;
+      if (matrix.groups) {
+        plan.add("groupMatmulParts", {
+          kind: matrix.kind,
+          k: columns,
+          group: matrix.groups.size,
+          span: scheme.activationGroup ?? columns,
+          parts: parts.length,
+          table: plan.groupParts(parts),
+          accumulate,
+        });
+        continue;
+      }
+      plan.add("packedMatmulParts", {
+        kind,
+        k: columns,
+        parts: parts.length,
+        table: plan.parts(parts),
+        accumulate,
+      });
+    }
   }
 }
 

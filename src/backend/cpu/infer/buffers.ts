@@ -1,4 +1,5 @@
 /** Where a step's rows live between kernels. Sized once, for the most rows that go through the blocks together. */
+import type { Scheme } from "../../contract/scheme.js";
 import { RotaryRows } from "../../contract/rotary.js";
 import { rotariesOf, rotaryKey, sitesOf, type BlockProgram } from "../../contract/program.js";
 import type { EngineMemory, Place } from "./memory.js";
@@ -29,12 +30,17 @@ export interface StepBuffers {
    */
   readonly codes: Place<Int8Array>;
   readonly scales: Place<Float32Array>;
+  /** As `scales`, where activations have offsets. */
+  readonly offsets?: Place<Float32Array>;
   /** The same for linears that read reals. */
   readonly reals: Place<Float32Array>;
   /** Rows that logits are wanted of. */
   readonly chosen: Place<Int32Array>;
   readonly last: Place<Float32Array>;
   readonly normed: Place<Float32Array>;
+  /** Codes of such rows and their scales, for a head of few bits. */
+  readonly headCodes?: Place<Int8Array>;
+  readonly headScales?: Place<Float32Array>;
 }
 
 /** Channels of the widest activation that linears read. */
@@ -47,8 +53,12 @@ export function stepBuffers(
   hiddenSize: number,
   embeddingSize: number,
   programs: readonly BlockProgram[],
+  { activationGroup, activationOffset }: Scheme,
+  /** Channels per scale of a head of few bits. */
+  headGroup?: number,
 ): StepBuffers {
   const widest = widestSite(programs);
+  const perRow = MOST_SETS * (activationGroup ? Math.ceil(widest / activationGroup) : 1);
   const rows = (width: number) => memory.alloc<Float32Array>("f32", STEP_ROWS * width);
   const integers = (count: number) => memory.alloc<Int32Array>("i32", count);
   return {
@@ -57,11 +67,14 @@ export function stepBuffers(
     chunks: integers(STEP_ROWS * 4),
     embedded: rows(Math.max(embeddingSize, hiddenSize)),
     codes: memory.alloc<Int8Array>("i8", MOST_SETS * STEP_ROWS * widest),
-    scales: rows(MOST_SETS),
+    scales: rows(perRow),
+    offsets: activationOffset ? rows(perRow) : undefined,
     reals: rows(widest),
     chosen: integers(STEP_ROWS),
     last: rows(hiddenSize),
     normed: rows(Math.max(embeddingSize, hiddenSize)),
+    headCodes: headGroup ? memory.alloc<Int8Array>("i8", STEP_ROWS * embeddingSize) : undefined,
+    headScales: headGroup ? rows(embeddingSize / headGroup) : undefined,
   };
 }
 

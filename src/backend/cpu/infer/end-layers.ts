@@ -1,10 +1,14 @@
-/** What surrounds the blocks: embedding and head in 16 bits, in one copy where they are tied; positions; final norm. */
+/**
+ * What surrounds the blocks: embedding and head in 16 bits or as codes with a scale per group, in one copy where they are
+ * tied; positions; final norm.
+ */
 import type { EndLayerSource, StoredMatrix } from "../../contract/inference.js";
+import { DEFAULT_TABLE_GROUP } from "../../contract/scheme.js";
 import type { EngineMemory } from "./memory.js";
 import type { MatrixPacker, PackedMatrix } from "./packed-matrix.js";
 
 export interface PlacedEndLayers {
-  /** [vocab, embedding]. */
+  /** [vocab, embedding]; with groups: the product is one of 8-bit codes. */
   readonly embedding: PackedMatrix;
   readonly head: PackedMatrix;
   /** [hidden, embedding] and back, where the embedding has a width of its own. */
@@ -30,17 +34,26 @@ export function placeEndLayers(
   memory: EngineMemory,
   packer: MatrixPacker,
   endLayers: EndLayerSource,
+  /** Of tables that do not say their own. */
+  tableBits = 8,
 ): PlacedEndLayers {
   // Products with f32 activations: what the checkpoint stores in 16 bits is exact.
   const matrix = (stored: StoredMatrix): PackedMatrix => {
     const kind = stored.type === "BF16" ? "bf16F32" : "halfF32";
     return packer.packed(kind, stored.shape, { values: stored.values() });
   };
+  const table = (what: string, stored: StoredMatrix): PackedMatrix => {
+    const quantized = stored.quantized?.();
+    if (!quantized) return matrix(stored);
+    // The head's rows of activations have a scale for as many channels: one for all would cost more than the codes do.
+    const group = quantized.group ?? DEFAULT_TABLE_GROUP;
+    return packer.grouped(what, stored.shape, quantized, quantized.bits ?? tableBits, group);
+  };
   const { positions, finalNorm, embeddingScale, logitSoftcap } = endLayers;
-  const embedding = matrix(endLayers.embedding);
+  const embedding = table("the embedding", endLayers.embedding);
   return {
     embedding,
-    head: endLayers.head ? matrix(endLayers.head) : embedding,
+    head: endLayers.head ? table("the head", endLayers.head) : embedding,
     projectIn: endLayers.projectIn && matrix(endLayers.projectIn),
     projectOut: endLayers.projectOut && matrix(endLayers.projectOut),
     positions: positions && {

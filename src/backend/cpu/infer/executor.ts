@@ -98,16 +98,19 @@ export class IntegerExecutor implements Executor {
     this.memory = new EngineMemory(library);
     this.kernels = nativeKernels(library);
     const packer = new MatrixPacker(library, this.memory);
+    const grids = { kind: this.kind, scheme };
     try {
       this.blocks = programs.map((program, layer) =>
-        placeBlock(this.memory, packer, program, this.kind, source.block(layer)),
+        placeBlock(this.memory, packer, program, grids, source.block(layer)),
       );
-      this.endLayers = placeEndLayers(this.memory, packer, source.endLayers);
+      this.endLayers = placeEndLayers(this.memory, packer, source.endLayers, scheme.tableBits);
       this.buffers = stepBuffers(
         this.memory,
         shape.hiddenSize,
         this.endLayers.embedding.shape[1],
         programs,
+        scheme,
+        this.endLayers.head.groups?.size,
       );
       this.rotary = rotaryBuffers(this.memory, programs);
       const pages = this.layOutPages();
@@ -289,10 +292,44 @@ export class IntegerExecutor implements Executor {
       ({ address } = buffers.embedded);
     }
     const logits = out.subarray(0, count * vocabSize);
-    multiply(endLayers.head, address, logits);
+    if (endLayers.head.groups) this.headProduct(endLayers.head, address, count, logits);
+    else multiply(endLayers.head, address, logits);
     if (endLayers.logitSoftcap !== undefined) this.cap(logits, endLayers.logitSoftcap);
     if (this.seconds) this.logitSeconds += (performance.now() - started) / 1000;
     return count;
+  }
+
+  /** Logits by a head of few bits: rows become 8-bit codes with as large groups as it has. */
+  private headProduct(
+    { kind, shape: [n, k], address: packed, groups }: PackedMatrix,
+    x: bigint,
+    m: number,
+    out: Float32Array,
+  ): void {
+    const { headCodes, headScales } = this.buffers;
+    if (!groups || !headCodes || !headScales) throw new RangeError("the head has no groups");
+    const { size: group, form } = groups;
+    this.kernels.site({
+      input: "plain",
+      op: "sigmoid",
+      x,
+      rows: m,
+      nLeft: 1,
+      nRight: k,
+      epsilon: 0,
+      bits: 8,
+      span: group,
+      sets: 1,
+      capacity: m,
+      clips: Float32Array.of(Infinity, Infinity),
+      codes: headCodes.address,
+      scale: headScales.address,
+      alpha: 0,
+      limit: 0,
+    });
+    const [a, aScale] = [headCodes.address, headScales.address];
+    const shape = { kind, m, n, k, group, form, span: group };
+    this.kernels.groupMatmul({ ...shape, a, aScale, packed, out, accumulate: false });
   }
 
   /** cap·tanh(x/cap), as cap·(2σ(2x/cap) − 1). */
@@ -382,14 +419,17 @@ export class IntegerExecutor implements Executor {
     const { embedding, projectIn, positions, embeddingScale } = endLayers;
     const width = embedding.shape[1];
     const into = projectIn ? buffers.embedded.address : x;
-    plan.add("packedRows", {
+    const table = {
       kind: embedding.kind,
       n: vocabSize,
       k: width,
       packed: embedding.address,
       ids: buffers.ids.address,
       out: into,
-    });
+    };
+    const { groups } = embedding;
+    if (groups) plan.add("groupRows", { ...table, group: groups.size, form: groups.form });
+    else plan.add("packedRows", table);
     if (embeddingScale !== undefined)
       plan.add("scale", {
         x: into,

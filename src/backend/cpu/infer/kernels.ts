@@ -6,6 +6,7 @@ import { PlanishError } from "../../../common/errors.js";
 import type { CacheChunk, EngineKernels } from "../../contract/inference-kernels.js";
 import { loadNativeLibrary } from "../library.js";
 import { nativeKernels } from "../native-kernels.js";
+import { groupForm, groupKind } from "./group-form.js";
 
 /** @throws PlanishError when the native library is not built. */
 export function engineKernels(): EngineKernels {
@@ -31,7 +32,23 @@ export function engineKernels(): EngineKernels {
         );
       native.packedMatmul({ ...args, kind, n, k, packed: bytes, accumulate });
     },
-    site({ activation = "sigmoid", epsilon = 0, clips, ...args }) {
+    packGroups(n, k, bits, weights) {
+      const { codes, scale, offset, group = k } = weights;
+      const kind = groupKind(bits);
+      const form = groupForm(weights, bits);
+      const size = new BigInt64Array(1);
+      native.groupBytes({ kind, n, k, group, form, bytes: size });
+      const bytes = new Uint8Array(Number(size[0]));
+      native.packGroups({ kind, n, k, group, form, codes, scale, offset, packed: bytes });
+      return { kind, n, k, group, form, bytes };
+    },
+    groupRows({ bytes: packed, ...weights }, ids, out) {
+      native.groupRows({ ...weights, packed, ids, rows: ids.length, out });
+    },
+    groupProduct({ weights: { bytes: packed, ...weights }, accumulate = false, ...args }) {
+      native.groupMatmul({ ...args, ...weights, packed, accumulate });
+    },
+    site({ activation = "sigmoid", epsilon = 0, clips, span, ...args }) {
       const { bits, codes, scale, out, rows } = args;
       if (bits < 16 ? !codes || !scale : !out)
         throw new PlanishError(
@@ -39,6 +56,7 @@ export function engineKernels(): EngineKernels {
         );
       native.site({
         ...args,
+        span: span ?? args.nLeft * args.nRight,
         op: activation,
         epsilon,
         alpha: 0,

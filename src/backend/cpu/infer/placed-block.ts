@@ -8,6 +8,7 @@ import type {
   PackedTransform,
 } from "../../contract/packed.js";
 import type { PackedKind } from "../../contract/inference-kernels.js";
+import type { Scheme } from "../../contract/scheme.js";
 import { PlanishError } from "../../../common/errors.js";
 import { mapValues } from "../../../common/records.js";
 import {
@@ -67,7 +68,7 @@ export function placeBlock(
   memory: EngineMemory,
   packer: MatrixPacker,
   program: BlockProgram,
-  kind: PackedKind,
+  { kind, scheme }: { readonly kind: PackedKind; readonly scheme: Scheme },
   block: PackedBlock,
 ): PlacedBlock {
   const room = MOST_SETS * widestSite([program]);
@@ -85,13 +86,26 @@ export function placeBlock(
     if (!values) throw new PlanishError(`${linear.path} holds neither codes nor weights`);
     const { grid } = linear;
     if (grid) grids[role] = placeGrid(memory, room, grid, linear);
+    if (linear.activationClip) clips[role] = linear.activationClip;
+    const { quantized } = linear;
+    if (quantized && !grid && (quantized.group ?? scheme.activationGroup)) {
+      const bits = quantized.bits ?? scheme.weightBits;
+      const matrix = { ...quantized, bias: linear.bias };
+      linears[role] = packer.grouped(
+        linear.path,
+        linear.shape,
+        matrix,
+        bits,
+        scheme.activationGroup,
+      );
+      continue;
+    }
     const own: PackedKind = grid ? (grid.weightBits <= 4 ? "int4" : "int8") : kind;
     linears[role] = packer.packed(own, [linear.shape[0], values.length / linear.shape[0]], {
       values,
       scale: linear.quantized?.scale,
       bias: linear.bias,
     });
-    if (linear.activationClip) clips[role] = linear.activationClip;
   }
   const transforms = Object.fromEntries(
     sitesOf(program).map((place) => {

@@ -57,6 +57,13 @@ export interface ProductPart {
   readonly outStride: number;
 }
 
+/** The same for weights with a scale per group (GroupPart in native/group_matmul.h). */
+export interface GroupPart extends Omit<ProductPart, "bScale"> {
+  /** 0n: activations have no offsets. */
+  readonly aOffset: bigint;
+  readonly form: number;
+}
+
 export class Plan {
   private readonly calls: {
     readonly operation: number;
@@ -80,6 +87,16 @@ export class Plan {
       parts.flatMap(({ n, a, aScale, packed, bScale, bias, out, outStride }) => [
         ...[BigInt(n), a, aScale, packed],
         ...[bScale, bias, out, BigInt(outStride)],
+      ]),
+    );
+  }
+
+  /** A table of parts with weights in groups. */
+  groupParts(parts: readonly GroupPart[]): bigint {
+    return this.table(
+      parts.flatMap(({ n, a, aScale, aOffset, packed, form, bias, out, outStride }) => [
+        ...[BigInt(n), a, aScale, aOffset, packed, BigInt(form)],
+        ...[bias, out, BigInt(outStride)],
       ]),
     );
   }

@@ -3,8 +3,10 @@
  * backend these are the plain definitions; on a fast backend they are the simulated model's own arithmetic.
  */
 import type { Backend, Buffer, RealArray } from "../../contract/training.js";
+import type { QuantizedMatrix } from "../../contract/packed.js";
 import type {
   CacheWriteArgs,
+  GroupProductArgs,
   PagedAttentionArgs,
   SiteArgs,
 } from "../../contract/inference-kernels.js";
@@ -41,10 +43,10 @@ class Workspace {
   }
 }
 
-/** Norm or MLP activation, Kronecker transform, then for each pair of clips codes and scales per row. */
+/** Norm or MLP activation, Kronecker transform, then for each pair of clips codes and scales per row or group. */
 export function defineSite(
   backend: Backend,
-  args: Omit<SiteArgs, "codes" | "scale" | "out">,
+  args: Omit<SiteArgs, "codes" | "scale" | "offset" | "out">,
 ): { values: RealArray; codes: Int8Array[]; scales: RealArray[] } {
   const { rows, nLeft, nRight, input, bits } = args;
   const cols = nLeft * nRight;
@@ -106,11 +108,12 @@ export function defineSite(
     for (const [max, min] of args.clips) {
       const clipped = Number.isFinite(max);
       const target = space.codes(length);
-      const scale = space.room(rows);
+      const { span = cols } = args;
+      const scale = space.room(length / span);
       kernels.quantizeRows({
         x,
-        rows,
-        cols,
+        rows: length / span,
+        cols: span,
         bits,
         clipMax: clipped ? space.put([max]) : undefined,
         clipMin: clipped ? space.put([min]) : undefined,
@@ -124,6 +127,38 @@ export function defineSite(
   const values = space.read(x).slice();
   space.free();
   return { values, codes, scales };
+}
+
+/** The numbers that a matrix [rows, columns] of codes stands for, in float64. */
+export function dequantized(matrix: QuantizedMatrix, columns: number): Float64Array {
+  const { codes, scale, offset, group = columns } = matrix;
+  return Float64Array.from(codes, (code, at) => {
+    const of = Math.floor(at / group);
+    // Codes beside offsets begin at 0 and may fill the byte.
+    return offset ? scale[of] * (code & 0xff) + offset[of] : scale[of] * code;
+  });
+}
+
+/** Codes with scales by weights with scales per group, each taken for the number it stands for: float64 [m, n]. */
+export function defineGroupProduct(
+  args: Pick<GroupProductArgs, "m" | "a" | "span" | "aScale" | "aOffset" | "bias">,
+  weights: QuantizedMatrix,
+  n: number,
+): Float64Array {
+  const { m, a, span, aScale, aOffset, bias } = args;
+  const k = a.length / m;
+  const w = dequantized(weights, k);
+  const out = new Float64Array(m * n);
+  for (let i = 0; i < m; i++)
+    for (let j = 0; j < n; j++) {
+      let sum = bias?.[j] ?? 0;
+      for (let c = 0; c < k; c++) {
+        const of = Math.floor((i * k + c) / span);
+        sum += (aScale[of] * a[i * k + c] + (aOffset?.[of] ?? 0)) * w[j * k + c];
+      }
+      out[i * n + j] = sum;
+    }
+  return out;
 }
 
 /** Head norm, rotary embedding and matrix of [rows, heads·headDim]. */

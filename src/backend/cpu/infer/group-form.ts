@@ -1,0 +1,44 @@
+/** How a matrix with a scale per group lies in memory (native/group_weights.h). */
+import { CONSTANTS } from "../../contract/abi.js";
+import type { QuantizedMatrix } from "../../contract/packed.js";
+
+/** Codes of up to 4 bits take 4, others 8. */
+export function groupKind(bits: number): "int4" | "int8" {
+  return bits <= 4 ? "int4" : "int8";
+}
+
+/**
+ * The form's number: scales and offsets as halves where that is what they are, f32 elsewhere; codes beside offsets begin at
+ * 0 and become signed. `bits`: of the codes.
+ */
+export function groupForm({ scale, offset }: QuantizedMatrix, bits: number): number {
+  const halves = areHalves(scale) && (!offset || areHalves(offset));
+  return (
+    (halves ? CONSTANTS.groupHalves : 0) |
+    (offset ? CONSTANTS.groupOffset | ((2 ** (bits - 1)) << 8) : 0)
+  );
+}
+
+/** Whether every value is one that IEEE half precision holds. */
+function areHalves(values: Float32Array): boolean {
+  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  for (let i = 0; i < bits.length; i++) {
+    const exponent = (bits[i] >>> 23) & 0xff;
+    // Below 2^−14 a half has fewer digits, down to none below 2^−24.
+    const dropped = exponent >= 113 ? 13 : 13 + 113 - exponent;
+    if (exponent > 142) return false;
+    if ((bits[i] & 0x7fffffff) === 0) continue;
+    if (exponent < 103) return false;
+    const mantissa = (bits[i] & 0x7fffff) | 0x800000;
+    if (mantissa % 2 ** dropped !== 0) return false;
+  }
+  return true;
+}
+
+/** Scales (and offsets) of groups `times` smaller: each stands for as many of them. */
+export function repeated(values: Float32Array, times: number): Float32Array {
+  if (times === 1) return values;
+  const out = new Float32Array(values.length * times);
+  for (let i = 0; i < values.length; i++) out.fill(values[i], i * times, (i + 1) * times);
+  return out;
+}
