@@ -209,7 +209,8 @@ function tryBundlers({ folder, environment }, url) {
   if (!existsSync(examples)) return;
   const model = join(root, "models", "tiny-llama");
   for (const name of readdirSync(examples).sort()) {
-    if (!existsSync(join(examples, name, "package.json"))) continue;
+    // Electron fetches its program when it is installed, and needs a screen: .github/workflows/install.yml runs it.
+    if (name === "electron") continue;
     check(`bundled by ${name}`, () => {
       const target = join(folder, name);
       cpSync(join(examples, name), target, { recursive: true });

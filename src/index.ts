@@ -7,6 +7,7 @@ export { resolveModel, SHORT_NAMES, type ResolveOptions } from "./checkpoint/hub
 export { openCheckpoint } from "./checkpoint/open.js";
 export { createTokenizer, loadTokenizer, type Tokenizer } from "./checkpoint/tokenizer.js";
 export { InterruptedError, PlanishError, UsageError } from "./common/errors.js";
+export { setPaths, type Paths } from "./common/paths.js";
 export { silentProgress, type ProgressSink, type ProgressTask } from "./common/progress.js";
 export {
   collect,

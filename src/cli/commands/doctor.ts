@@ -28,8 +28,8 @@ export interface Diagnosis {
   readonly processor: string;
   readonly memory: { readonly total: number; readonly free: number; readonly available: number };
   readonly kernels: {
-    /** What runs without --device: native kernels, the same in WebAssembly, or plain TypeScript. */
-    readonly serves: "cpu" | "wasm" | "reference";
+    /** What runs without --device: native kernels, the same in WebAssembly, plain TypeScript; or an error. */
+    readonly serves: "cpu" | "wasm" | "reference" | "none";
     readonly level?: string;
     readonly levels?: readonly string[];
     readonly description?: string;
@@ -89,7 +89,7 @@ function kernels(): Diagnosis["kernels"] {
       places,
     };
   } catch (error) {
-    return { serves: "reference", problem: message(error), places };
+    return { serves: "none", problem: message(error), places };
   }
 }
 
@@ -119,6 +119,7 @@ function diagnose(): Diagnosis {
     advice.push(
       `${found.problem ?? ""}: plain TypeScript serves, hundreds of times slower; ${nativeAdvice()}`,
     );
+  if (found.serves === "none") advice.push(found.problem ?? "");
   if (found.serves === "wasm")
     advice.push(`WebAssembly serves, a few times slower than native kernels; ${nativeAdvice()}`);
   const better = found.levels?.at(-1);
@@ -160,8 +161,8 @@ function render(diagnosis: Diagnosis): string {
     `planish ${diagnosis.planish}, Node.js ${diagnosis.node}, ${diagnosis.platform}`,
     `processor: ${diagnosis.processor}`,
     `memory: ${formatBytes(memory.available)} available of ${formatBytes(memory.total)}`,
-    found.serves !== "reference"
-      ? `kernels: ${found.description ?? ""}, from ${found.serves === "wasm" ? "WebAssembly" : (taken?.title ?? "")} (levels here: ${found.levels?.join(", ") ?? ""})`
+    found.description !== undefined
+      ? `kernels: ${found.description}, from ${found.serves === "wasm" ? "WebAssembly" : (taken?.title ?? "")} (levels here: ${found.levels?.join(", ") ?? ""})`
       : `kernels: none (${found.problem ?? ""})`,
     ...found.places.map(
       ({ title, path, exists }) => `  ${exists ? "found  " : "missing"} ${title}: ${path}`,
