@@ -15,7 +15,7 @@ import { readQuantizationInfo } from "../src/quantize/artifact/artifact.js";
 import { readDocuments, tokenizeCorpus } from "../src/quantize/calibration/text.js";
 import type { ParameterValues } from "../src/quantize/schema/parameters.js";
 import { parseScheme } from "../src/backend/contract/scheme.js";
-import { readKeptParameters, simulatedModel } from "../src/quantize/block/simulated-model.js";
+import { readKeptParameters, simulatedModel } from "../src/quantize/artifact/simulated-model.js";
 import { blockProgram, parseModelConfig } from "../src/models/architectures/index.js";
 import { siteOfLinear } from "../src/backend/contract/program.js";
 

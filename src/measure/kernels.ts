@@ -9,7 +9,8 @@
  */
 import type { Buffer } from "../backend/contract/training.js";
 import { createCpuBackend } from "../backend/cpu/train/backend.js";
-import { loadNativeLibrary, type NativeLibrary } from "../backend/cpu/library.js";
+import { loadNativeLibrary } from "../backend/cpu/library.js";
+import type { NativeLibrary } from "../backend/contract/native-library.js";
 import { nativeKernels } from "../backend/cpu/native-kernels.js";
 import { PlanishError } from "../common/errors.js";
 import { PEER_INSTALL, loadPeer } from "./onnxruntime.js";

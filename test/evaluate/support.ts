@@ -7,7 +7,7 @@ import { loadTokenizer, type Tokenizer } from "../../src/checkpoint/tokenizer.js
 import { packageRoot } from "../../src/common/package.js";
 import { LanguageModel } from "../../src/models/language-model.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
-import { simulatedModel } from "../../src/quantize/block/simulated-model.js";
+import { simulatedModel } from "../../src/quantize/artifact/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 
 export interface TestModel {

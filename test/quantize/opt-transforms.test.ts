@@ -20,7 +20,7 @@ import { quantize } from "../../src/quantize/run/pipeline.js";
 import { loadModel } from "../../src/quantize/artifact/load.js";
 import { packedLayer } from "../../src/quantize/block/packed-block.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
-import { simulatedModel } from "../../src/quantize/block/simulated-model.js";
+import { simulatedModel } from "../../src/quantize/artifact/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 import type { ModelConfig } from "../../src/models/config.js";
 import { temporaryDirectory } from "../checkpoint/files.js";

@@ -18,7 +18,7 @@ import { loadModel } from "../../src/quantize/artifact/load.js";
 import { readPackedBlock } from "../../src/quantize/artifact/block-tensors.js";
 import { parseScheme } from "../../src/backend/contract/scheme.js";
 import { bindSimulated } from "../../src/quantize/block/simulated-block.js";
-import { readKeptParameters, simulatedModel } from "../../src/quantize/block/simulated-model.js";
+import { readKeptParameters, simulatedModel } from "../../src/quantize/artifact/simulated-model.js";
 import { Graph } from "../../src/tensor/tensor.js";
 import { writeFirstBlocks } from "../models/first-blocks.js";
 import { smallCalibration } from "./methods/support.js";

@@ -1,5 +1,6 @@
 /** Which of its forms the kernels of native/ have here: a native library, or WebAssembly where that is missing. */
-import { loadNativeLibrary, nativeLibraryExists, type NativeLibrary } from "./library.js";
+import { loadNativeLibrary, nativeLibraryExists } from "./library.js";
+import type { NativeLibrary } from "../contract/native-library.js";
 import { loadWasmLibrary } from "../wasm/library.js";
 import { chooseWasmModule, wasmLevels } from "../wasm/module.js";
 import { PlanishError } from "../../common/errors.js";

@@ -8,59 +8,13 @@ import { createRequire } from "node:module";
 import type * as Koffi from "koffi";
 import { PlanishError } from "../../common/errors.js";
 import { loadWasmLibrary } from "../wasm/library.js";
-import { FUNCTIONS, type FunctionName, type KernelName } from "../contract/abi.js";
+import { FUNCTIONS, type FunctionName } from "../contract/abi.js";
+import type { NativeLibrary } from "../contract/native-library.js";
 import { nativeAdvice, nativeLibrary } from "./library-path.js";
 import { abiNumber, cName, parametersOf, type Parameter } from "../contract/abi-types.js";
 
 /** A bound foreign function. Pointers are typed arrays, addresses or null; integers and reals are numbers. */
 type ForeignFunction = (...args: unknown[]) => unknown;
-
-export interface NativeLibrary {
-  /**
-   * Binds a kernel of the ABI's table, arguments in C's order and unchecked: for native-kernels.ts. The bound function
-   * throws PlanishError with the library's reason where the kernel fails.
-   */
-  kernel(name: KernelName, parameters: readonly Parameter[]): (...args: unknown[]) => void;
-  /** Zero-filled memory; null where the system refuses it. */
-  allocate(bytes: number): unknown;
-  release(pointer: unknown, bytes: number): void;
-  /** Gives physical pages back; the range stays mapped and reads as zeros. */
-  discard(pointer: unknown, bytes: number): void;
-  /** What is left of a memory of its own; absent where the machine's is the limit. */
-  readonly freeBytes?: () => number;
-  /** Why there is not more memory, for messages; absent where the machine's is the limit. */
-  readonly limit?: string;
-  /** Runs the calls of a plan on a step's rows and chunks; adds up seconds per operation where they are wanted. */
-  runPlan(
-    plan: bigint,
-    calls: number,
-    rows: number,
-    chunks: number,
-    seconds: Float64Array | null,
-  ): void;
-  /**
-   * A buffer over native memory and where in it the pointer's bytes begin. The memory must stay mapped for as long as the
-   * buffer is reachable. More than `buffer.constants.MAX_LENGTH` bytes would end the process: NativeMapping makes these,
-   * piece by piece.
-   */
-  view(
-    pointer: unknown,
-    bytes: number,
-  ): { readonly buffer: ArrayBufferLike; readonly offset: number };
-  /** The address of what a bound function returned as a pointer. */
-  address(pointer: unknown): bigint;
-  /** Chooses the instruction-set level; undefined for the best. Throws PlanishError when this machine lacks it. */
-  selectLevel(level: string | undefined): void;
-  /** Name of the level in use: portable, avx2, avx512 or amx. */
-  level(): string;
-  /** Levels that this machine runs and this build has, best last. */
-  levels(): string[];
-  /** One line: processor and level. */
-  description(): string;
-  /** Threads of the pool; 0 means one per hardware core. Returns the number set. */
-  setThreads(count: number): number;
-  threads(): number;
-}
 
 /** Why `allocate` gave nothing, in one line. */
 export function refusal(library: NativeLibrary, bytes: number, advice: string): string {

@@ -7,7 +7,7 @@
  */
 import { BYTES_PER_ELEMENT, type DType, type HostArray } from "../contract/training.js";
 import { hostArray } from "../contract/host-memory.js";
-import type { NativeLibrary } from "./library.js";
+import type { NativeLibrary } from "../contract/native-library.js";
 
 /** Bytes seen as one ArrayBuffer. A multiple of every element's size, so that none lies in two pieces. */
 export const PIECE_BYTES = 2 ** 30;

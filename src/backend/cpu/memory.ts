@@ -12,7 +12,8 @@ import {
   type HostArray,
 } from "../contract/training.js";
 import { PlanishError } from "../../common/errors.js";
-import { refusal, type NativeLibrary } from "./library.js";
+import { refusal } from "./library.js";
+import type { NativeLibrary } from "../contract/native-library.js";
 import { NativeMapping } from "./mapping.js";
 
 /** A buffer in host memory. Kernels receive its address and element counts. */

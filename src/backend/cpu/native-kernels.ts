@@ -18,7 +18,7 @@ import {
   type Parameter,
 } from "../contract/abi-types.js";
 import { PlanishError } from "../../common/errors.js";
-import type { NativeLibrary } from "./library.js";
+import type { NativeLibrary } from "../contract/native-library.js";
 import { NativeBuffer } from "./memory.js";
 
 export type NativeKernels = KernelsOf<Buffer>;

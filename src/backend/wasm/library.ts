@@ -9,7 +9,7 @@ import { availableParallelism } from "node:os";
 import { PlanishError } from "../../common/errors.js";
 import { FUNCTIONS, type FunctionName, type ParameterType } from "../contract/abi.js";
 import { abiNumber, cName, parametersOf, type Parameter } from "../contract/abi-types.js";
-import type { NativeLibrary } from "../cpu/library.js";
+import type { NativeLibrary } from "../contract/native-library.js";
 import type { WasmExports } from "./exports.js";
 import { LinearMemory, MOST_PAGES, PAGE_BYTES } from "./linear-memory.js";
 import { chooseWasmModule, compileWasm } from "./module.js";

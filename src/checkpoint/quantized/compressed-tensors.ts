@@ -10,25 +10,9 @@ import { firstIssue } from "../../common/issues.js";
 import { PlanishError } from "../../common/errors.js";
 import { unpackFields, wordsOf } from "./codes.js";
 import { dequantize, groupsOf, type CodeRow } from "./linear.js";
+import { gridSchema, type Grid, type Linear } from "./compressed-tensors-grid.js";
 import { readPackedFloats } from "./packed-floats.js";
 import type { DenseType, QuantizedReading, QuantizedTensor, StoredSource } from "./reading.js";
-
-/** What a tensor's grid is; keys that say how it was found, such as observers, are not read. */
-const gridSchema = z.looseObject({
-  num_bits: z.number().int().min(1).max(16).default(8),
-  type: z.enum(["int", "float"]).default("int"),
-  symmetric: z.boolean().default(true),
-  strategy: z
-    .enum(["tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"])
-    .nullish(),
-  group_size: z.number().int().min(-1).nullish(),
-  block_structure: z
-    .union([z.tuple([z.number().int().positive(), z.number().int().positive()]), z.string()])
-    .nullish(),
-  dynamic: z.union([z.boolean(), z.string()]).nullish(),
-  actorder: z.union([z.string(), z.boolean()]).nullish(),
-});
-export type Grid = z.infer<typeof gridSchema>;
 
 const groupSchema = z.looseObject({
   targets: z.array(z.string().max(1000)).min(1),
@@ -47,13 +31,6 @@ const schema = z.looseObject({
   sparsity_config: z.looseObject({ format: z.string().nullish() }).nullish(),
   transform_config: z.looseObject({ config_groups: z.looseObject({}).nullish() }).nullish(),
 });
-
-/** A linear with all that its reading depends on. */
-export interface Linear {
-  readonly module: string;
-  readonly format: string;
-  readonly grid: Grid;
-}
 
 /** Reads a checkpoint of compressed-tensors. @throws PlanishError naming what is missing, foreign or contradictory. */
 export function readCompressedTensors(source: StoredSource): QuantizedReading {

@@ -4,7 +4,7 @@
  */
 import { quoted } from "../../common/bounds.js";
 import { E2M1 } from "./codes.js";
-import type { Linear } from "./compressed-tensors.js";
+import type { Linear } from "./compressed-tensors-grid.js";
 import { groupsOf } from "./linear.js";
 import { toBfloat16 } from "./rounding.js";
 import type { QuantizedTensor, StoredSource } from "./reading.js";

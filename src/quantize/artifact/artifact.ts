@@ -42,7 +42,7 @@ import {
   type QuantizationInfo,
 } from "./quantization-info.js";
 import { parseScheme, type Scheme } from "../../backend/contract/scheme.js";
-import { writeParameters } from "../block/simulated-model.js";
+import { writeParameters } from "./simulated-model.js";
 
 export {
   isArtifact,

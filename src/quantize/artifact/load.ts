@@ -13,7 +13,7 @@ import {
 } from "./artifact.js";
 import type { ClipCounter } from "../block/clip-counts.js";
 import { parseScheme, type Scheme } from "../../backend/contract/scheme.js";
-import { readKeptParameters, simulatedModel } from "../block/simulated-model.js";
+import { readKeptParameters, simulatedModel } from "./simulated-model.js";
 
 export interface LoadedModel extends Disposable {
   readonly model: LanguageModel;

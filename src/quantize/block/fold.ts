@@ -26,7 +26,8 @@ import {
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
 import type { WeightRounder } from "../schema/weight-rounder.js";
 import { gridStep, type TensorGrid } from "../grids/tensor.js";
-import { roundInSingle, storedSteps, type GridSteps } from "../grids/groups.js";
+import { roundInSingle, storedSteps } from "../grids/groups.js";
+import type { GridSteps } from "../schema/weight-rounder.js";
 import { bindSimulated, type BlockDescription } from "./simulated-block.js";
 import type { ParameterValues } from "../schema/parameters.js";
 import { diagFolds, settleParameters } from "../transforms/stored-precision.js";

@@ -17,6 +17,7 @@ import {
   type ClipPair,
 } from "../../tensor/ops/index.js";
 import type { Graph, Tensor } from "../../tensor/tensor.js";
+import type { GridSteps } from "../schema/weight-rounder.js";
 
 /** Smallest scale of a symmetric weight grid (docs/methods.md, Grids). */
 export const WEIGHT_SCALE_FLOOR = 1e-5;
@@ -74,14 +75,6 @@ export function onGrid(g: Graph, x: Tensor, grid: Grid, options: OnGridOptions =
   return offset
     ? quantizeOffset(g, x, { bits, group, clip, shift: rounding })
     : quantizeRows(g, x, { bits, group, clip, offset: rounding, scaleFloor });
-}
-
-/** Scales (and offsets) of a weight, [rows, columns / group] row-major. */
-export interface GridSteps {
-  readonly bits: number;
-  readonly group?: number;
-  readonly scale: Float32Array;
-  readonly offset?: Float32Array;
 }
 
 /**

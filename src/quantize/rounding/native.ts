@@ -1,7 +1,7 @@
 /** Bindings of native/kernels/gptq.h: GPTQ's float64 factorization and rounding, on every thread of the pool. */
 import type { Backend } from "../../backend/contract/training.js";
 import { hostDevice, loadHostLibrary, type HostDevice } from "../../backend/cpu/host.js";
-import type { NativeLibrary } from "../../backend/cpu/library.js";
+import type { NativeLibrary } from "../../backend/contract/native-library.js";
 import { nativeKernels } from "../../backend/cpu/native-kernels.js";
 import { plainGptq, type GptqSolver } from "./gptq.js";
 

@@ -27,7 +27,7 @@ import { foldBlock } from "../../../src/quantize/block/fold.js";
 import { packedLayer } from "../../../src/quantize/block/packed-block.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { bindSimulated } from "../../../src/quantize/block/simulated-block.js";
-import { readKeptParameters } from "../../../src/quantize/block/simulated-model.js";
+import { readKeptParameters } from "../../../src/quantize/artifact/simulated-model.js";
 import { frozen, Graph, type Tensor } from "../../../src/tensor/tensor.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
 import { loadModel, loadSimulated } from "../../../src/quantize/artifact/load.js";

@@ -7,7 +7,7 @@ import { Random } from "../../../src/common/random.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
 import { rotationSeeds } from "../../../src/quantize/methods/spinquant/seeds.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
-import { readKeptParameters } from "../../../src/quantize/block/simulated-model.js";
+import { readKeptParameters } from "../../../src/quantize/artifact/simulated-model.js";
 import { bindMatrix } from "../../../src/quantize/transforms/affine.js";
 import { frozen, Graph } from "../../../src/tensor/tensor.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";

@@ -13,7 +13,7 @@ import { foldBlock } from "../../../src/quantize/block/fold.js";
 import type { ParameterValues } from "../../../src/quantize/schema/parameters.js";
 import { packedLayer } from "../../../src/quantize/block/packed-block.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
-import { simulatedModel } from "../../../src/quantize/block/simulated-model.js";
+import { simulatedModel } from "../../../src/quantize/artifact/simulated-model.js";
 import { Graph } from "../../../src/tensor/tensor.js";
 import { writeFirstBlocks } from "../../models/first-blocks.js";
 import { blockProgram } from "../../../src/models/architectures/index.js";

@@ -8,7 +8,7 @@
 import { fuse } from "../../contract/fuse.js";
 import { CONSTANTS, PLAN_OPERATIONS, type PlanOperation } from "../../contract/abi.js";
 import type { PackedKind } from "../../contract/inference-kernels.js";
-import type { NativeLibrary } from "../library.js";
+import type { NativeLibrary } from "../../contract/native-library.js";
 import { nativeKernels, type NativeKernels } from "../native-kernels.js";
 import { PlanishError } from "../../../common/errors.js";
 import { cacheShape, type BlockProgram } from "../../contract/program.js";

@@ -4,7 +4,8 @@
  * reserved without one.
  */
 import { BYTES_PER_ELEMENT, type DType, type HostArray } from "../../contract/training.js";
-import { refusal, type NativeLibrary } from "../library.js";
+import { refusal } from "../library.js";
+import type { NativeLibrary } from "../../contract/native-library.js";
 import { copyArrays, NativeMapping, PIECE_BYTES } from "../mapping.js";
 import { PlanishError } from "../../../common/errors.js";
 

@@ -2,7 +2,7 @@
  * Weights in the order of the native kernels (native/packed_weights.h, native/group_weights.h): packed once, when a model is
  * opened.
  */
-import type { NativeLibrary } from "../library.js";
+import type { NativeLibrary } from "../../contract/native-library.js";
 import type { PackedKind } from "../../contract/inference-kernels.js";
 import { nativeKernels, type NativeKernels } from "../native-kernels.js";
 import type { QuantizedMatrix } from "../../contract/packed.js";

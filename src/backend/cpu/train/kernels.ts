@@ -5,7 +5,7 @@
 import type { AttentionArgs, Buffer, HeadLayout, Kernels } from "../../contract/training.js";
 import { PlanishError } from "../../../common/errors.js";
 import { checkFlattenRows } from "../../contract/flatten-check.js";
-import type { NativeLibrary } from "../library.js";
+import type { NativeLibrary } from "../../contract/native-library.js";
 import { copyArrays } from "../mapping.js";
 import { matmulKernels } from "./matmul.js";
 import { nativeBuffer } from "../memory.js";

@@ -14,10 +14,14 @@ import type { BlockHooks, BlockWeights } from "../../models/interpret.js";
 import { LanguageModel, loadEndLayers } from "../../models/language-model.js";
 import { readBlock, uploadBlock } from "../../models/weights.js";
 import { frozen, type Graph, type Tensor } from "../../tensor/tensor.js";
-import { tableReader } from "../artifact/tables.js";
+import { tableReader } from "./tables.js";
 import type { ParameterValues } from "../schema/parameters.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
-import { bindSimulated, type BlockDescription, type SimulatedBlock } from "./simulated-block.js";
+import {
+  bindSimulated,
+  type BlockDescription,
+  type SimulatedBlock,
+} from "../block/simulated-block.js";
 
 /** `parameters`: one map per block; none for methods without parameters (plain rounding). */
 export function simulatedModel(
