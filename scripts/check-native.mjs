@@ -3,10 +3,10 @@
  * Layout and lint of native/: clang-format on every file that is not made from the ABI's table, clang-tidy on every
  * translation unit that clang compiles for x64 (.clang-format, .clang-tidy).
  *
- *   node scripts/check-native.mjs [--fix]
+ *   node scripts/check-native.mjs [--fix] [--optional]
  *
  * Layouts differ between versions, so both tools have one: they come from PyPI into out/clang. Without Python 3 or PyPI the
- * check fails and says so. --fix writes layouts instead of comparing.
+ * check fails and says so; with --optional it says so and passes. --fix writes layouts instead of comparing.
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
@@ -18,6 +18,7 @@ const TOOLS = ["clang-format==23.1.5", "clang-tidy==23.1.4"];
 const root = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 const environment = join(root, "out", "clang");
 const fix = process.argv.includes("--fix");
+const optional = process.argv.includes("--optional");
 
 function run(command, args) {
   const options = { cwd: root, encoding: "utf8", maxBuffer: 1 << 28 };
@@ -37,8 +38,18 @@ function tool(name) {
   const stamp = join(environment, "versions");
   const versions = TOOLS.join(" ");
   if (!existsSync(stamp) || readFileSync(stamp, "utf8") !== versions) {
-    must("python3 -m venv", "python3", ["-m", "venv", environment]);
-    must("pip install", join(environment, "bin", "pip"), ["install", "--quiet", ...TOOLS]);
+    const steps = [
+      ["python3", ["-m", "venv", environment]],
+      [join(environment, "bin", "pip"), ["install", "--quiet", ...TOOLS]],
+    ];
+    for (const [command, args] of steps) {
+      const { ok, text } = run(command, args);
+      if (ok) continue;
+      console.error(
+        `check-native: ${TOOLS.join(" and ")} cannot be installed here: ${text.trim()}`,
+      );
+      process.exit(optional ? 0 : 1);
+    }
     writeFileSync(stamp, versions);
   }
   return join(environment, "bin", name);
