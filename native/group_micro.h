@@ -177,8 +177,8 @@ using GroupKernel = void (*)(const GroupShape&, const GroupForm&, int64_t, const
 
 // Rows of the kernel that takes `rows`: few go by themselves, more by the next size, with rows of zeros.
 constexpr int group_kernel_rows(int rows) {
-  if (rows <= 4 || rows >= MR_VECTOR) return rows < MR_VECTOR ? rows : MR_VECTOR;
-  return rows <= 6 ? 6 : rows <= 8 ? 8 : MR_VECTOR;
+  if (rows >= MR_VECTOR) return MR_VECTOR;
+  return rows <= 4 ? rows : rows <= 6 ? 6 : rows <= 8 ? 8 : MR_VECTOR;
 }
 
 template <class Weights, bool OFFSET, Activations ACTIVATIONS, int ROWS = MR_VECTOR>

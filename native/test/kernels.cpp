@@ -176,8 +176,9 @@ DriverCase gptq_case("gptq's factor and rounding", [] {
       std::vector<int8_t> codes(static_cast<size_t>(rows * n));
       int32_t factored = 0;
       int code = pl_gptq_factor(n, moment.data(), order.data(), 0.1, factor.data(), &factored);
-      code |= pl_gptq_round(rows, n, weight.data(), scale.data(), rows, 4, factor.data(), order.data(), codes.data());
-      code |= pl_gptq_round(rows, n, weight.data(), scale.data(), 1, 4, factor.data(), order.data(), codes.data());
+      for (int64_t scales : {rows, int64_t{1}})
+        code |= pl_gptq_round(rows, n, weight.data(), scale.data(), scales, n, nullptr, 4, factor.data(), order.data(),
+                              codes.data());
       if (code != 0 || factored != 1) return 1;
     }
   return 0;
