@@ -37,7 +37,7 @@ function engineJobs(): Record<string, () => void> {
     const source = kind === "bf16Bf16" ? reals(n * k) : codes(n * k, bits);
     const weights = kernels.packWeights(kind, n, k, source);
     const a = integer ? codes(most * k, bits) : reals(most * k);
-    const scales = { aScale: integer ? ones : undefined, bScale: ones };
+    const scales = { aScale: integer ? ones : undefined, bScale: integer ? ones : undefined };
     for (const m of [1, 16, most])
       jobs[`packed ${kind} M=${m}`] = () => {
         kernels.packedProduct({ m, a, weights, out, ...scales });

@@ -24,13 +24,16 @@ inline void store_packed_row(const Cell* __restrict sums, int32_t correction, fl
                              Count count, bool accumulate) {
   float values[NR];
   constexpr bool codes = std::is_same<Cell, int32_t>::value;
-  for (int c = 0; c < count; c++) {
-    if constexpr (codes) {
+  if constexpr (codes) {
+    for (int c = 0; c < count; c++) {
       const int32_t sum = static_cast<int32_t>(static_cast<uint32_t>(sums[c]) - static_cast<uint32_t>(correction));
       values[c] = (static_cast<float>(sum) * a_scale) * b_scale[c];
-    } else {
-      values[c] = b_scale ? sums[c] * b_scale[c] : sums[c];
     }
+  } else if (b_scale) {
+    // Asked once: inside the loop, clang leaves a scalar branch for each column, a third of a thin product's time.
+    for (int c = 0; c < count; c++) values[c] = sums[c] * b_scale[c];
+  } else {
+    memcpy(values, sums, sizeof(float) * static_cast<size_t>(count));
   }
   if (bias)
     for (int c = 0; c < count; c++) values[c] += bias[c];
