@@ -119,7 +119,11 @@ function diagnose(): Diagnosis {
     advice.push(
       `${found.problem ?? ""}: plain TypeScript serves, hundreds of times slower; ${nativeAdvice()}`,
     );
-  if (found.serves === "none") advice.push(found.problem ?? "");
+  if (found.serves === "none") {
+    const problem = found.problem ?? "";
+    // The kernels' own message may say what to do already.
+    advice.push(problem.includes(nativeAdvice()) ? problem : `${problem}; or ${nativeAdvice()}`);
+  }
   if (found.serves === "wasm")
     advice.push(`WebAssembly serves, a few times slower than native kernels; ${nativeAdvice()}`);
   const better = found.levels?.at(-1);
