@@ -25,6 +25,8 @@ PL_INLINE VF load(const int8_t* p) {
   return (VF)vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
 }
 PL_INLINE void store(float* p, VF x) { vst1q_f32(p, (float32x4_t)x); }
+PL_INLINE VI add_i(VI x, VI y) { return x + y; }
+PL_INLINE VI splat_i(int32_t x) { return (VI)vdupq_n_s32(x); }
 PL_INLINE VF mul_f(VF x, VF y) { return x * y; }
 PL_INLINE VF fma(VF x, VF y, VF z) { return (VF)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y); }
 inline void sum_four(float* out, const VF (&x)[4]) {

@@ -28,6 +28,13 @@ struct UnitI8 {
   static Accumulator step_lane(Accumulator acc, VI rows, VI b) {
     return (VI)vdotq_laneq_s32((int32x4_t)acc, (int8x16_t)b, (int8x16_t)rows, lane);
   }
+  using Sum = VI;
+  static Sum of(VI x) { return x; }
+  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
+  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
+  static VI ones() { return (VI)vdupq_n_s8(1); }
+  static VI sum(VI acc, VI a) { return step(acc, a, ones()); }
+  static VI wide(Sum acc) { return acc; }
   static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 
@@ -50,6 +57,13 @@ struct UnitI8 {
   static Accumulator step_lane(Accumulator acc, VI rows, VI b) {
     return step(acc, (VI)vdupq_laneq_s32((int32x4_t)rows, lane), b);
   }
+  using Sum = VI;
+  static Sum of(VI x) { return x; }
+  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
+  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
+  static VI ones() { return (VI)vdupq_n_s16(1); }
+  static VI sum(VI acc, VI a) { return step(acc, a, ones()); }
+  static VI wide(Sum acc) { return acc; }
   static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 
@@ -71,6 +85,13 @@ struct UnitNibbles {
   static Accumulator step_lane(Accumulator acc, VI rows, VI b) {
     return step(acc, (VI)vdupq_laneq_s32((int32x4_t)rows, lane), b);
   }
+  using Sum = VI;
+  static Sum of(VI x) { return x; }
+  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
+  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
+  static VI ones() { return (VI)vdupq_n_s8(1); }
+  static VI sum(VI acc, VI a) { return step(acc, a, ones()); }
+  static VI wide(Sum acc) { return acc; }
   static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 #endif

@@ -10,6 +10,7 @@ import { openCheckpoint } from "../../../src/checkpoint/open.js";
 import { packageRoot } from "../../../src/common/package.js";
 import { loadTokenizer } from "../../../src/checkpoint/tokenizer.js";
 import { evaluatePerplexity } from "../../../src/evaluate/perplexity.js";
+import type { BlockHooks } from "../../../src/models/interpret.js";
 import { blockProgram, parseModelConfig } from "../../../src/models/architectures/index.js";
 import { loadEndLayers } from "../../../src/models/language-model.js";
 import { readBlock, uploadBlock } from "../../../src/models/weights.js";
@@ -273,13 +274,12 @@ describe("the pipeline", () => {
         // What folds before the site has been applied when the packed block's activation arrives.
         const carried = simulated.carries(site);
         const folded = diag ? x.map((v, i) => v * diag[i % width]) : x;
-        const before = simulated.linears(
-          g,
-          site,
-          g.constant([40, width], carried ? folded : x),
-          roles,
-        );
-        const after = packed.hooks.linears(g, site, g.constant([40, width], folded), roles);
+        const read = (hooks: BlockHooks, data: Float32Array) => {
+          const input = g.constant([40, width], data);
+          return hooks.linears(g, site, hooks.transform?.(g, site, input) ?? input, roles);
+        };
+        const before = read(simulated, carried ? folded : x);
+        const after = read(packed.hooks, folded);
         roles.forEach((role, i) => {
           const [expected, found] = [g.read(before[i]), g.read(after[i])];
           let difference = 0;
