@@ -15,7 +15,7 @@ describe.skipIf(!wasmModuleExists())(
         "--device",
         "wasm",
         "--threads",
-        "2",
+        "1",
       ]);
       expect(code).toBe(0);
       expect(stdout).toMatch(/^The ship was \w[^\n]*\n$/);
