@@ -34,7 +34,7 @@ describe.skipIf(!wasmModuleExists())(
     it("--device cpu does not take it silently", async () => {
       const { code, stderr } = await planish([...GENERATE, "--device", "cpu"], { env: WITHOUT });
       expect(code).toBe(1);
-      expect(stderr).toContain("npm run build:native");
+      expect(stderr).toContain("PLANISH_NATIVE_LIBRARY names /nowhere/planish_native.so");
     });
   },
 );
