@@ -11,19 +11,11 @@ constexpr int MANY_PANELS_ROWS = 2, MANY_PANELS = 2;
 using UnitBf16 = UnitRounded;
 
 // Bytes widened to int16 pairs: vpmaddwd cannot overflow on them, unlike vpmaddubsw, which saturates.
-struct UnitI8 {
+struct UnitI8 : IntegerUnit<UnitI8> {
   static constexpr int GROUP = 2;
-  static constexpr bool TILES = false;
-  static constexpr int B_SHIFT = 0;
-  using Cell = int32_t;
-  using Accumulator = VI;
-  static Accumulator zero() { return zero_i(); }
   static VI codes(const int8_t* p, uint8_t) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  using Sum = VI;
-  static Sum of(VI x) { return x; }
-  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     // _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)), one product after the other: left to itself g++ 12 may multiply all
     // first and spill the sums.
@@ -33,27 +25,15 @@ struct UnitI8 {
         : [a] "x"(a), [b] "x"(b));
     return acc;
   }
-  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
   static VI ones() { return _mm256_set1_epi16(1); }
   static VI sum(VI acc, VI a) { return add_i(acc, _mm256_madd_epi16(a, ones())); }
-  static VI wide(Sum acc) { return acc; }
-  static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 
 // Unsigned weights of 4 bits by signed codes, twice the products of UnitI8 per instruction. A pair of products is at most
 // 15·(128 + 128) = 3840, which vpmaddubsw does not saturate, and pairs are summed in 16 bits for as long as these surely
 // hold them (short_blocks); then `store` and `add` widen them to 32.
-struct UnitNibbles {
+struct UnitNibbles : IntegerUnit<UnitNibbles> {
   static constexpr int GROUP = 4;
-  static constexpr bool TILES = false;
-  static constexpr int B_SHIFT = 0;
-  using Cell = int32_t;
-  using Accumulator = VI;
-  static Accumulator zero() { return zero_i(); }
-  static VI codes(const int8_t* p, uint8_t) { return load_i(p); }
-  using Sum = VI;
-  static Sum of(VI x) { return x; }
-  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     // _mm256_add_epi16(acc, _mm256_maddubs_epi16(b, a)); in assembly for the same reason.
     VI product;

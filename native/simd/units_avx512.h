@@ -21,13 +21,10 @@ struct UnitBf16 {
 
 // vpdpbusd multiplies unsigned by signed bytes: B is packed as b + 128, and the epilogue subtracts 128·Σ_k a from each
 // row. Its sums wrap instead of saturating, so the corrected result is exact whenever it fits an int32.
-struct UnitI8 {
+struct UnitI8 : IntegerUnit<UnitI8> {
   static constexpr int GROUP = 4;
   static constexpr bool TILES = PL_ISA >= 3;
   static constexpr int B_SHIFT = TILES ? 0 : 128;
-  using Cell = int32_t;
-  using Accumulator = VI;
-  static Accumulator zero() { return zero_i(); }
   static VI codes(const int8_t* p, uint8_t flip) {
     return _mm512_xor_si512(load_i(p), _mm512_set1_epi8(static_cast<char>(flip)));
   }
@@ -36,11 +33,8 @@ struct UnitI8 {
   using Sum = VectorOf<int32_t, LANES>::type;
   static Sum of(VI x) { return (Sum)x; }
   static Sum more(Sum acc, VI a, VI b) { return (Sum)_mm512_dpbusd_epi32((VI)acc, b, a); }
-  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
   static VI ones() { return _mm512_set1_epi8(1); }
-  static VI sum(VI acc, VI a) { return _mm512_dpbusd_epi32(acc, ones(), a); }
   static VI wide(Sum acc) { return (VI)acc; }
-  static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 
 using UnitNibbles = UnitI8;

@@ -13,14 +13,8 @@ using UnitBf16 = UnitRounded;
 
 #if PL_NEON >= 2
 // A lane holds four codes; weights of 4 bits are bytes of [0, 15] to it.
-struct UnitI8 {
+struct UnitI8 : IntegerUnit<UnitI8> {
   static constexpr int GROUP = 4;
-  static constexpr bool TILES = false;
-  static constexpr int B_SHIFT = 0;
-  using Cell = int32_t;
-  using Accumulator = VI;
-  static Accumulator zero() { return zero_i(); }
-  static VI codes(const int8_t* p, uint8_t) { return load_i(p); }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     return (VI)vdotq_s32((int32x4_t)acc, (int8x16_t)b, (int8x16_t)a);
   }
@@ -28,26 +22,14 @@ struct UnitI8 {
   static Accumulator step_lane(Accumulator acc, VI rows, VI b) {
     return (VI)vdotq_laneq_s32((int32x4_t)acc, (int8x16_t)b, (int8x16_t)rows, lane);
   }
-  using Sum = VI;
-  static Sum of(VI x) { return x; }
-  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
-  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
   static VI ones() { return (VI)vdupq_n_s8(1); }
-  static VI sum(VI acc, VI a) { return step(acc, a, ones()); }
-  static VI wide(Sum acc) { return acc; }
-  static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 
 using UnitNibbles = UnitI8;
 #else
 // Bytes widened to pairs of 16 bits: products and their sums in 32.
-struct UnitI8 {
+struct UnitI8 : IntegerUnit<UnitI8> {
   static constexpr int GROUP = 2;
-  static constexpr bool TILES = false;
-  static constexpr int B_SHIFT = 0;
-  using Cell = int32_t;
-  using Accumulator = VI;
-  static Accumulator zero() { return zero_i(); }
   static VI codes(const int8_t* p, uint8_t) { return (VI)vmovl_s8(vld1_s8(p)); }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
@@ -57,25 +39,12 @@ struct UnitI8 {
   static Accumulator step_lane(Accumulator acc, VI rows, VI b) {
     return step(acc, (VI)vdupq_laneq_s32((int32x4_t)rows, lane), b);
   }
-  using Sum = VI;
-  static Sum of(VI x) { return x; }
-  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
-  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
   static VI ones() { return (VI)vdupq_n_s16(1); }
-  static VI sum(VI acc, VI a) { return step(acc, a, ones()); }
-  static VI wide(Sum acc) { return acc; }
-  static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 
 // Codes by weights of 4 bits as bytes of [0, 15]: a pair of products is at most 15·(128 + 128) = 3840, so two fit 16 bits.
-struct UnitNibbles {
+struct UnitNibbles : IntegerUnit<UnitNibbles> {
   static constexpr int GROUP = 4;
-  static constexpr bool TILES = false;
-  static constexpr int B_SHIFT = 0;
-  using Cell = int32_t;
-  using Accumulator = VI;
-  static Accumulator zero() { return zero_i(); }
-  static VI codes(const int8_t* p, uint8_t) { return load_i(p); }
   static Accumulator step(Accumulator acc, VI a, VI b) {
     const int8x16_t x = (int8x16_t)a, y = (int8x16_t)b;
     const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(y)), vmull_high_s8(x, y));
@@ -85,14 +54,7 @@ struct UnitNibbles {
   static Accumulator step_lane(Accumulator acc, VI rows, VI b) {
     return step(acc, (VI)vdupq_laneq_s32((int32x4_t)rows, lane), b);
   }
-  using Sum = VI;
-  static Sum of(VI x) { return x; }
-  static Sum more(Sum acc, VI a, VI b) { return step(acc, a, b); }
-  // A lane of codes that are 1; the sum of a lane's codes, added to acc; sums as 32-bit lanes.
   static VI ones() { return (VI)vdupq_n_s8(1); }
-  static VI sum(VI acc, VI a) { return step(acc, a, ones()); }
-  static VI wide(Sum acc) { return acc; }
-  static void store(Cell* p, Accumulator acc) { store_i(p, acc); }
 };
 #endif
 

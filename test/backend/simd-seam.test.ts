@@ -76,6 +76,12 @@ describe("multiply-add units", () => {
     [
       ...body.matchAll(/^ {2}(?:static constexpr \w+ (\w+)|using (\w+) =|static [\w:]+ (\w+)\()/gm),
     ].map(([, constant, alias, method]) => constant ?? alias ?? method);
+  /** What units of integers inherit. */
+  const shared = /^struct IntegerUnit \{\n([\s\S]*?)^\};/m.exec(source("units.h"))?.[1] ?? "";
+
+  test("units.h is read whole", () => {
+    expect(members(shared)).toEqual(expect.arrayContaining(["TILES", "Cell", "zero", "store"]));
+  });
 
   test.each(units)("%s has every unit, each with its members", (name) => {
     const text = source(name);
@@ -84,11 +90,18 @@ describe("multiply-add units", () => {
     );
     for (const unit of ["UnitBf16", "UnitI8", "UnitNibbles"])
       expect(text, unit).toMatch(new RegExp(`^(struct ${unit} |using ${unit} = )`, "m"));
-    const structs = [...text.matchAll(/^struct (\w+) \{\n([\s\S]*?)^\};/gm)];
+    const structs = [
+      ...text.matchAll(/^struct (\w+) (?:: IntegerUnit<(\w+)> )?\{\n([\s\S]*?)^\};/gm),
+    ];
     expect(structs.length).toBeGreaterThan(0);
-    for (const [, unit, body] of structs) {
-      const integer = unit === "UnitBf16" ? ["ROUND"] : ["B_SHIFT", "codes"];
-      expect(members(body), unit).toEqual(
+    for (const [, unit, ofInteger, body] of structs) {
+      const integer =
+        unit === "UnitBf16"
+          ? ["ROUND"]
+          : ["B_SHIFT", "codes", "Sum", "of", "more", "ones", "sum", "wide"];
+      if (ofInteger !== undefined) expect(ofInteger, "its own `step` and `ones`").toBe(unit);
+      const all = [...members(body), ...(ofInteger === undefined ? [] : members(shared))];
+      expect(all, unit).toEqual(
         expect.arrayContaining([
           ...["GROUP", "TILES", "Cell", "Accumulator", "zero", "step", "store"],
           ...integer,
