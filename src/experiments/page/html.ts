@@ -27,8 +27,15 @@ export interface PageContent {
   readonly data: PageData;
 }
 
-export function renderPage(content: PageContent): string {
-  const { title, subtitle, tables, notes, details, data } = content;
+/** What surrounds every page: head, heading, `main` as HTML, the data that its script reads, and the script. */
+export function renderShell(page: {
+  readonly title: string;
+  readonly subtitle: string;
+  readonly main: string;
+  readonly data: unknown;
+  /** The folder of `assets/` with its page.js. */
+  readonly script: string;
+}): string {
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -36,17 +43,28 @@ export function renderPage(content: PageContent): string {
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
-<title>${escape(title)}</title>
+<title>${escape(page.title)}</title>
 <link rel="icon" href="data:,">
 <style>${readAsset("report", "page.css")}</style>
 </head>
 <body>
 <header>
-<h1>${escape(title)}</h1>
-<p class="subtitle">${escape(subtitle)}</p>
+<h1>${escape(page.title)}</h1>
+<p class="subtitle">${escape(page.subtitle)}</p>
 </header>
 <main>
-<section aria-labelledby="results">
+${page.main}
+</main>
+<script id="data" type="application/json">${JSON.stringify(page.data).replace(/</g, "\\u003c")}</script>
+${plotScripts(readAsset(page.script, "page.js"))}
+</body>
+</html>
+`;
+}
+
+export function renderPage(content: PageContent): string {
+  const { title, subtitle, tables, notes, details, data } = content;
+  const main = `<section aria-labelledby="results">
 <h2 id="results">Results</h2>
 ${tables.map(renderTable).join("\n")}
 <ul class="notes">
@@ -58,13 +76,8 @@ ${notes.map((note) => `<li>${escape(note)}</li>`).join("\n")}
 <section aria-labelledby="details">
 <h2 id="details">Recipes, machine, versions</h2>
 ${details.map((d) => `<details><summary>${escape(d.title)}</summary><pre tabindex="0">${escape(d.text)}</pre></details>`).join("\n")}
-</section>
-</main>
-<script id="data" type="application/json">${JSON.stringify(data).replace(/</g, "\\u003c")}</script>
-${plotScripts(readAsset("report", "page.js"))}
-</body>
-</html>
-`;
+</section>`;
+  return renderShell({ title, subtitle, main, data, script: "report" });
 }
 
 /** Numeric columns stand right; a wide table scrolls by itself, and can be scrolled with the keyboard. */
@@ -105,12 +118,12 @@ function inlineScript(text: string): string {
 }
 
 /** A page's own file, from `assets/<page>/`. */
-export function readAsset(page: string, name: string): string {
+function readAsset(page: string, name: string): string {
   return readFileSync(join(packageRoot, "assets", page, name), "utf8");
 }
 
 /** Script elements with Observable Plot and d3, its only need, inlined, and then the page's own script. */
-export function plotScripts(own: string): string {
+function plotScripts(own: string): string {
   const scripts = [
     library("d3", "dist/d3.min.js"),
     library("@observablehq/plot", "dist/plot.umd.min.js"),

@@ -6,7 +6,7 @@ import {
   type Cell,
   type Column,
 } from "../../common/format.js";
-import { escape, plotScripts, readAsset, renderTable } from "../page/html.js";
+import { renderShell, renderTable } from "../page/html.js";
 import type { Sweep, SweepPoint } from "./result.js";
 
 function tableOf({ points, fullPrecision }: Sweep): {
@@ -74,31 +74,13 @@ export function sweepMarkdown(sweep: Sweep): string {
 
 /** Perplexity against 4-bit share, size and speed, drawn by assets/sweep/page.js with Observable Plot. */
 export function sweepPage(sweep: Sweep): string {
-  const title = `Sweep of ${sweep.method} on ${sweep.model}`;
-  return `<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
-<title>${escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>${readAsset("report", "page.css")}</style>
-</head>
-<body>
-<header>
-<h1>${escape(title)}</h1>
-<p class="subtitle">${escape(conditions(sweep))}</p>
-</header>
-<main>
-${renderTable({ caption: "Points of the grid", ...tableOf(sweep) })}
+  return renderShell({
+    title: `Sweep of ${sweep.method} on ${sweep.model}`,
+    subtitle: conditions(sweep),
+    main: `${renderTable({ caption: "Points of the grid", ...tableOf(sweep) })}
 <noscript><p>The curves need JavaScript; the table above does not.</p></noscript>
-<div id="plots"></div>
-</main>
-<script id="data" type="application/json">${JSON.stringify(sweep).replace(/</g, "\\u003c")}</script>
-${plotScripts(readAsset("sweep", "page.js"))}
-</body>
-</html>
-`;
+<div id="plots"></div>`,
+    data: sweep,
+    script: "sweep",
+  });
 }

@@ -2,6 +2,7 @@
  * Binding of the matrix products (native/matmul.h). Sizes are checked here, since the native side trusts them: an
  * operand that reaches past its buffer is refused with its numbers.
  */
+import { matrixExtent } from "../../contract/extents.js";
 import type {
   Buffer,
   DType,
@@ -35,19 +36,6 @@ function typed(name: string, buffer: Buffer, accepted: readonly DType[], length:
   return buffer.address;
 }
 
-/** One past the last element that a batch of rows×cols matrices touches. */
-function extent(
-  rows: number,
-  cols: number,
-  offset: number,
-  stride: number,
-  batch: number,
-  batchStride: number,
-): number {
-  if (rows === 0 || cols === 0 || batch === 0) return 0;
-  return offset + (batch - 1) * batchStride + (rows - 1) * stride + cols;
-}
-
 interface Placed {
   readonly address: bigint;
   readonly offset: number;
@@ -77,7 +65,7 @@ function place(
     name,
     buffer,
     ["f32", "i8"],
-    extent(storedRows, storedCols, offset, stride, batch, batchStride),
+    matrixExtent(storedRows, storedCols, offset, stride, batch, batchStride),
   );
   const flags =
     (transposed ? CONSTANTS.operandTransposed : 0) |
@@ -109,7 +97,7 @@ export function matmulKernels(native: NativeKernels): Pick<Kernels, "matmul" | "
         "out",
         out.buffer,
         ["f32"],
-        extent(m, n, outOffset, outStride, batch, outBatch),
+        matrixExtent(m, n, outOffset, outStride, batch, outBatch),
       );
       native.matmul({
         m,

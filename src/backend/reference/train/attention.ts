@@ -4,27 +4,11 @@
  * Dao et al. 2022 (FlashAttention), section B.2.
  */
 
-import type { AttentionArgs, AttentionBackwardArgs, HeadLayout } from "../../contract/training.js";
+import { headExtent } from "../../contract/extents.js";
+import type { AttentionArgs, AttentionBackwardArgs } from "../../contract/training.js";
 import { optionalReals, reals } from "./views.js";
 
 type Sizes = Omit<AttentionArgs, "out" | "q" | "k" | "v" | "logSumExp">;
-
-/** Elements a tensor in this layout reaches into its buffer. */
-function extent(
-  layout: HeadLayout,
-  batch: number,
-  time: number,
-  heads: number,
-  headDim: number,
-): number {
-  if (batch * time * heads === 0) return 0;
-  return (
-    (batch - 1) * layout.batchStride +
-    (time - 1) * layout.timeStride +
-    (heads - 1) * layout.headStride +
-    headDim
-  );
-}
 
 /** First and one-past-last key that query t may see. */
 function visibleKeys(args: Sizes, t: number): { first: number; end: number } {
@@ -50,13 +34,13 @@ function capped(score: number, cap: number | undefined): number {
 export function attention(args: AttentionArgs): void {
   const { batch, heads, kvHeads, headDim, queryLength, keyLength, qLayout, kvLayout, outLayout } =
     args;
-  const kvExtent = extent(kvLayout, batch, keyLength, kvHeads, headDim);
-  const q = reals(args.q, extent(qLayout, batch, queryLength, heads, headDim), "attention q");
+  const kvExtent = headExtent(kvLayout, batch, keyLength, kvHeads, headDim);
+  const q = reals(args.q, headExtent(qLayout, batch, queryLength, heads, headDim), "attention q");
   const k = reals(args.k, kvExtent, "attention k");
   const v = reals(args.v, kvExtent, "attention v");
   const out = reals(
     args.out,
-    extent(outLayout, batch, queryLength, heads, headDim),
+    headExtent(outLayout, batch, queryLength, heads, headDim),
     "attention out",
   );
   const logSumExp = optionalReals(
@@ -109,9 +93,9 @@ export function attention(args: AttentionArgs): void {
 export function attentionBackward(args: AttentionBackwardArgs): void {
   const { batch, heads, kvHeads, headDim, queryLength, keyLength, qLayout, kvLayout, outLayout } =
     args;
-  const qExtent = extent(qLayout, batch, queryLength, heads, headDim);
-  const kvExtent = extent(kvLayout, batch, keyLength, kvHeads, headDim);
-  const outExtent = extent(outLayout, batch, queryLength, heads, headDim);
+  const qExtent = headExtent(qLayout, batch, queryLength, heads, headDim);
+  const kvExtent = headExtent(kvLayout, batch, keyLength, kvHeads, headDim);
+  const outExtent = headExtent(outLayout, batch, queryLength, heads, headDim);
   const q = reals(args.q, qExtent, "attentionBackward q");
   const k = reals(args.k, kvExtent, "attentionBackward k");
   const v = reals(args.v, kvExtent, "attentionBackward v");

@@ -2,6 +2,7 @@
  * Attention: on tensor cores (native/cuda/attention_mma.cu) in bf16 for heads up to 128, else in f32
  * (native/cuda/attention.cu), which is also within the bounds of bf16.
  */
+import { headExtent } from "../../../contract/extents.js";
 import type {
   AttentionArgs,
   AttentionBackwardArgs,
@@ -41,28 +42,11 @@ function shapeOf(args: Sizes): number[] {
   ];
 }
 
-/** Elements a tensor in this layout reaches into its buffer. */
-function extent(
-  layout: HeadLayout,
-  batch: number,
-  time: number,
-  heads: number,
-  headDim: number,
-): number {
-  if (batch * time * heads === 0) return 0;
-  return (
-    (batch - 1) * layout.batchStride +
-    (time - 1) * layout.timeStride +
-    (heads - 1) * layout.headStride +
-    headDim
-  );
-}
-
 function extents({ batch, heads, kvHeads, headDim, queryLength, keyLength, ...layouts }: Sizes) {
   return {
-    q: extent(layouts.qLayout, batch, queryLength, heads, headDim),
-    kv: extent(layouts.kvLayout, batch, keyLength, kvHeads, headDim),
-    out: extent(layouts.outLayout, batch, queryLength, heads, headDim),
+    q: headExtent(layouts.qLayout, batch, queryLength, heads, headDim),
+    kv: headExtent(layouts.kvLayout, batch, keyLength, kvHeads, headDim),
+    out: headExtent(layouts.outLayout, batch, queryLength, heads, headDim),
     rows: batch * heads * queryLength,
   };
 }

@@ -2,6 +2,7 @@
  * Matrix products: cuBLASLt, with operands gathered into dense bf16 (or f32 where codes or scales ask for it) by one
  * kernel of native/cuda/convert.cu, and scales, bias and accumulation of the outputs by another where cuBLASLt has none.
  */
+import { matrixExtent } from "../../../contract/extents.js";
 import type {
   IntMatmulArgs,
   Kernels,
@@ -24,19 +25,6 @@ function fail(name: string, text: string): never {
 function checkCount(name: string, value: number): void {
   if (!Number.isSafeInteger(value) || value < 0)
     fail(name, `is ${value}; give an integer of at least 0`);
-}
-
-/** One past the last element that a batch of rows×cols matrices touches. */
-function extent(
-  rows: number,
-  cols: number,
-  offset: number,
-  stride: number,
-  batch: number,
-  batchStride: number,
-): number {
-  if (rows === 0 || cols === 0 || batch === 0) return 0;
-  return offset + (batch - 1) * batchStride + (rows - 1) * stride + cols;
 }
 
 /** A checked operand, as stored. */
@@ -68,7 +56,7 @@ function place(
     fail(`${name}.stride`, `is ${stride}; its stored rows have ${storedCols} elements`);
   const { dtype, length, pointer } = cudaBuffer(operand.buffer);
   if (dtype !== "f32" && dtype !== "i8") fail(name, `has type ${dtype}; accepted: f32, i8`);
-  const reach = extent(storedRows, storedCols, offset, stride, batch, batchStride);
+  const reach = matrixExtent(storedRows, storedCols, offset, stride, batch, batchStride);
   if (length < reach) fail(name, `has ${length} elements; the product reaches element ${reach}`);
   return {
     pointer: pointer + offset * (dtype === "f32" ? 4 : 1),
@@ -133,7 +121,11 @@ export function matmulKernels(ctx: CudaContext): Pick<Kernels, "matmul" | "intMa
       if (batch > 1 && outBatch < 1)
         fail("out.batchStride", `is ${outBatch}; ${batch} products need separate outputs`);
       const out =
-        real(args.out.buffer, extent(m, n, outOffset, outStride, batch, outBatch), "matmul out") +
+        real(
+          args.out.buffer,
+          matrixExtent(m, n, outOffset, outStride, batch, outBatch),
+          "matmul out",
+        ) +
         4 * outOffset;
       const kScale = optionalReal(args.kScale, k, "matmul kScale");
       const nScale = optionalReal(args.nScale, n, "matmul nScale");
