@@ -51,6 +51,9 @@ export interface Scheme {
 }
 
 const GRID = String.raw`(\d+)(?:g(\d+)(o?))?`;
+/** The written form, for messages and help. */
+export const SCHEME_FORM = "w<bits>[g<group>[o]]a<bits>[g<group>[o]][kv<bits>][h<bits>[g<group>]]";
+
 const WRITTEN = new RegExp(String.raw`^w${GRID}a${GRID}(?:kv(\d+))?(?:h(\d+)(?:g(\d+))?)?$`, "i");
 
 /**
@@ -61,7 +64,7 @@ export function parseScheme(text: string): Scheme {
   const match = WRITTEN.exec(text.trim());
   if (match === null) {
     throw new UsageError(
-      `scheme ${quoted(text)} is not of the form w<bits>[g<group>[o]]a<bits>[g<group>[o]][kv<bits>][h<bits>[g<group>]]; ` +
+      `scheme ${quoted(text)} is not of the form ${SCHEME_FORM}; ` +
         `give one like w4a4kv4, w4a16kv16 or w4g64a8kv4h8`,
     );
   }

@@ -5,7 +5,7 @@ import { openBackend } from "../../backend/open.js";
 import { resolveModel } from "../../checkpoint/hub.js";
 import { outputPlace } from "../../common/place.js";
 import { parseTasks, readTask, type TaskData } from "../../evaluate/tasks/index.js";
-import { parseScheme } from "../../backend/contract/scheme.js";
+import { parseScheme, SCHEME_FORM } from "../../backend/contract/scheme.js";
 import { compare } from "../../experiments/compare/compare.js";
 import { comparisonText } from "../../experiments/compare/table.js";
 import { parseWays, wayNames } from "../../experiments/compare/ways.js";
@@ -68,7 +68,7 @@ export function register(program: Command): void {
       nameList,
       DEFAULT_METHODS,
     )
-    .option("--scheme <scheme>", "w<bits>a<bits>kv<bits>", "w4a4kv4")
+    .option("--scheme <scheme>", SCHEME_FORM, "w4a4kv4")
     .option("--preset <name>", "for the methods that have one of this name; others take their own")
     .option("--calibration <text>", "wikipedia (embedded) or a text file", "wikipedia")
     .option("--samples <n>", "windows of calibration text, for all methods alike", count)

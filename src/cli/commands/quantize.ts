@@ -17,7 +17,7 @@ import { outputPlace } from "../../common/place.js";
 import { calibrateBlocks, quantize, type QuantizeResult } from "../../quantize/run/pipeline.js";
 import { movedGroups, type MovedGroup } from "../../quantize/schema/parameter-movement.js";
 import { METHODS } from "../../quantize/methods/index.js";
-import { LEGAL_BITS, parseScheme } from "../../backend/contract/scheme.js";
+import { LEGAL_BITS, parseScheme, SCHEME_FORM } from "../../backend/contract/scheme.js";
 import type { BlockRange } from "../../quantize/run/workers.js";
 import { perform } from "../action.js";
 import { decimal, integer } from "../flags.js";
@@ -75,7 +75,7 @@ export function register(program: Command): void {
     )
     .option(
       "--scheme <scheme>",
-      `w<bits>a<bits>kv<bits>, bits in ${LEGAL_BITS.join(", ")} (16: not quantized)`,
+      `${SCHEME_FORM}, bits in ${LEGAL_BITS.join(", ")} (16: not quantized)`,
       "w4a4kv4",
     )
     .option("--preset <name>", `the method's settings: ${presetHelp()}`)

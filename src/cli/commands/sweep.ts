@@ -1,4 +1,5 @@
 /** `planish sweep`: a method over a grid of recipe fields, one table and trade-off curves. */
+import { SCHEME_FORM } from "../../backend/contract/scheme.js";
 import { LIMITS } from "../../common/bounds.js";
 import { InvalidArgumentError, Option, type Command } from "commander";
 import { openBackend } from "../../backend/open.js";
@@ -60,7 +61,7 @@ export function register(program: Command): void {
         .choices(METHODS.map(({ name }) => name))
         .default("flattenquant"),
     )
-    .option("--scheme <scheme>", "w<bits>a<bits>kv<bits>", "w4a4kv8")
+    .option("--scheme <scheme>", SCHEME_FORM, "w4a4kv8")
     .option("--preset <name>", "the method's settings where the grid has none")
     .option("--recipe <file>", "JSON of settings that replace the preset's at all points")
     .option("--calibration <text>", "wikipedia (embedded) or a text file", "wikipedia")
