@@ -27,6 +27,22 @@ export function floatToHalfBits(value: number): number {
   return sign | (half + (rest > tie || (rest === tie && (half & 1) === 1) ? 1 : 0));
 }
 
+/** Whether every value is one that IEEE half precision holds. */
+export function areHalves(values: Float32Array): boolean {
+  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  for (let i = 0; i < bits.length; i++) {
+    const exponent = (bits[i] >>> 23) & 0xff;
+    // Below 2^−14 a half has fewer digits, down to none below 2^−24.
+    const dropped = exponent >= 113 ? 13 : 13 + 113 - exponent;
+    if (exponent > 142) return false;
+    if ((bits[i] & 0x7fffffff) === 0) continue;
+    if (exponent < 103) return false;
+    const mantissa = (bits[i] & 0x7fffff) | 0x800000;
+    if (mantissa % 2 ** dropped !== 0) return false;
+  }
+  return true;
+}
+
 /**
  * Converts to halves; little-endian bytes.
  * @throws PlanishError naming the tensor when a finite value does not fit.

@@ -10,26 +10,20 @@ import type {
   StoredMatrix,
 } from "../backend/contract/inference.js";
 import type { PackedBlock, PackedLinear } from "../backend/contract/packed.js";
-import { cacheShape, type BlockProgram } from "../backend/contract/program.js";
 import { parseScheme, type Scheme } from "../backend/contract/scheme.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { openCheckpoint } from "../checkpoint/open.js";
 import { mapValues } from "../common/records.js";
 import { blockPrograms } from "../models/architectures/index.js";
-import {
-  keptScheme,
-  readKeptBlock,
-  storedMatrix,
-  type Kept,
-  type KeptChoices,
-} from "../models/kept.js";
+import { keptScheme, storedMatrix, type Kept, type KeptChoices } from "../models/kept.js";
 import { parseSource } from "../models/source.js";
 import type { Architecture, ModelConfig } from "../models/config.js";
 import { readBlock, readFinalNorm, readTensor, type HostBlock } from "../models/weights.js";
-import { readQuantizedTable, tableGrid } from "../quantize/artifact/tables.js";
+import { readQuantizedTable } from "../quantize/artifact/tables.js";
+import { gridOfTable } from "../quantize/artifact/tensors.js";
 import { dequantized } from "../quantize/grids/groups.js";
 import { isArtifact, openArtifact } from "../quantize/artifact/artifact.js";
-import { powerOfTwoPart, sylvesterHadamard } from "../quantize/transforms/hadamard.js";
+import { keptBlock } from "../quantize/block/kept-block.js";
 
 /** A source that holds files open until it is disposed. */
 export interface OpenSource extends InferenceSource, Disposable {
@@ -96,11 +90,7 @@ function openOriginal(path: string, keep?: KeptChoices) {
       ownTables: own !== undefined,
       block: (layer: number) =>
         own
-          ? withTurnedKeys(
-              readKeptBlock(checkpoint, architecture, config, layer),
-              blockPrograms(config)[layer],
-              own,
-            )
+          ? keptBlock(checkpoint, architecture, config, own, layer)
           : unquantized(readBlock(checkpoint, architecture, config, layer)),
       [Symbol.dispose]: () => checkpoint[Symbol.dispose](),
     };
@@ -108,23 +98,6 @@ function openOriginal(path: string, keep?: KeptChoices) {
     checkpoint[Symbol.dispose]();
     throw error;
   }
-}
-
-/**
- * Keys and queries turned by one Hadamard matrix, where a cache of few bits gains by it: scores stay what they are, and a
- * channel that is large in every key is spread over all.
- */
-function withTurnedKeys(
-  block: PackedBlock,
-  program: BlockProgram,
-  { kvBits }: Scheme,
-): PackedBlock {
-  const { headDim } = cacheShape(program);
-  if (kvBits > 4 || powerOfTwoPart(headDim) !== headDim) return block;
-  const scale = 1 / Math.sqrt(headDim);
-  const matrix = Float32Array.from(sylvesterHadamard(headDim), (sign) => sign * scale);
-  // Symmetric and orthogonal: its own inverse, transposed or not.
-  return { ...block, keyTransform: { matrix, inverseT: matrix } };
 }
 
 function unquantized(host: HostBlock): PackedBlock {
@@ -170,7 +143,7 @@ function endLayerSource(
       return checkpoint.grid?.(name) === undefined
         ? matrix(name, shape)
         : { ...matrix(name, shape), quantized: () => storedMatrix(checkpoint, name, shape) };
-    if (!tableGrid(scheme)) return matrix(name, shape);
+    if (!gridOfTable(scheme, name)) return matrix(name, shape);
     const quantized = () => readQuantizedTable(checkpoint, architecture, config, scheme, name);
     return {
       shape,

@@ -49,6 +49,10 @@ export function openForExport(path: string, target: string): OpenArtifact {
           `${path}: ${architecture.name} keeps ${other.path} in a tensor with others, or scaled, in its own form; export to ${target} writes architectures whose linears are stored one by one, such as llama, mistral, qwen2 and qwen3`,
         );
     }
+    if (scheme.blocks ?? scheme.tables)
+      throw new PlanishError(
+        `${path}: single linears have grids of their own (planish inspect shows them), and export to ${target} writes one grid for all; export an artifact of another method`,
+      );
     if (scheme.tableBits !== undefined)
       throw new PlanishError(
         `${path}: embedding and head have ${scheme.tableBits} bits, which ${target} has no place for; quantize again without "h${scheme.tableBits}"`,

@@ -9,6 +9,8 @@ import {
   LEGAL_TABLE_BITS,
   type Bits,
   type GroupSize,
+  type MatrixGrid,
+  type OwnGrids,
   type Scheme,
 } from "../backend/contract/scheme.js";
 import type { Checkpoint, StoredGrid } from "../checkpoint/checkpoint.js";
@@ -41,7 +43,10 @@ export function keptScheme(
   const grid = (name: string) => checkpoint.grid?.(name);
   const typeOf = (name: string) => checkpoint.tensors.get(name)?.type ?? "nothing";
   const shares = new Map<string, { grid: StoredGrid; weights: number }>();
-  for (const [layer, program] of blockPrograms(config).entries())
+  const blocks: OwnGrids[] = [];
+  for (const [layer, program] of blockPrograms(config).entries()) {
+    const weightGrids: Record<string, MatrixGrid> = {};
+    blocks.push({ weights: weightGrids });
     for (const place of Object.values(program.linears)) {
       if (partsOf(place).some(({ transposed, stack }) => transposed ?? stack))
         return { obstacle: `${place.path} is one of several in a tensor, or stored by columns` };
@@ -56,9 +61,17 @@ export function keptScheme(
         return { obstacle: `${tensors.join(" and ")} are one linear, stored on different grids` };
       const weights = (shares.get(key)?.weights ?? 0) + place.shape[0] * place.shape[1];
       shares.set(key, { grid: first, weights });
+      weightGrids[place.path] = ownGrid(first);
     }
+  }
   const [most] = [...shares.values()].sort((a, b) => b.weights - a.weights);
   if (!most) return { obstacle: "the model has no linears" };
+  const tables = Object.fromEntries(
+    [names.embedding, ...(config.tiedEmbeddings ? [] : [names.lmHead])].flatMap((name) => {
+      const own = grid(name);
+      return own ? [[name, ownGrid(own)] as const] : [];
+    }),
+  );
   const table = grid(names.embedding);
   const tableBits = LEGAL_TABLE_BITS.find((bits) => table && bits >= table.bits);
   const widths = blockPrograms(config).flatMap((program) =>
@@ -74,6 +87,8 @@ export function keptScheme(
       activationGroup: widths.every((width) => width % 64 === 0) ? 64 : 32,
       kvBits,
       ...(table && tableBits && { tableBits, tableGroup: legalGroup(table.group) }),
+      blocks,
+      tables,
     },
     types: [
       ...new Set(
@@ -83,6 +98,10 @@ export function keptScheme(
       ),
     ],
   };
+}
+
+function ownGrid({ bits, group, offset }: StoredGrid): MatrixGrid {
+  return { bits, group, ...(offset && { offset }) };
 }
 
 /** 5 bits take the place of 6. */

@@ -2,91 +2,27 @@
  * GGUF weights taken as they are: the same numbers as those read as floats, to the bit, and a model that runs on the integer
  * kernels near to the one in float32.
  */
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { createCpuBackend } from "../../src/backend/cpu/train/backend.js";
 import { formatScheme } from "../../src/backend/contract/scheme.js";
 import { dequantized } from "../../src/backend/reference/infer/kernels.js";
-import { BLOCK_FORMATS, type BlockType } from "../../src/checkpoint/gguf-blocks.js";
+import type { BlockType } from "../../src/checkpoint/gguf-blocks.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
-import { Random } from "../../src/common/random.js";
 import { openExecutor } from "../../src/engine/open-executor.js";
 import { openInteger } from "../../src/engine/processor.js";
 import { parseModelConfig } from "../../src/models/architectures/index.js";
 import { keptScheme, readKeptBlock, storedMatrix } from "../../src/models/kept.js";
 import { LanguageModel } from "../../src/models/language-model.js";
 import { readBlock, readTensor } from "../../src/models/weights.js";
-import { ggufBytes, type GgufTensorSpec } from "../checkpoint/file-bytes.js";
-import { modelFields, vector } from "../checkpoint/gguf-models.js";
+import type { GgufTensorSpec } from "../checkpoint/file-bytes.js";
+import { MIXED, TYPES, WIDTH, writeCodedModel } from "./coded-gguf.js";
 import { engineLogits, mean, modelLogits, rowDistances } from "../backend/cpu/infer/support.js";
 
 const directory = mkdtempSync(join(tmpdir(), "planish-kept-"));
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
-
-const WIDTH = 256;
-const HEADS = 4;
-const KV = 128;
-const CODES: Readonly<Record<BlockType, number>> = {
-  ...{ Q4_0: 2, Q4_1: 3, Q5_0: 6, Q5_1: 7 },
-  ...{ Q8_0: 8, Q4_K: 12, Q5_K: 13, Q6_K: 14 },
-};
-/** Where halves lie in a block: scales and offsets, which must be sensible numbers. */
-const HALVES: Readonly<Record<BlockType, readonly number[]>> = {
-  ...{ Q4_0: [0], Q4_1: [0, 2], Q5_0: [0], Q5_1: [0, 2] },
-  ...{ Q8_0: [0], Q4_K: [0, 2], Q5_K: [0, 2], Q6_K: [208] },
-};
-
-/** Random blocks: scales of 2^−11 … 2^−10 (of K-quants 2^−17, for they multiply), either sign for offsets. */
-function blocks(type: BlockType, name: string, rows: number, random: Random): GgufTensorSpec {
-  const { blockBytes } = BLOCK_FORMATS[type];
-  const { blockElements } = BLOCK_FORMATS[type];
-  const data = Uint8Array.from({ length: (rows * WIDTH * blockBytes) / blockElements }, () =>
-    random.below(256),
-  );
-  const view = new DataView(data.buffer);
-  const exponent = type === "Q8_0" ? 2 : type.endsWith("K") ? 3 : 6;
-  for (let at = 0; at < data.length; at += blockBytes)
-    for (const [i, half] of HALVES[type].entries())
-      view.setUint16(at + half, (i << 15) | (exponent << 10) | random.below(1024), true);
-  return { name, extents: [WIDTH, rows], type: CODES[type], data };
-}
-
-/** A model of one block whose matrices have these types in turn. */
-function modelOf(types: readonly BlockType[], embedding: BlockType, more?: GgufTensorSpec): string {
-  const random = new Random(types.length);
-  const ones = new Float32Array(WIDTH).fill(1);
-  const shapes = [
-    ["attn_q", WIDTH],
-    ["attn_k", KV],
-    ["attn_v", KV],
-    ["attn_output", WIDTH],
-    ["ffn_gate", WIDTH],
-    ["ffn_up", WIDTH],
-    ["ffn_down", WIDTH],
-  ] as const;
-  const matrices = shapes.map(([name, rows], i) =>
-    blocks(types[i % types.length], `blk.0.${name}.weight`, rows, random),
-  );
-  const path = join(directory, `${[...types, embedding, more?.name].join("-")}.gguf`);
-  const fields = {
-    ...modelFields("llama"),
-    "llama.block_count": { u32: 1 },
-    "llama.embedding_length": { u32: WIDTH },
-    "llama.feed_forward_length": { u32: WIDTH },
-    "llama.attention.head_count": { u32: HEADS },
-  };
-  const tensors = [
-    blocks(embedding, "token_embd.weight", 8, random),
-    vector("output_norm.weight", ones),
-    vector("blk.0.attn_norm.weight", ones),
-    vector("blk.0.ffn_norm.weight", ones),
-    ...matrices.map((each) => (each.name === more?.name ? more : each)),
-  ];
-  writeFileSync(path, ggufBytes(fields, tensors));
-  return path;
-}
 
 /** Where two lists differ as float32 numbers, or −1. */
 function firstDifference(values: Float64Array, expected: ArrayLike<number>): number {
@@ -94,8 +30,8 @@ function firstDifference(values: Float64Array, expected: ArrayLike<number>): num
   return values.findIndex((value, i) => Math.fround(value) !== expected[i]);
 }
 
-const TYPES = Object.keys(CODES) as BlockType[];
-const MIXED: readonly BlockType[] = ["Q4_K", "Q5_K", "Q6_K", "Q4_1", "Q8_0", "Q5_0", "Q4_0"];
+const modelOf = (types: readonly BlockType[], embedding: BlockType, more?: GgufTensorSpec) =>
+  writeCodedModel(directory, types, embedding, more);
 
 test.each([...TYPES.map((type) => [type]), MIXED])(
   "%s: the very numbers of the file",

@@ -204,7 +204,10 @@ async function zeroed(name: string, zero: RegExp): Promise<string> {
   return path;
 }
 
-describe.each(METHODS.map(({ name, presets }) => [name, presets] as const))(
+/** Those that round any model; the others have tests of their own. */
+const ROUNDING = METHODS.filter((method) => !("keep" in method));
+
+describe.each(ROUNDING.map(({ name, presets }) => [name, presets] as const))(
   "a model with dead parts, by %s",
   (method, presets) => {
     it.each([

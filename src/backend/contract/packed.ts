@@ -3,6 +3,7 @@
  * the small run-time transforms, clipping logits).
  */
 import type { RealArray } from "./buffer.js";
+import type { NarrowBits } from "./scheme.js";
 import type { KeptName, LinearName, LinearSite, NormName } from "./program.js";
 
 /** A weight before it is put on a device. */
@@ -89,6 +90,8 @@ export interface PackedTransform {
 export interface PackedBlock {
   readonly norms: Readonly<Record<NormName, HostNorm>>;
   readonly linears: Readonly<Record<LinearName, PackedLinear>>;
+  /** Bits of a site's activation, where they are not the scheme's. */
+  readonly activationBits?: Readonly<Partial<Record<LinearSite, NarrowBits>>>;
   /** In full precision. */
   readonly kept: Readonly<Record<KeptName, HostTensor>>;
   /** The matrix at attention's output acts over heads and is its `left`. */

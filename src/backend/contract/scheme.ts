@@ -15,6 +15,8 @@ import { UsageError } from "../../common/errors.js";
 /** Every bit width a scheme may name. */
 export const LEGAL_BITS = [2, 3, 4, 6, 8, 16] as const;
 export type Bits = (typeof LEGAL_BITS)[number];
+/** Widths that integers have. */
+export type NarrowBits = Exclude<Bits, 16>;
 
 /** Channels that may share a scale; 16 occurs in GGUF's own grids only. */
 export const LEGAL_GROUPS = [16, 32, 64, 128] as const;
@@ -26,6 +28,21 @@ export type TableBits = (typeof LEGAL_TABLE_BITS)[number];
 
 /** Channels of a table's row that share a scale, unless the scheme says otherwise. */
 export const DEFAULT_TABLE_GROUP = 64;
+
+/** A grid of one matrix as it is stored: bits, columns that share a scale (absent: the row), an offset for each group. */
+export interface MatrixGrid {
+  readonly bits: number;
+  readonly group?: number;
+  readonly offset?: boolean;
+}
+
+/** What one block has instead of its scheme's grids. */
+export interface OwnGrids {
+  /** Of weights, by a linear's path in the block. */
+  readonly weights?: Readonly<Record<string, MatrixGrid>>;
+  /** Bits of the activation at a site, by its name. */
+  readonly activationBits?: Readonly<Partial<Record<string, NarrowBits>>>;
+}
 
 /** Grids of one quantized model; 16 bits mean that the tensor stays in 16 or more bits. */
 export interface Scheme {
@@ -48,6 +65,20 @@ export interface Scheme {
   readonly tableBits?: TableBits;
   /** Channels of a table's row that share a scale; given whenever `tableBits` is. */
   readonly tableGroup?: GroupSize;
+  /**
+   * Not part of the written form: grids of single blocks, in order, and of tables by name (one that is not listed then has
+   * 16 bits).
+   */
+  readonly blocks?: readonly OwnGrids[];
+  readonly tables?: Readonly<Record<string, MatrixGrid>>;
+  /** Of the one block that this is the scheme of (`schemeOfBlock`). */
+  readonly own?: OwnGrids;
+}
+
+/** A model's scheme as one of its blocks has it. */
+export function schemeOfBlock(scheme: Scheme, layer: number): Scheme {
+  const own = scheme.blocks?.[layer];
+  return own ? { ...scheme, own } : scheme;
 }
 
 const GRID = String.raw`(\d+)(?:g(\d+)(o?))?`;
@@ -130,10 +161,29 @@ export function isScheme(text: string): boolean {
   }
 }
 
+const OWN_GRID = /^([2-9]|1[0-6])(?:g(\d{1,7})(o?))?$/;
+
+/** A grid of one matrix as `formatGrid` writes it; undefined for other texts. */
+export function parseGrid(text: string): MatrixGrid | undefined {
+  const match = OWN_GRID.exec(text) as (string | undefined)[] | null;
+  if (!match) return undefined;
+  const [, bits, group, offset] = match;
+  return {
+    bits: Number(bits),
+    ...(group && { group: Number(group) }),
+    ...(offset && { offset: true }),
+  };
+}
+
+/** `4g32o`: bits, group, offset. */
+export function formatGrid({ bits, group, offset }: MatrixGrid): string {
+  return `${bits}${group ? `g${group}` : ""}${offset ? "o" : ""}`;
+}
+
 /** The written form, always with its `kv` part: the inverse of `parseScheme`. */
 export function formatScheme(scheme: Scheme): string {
   const grid = (bits: number, group?: number, offset?: boolean) =>
-    `${bits}${group ? `g${group}` : ""}${offset ? "o" : ""}`;
+    formatGrid({ bits, group, offset });
   const { tableBits, tableGroup } = scheme;
   const table =
     tableBits && `h${grid(tableBits, tableGroup === DEFAULT_TABLE_GROUP ? undefined : tableGroup)}`;
@@ -145,16 +195,19 @@ export function formatScheme(scheme: Scheme): string {
 }
 
 /**
- * What of a scheme `who` has no arithmetic for, when that is all it lacks: groups of weights or activations, or tables.
+ * What of a scheme `who` has no arithmetic for, when that is all it lacks: groups of weights or activations, tables, or
+ * grids of single linears.
  * Undefined when the scheme has none of these.
  */
 export function groupObstacle(scheme: Scheme, who: string): string | undefined {
-  const { weightGroup, activationGroup, tableBits } = scheme;
+  const { weightGroup, activationGroup, tableBits, blocks } = scheme;
   const part = weightGroup
     ? `weights in groups of ${weightGroup}`
     : activationGroup
       ? `activations in groups of ${activationGroup}`
-      : tableBits && `embedding and head of ${tableBits} bits`;
+      : tableBits
+        ? `embedding and head of ${tableBits} bits`
+        : blocks && "bits of their own at single linears or sites";
   return part === undefined
     ? undefined
     : `scheme ${formatScheme(scheme)} has ${part}, which ${who} cannot take; give one such as w${scheme.weightBits}a${scheme.activationBits}kv${scheme.kvBits}`;

@@ -28,6 +28,9 @@ export const dequantizeOption = (): Option =>
     "run a GGUF file's weights in 16 bits; default: as the file has them, with activations of 8 bits",
   );
 
+export const keptKvBitsOption = (): Option =>
+  new Option("--kv-bits <bits>", "bits of the KV cache (keep; default: 8)").argParser(cacheBits);
+
 export const kvBitsOption = (): Option =>
   new Option(
     "--kv-bits <bits>",

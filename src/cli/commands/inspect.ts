@@ -60,7 +60,7 @@ export function register(program: Command): void {
       perform<InspectFlags, [string]>(async ({ reporter, signal }, flags, model) => {
         const { method, preset, scheme } = flags;
         const planned = (method ?? preset ?? scheme) !== undefined;
-        const bits = parseScheme(scheme ?? "w4a4kv4");
+        const bits = scheme === undefined ? undefined : parseScheme(scheme);
         const path = await resolveModel(model, { progress: reporter, signal });
         if (isArtifact(path)) {
           if (planned)
@@ -256,6 +256,13 @@ function renderArtifact({ path, bytes, tensors, quantization: q }: ArtifactDescr
     ["size", `${formatBytes(bytes)} in ${formatNumber(tensors)} tensors`],
     ["made by", `planish ${q.planishVersion}`],
   ];
+  const weights = counted(q.layers.flatMap(({ grids }) => Object.values(grids ?? {})));
+  if (weights) rows.push(["grids of linears", weights]);
+  const activations = counted(
+    q.layers.flatMap(({ activationBits }) => Object.values(activationBits ?? {})),
+  );
+  if (activations) rows.push(["bits of sites", activations]);
+  for (const [name, grid] of Object.entries(q.tables ?? {})) rows.push([name, grid]);
   if (q.calibration) {
     const { text, samples, seqLen } = q.calibration;
     rows.push(["calibration", `${samples} × ${seqLen} tokens of ${text}`]);
@@ -273,6 +280,16 @@ function renderArtifact({ path, bytes, tensors, quantization: q }: ArtifactDescr
   }
   sections.push(...linearSections(q.layers));
   return sections.join("\n\n");
+}
+
+/** `4g32o × 180, 6g16 × 30`, the most frequent first. */
+function counted(values: readonly (string | number)[]): string {
+  const counts = new Map<string | number, number>();
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+  return [...counts]
+    .sort(([, a], [, b]) => b - a)
+    .map(([value, count]) => `${value} × ${count}`)
+    .join(", ");
 }
 
 const SHOWN = 5;

@@ -14,15 +14,21 @@ import { openCheckpoint } from "../../checkpoint/open.js";
 import { LIMITS } from "../../common/bounds.js";
 import { formatBytes, formatDuration, formatTable } from "../../common/format.js";
 import { outputPlace } from "../../common/place.js";
-import { calibrateBlocks, quantize, type QuantizeResult } from "../../quantize/run/pipeline.js";
+import {
+  calibrateBlocks,
+  DEFAULT_SCHEME,
+  quantize,
+  type QuantizeResult,
+} from "../../quantize/run/pipeline.js";
 import { movedGroups, type MovedGroup } from "../../quantize/schema/parameter-movement.js";
 import { METHODS } from "../../quantize/methods/index.js";
-import { LEGAL_BITS, parseScheme, SCHEME_FORM } from "../../backend/contract/scheme.js";
+import { LEGAL_BITS, parseScheme, SCHEME_FORM, type Bits } from "../../backend/contract/scheme.js";
 import type { BlockRange } from "../../quantize/run/workers.js";
 import { perform } from "../action.js";
 import { decimal, integer } from "../flags.js";
 import { addExamples } from "../program.js";
 import { workerProcesses } from "../worker-process.js";
+import { keptKvBitsOption } from "./engine-flags.js";
 import { linearSections } from "./linear-table.js";
 import { readRecipe } from "./recipe-file.js";
 import {
@@ -36,7 +42,8 @@ import {
 interface QuantizeFlags extends DeviceFlags {
   readonly out: string;
   readonly method: string;
-  readonly scheme: string;
+  readonly scheme?: string;
+  readonly kvBits?: Bits;
   readonly preset?: string;
   readonly recipe?: string;
   readonly calibration: string;
@@ -75,8 +82,7 @@ export function register(program: Command): void {
     )
     .option(
       "--scheme <scheme>",
-      `${SCHEME_FORM}, bits in ${LEGAL_BITS.join(", ")} (16: not quantized)`,
-      "w4a4kv4",
+      `${SCHEME_FORM}, bits in ${LEGAL_BITS.join(", ")} (16: not quantized); default: ${DEFAULT_SCHEME}`,
     )
     .option("--preset <name>", `the method's settings: ${presetHelp()}`)
     .option("--recipe <file>", "JSON of settings that replace the preset's")
@@ -97,6 +103,7 @@ export function register(program: Command): void {
     )
     .option("--gamma <x>", "4 bits below this divergence (flattenquant)", decimal({ min: 0 }))
     .option("--max-expansion <x>", "largest K'/K (flattenquant)", decimal({ min: 1 }))
+    .addOption(keptKvBitsOption())
     .addOption(seedOption())
     .addOption(deviceOption())
     .addOption(threadsOption())
@@ -119,7 +126,7 @@ export function register(program: Command): void {
     )
     .action(
       perform<QuantizeFlags, [string]>(async ({ reporter, signal }, flags, model) => {
-        const scheme = parseScheme(flags.scheme);
+        const scheme = flags.scheme === undefined ? undefined : parseScheme(flags.scheme);
         const recipe = { ...readRecipe(flags.recipe), ...recipeFlags(flags) };
         // Before a model is fetched. (Workers write into the place of the run that started them.)
         if (!flags.blocks)
@@ -160,6 +167,7 @@ export function register(program: Command): void {
     "planish quantize smollm2-135m-instruct --out smollm2-w4a4kv4 --preset paper --seed 1",
     "planish quantize models/tiny-llama --out tiny-rtn --method rtn --scheme w4a16kv16",
     "planish quantize models/tiny-opt --out tiny-flat --method flattenquant --scheme w4a4kv8",
+    "planish quantize model.Q4_1.gguf --out model-kept --method keep --kv-bits 4",
     "planish quantize models/tiny-llama --out tiny-w4a4kv4 --resume",
   ]);
 }
@@ -180,8 +188,8 @@ function presetHelp(): string {
 
 /** Flags that stand for a field of the recipe; what was not given is not replaced. */
 function recipeFlags(flags: QuantizeFlags): Record<string, number> {
-  const { samples, seqLen, epochs, batch, alpha, beta, gamma, maxExpansion } = flags;
-  const fields = { samples, seqLen, epochs, batch, alpha, beta, gamma, maxExpansion };
+  const { samples, seqLen, epochs, batch, alpha, beta, gamma, maxExpansion, kvBits } = flags;
+  const fields = { samples, seqLen, epochs, batch, alpha, beta, gamma, maxExpansion, kvBits };
   return Object.fromEntries(
     Object.entries(fields).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
   );

@@ -8,7 +8,7 @@ import { join, resolve } from "node:path";
 import type { Backend } from "../../backend/contract/training.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { fileProblems, recordFile } from "../../checkpoint/file-record.js";
-import { floatsToHalfBytes } from "../../common/half.js";
+import { areHalves, floatsToHalfBytes } from "../../common/half.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import {
   openSafetensors,
@@ -20,16 +20,19 @@ import { makeWorkDirectory, writeAtomically } from "../../common/temporary.js";
 import { finiteJson } from "../../common/ratio.js";
 import { blockProgram, blockPrograms, parseModelConfig } from "../../models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
+import { storedMatrix } from "../../models/kept.js";
 import { readTensor } from "../../models/weights.js";
 import { LanguageModel, loadEndLayers } from "../../models/language-model.js";
 import {
   checkTensors,
   endLayerTensors,
+  gridOfTable,
+  tableOffsetName,
   tableScaleName,
   valueProblem,
   type TensorDescription,
 } from "./tensors.js";
-import { roundTable, tableGrid, tableReader } from "./tables.js";
+import { roundTable, tableReader } from "./tables.js";
 import { checkGroups, type Grid } from "../grids/groups.js";
 import { ClipCounter } from "../block/clip-counts.js";
 import { packedLayer } from "../block/packed-block.js";
@@ -39,9 +42,10 @@ import {
   parseQuantizationInfo,
   QUANTIZATION_FILE,
   readQuantizationInfo,
+  schemeOf,
   type QuantizationInfo,
 } from "./quantization-info.js";
-import { parseScheme, type Scheme } from "../../backend/contract/scheme.js";
+import { schemeOfBlock, type Scheme } from "../../backend/contract/scheme.js";
 import { writeParameters } from "./simulated-model.js";
 
 export {
@@ -73,7 +77,7 @@ export function openArtifact(path: string): OpenArtifact {
     throw new PlanishError(
       `${path}: ${problem}; the artifact is damaged: make it or copy it again`,
     );
-  const scheme = parseScheme(info.scheme);
+  const scheme = schemeOf(info);
   const checkpoint = openCheckpoint(path);
   try {
     const { architecture, config } = parseModelConfig(checkpoint.config);
@@ -114,7 +118,8 @@ export function loadArtifact(
     const layers = Array.from({ length: config.numLayers }, (_, layer) => {
       const prefix = architecture.names.blockPrefix(layer);
       const program = blockProgram(config, layer);
-      return packedLayer(backend, program, scheme, artifact.block(layer), (linear, clipped, n) => {
+      const own = schemeOfBlock(scheme, layer);
+      return packedLayer(backend, program, own, artifact.block(layer), (linear, clipped, n) => {
         clipping.add(prefix + linear, clipped, n);
       });
     });
@@ -205,13 +210,13 @@ function endLayerEntries(options: WriteArtifactOptions): TensorEntry[] {
   const { source, architecture, config, scheme } = options;
   const { lmHead } = architecture.names;
   const described = endLayerTensors(architecture, config, scheme);
-  const grid = tableGrid(scheme);
   return described.flatMap((tensor): TensorEntry[] => {
     const { name, types, values } = tensor;
     const stored = source.tensors.get(name);
     if (!stored || (name === lmHead && config.tiedEmbeddings)) return [];
-    const steps = described.find((each) => each.name === tableScaleName(name));
-    if (grid && steps) return tableEntries(options, tensor, steps, grid);
+    const coded = described.some((each) => each.name === tableScaleName(name));
+    const grid = coded ? gridOfTable(scheme, name) : undefined;
+    if (grid) return tableEntries(options, tensor, described, grid);
     const kept = types.find((type) => type === stored.type);
     if (kept)
       return [{ name, type: kept, shape: stored.shape, data: () => source.readBytes(name) }];
@@ -227,25 +232,39 @@ function endLayerEntries(options: WriteArtifactOptions): TensorEntry[] {
 
 /** A table's codes and their steps; what is rounded for the one is kept for the other. */
 function tableEntries(
-  { source, config }: WriteArtifactOptions,
+  { source, config, scheme }: WriteArtifactOptions,
   codes: TensorDescription,
-  steps: TensorDescription,
+  described: readonly TensorDescription[],
   grid: Grid,
 ): TensorEntry[] {
-  const columns = config.embeddingSize ?? config.hiddenSize;
-  let rounded: QuantizedMatrix | undefined;
-  const table = (): QuantizedMatrix => {
-    if (rounded) return rounded;
-    const { data } = readTensor(source, codes.name, [config.vocabSize, columns]);
-    return (rounded = roundTable(data, columns, grid));
+  const shape = [config.vocabSize, config.embeddingSize ?? config.hiddenSize] as const;
+  let found: QuantizedMatrix | undefined;
+  const table = (): QuantizedMatrix =>
+    (found ??= scheme.tables
+      ? storedMatrix(source, codes.name, shape)
+      : roundTable(readTensor(source, codes.name, shape).data, shape[1], grid));
+  const steps = (name: string, part: "scale" | "offset"): TensorEntry[] => {
+    const tensor = described.find((each) => each.name === name);
+    if (!tensor) return [];
+    const numbers = (): Float32Array => table()[part] ?? new Float32Array();
+    // The header says the type before anything is written.
+    const wide = scheme.tables !== undefined && !areHalves(numbers());
+    return [entryOf({ ...tensor, types: [wide ? "F32" : "F16"] }, numbers)];
   };
-  const entry = (described: TensorDescription, numbers: () => ArrayLike<number>): TensorEntry => ({
+  return [
+    entryOf(codes, () => table().codes),
+    ...steps(tableScaleName(codes.name), "scale"),
+    ...steps(tableOffsetName(codes.name), "offset"),
+  ];
+}
+
+function entryOf(described: TensorDescription, numbers: () => ArrayLike<number>): TensorEntry {
+  return {
     name: described.name,
     type: described.types[0],
     shape: described.shape,
     data: () => toBytes(described, numbers()),
-  });
-  return [entry(codes, () => table().codes), entry(steps, () => table().scale)];
+  };
 }
 
 function json(value: unknown): string {

@@ -11,7 +11,7 @@ import type {
 } from "../../backend/contract/packed.js";
 import type { TensorEntry } from "../../checkpoint/safetensors.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
-import { floatsToHalfBytes } from "../../common/half.js";
+import { areHalves, floatsToHalfBytes } from "../../common/half.js";
 import { PlanishError } from "../../common/errors.js";
 import { mapValues } from "../../common/records.js";
 import { blockProgram } from "../../models/architectures/index.js";
@@ -32,7 +32,7 @@ import {
   type TensorDescription,
 } from "./tensors.js";
 import { packCodes, unpackCodes } from "./packed-codes.js";
-import type { Scheme } from "../../backend/contract/scheme.js";
+import { schemeOfBlock, type Scheme } from "../../backend/contract/scheme.js";
 import { invertMatrix } from "../transforms/matrix.js";
 
 /**
@@ -45,6 +45,8 @@ export function packedEntries(
   scheme: Scheme,
   layer: number,
   block: PackedBlock,
+  /** Numbers that 16 bits do not hold are written in 32, where the description allows both. */
+  exact = false,
 ): TensorEntry[] {
   const prefix = architecture.names.blockPrefix(layer);
   const contents = blockContents(prefix, block);
@@ -57,7 +59,9 @@ export function packedEntries(
     const problem = valueProblem(name, tensor.values, data);
     if (problem !== undefined)
       throw new PlanishError(`block ${layer} cannot be packed: ${problem}`);
-    return { name, type: types[0], shape, data: () => toBytes(tensor, data) };
+    const wide = exact && types.includes("F32") && !areHalves(Float32Array.from(data));
+    const type = wide ? "F32" : types[0];
+    return { name, type, shape, data: () => toBytes({ ...tensor, types: [type] }, data) };
   });
 }
 
@@ -136,6 +140,7 @@ export function readPackedBlock(
   const program = blockProgram(config, layer);
   const prefix = architecture.names.blockPrefix(layer);
   const layout = layoutOfStored(checkpoint, architecture, config, layer, parameters);
+  const { own } = schemeOfBlock(scheme, layer);
   const described = new Map(
     blockTensors(architecture, config, scheme, layer, layout).map((t) => [t.name, t]),
   );
@@ -181,7 +186,9 @@ export function readPackedBlock(
     const { extras } = layout.grids.get(path) ?? { extras: 0 };
     const steps = `quantizer.${prefix}${path}.linear`;
     const scale = required(`${steps}.scale`);
+    const bits = layout.grids.has(path) ? undefined : own?.weights?.[path]?.bits;
     return {
+      ...(bits && { bits }),
       codes: readCodes(checkpoint, tensor, rows, channels + extras),
       scale,
       ...(scale.length > rows && { group: (rows * channels) / scale.length }),
@@ -209,6 +216,7 @@ export function readPackedBlock(
   return {
     norms: mapValues(program.norms, ({ path, width }) => norm(path, width)),
     linears,
+    activationBits: own?.activationBits,
     kept: mapValues(program.kept, ({ path, shape }) => ({ shape, data: required(prefix + path) })),
     transforms,
     keyTransform: key && {

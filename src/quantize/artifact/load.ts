@@ -12,7 +12,8 @@ import {
   type QuantizationInfo,
 } from "./artifact.js";
 import type { ClipCounter } from "../block/clip-counts.js";
-import { parseScheme, type Scheme } from "../../backend/contract/scheme.js";
+import type { Scheme } from "../../backend/contract/scheme.js";
+import { schemeOf } from "./quantization-info.js";
 import { readKeptParameters, simulatedModel } from "./simulated-model.js";
 
 export interface LoadedModel extends Disposable {
@@ -65,6 +66,10 @@ export async function loadSimulated(
   source: string,
 ): Promise<LoadedModel> {
   const info = readQuantizationInfo(artifact);
+  if (info.method === "keep")
+    throw new PlanishError(
+      `${artifact} has its source's own weights, and nothing was computed for them that could be simulated; leave out --simulated`,
+    );
   const checkpoint = openCheckpoint(source);
   try {
     if ((await checkpoint.hash()) !== info.source.hash)
@@ -73,7 +78,7 @@ export async function loadSimulated(
       );
     const learned = info.layers.some(({ parameters }) => Object.keys(parameters).length > 0);
     const parameters = learned ? readKeptParameters(artifact) : undefined;
-    const model = simulatedModel(backend, checkpoint, parseScheme(info.scheme), parameters);
+    const model = simulatedModel(backend, checkpoint, schemeOf(info), parameters);
     return loaded({ model, checkpoint, info });
   } catch (error) {
     checkpoint[Symbol.dispose]();

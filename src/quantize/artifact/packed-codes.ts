@@ -1,14 +1,21 @@
-/** Packing of integer codes of 4 and 6 bits: the one home of the artifact's layouts. */
+/** Packing of integer codes of 4, 5 and 6 bits: the one home of the artifact's layouts. */
 
 /** How codes narrower than a byte lie in one; unsigned codes stand beside offsets. */
 export interface CodePacking {
-  readonly bits: 4 | 6;
+  readonly bits: 4 | 5 | 6;
   readonly signed: boolean;
 }
 
-/** Bytes of one packed row: two codes of 4 bits a byte, or four of 6 bits in three, a last incomplete one padded with 0. */
+/** Codes that end where a byte does, by their bits. */
+const TOGETHER = { 4: 2, 5: 8, 6: 4 } as const;
+
+/**
+ * Bytes of one packed row: two codes of 4 bits a byte, eight of 5 bits in five, four of 6 bits in three, the last of these
+ * padded with 0.
+ */
 export function packedRowBytes(cols: number, bits: CodePacking["bits"]): number {
-  return bits === 4 ? Math.ceil(cols / 2) : 3 * Math.ceil(cols / 4);
+  const together = TOGETHER[bits];
+  return Math.ceil(cols / together) * ((together * bits) / 8);
 }
 
 /**

@@ -6,7 +6,17 @@ import { readJsonObject } from "../../checkpoint/file-reader.js";
 import { fileRecordSchema } from "../../checkpoint/file-record.js";
 import { PlanishError } from "../../common/errors.js";
 import { firstIssue } from "../../common/issues.js";
-import { isScheme } from "../../backend/contract/scheme.js";
+import { mapValues } from "../../common/records.js";
+import {
+  formatGrid,
+  isScheme,
+  parseGrid,
+  parseScheme,
+  type NarrowBits,
+  type MatrixGrid,
+  type OwnGrids,
+  type Scheme,
+} from "../../backend/contract/scheme.js";
 
 export const QUANTIZATION_FILE = "quantization.json";
 export const FORMAT_VERSION = 1;
@@ -32,6 +42,17 @@ export const machineSchema = z.strictObject({
 });
 export type Machine = z.infer<typeof machineSchema>;
 
+const ownGrid = z.string().refine(isOwnGrid, {
+  error: "give a grid such as 4g32o: bits, channels per scale, o for offsets",
+});
+
+function isOwnGrid(text: string): boolean {
+  const grid = parseGrid(text);
+  if (!grid) return false;
+  const { bits, group, offset } = grid;
+  return bits <= 8 ? !(offset && bits > 6) : bits === 16 && group === undefined;
+}
+
 const layerSchema = z.strictObject({
   layer: count,
   errorRounded: size.optional(),
@@ -46,6 +67,9 @@ const layerSchema = z.strictObject({
   /** Calibration tokens that chose each expert. */
   expertTokens: z.array(count).optional(),
   parameters: z.record(z.string(), shape),
+  /** Grids of linears, by path, that are not the scheme's; bits of sites' activations. */
+  grids: z.record(z.string(), ownGrid).optional(),
+  activationBits: z.record(z.string(), z.literal([2, 3, 4, 6, 8])).optional(),
 });
 
 /** `quantization.json`, validated. Nothing in it depends on when or how fast the run went. */
@@ -55,6 +79,8 @@ export const quantizationSchema = z.strictObject({
   method: z.string(),
   preset: z.string().optional(),
   scheme: z.string().refine(isScheme, { error: "give a scheme such as w4a4kv4" }),
+  /** Grids of embedding and head by name, where they are not the scheme's; of those that are not listed: 16 bits. */
+  tables: z.record(z.string(), ownGrid).optional(),
   recipe: z.record(z.string(), z.unknown()),
   seed: z.number(),
   source: z.strictObject({ name: z.string(), format: z.string(), hash: z.string() }),
@@ -93,4 +119,40 @@ export function parseQuantizationInfo(document: unknown, where: string): Quantiz
   if (result.success) return result.data;
   const { field, reason } = firstIssue(result.error);
   throw new PlanishError(`${where}: ${field || "document"}: ${reason}`);
+}
+
+/** The scheme of an artifact, with what single blocks and tables have instead. */
+export function schemeOf({ scheme, layers, tables }: QuantizationInfo): Scheme {
+  const own = layers.some(({ grids, activationBits }) => grids ?? activationBits);
+  return {
+    ...parseScheme(scheme),
+    ...(own && {
+      blocks: layers.map(({ grids, activationBits }) => ownGrids(grids, activationBits)),
+    }),
+    ...(tables && { tables: mapValues(tables, gridOf) }),
+  };
+}
+
+function ownGrids(
+  grids: Readonly<Record<string, string>> | undefined,
+  activationBits: OwnGrids["activationBits"],
+): OwnGrids {
+  return { ...(grids && { weights: mapValues(grids, gridOf) }), activationBits };
+}
+
+function gridOf(text: string): MatrixGrid {
+  const grid = parseGrid(text);
+  if (!grid) throw new PlanishError(`"${text}" is no grid; give one such as 4g32o`);
+  return grid;
+}
+
+/** What a block has of its own, as `layers[]` lists it. */
+export function ownFields({ weights, activationBits }: OwnGrids = {}): Pick<
+  QuantizationInfo["layers"][number],
+  "grids" | "activationBits"
+> {
+  return {
+    ...(weights && { grids: mapValues(weights, formatGrid) }),
+    ...(activationBits && { activationBits: activationBits as Record<string, NarrowBits> }),
+  };
 }

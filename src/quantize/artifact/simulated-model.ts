@@ -16,7 +16,7 @@ import { readBlock, uploadBlock } from "../../models/weights.js";
 import { frozen, type Graph, type Tensor } from "../../tensor/tensor.js";
 import { tableReader } from "./tables.js";
 import type { ParameterValues } from "../schema/parameters.js";
-import type { Scheme } from "../../backend/contract/scheme.js";
+import { schemeOfBlock, type Scheme } from "../../backend/contract/scheme.js";
 import {
   bindSimulated,
   type BlockDescription,
@@ -39,7 +39,11 @@ export function simulatedModel(
       params.set(name, frozen(backend, shape, data));
     return {
       weights,
-      hooks: perGraph({ program: blockProgram(config, layer), scheme }, weights, params),
+      hooks: perGraph(
+        { program: blockProgram(config, layer), scheme: schemeOfBlock(scheme, layer) },
+        weights,
+        params,
+      ),
     };
   });
   return new LanguageModel(

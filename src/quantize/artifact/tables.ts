@@ -7,15 +7,14 @@ import type { HostTensor } from "../../backend/contract/packed.js";
 import { readTensor } from "../../models/weights.js";
 import { dequantized, roundInSingle, storedSteps, type Grid } from "../grids/groups.js";
 import { readCodes } from "./block-tensors.js";
-import { endLayerTensors, readDescribed, requireHeader, tableScaleName } from "./tensors.js";
-
-/** The grid of a scheme's tables; undefined: they have 16 bits. */
-export function tableGrid({
-  tableBits,
-  tableGroup,
-}: Scheme): (Grid & { group: number }) | undefined {
-  return tableBits && tableGroup ? { bits: tableBits, group: tableGroup } : undefined;
-}
+import {
+  endLayerTensors,
+  gridOfTable,
+  readDescribed,
+  requireHeader,
+  tableOffsetName,
+  tableScaleName,
+} from "./tensors.js";
 
 /** A table rounded to nearest, with steps as they are stored. */
 export function roundTable(
@@ -35,19 +34,21 @@ export function readQuantizedTable(
   name: string,
 ): QuantizedMatrix {
   const described = endLayerTensors(architecture, config, scheme);
-  const [codes, steps] = [name, tableScaleName(name)].map((wanted) => {
-    const tensor = described.find((each) => each.name === wanted);
-    if (!tensor) throw new Error(`${wanted} is no table`);
-    return tensor;
-  });
+  const tensorOf = (wanted: string) => described.find((each) => each.name === wanted);
+  const codes = tensorOf(name);
+  const steps = tensorOf(tableScaleName(name));
+  const offsets = tensorOf(tableOffsetName(name));
+  const grid = gridOfTable(scheme, name);
+  if (!codes || !steps || !grid) throw new Error(`${name} is no table`);
   requireHeader(checkpoint, codes);
   const rows = config.vocabSize;
   const columns = config.embeddingSize ?? config.hiddenSize;
   return {
     codes: readCodes(checkpoint, codes, rows, columns),
     scale: readDescribed(checkpoint, steps),
-    group: scheme.tableGroup,
-    bits: scheme.tableBits,
+    ...(offsets && { offset: readDescribed(checkpoint, offsets) }),
+    group: grid.group,
+    bits: grid.bits,
   };
 }
 
@@ -58,9 +59,10 @@ export function tableReader(
   config: ModelConfig,
   scheme: Scheme,
 ): ((name: string, shape: readonly number[]) => HostTensor) | undefined {
-  const grid = tableGrid(scheme);
-  if (!grid) return undefined;
+  if (!scheme.tableBits && !scheme.tables) return undefined;
   return (name, shape) => {
+    const grid = gridOfTable(scheme, name);
+    if (!grid) return readTensor(checkpoint, name, shape);
     const table = checkpoint.tensors.has(tableScaleName(name))
       ? readQuantizedTable(checkpoint, architecture, config, scheme, name)
       : roundTable(readTensor(checkpoint, name, shape).data, shape[1], grid);

@@ -18,8 +18,7 @@ import {
   type SitePlace,
 } from "../../backend/contract/program.js";
 import { packedRowBytes, type CodePacking } from "./packed-codes.js";
-import type { Scheme } from "../../backend/contract/scheme.js";
-import type { Grid } from "../grids/groups.js";
+import { schemeOfBlock, type MatrixGrid, type Scheme } from "../../backend/contract/scheme.js";
 
 const TRANSFORM_MODULES: Readonly<Partial<Record<LinearSite, string>>> = {
   attn_in: "self_attn.ln_trans",
@@ -97,10 +96,30 @@ export type ParameterShapes = Readonly<Record<string, readonly number[]>>;
 
 const HALF = ["F16"] as const;
 const SIXTEEN_BITS = ["F16", "BF16"] as const;
+/** Where a source's own numbers are kept: in 32 bits if 16 do not hold them. */
+const HALF_OR_SINGLE = ["F16", "F32"] as const;
 
-/** The tensor that holds the steps of a table's codes. */
+function quantizerName(table: string): string {
+  return `quantizer.${table.replace(/\.weight$/, "")}`;
+}
+
+/** The tensors that hold the steps of a table's codes, and their offsets. */
 export function tableScaleName(table: string): string {
-  return `quantizer.${table.replace(/\.weight$/, "")}.scale`;
+  return `${quantizerName(table)}.scale`;
+}
+
+export function tableOffsetName(table: string): string {
+  return `${quantizerName(table)}.offset`;
+}
+
+/** The grid of embedding or head; undefined: 16 bits. */
+export function gridOfTable(
+  { tableBits, tableGroup, tables }: Pick<Scheme, "tableBits" | "tableGroup" | "tables">,
+  name: string,
+): (MatrixGrid & { readonly group: number }) | undefined {
+  const own = tables && Object.hasOwn(tables, name) ? tables[name] : undefined;
+  if (tables) return own?.group === undefined ? undefined : { ...own, group: own.group };
+  return tableBits && tableGroup ? { bits: tableBits, group: tableGroup } : undefined;
 }
 
 /**
@@ -110,25 +129,24 @@ export function tableScaleName(table: string): string {
 export function endLayerTensors(
   { names }: Architecture,
   config: ModelConfig,
-  scheme: Pick<Scheme, "tableBits" | "tableGroup"> = {},
+  scheme: Pick<Scheme, "tableBits" | "tableGroup" | "tables"> = {},
 ): TensorDescription[] {
   const { hiddenSize, embeddingSize, vocabSize, positions } = config;
   const width = embeddingSize ?? hiddenSize;
   const tensor = (name: string, shape: readonly number[], optional = false): TensorDescription => ({
     name,
-    types: SIXTEEN_BITS,
+    types: scheme.tables ? [...SIXTEEN_BITS, "F32"] : SIXTEEN_BITS,
     shape,
     values: "finite",
     optional,
   });
   const table = (name: string, optional = false): TensorDescription[] => {
-    const { tableBits, tableGroup } = scheme;
-    if (!tableBits || !tableGroup) return [tensor(name, [vocabSize, width], optional)];
-    const grid = { bits: tableBits, group: tableGroup };
-    return [
-      { ...codeTensor(name, vocabSize, width, grid), optional },
-      { ...stepTensor(tableScaleName(name), vocabSize, width, tableGroup), optional },
-    ];
+    const grid = gridOfTable(scheme, name);
+    if (!grid) return [tensor(name, [vocabSize, width], optional)];
+    const steps = scheme.tables
+      ? ownSteps(quantizerName(name), vocabSize, width, grid)
+      : [stepTensor(tableScaleName(name), vocabSize, width, grid.group)];
+    return [codeTensor(name, vocabSize, width, grid), ...steps].map((t) => ({ ...t, optional }));
   };
   const normed = config.finalNorm !== false;
   const list = [
@@ -161,13 +179,19 @@ export function blockTensors(
 ): TensorDescription[] {
   const program = blockProgram(config, layer);
   const prefix = names.blockPrefix(layer);
+  const { own } = schemeOfBlock(scheme, layer);
   const list: TensorDescription[] = [];
   const half = (name: string, ...shape: number[]): void => {
     list.push({ name: prefix + name, types: HALF, shape, values: "finite" });
   };
+  /** Of the model itself, not of a method. */
+  const given = (name: string, size: number): void => {
+    const types = own ? HALF_OR_SINGLE : HALF;
+    list.push({ name: prefix + name, types, shape: [size], values: "finite" });
+  };
   const norm = (path: string, size: number): void => {
-    half(`${path}.weight`, size);
-    if (layout.biases.has(path)) half(`${path}.bias`, size);
+    given(`${path}.weight`, size);
+    if (layout.biases.has(path)) given(`${path}.bias`, size);
   };
   const clip = (module: string, of: string): void => {
     if (!layout.clips.has(of)) return;
@@ -179,8 +203,13 @@ export function blockTensors(
     list.push({ name: prefix + path, types: ["F32"], shape, values: "finite" });
   for (const { path, shape } of Object.values(program.linears)) {
     const grid = layout.grids.get(path);
-    list.push(...weightTensors(prefix + path, shape, scheme, grid));
-    if (layout.biases.has(path)) half(`${path}.bias`, shape[0]);
+    const weights = grid ? undefined : own?.weights?.[path];
+    list.push(
+      ...(weights
+        ? ownWeightTensors(prefix + path, shape, weights)
+        : weightTensors(prefix + path, shape, scheme, grid)),
+    );
+    if (layout.biases.has(path)) given(`${path}.bias`, shape[0]);
     clip(`${path}.act_quantizer`, path);
     if (grid) list.push(...gridTensors(`${prefix}${path}.act_quantizer`, shape[1], grid));
   }
@@ -237,17 +266,48 @@ function weightTensors(
   ];
 }
 
-/** Codes of a matrix: nibbles, or bytes; in groups also four codes of 6 bits in three bytes. */
+/** A weight on a grid that is not the scheme's. */
+function ownWeightTensors(
+  name: string,
+  [rows, channels]: readonly [number, number],
+  grid: MatrixGrid,
+): TensorDescription[] {
+  if (grid.bits >= 16)
+    return [{ name: `${name}.weight`, types: HALF, shape: [rows, channels], values: "finite" }];
+  return [
+    codeTensor(`${name}.linear.weight`, rows, channels, grid),
+    ...ownSteps(`quantizer.${name}.linear`, rows, channels, grid),
+  ];
+}
+
+/** Scales, and offsets, as a source has them: of either sign, in 16 or 32 bits. Those of whole rows have 32. */
+function ownSteps(
+  module: string,
+  rows: number,
+  channels: number,
+  { group, offset }: MatrixGrid,
+): TensorDescription[] {
+  if (group === undefined)
+    return [{ name: `${module}.scale`, types: ["F32"], shape: [rows, 1], values: "positive" }];
+  const steps = (part: string): TensorDescription => ({
+    ...stepTensor(`${module}.${part}`, rows, channels, group),
+    types: HALF_OR_SINGLE,
+    values: "finite",
+  });
+  return offset ? [steps("scale"), steps("offset")] : [steps("scale")];
+}
+
+/** Codes of a matrix: nibbles, or bytes; in groups also codes of 5 and 6 bits one after the other. */
 function codeTensor(
   name: string,
   rows: number,
   columns: number,
-  { bits, group, offset }: Grid,
+  { bits, group, offset }: MatrixGrid,
 ): TensorDescription {
   const least = offset ? 0 : -(2 ** (bits - 1));
   // Of the codes, once unpacked.
   const values = { from: least, to: least + 2 ** bits - 1 };
-  const width = bits <= 4 ? 4 : bits === 6 && group ? 6 : undefined;
+  const width = bits <= 4 ? 4 : group && (bits === 5 || bits === 6) ? bits : undefined;
   if (width === undefined) return { name, types: ["I8"], shape: [rows, columns], values };
   const packing = { bits: width, signed: !offset } as const;
   return { name, types: ["U8"], shape: [rows, packedRowBytes(columns, width)], values, packing };

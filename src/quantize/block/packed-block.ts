@@ -103,7 +103,7 @@ function putWeight(backend: Backend, l: PackedLinear, scheme: Scheme): Tensor {
   const scale = backend.alloc(backend.realType, l.quantized.scale.length);
   backend.write(scale, l.quantized.scale);
   const shape = [l.shape[0], l.quantized.codes.length / l.shape[0]];
-  const bits = l.grid?.weightBits ?? scheme.weightBits;
+  const bits = l.grid?.weightBits ?? l.quantized.bits ?? scheme.weightBits;
   return new Tensor(shape, undefined, false, { codes, scale, bits });
 }
 

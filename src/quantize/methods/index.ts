@@ -4,6 +4,7 @@ import type { Method } from "../schema/method.js";
 import { awq } from "./awq/index.js";
 import { flatquant } from "./flatquant/index.js";
 import { flattenquant } from "./flattenquant/index.js";
+import { keep } from "./keep/index.js";
 import { quarot } from "./quarot/index.js";
 import { rtn } from "./rtn/index.js";
 import { smoothquant } from "./smoothquant/index.js";
@@ -20,6 +21,7 @@ export const METHODS: readonly AnyMethod[] = [
   quarot,
   spinquant,
   awq,
+  keep,
 ];
 
 /** @throws UsageError naming the accepted methods. */

@@ -18,7 +18,7 @@ import { Graph } from "../../tensor/tensor.js";
 import { Prefix, type StateStore } from "../calibration/prefix.js";
 import { sampleRange, type Activations, type TokenWindows } from "../schema/windows.js";
 import { foldBlock } from "../block/fold.js";
-import type { ParameterValues } from "../schema/parameters.js";
+import { parameterName, type ParameterValues } from "../schema/parameters.js";
 import type { Journal, PackReport } from "./journal.js";
 import { packedLayer } from "../block/packed-block.js";
 import { packedEntries } from "../artifact/block-tensors.js";
@@ -36,6 +36,8 @@ export interface PackJob {
   readonly config: ModelConfig;
   readonly scheme: Scheme;
   readonly journal: Journal;
+  /** A source's own block, to be packed as it is. */
+  readonly keptBlock?: (layer: number) => PackedBlock;
   /** Final parameters by block; absent for methods that learn nothing. */
   readonly parameters?: readonly ParameterValues[];
   readonly windows?: TokenWindows;
@@ -66,6 +68,11 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
   const files: PackedFile[] = [];
   for (let layer = 0; layer < config.numLayers; layer++) {
     if (job.signal?.aborted) throw new InterruptedError("stopped while packing");
+    if (job.keptBlock) {
+      files.push(await packKept(job, job.keptBlock, layer));
+      task.advance();
+      continue;
+    }
     const host = readBlock(source, architecture, config, layer);
     const program = blockProgram(config, layer);
     const values: ParameterValues = job.parameters?.[layer] ?? new Map();
@@ -90,6 +97,28 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
   }
   return files;
 }
+
+/** Packs a block of the source as it is. */
+async function packKept(
+  { architecture, config, scheme, journal }: PackJob,
+  read: (layer: number) => PackedBlock,
+  layer: number,
+): Promise<PackedFile> {
+  const block = read(layer);
+  if (!journal.readPacked(layer)) {
+    const entries = packedEntries(architecture, config, scheme, layer, block, true);
+    await journal.keepPacked(layer, entries, { notes: [] });
+  }
+  const size = block.keyTransform && Math.sqrt(block.keyTransform.matrix.length);
+  return {
+    file: journal.packedFile(layer),
+    notes: [],
+    parameters: size ? { [parameterName(KEY_MATRIX)]: [size, size] } : {},
+    settled: new Map(),
+  };
+}
+
+const KEY_MATRIX = { kind: "matrix", site: "k_head", part: "p", side: "" } as const;
 
 function entriesOf({ architecture, config, scheme }: PackJob, packed: PackedBlock, layer: number) {
   return packedEntries(architecture, config, scheme, layer, packed);

@@ -16,6 +16,7 @@ import { formatBytes, formatDuration } from "../../common/format.js";
 import { packageVersion } from "../../common/package.js";
 import { describedWriteError, isWriteError, lockedPlace } from "../../common/place.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
+import { mapValues } from "../../common/records.js";
 import { defaultSequenceLength } from "../../models/config.js";
 import { blockProgram, blockPrograms } from "../../models/architectures/index.js";
 import { parseSource } from "../../models/source.js";
@@ -40,11 +41,16 @@ import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
 import { checkGroups } from "../grids/groups.js";
 import type { ParameterValues } from "../schema/parameters.js";
 import { Journal } from "./journal.js";
-import type { BlockReport, CalibrationNeed } from "../schema/method.js";
+import type { BlockReport, CalibrationNeed, KeptModel, OpenModel } from "../schema/method.js";
 import { findMethod, type AnyMethod } from "../methods/index.js";
 import { packBlocks } from "./packing-stage.js";
-import type { Machine } from "../artifact/quantization-info.js";
-import { formatScheme, parseScheme, type Scheme } from "../../backend/contract/scheme.js";
+import { ownFields, type Machine } from "../artifact/quantization-info.js";
+import {
+  formatGrid,
+  formatScheme,
+  parseScheme,
+  type Scheme,
+} from "../../backend/contract/scheme.js";
 import { calibrateSideBySide, type BlockRange, type Workers } from "./workers.js";
 
 export interface QuantizeOptions {
@@ -72,6 +78,9 @@ export interface QuantizeOptions {
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
 }
+
+/** What is quantized to where nothing is said. */
+export const DEFAULT_SCHEME = "w4a4kv4";
 
 export interface QuantizeResult {
   readonly out: string;
@@ -164,11 +173,10 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const { backend, source, out } = options;
   const progress = options.progress ?? silentProgress;
   const method = findMethod(options.method ?? "flatquant");
-  const scheme =
-    typeof options.scheme === "object" ? options.scheme : parseScheme(options.scheme ?? "w4a4kv4");
   refuseArtifact(source.path);
   const { architecture, config } = parseSource(source);
   const { preset, recipe } = resolveRecipe(method, options.preset, options.recipe);
+  const { scheme, kept } = schemeFor(method, { source, architecture, config }, recipe, options);
   const seed = options.seed ?? 0;
   // A run may have been stopped between naming its artifact and clearing its journal away.
   const complete = options.resume === true && existsSync(Journal.pathFor(out)) && isArtifact(out);
@@ -227,7 +235,25 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
     preset,
     settings,
     estimate,
+    kept,
   };
+}
+
+/** The scheme of a run: as asked for, or as the source's own grids are. @throws UsageError when both are said. */
+export function schemeFor(
+  method: AnyMethod,
+  model: OpenModel,
+  recipe: Record<string, unknown>,
+  { scheme }: Pick<QuantizeOptions, "scheme">,
+): { readonly scheme: Scheme; readonly kept?: KeptModel } {
+  if (method.keep === undefined)
+    return { scheme: typeof scheme === "object" ? scheme : parseScheme(scheme ?? DEFAULT_SCHEME) };
+  if (scheme !== undefined)
+    throw new UsageError(
+      `method "${method.name}" takes the grids that the source has, and a scheme was given; leave out --scheme, and choose the cache with --kv-bits`,
+    );
+  const kept = method.keep(model, recipe);
+  return { scheme: kept.scheme, kept };
 }
 
 /**
@@ -305,7 +331,12 @@ async function carryOut(run: Run, started: number): Promise<QuantizeResult> {
   const trainingSeconds = trained ? (performance.now() - trainingStart) / 1000 : 0;
 
   const parameters = refined?.parameters ?? trained?.parameters;
-  const packed = await packBlocks({ ...run, gptq: method.gptq?.(recipe), parameters });
+  const packed = await packBlocks({
+    ...run,
+    gptq: method.gptq?.(recipe),
+    parameters,
+    keptBlock: run.kept?.block,
+  });
   const { hash: _windowsHash, ...calibration } = settings.calibration ?? { hash: undefined };
   const info: QuantizationInfo = {
     formatVersion: 1,
@@ -313,6 +344,7 @@ async function carryOut(run: Run, started: number): Promise<QuantizeResult> {
     method: method.name,
     preset,
     scheme: settings.scheme,
+    tables: scheme.tables && mapValues(scheme.tables, formatGrid),
     recipe,
     seed,
     source: settings.source,
@@ -323,6 +355,7 @@ async function carryOut(run: Run, started: number): Promise<QuantizeResult> {
       ...reportFields(trained?.reports[layer], refined?.linears?.[layer]),
       errorPacked,
       parameters: parameterShapes,
+      ...ownFields(scheme.blocks?.[layer]),
     })),
     refineLoss: refined && refined.losses.length > 0 ? [...refined.losses] : undefined,
     fallbacks: [...(trained?.reports ?? []), ...packed].flatMap(({ notes }) => [...notes]),
@@ -445,6 +478,7 @@ interface Run extends Omit<
   readonly journal: Journal;
   readonly windows: TokenWindows | undefined;
   readonly need: CalibrationNeed | undefined;
+  readonly kept: KeptModel | undefined;
 }
 
 /** A recipe made for 2048-token models asks too much of shorter ones: windows shrink to what the model was made for. */

@@ -15,7 +15,7 @@ import {
 } from "../artifact/tensors.js";
 import { biasedPaths } from "../../models/weights.js";
 import { estimateRun, type RunEstimate } from "./estimate.js";
-import { limitedNeed, resolveRecipe } from "./pipeline.js";
+import { limitedNeed, resolveRecipe, schemeFor } from "./pipeline.js";
 import { checkGroups } from "../grids/groups.js";
 import type { BlockPlan, CalibrationNeed } from "../schema/method.js";
 import { findMethod } from "../methods/index.js";
@@ -27,7 +27,8 @@ export interface PlanOptions {
   readonly backend: Backend;
   readonly source: Checkpoint;
   readonly method: string;
-  readonly scheme: Scheme;
+  /** Default: w4a4kv4; of methods that keep a source's grids none is taken. */
+  readonly scheme?: Scheme;
   readonly preset?: string;
 }
 
@@ -47,10 +48,11 @@ export interface RunPlan extends BlockPlan {
 }
 
 /** @throws UsageError for an unknown method or preset, PlanishError when the method cannot serve the model. */
-export function planRun({ backend, source, scheme, ...options }: PlanOptions): RunPlan {
+export function planRun({ backend, source, ...options }: PlanOptions): RunPlan {
   const method = findMethod(options.method);
   const { preset, recipe } = resolveRecipe(method, options.preset);
   const { architecture, config } = parseSource(source);
+  const { scheme } = schemeFor(method, { source, architecture, config }, recipe, options);
   const programs = blockPrograms(config);
   checkGroups(programs, config, scheme);
   method.check?.(programs, scheme, recipe);

@@ -4,10 +4,12 @@
  * Methods never name an architecture and never import one another (docs/contributing/methods.md).
  */
 import type { z } from "zod";
+import type { PackedBlock } from "../../backend/contract/packed.js";
 import type { Backend } from "../../backend/contract/training.js";
+import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import type { ProgressTask } from "../../common/progress.js";
 import type { BlockWeights } from "../../models/interpret.js";
-import type { ModelConfig } from "../../models/config.js";
+import type { Architecture, ModelConfig } from "../../models/config.js";
 import type { EndLayerWeights } from "../../models/language-model.js";
 import type { HostBlock } from "../../models/weights.js";
 import type { BlockProgram, SiteName } from "../../backend/contract/program.js";
@@ -137,6 +139,20 @@ export interface BlockPlan {
   readonly parameters: Readonly<Record<string, readonly number[]>>;
 }
 
+/** A source with what its configuration says. */
+export interface OpenModel {
+  readonly source: Checkpoint;
+  readonly architecture: Architecture;
+  readonly config: ModelConfig;
+}
+
+/** A source taken as it is. */
+export interface KeptModel {
+  /** That its own grids amount to, with each block's and table's. */
+  readonly scheme: Scheme;
+  readonly block: (layer: number) => PackedBlock;
+}
+
 export interface Method<Recipe = unknown> {
   readonly name: string;
   /** One line for `--help`. */
@@ -152,6 +168,11 @@ export interface Method<Recipe = unknown> {
   check?(programs: readonly BlockProgram[], scheme: Scheme, recipe: Recipe): void;
   /** For `planish inspect`. Absent: the method has no parameters. */
   plan?(program: BlockProgram, scheme: Scheme, recipe: Recipe): BlockPlan;
+  /**
+   * Methods that keep a source's own codes: the scheme follows from it, and nothing of the following is asked.
+   * @throws UsageError where the source has none.
+   */
+  keep?(model: OpenModel, recipe: Recipe): KeptModel;
   calibrateBlock?(job: BlockJob<Recipe>): Promise<BlockOutcome>;
   refine?(job: RefineJob<Recipe>): Promise<RefineOutcome>;
 }

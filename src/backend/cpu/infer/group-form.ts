@@ -1,4 +1,5 @@
 /** How a matrix with a scale per group lies in memory (native/group_weights.h). */
+import { areHalves } from "../../../common/half.js";
 import { CONSTANTS } from "../../contract/abi.js";
 import type { QuantizedMatrix } from "../../contract/packed.js";
 
@@ -17,22 +18,6 @@ export function groupForm({ scale, offset }: QuantizedMatrix, bits: number): num
     (halves ? CONSTANTS.groupHalves : 0) |
     (offset ? CONSTANTS.groupOffset | ((2 ** (bits - 1)) << 8) : 0)
   );
-}
-
-/** Whether every value is one that IEEE half precision holds. */
-function areHalves(values: Float32Array): boolean {
-  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
-  for (let i = 0; i < bits.length; i++) {
-    const exponent = (bits[i] >>> 23) & 0xff;
-    // Below 2^−14 a half has fewer digits, down to none below 2^−24.
-    const dropped = exponent >= 113 ? 13 : 13 + 113 - exponent;
-    if (exponent > 142) return false;
-    if ((bits[i] & 0x7fffffff) === 0) continue;
-    if (exponent < 103) return false;
-    const mantissa = (bits[i] & 0x7fffff) | 0x800000;
-    if (mantissa % 2 ** dropped !== 0) return false;
-  }
-  return true;
 }
 
 /** Scales (and offsets) of groups `times` smaller: each stands for as many of them. */
