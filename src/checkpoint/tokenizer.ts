@@ -41,6 +41,8 @@ export interface Tokenizer {
   readonly vocabSize: number;
   /** Jinja source of the chat template, when there is one. */
   readonly chatTemplate: string | undefined;
+  /** The template for conversations with tools, where the model has one of its own for them. */
+  readonly toolTemplate?: string;
   /** The id of a token as it is spelled in the vocabulary. */
   tokenToId(token: string): number | undefined;
   /** The spelling of an id in the vocabulary. */
@@ -89,6 +91,7 @@ export function createTokenizer(
     eosTokenIds: [...eosTokenIds],
     vocabSize: inner.size,
     chatTemplate: chatTemplate(files.config["chat_template"]),
+    toolTemplate: toolTemplate(files.config["chat_template"]),
     tokenToId: (token) => inner.tokenToId(token),
     idToToken: (id) => inner.idToToken(id),
     specialTokens,
@@ -125,7 +128,17 @@ function build(files: TokenizerFiles): TokenizerPipeline {
 function chatTemplate(value: unknown): string | undefined {
   if (typeof value === "string") return value;
   if (!Array.isArray(value)) return undefined;
-  const named = value.filter(isJsonObject);
-  const chosen = named.find((item) => item["name"] === "default") ?? named[0];
-  return typeof chosen?.["template"] === "string" ? chosen["template"] : undefined;
+  return namedTemplate(value, "default") ?? templateOf(value.find(isJsonObject));
+}
+
+function toolTemplate(value: unknown): string | undefined {
+  return Array.isArray(value) ? namedTemplate(value, "tool_use") : undefined;
+}
+
+function namedTemplate(list: readonly unknown[], name: string): string | undefined {
+  return templateOf(list.filter(isJsonObject).find((item) => item["name"] === name));
+}
+
+function templateOf(item: Record<string, unknown> | undefined): string | undefined {
+  return typeof item?.["template"] === "string" ? item["template"] : undefined;
 }

@@ -10,7 +10,12 @@ import { JinjaTemplate } from "./template/interpreter.js";
 
 export interface RenderOptions {
   readonly tools?: readonly Readonly<Record<string, unknown>>[];
+  /** The last message is one that is being written: the text ends with it, not with the beginning of another. */
+  readonly continueFinal?: boolean;
 }
+
+/** Stands for the content of a message that is continued, since templates may change what they write behind it. */
+const CONTINUED = "\ue000continued\ue000";
 
 export class ChatTemplate {
   private readonly template: JinjaTemplate;
@@ -35,13 +40,32 @@ export class ChatTemplate {
    * The text that the model continues with its answer. Templates write special tokens themselves.
    * @throws EngineError when the template refuses the messages (roles in an order that it does not know, say).
    */
-  render(messages: readonly ChatMessage[], { tools }: RenderOptions = {}): string {
+  render(messages: readonly ChatMessage[], { tools, continueFinal }: RenderOptions = {}): string {
+    if (!continueFinal) return this.write(messages, tools, true);
+    const last = messages[messages.length - 1];
+    const content = last.content ?? "";
+    const marked = [...messages.slice(0, -1), { ...last, content: CONTINUED }];
+    const text = this.write(marked, tools, false);
+    const end = text.lastIndexOf(CONTINUED);
+    if (end < 0)
+      throw new EngineError(
+        "continueFinal: the model's chat template does not write the last message down as it is",
+        "invalid",
+      );
+    return text.slice(0, end) + content;
+  }
+
+  private write(
+    messages: readonly ChatMessage[],
+    tools: RenderOptions["tools"],
+    generates: boolean,
+  ): string {
     try {
       return this.template.render({
         messages: messages.map((message) => ({ ...message, content: message.content ?? "" })),
         tools: tools ?? null,
         documents: null,
-        add_generation_prompt: true,
+        add_generation_prompt: generates,
         ...this.specialTokens,
       });
     } catch (cause) {

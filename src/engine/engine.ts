@@ -28,9 +28,11 @@ import {
   type FinishReason,
   type GenerateEvent,
   type GenerateRequest,
+  type ToolCall,
   type Usage,
 } from "./request.js";
 import { constraintOf, readValue } from "./structured.js";
+import type { CallPiece } from "./tools/reader.js";
 import type { WorkerInput } from "./worker.js";
 
 export interface EngineOptions {
@@ -58,6 +60,11 @@ export interface EngineOptions {
   /** Jinja source of a chat template, in place of the model's own. */
   readonly chatTemplate?: string;
   /**
+   * Tools are told in plain messages where the chat template has no form for them (default true); otherwise requests with
+   * tools are then refused.
+   */
+  readonly toolFallback?: boolean;
+  /**
    * Seconds that writing down one prompt may take (default 10): rendering its chat template and cutting it into tokens,
    * which happens in processes beside the engine. Prompts that take longer are refused.
    */
@@ -77,6 +84,8 @@ export interface Choice<T = unknown> {
   readonly tokens: readonly Extract<GenerateEvent, { type: "token" }>[];
   readonly finishReason: FinishReason;
   readonly stopString?: string;
+  /** With tools: what was called, as a message of the assistant has it. The last one may have been cut off. */
+  readonly toolCalls?: readonly ToolCall[];
   /** With a schema: what the text says, unless it was cut off before its end (by its length or a stop string). */
   readonly value?: T;
 }
@@ -150,6 +159,7 @@ export class Engine implements AsyncDisposable {
       maxWaiting: 256,
       stepTokens: 256,
       promptSeconds: 10,
+      toolFallback: true,
       ...withoutUndefined(rest),
       path,
     };
@@ -334,14 +344,32 @@ export async function collect<T = unknown>(
         .map(({ choice, reason, stopString }) => {
           const own = tokens[choice] ?? [];
           const text = own.map((token) => token.text).join("");
+          const toolCalls = joinCalls(own.flatMap(({ calls = [] }) => calls));
           const isWhole = reason === "stop" && stopString === undefined;
-          const value = schema && isWhole ? readValue(schema, text) : undefined;
-          return { text, tokens: own, finishReason: reason, stopString, value };
+          const hasValue = isWhole && toolCalls === undefined;
+          const value = schema && hasValue ? readValue(schema, text) : undefined;
+          return { text, tokens: own, finishReason: reason, stopString, toolCalls, value };
         });
       return { choices, usage: event.usage, seed };
     }
   }
   throw new EngineError("the generation ended before its last event", "failed");
+}
+
+/** Calls from their pieces; undefined where there are none. */
+function joinCalls(pieces: readonly CallPiece[]): ToolCall[] | undefined {
+  const calls: ToolCall[] = [];
+  for (const { index, id, name, arguments: json } of pieces) {
+    const call = calls[index];
+    if (call === undefined)
+      calls[index] = {
+        id: id ?? "",
+        type: "function",
+        function: { name: name ?? "", arguments: json },
+      };
+    else call.function.arguments = `${call.function.arguments as string}${json}`;
+  }
+  return calls.length > 0 ? calls : undefined;
 }
 
 function connectionOf(worker: Worker): HostConnection {

@@ -13,6 +13,7 @@ import {
   ConstraintError,
   type CompiledConstraint,
   type ConstraintCompiler,
+  type Form,
 } from "./constraint/contract.js";
 import {
   MOST_UNREAD,
@@ -24,13 +25,15 @@ import {
 import { EngineError, type EngineRequest, type GenerateEvent } from "./request.js";
 import type { ModelSampling } from "./model-sampling.js";
 import { rootOf } from "./pages.js";
-import { PromptWriter, type Prompt } from "./prompt.js";
+import { PromptWriter, promptOf } from "./prompt.js";
 import type { PromptPool } from "./prompt-pool.js";
 import { Sampler } from "./sampling.js";
 import { Scheduler } from "./scheduler.js";
 import { Sequence, type SequenceSink } from "./sequence.js";
 import { TextOutput } from "./text-output.js";
 import { TokenTexts, unspelledTokens } from "./token-texts.js";
+import { Caller, type AnswerReader } from "./tools/caller.js";
+import type { Spoken } from "./tools/reader.js";
 
 export interface HostOptions {
   /** Pages of the KV cache. */
@@ -40,6 +43,8 @@ export interface HostOptions {
   readonly stepTokens: number;
   /** Jinja source that takes the place of the model's own. */
   readonly chatTemplate?: string;
+  /** Tools are told in plain messages where the chat template has no form for them (default: such requests are refused). */
+  readonly toolFallback?: boolean;
 }
 
 export interface HostParts {
@@ -79,6 +84,7 @@ export class EngineHost {
   private readonly scheduler: Scheduler;
   private readonly writer: PromptWriter;
   private readonly texts: TokenTexts;
+  private readonly caller: Caller;
   private readonly preparing = new Map<number, Preparing>();
   private readonly active = new Map<number, Active>();
   private events: { id: number; event: GenerateEvent }[] = [];
@@ -102,6 +108,10 @@ export class EngineHost {
     this.scheduler = new Scheduler(executor, { ...options, onReady: () => this.wake() });
     this.writer = new PromptWriter(tokenizer, options.chatTemplate);
     this.texts = new TokenTexts(tokenizer);
+    this.caller = new Caller(this.writer.toolForm, options.toolFallback === true, (spelling) => {
+      const token = tokenizer.tokenToId(spelling);
+      return token !== undefined && this.texts.hiddenSpelling(token) !== "" ? token : undefined;
+    });
     this.candidates = Math.min(executor.shape.vocabSize, tokenizer.vocabSize);
     this.unspelled = unspelledTokens(tokenizer, this.candidates);
     port.on("message", (message: ToHost) => this.receive(message));
@@ -126,6 +136,7 @@ export class EngineHost {
       maxRunning,
       maxWaiting,
       hasChatTemplate: this.writer.hasTemplate,
+      toolForm: this.caller.form?.name,
       sampling,
     };
   }
@@ -229,7 +240,8 @@ export class EngineHost {
           "busy",
         );
       const isQuick = this.parts.prompts === undefined || this.writer.isQuick(request);
-      if (!isQuick || request.constraint !== undefined) this.prepare(id, request, client, isQuick);
+      const form = this.caller.formOf(request) ?? request.constraint;
+      if (!isQuick || form !== undefined) this.prepare(id, request, { client, isQuick, form });
       else this.start(id, request, this.writer.write(request, this.contextTokens));
     } catch (error) {
       this.fail(id, error);
@@ -237,12 +249,16 @@ export class EngineHost {
   }
 
   /** Has done elsewhere what takes long; meanwhile the request counts among those that wait. */
-  private prepare(id: number, request: EngineRequest, client: string, isQuick: boolean): void {
+  private prepare(
+    id: number,
+    request: EngineRequest,
+    { client, isQuick, form: wanted }: { client: string; isQuick: boolean; form?: Form },
+  ): void {
     const leaving = new AbortController();
     const { signal } = leaving;
     this.preparing.set(id, { client, leaving });
     this.flush();
-    const form = this.compile(request, client, signal);
+    const form = this.compile(wanted, request, client, signal);
     // Told with the prompt's, unless that fails first.
     form.catch(() => undefined);
     const tokens = isQuick
@@ -270,19 +286,16 @@ export class EngineHost {
     const { prompts } = this.parts;
     if (!prompts) throw new EngineError("nobody writes prompts down", "failed");
     // Only what the prompt is made of goes to another process.
-    const prompt: Prompt =
-      request.kind === "chat"
-        ? { kind: "chat", messages: request.messages, tools: request.tools }
-        : { kind: "generate", prompt: request.prompt };
-    return prompts.write(prompt, { client, contextTokens: this.contextTokens }, signal);
+    return prompts.write(promptOf(request), { client, contextTokens: this.contextTokens }, signal);
   }
 
   private async compile(
-    { constraint, ignoreEnd }: EngineRequest,
+    form: Form | undefined,
+    { ignoreEnd }: EngineRequest,
     client: string,
     signal: AbortSignal,
   ): Promise<CompiledConstraint | undefined> {
-    if (constraint === undefined) return undefined;
+    if (form === undefined) return undefined;
     if (ignoreEnd)
       throw new EngineError(
         "ignoreEnd: a text that is held to a form ends with it; leave one of the two out",
@@ -290,7 +303,13 @@ export class EngineHost {
       );
     const { constraints } = this.parts;
     if (!constraints) throw new EngineError("this engine holds no text to a form", "failed");
-    return constraints.compile(constraint, client, signal);
+    try {
+      return await constraints.compile(form, client, signal);
+    } catch (error) {
+      if (form.type === "calls" && error instanceof ConstraintError)
+        throw new EngineError(`tools: ${error.message}`, "invalid", { cause: error });
+      throw error;
+    }
   }
 
   private leave(id: number): void {
@@ -386,6 +405,7 @@ export class EngineHost {
     form: CompiledConstraint | undefined,
   ): Sequence {
     const { tokenizer } = this.parts;
+    const reader = this.caller.reader(request);
     const random =
       choice === 0 ? Random.for(seed, "sampling") : Random.for(seed, "sampling", choice);
     return new Sequence({
@@ -398,8 +418,11 @@ export class EngineHost {
         this.candidates,
         prompt,
       ),
-      output: new TextOutput(tokenizer.stream(), request.stop ?? [], (token) =>
-        this.texts.hiddenSpelling(token),
+      output: new TextOutput(
+        tokenizer.stream(),
+        request.stop ?? [],
+        (token) => this.texts.hiddenSpelling(token),
+        reader?.mark,
       ),
       limits: {
         maxTokens: request.maxTokens ?? Infinity,
@@ -412,7 +435,7 @@ export class EngineHost {
           ? this.unspelled
           : this.unspelled.filter((token) => !tokenizer.eosTokenIds.includes(token)),
       },
-      sink: this.sink(id),
+      sink: this.sink(id, reader),
       guide: form?.guide((error) => {
         this.scheduler.cancel(id);
         this.fail(id, error);
@@ -422,10 +445,11 @@ export class EngineHost {
     });
   }
 
-  private sink(id: number): SequenceSink {
+  private sink(id: number, reader?: AnswerReader): SequenceSink {
     return {
       tokens: (choice, tokens) => {
-        for (const { token, text, extra } of tokens) {
+        const spoken = reader?.push(tokens);
+        tokens.forEach(({ token, text, extra }, i) => {
           const { logprob, top = [] } = extra;
           const logprobs =
             logprob === undefined
@@ -434,8 +458,9 @@ export class EngineHost {
                   ...this.texts.of(token, logprob),
                   top: top.map((other) => this.texts.of(other.token, other.logprob)),
                 };
-          this.emit(id, { type: "token", choice, token, text, logprobs });
-        }
+          const own = spoken ? withCalls(spoken[i]) : { text };
+          this.emit(id, { type: "token", choice, token, ...own, logprobs });
+        });
       },
       finish: (choice, reason, sequence) => {
         const request = this.active.get(id);
@@ -464,6 +489,11 @@ export class EngineHost {
     if (this.events.length > 0) this.flush();
     this.send({ type: "failed", id, error: sent(error) });
   }
+}
+
+/** Most tokens have no part in a call. */
+function withCalls({ text, calls }: Spoken): Partial<Spoken> & { text: string } {
+  return calls.length > 0 ? { text, calls } : { text };
 }
 
 function sent(error: unknown): SentError {

@@ -14,5 +14,7 @@ export {
   type FinishReason,
   type GenerateEvent,
   type GenerateRequest,
+  type Tool,
+  type ToolCall,
   type Usage,
 } from "./request.js";

@@ -5,17 +5,36 @@
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { ChatTemplate, NO_TEMPLATE } from "./chat-template.js";
 import { EngineError, type ChatRequest, type GenerateRequest } from "./request.js";
+import { hasCalls, nativeConversation, plainConversation } from "./tools/conversation.js";
+import { GENERIC_FORM, toolFormOf, type ToolForm } from "./tools/syntax.js";
 
 /** The part of a request that its prompt is made of. */
 export type Prompt =
   | ({ readonly kind: "generate" } & Pick<GenerateRequest, "prompt">)
-  | ({ readonly kind: "chat" } & Pick<ChatRequest, "messages" | "tools">);
+  | ({ readonly kind: "chat" } & Pick<
+      ChatRequest,
+      "messages" | "tools" | "toolChoice" | "continueFinal"
+    >);
+
+/** What of a request goes to whoever writes its prompt down. */
+export function promptOf(request: Prompt): Prompt {
+  if (request.kind === "generate") return { kind: "generate", prompt: request.prompt };
+  const { messages, tools, toolChoice, continueFinal } = request;
+  return { kind: "chat", messages, tools, toolChoice, continueFinal };
+}
 
 /** Characters of text that are turned into tokens in about a millisecond. */
 const QUICK_CHARACTERS = 1000;
 
+interface Templates {
+  readonly plain: ChatTemplate;
+  /** For conversations with tools. */
+  readonly withTools: ChatTemplate;
+  readonly form: ToolForm;
+}
+
 export class PromptWriter {
-  private readonly template: ChatTemplate | undefined;
+  private readonly templates: Templates | undefined;
   private readonly longestToken: number;
 
   /**
@@ -27,13 +46,25 @@ export class PromptWriter {
     chatTemplate: string | undefined,
   ) {
     const source = chatTemplate ?? tokenizer.chatTemplate;
-    this.template =
-      source === undefined ? undefined : new ChatTemplate(source, tokenizer.specialTokens);
+    if (source !== undefined) {
+      const plain = new ChatTemplate(source, tokenizer.specialTokens);
+      const own = chatTemplate === undefined ? tokenizer.toolTemplate : undefined;
+      this.templates = {
+        plain,
+        withTools: own === undefined ? plain : new ChatTemplate(own, tokenizer.specialTokens),
+        form: toolFormOf(own ?? source) ?? GENERIC_FORM,
+      };
+    }
     this.longestToken = longestSpelling(tokenizer);
   }
 
   get hasTemplate(): boolean {
-    return this.template !== undefined;
+    return this.templates !== undefined;
+  }
+
+  /** How the model writes calls of functions down; undefined without a chat template. */
+  get toolForm(): ToolForm | undefined {
+    return this.templates?.form;
   }
 
   /** Whether a prompt takes no time worth speaking of. A template may loop, however short the messages are. */
@@ -56,9 +87,36 @@ export class PromptWriter {
     return this.tokenizer.encode(text, { addSpecialTokens: !isChat });
   }
 
-  private render({ messages, tools }: Prompt & { kind: "chat" }): string {
-    if (!this.template) throw new EngineError(NO_TEMPLATE, "invalid");
-    return this.template.render(messages, { tools });
+  private render(prompt: Prompt & { kind: "chat" }): string {
+    if (!this.templates) throw new EngineError(NO_TEMPLATE, "invalid");
+    const { messages, toolChoice, continueFinal } = prompt;
+    const last = messages[messages.length - 1];
+    if (continueFinal && (last.role !== "assistant" || last.tool_calls))
+      throw new EngineError(
+        "continueFinal: the last message is not a text of the assistant's",
+        "invalid",
+      );
+    // A model that is not to call is not told that it could.
+    const given = toolChoice === "none" || prompt.tools?.length === 0 ? undefined : prompt.tools;
+    const { plain, withTools, form } = this.templates;
+    if (given === undefined && !hasCalls(messages))
+      return plain.render(messages, { continueFinal });
+    if (form.isNative) {
+      const { messages: written, tools } = nativeConversation(messages, given, form);
+      return withTools.render(written, { tools, continueFinal });
+    }
+    const render = (inSystem: boolean): string => {
+      const conversation = plainConversation(messages, given, form, inSystem);
+      return plain.render(conversation.messages, { continueFinal });
+    };
+    // Some templates refuse or leave out what the system says.
+    try {
+      const text = render(true);
+      if (given === undefined || text.includes(given[0].function.name)) return text;
+    } catch (error) {
+      if (!(error instanceof EngineError) || given === undefined) throw error;
+    }
+    return render(false);
   }
 }
 

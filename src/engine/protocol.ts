@@ -6,6 +6,7 @@ import type { ModelSampling } from "./model-sampling.js";
 import type { Prompt } from "./prompt.js";
 import type { EngineErrorCode, EngineRequest, GenerateEvent } from "./request.js";
 import type { SchedulerStats } from "./scheduler.js";
+import type { ToolForm } from "./tools/syntax.js";
 
 export type ToHost =
   | { readonly type: "submit"; readonly id: number; readonly request: EngineRequest }
@@ -54,6 +55,11 @@ export interface EngineInfo {
   readonly maxRunning: number;
   readonly maxWaiting: number;
   readonly hasChatTemplate: boolean;
+  /**
+   * How the model writes calls of functions down: as its chat template teaches, or `generic` where that knows nothing of
+   * tools; absent: it is not asked to.
+   */
+  readonly toolForm?: ToolForm["name"];
   /** How the model's authors would have its texts drawn; requests that want that must say it. */
   readonly sampling: ModelSampling;
 }

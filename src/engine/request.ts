@@ -3,6 +3,7 @@ import { z } from "zod";
 import { PlanishError } from "../common/errors.js";
 import { firstIssue } from "../common/issues.js";
 import { constraintSchema } from "./constraint/contract.js";
+import type { CallPiece } from "./tools/reader.js";
 
 /**
  * Why a request was not served: `invalid`: it makes no sense; `context`: it is too long; `busy`: too many wait already;
@@ -28,6 +29,7 @@ export const REQUEST_LIMITS = {
   stopCharacters: 512,
   topLogprobs: 20,
   biases: 1024,
+  tools: 128,
   /** Lists and objects within one another. */
   depth: 100,
   /** Factors that still leave a difference between logits in float32. */
@@ -86,16 +88,53 @@ export const generateRequestSchema = z.strictObject({
   ...settings,
 });
 
+/** What stands in a call's syntax as it is, without escapes. */
+const functionName = z
+  .string()
+  .regex(/^[\w.:/-]{1,128}$/, "give a name of letters, digits and _ . : / -, at most 128");
+
+const toolCallSchema = z.looseObject({
+  id: z.string(),
+  type: z.literal("function"),
+  /** Arguments as JSON, as OpenAI has them, or as the object itself. */
+  function: z.looseObject({
+    name: z.string(),
+    arguments: z.union([z.string(), z.record(z.string(), z.unknown())]),
+  }),
+});
+
 const messageSchema = z.looseObject({
   role: z.string().min(1),
   content: z.string().nullish(),
+  /** What an assistant called. */
+  tool_calls: z.array(toolCallSchema).nullish(),
+  /** Of a `tool` message: the call whose result it is. */
+  tool_call_id: z.string().nullish(),
+});
+
+const toolSchema = z.looseObject({
+  type: z.literal("function"),
+  function: z.looseObject({
+    name: functionName,
+    description: z.string().nullish(),
+    /** JSON Schema of the arguments (default: there are none). */
+    parameters: z.union([z.boolean(), z.record(z.string(), z.unknown())]).nullish(),
+  }),
 });
 
 export const chatRequestSchema = z.strictObject({
   /** Turns so far, oldest first. Further keys of a message are passed to the model's template. */
   messages: z.array(messageSchema).min(1),
-  /** Passed to the template, for models that are told of tools. */
-  tools: z.array(z.record(z.string(), z.unknown())).optional(),
+  /** Functions that the model may call; what it calls comes as `calls` of the token events. */
+  tools: z.array(toolSchema).max(REQUEST_LIMITS.tools).optional(),
+  /** Whether it calls: as it likes (default), not at all, at least once, or this function. */
+  toolChoice: z
+    .union([z.enum(["auto", "none", "required"]), z.strictObject({ name: z.string() })])
+    .optional(),
+  /** One answer may hold several calls (default true), where the model's form has that. */
+  parallelToolCalls: z.boolean().optional(),
+  /** The last message is the assistant's, and is continued (default false: a new answer begins). */
+  continueFinal: z.boolean().optional(),
   ...settings,
 });
 
@@ -110,6 +149,8 @@ export interface RequestExtras<T = unknown> {
 export type GenerateRequest<T = unknown> = z.infer<typeof generateRequestSchema> & RequestExtras<T>;
 export type ChatRequest<T = unknown> = z.infer<typeof chatRequestSchema> & RequestExtras<T>;
 export type ChatMessage = z.infer<typeof messageSchema>;
+export type Tool = z.infer<typeof toolSchema>;
+export type ToolCall = z.infer<typeof toolCallSchema>;
 
 /** A request as it goes to the engine's thread. */
 export type EngineRequest =
@@ -192,6 +233,8 @@ export type GenerateEvent =
       readonly token: number;
       /** What the token adds to the choice's text. */
       readonly text: string;
+      /** What it adds to calls of functions, which are no part of the text. */
+      readonly calls?: readonly CallPiece[];
       /** With `logprobs`: the token itself, and the likeliest in its place. */
       readonly logprobs?: TokenText & { readonly top: readonly TokenText[] };
     }

@@ -32,6 +32,8 @@ export class TextOutput<Extra> {
     private readonly stops: readonly string[],
     /** The spelling of a special token, which the decoder leaves out; empty for others. */
     private readonly hiddenSpelling: (token: number) => string = () => "",
+    /** A text that comes out in one go, however many tokens it is made of. */
+    private readonly mark?: string,
   ) {}
 
   /** Takes a token; returns those whose text is now certain. After a stop string (`stopString`) nothing more comes. */
@@ -130,10 +132,10 @@ export class TextOutput<Extra> {
     return found;
   }
 
-  /** Characters at the end that may begin a stop string. */
+  /** Characters at the end that may begin a stop string, or the mark. */
   private undecided(text: string): number {
     let longest = 0;
-    for (const stop of this.stops)
+    for (const stop of this.mark === undefined ? this.stops : [...this.stops, this.mark])
       for (let n = Math.min(stop.length - 1, text.length); n > longest; n--)
         if (text.endsWith(stop.slice(0, n))) {
           longest = n;

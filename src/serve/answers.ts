@@ -21,7 +21,8 @@ export interface AnswerStyle {
   begin(head: AnswerHead, index: number): unknown;
   /** `offset`: characters of the choice before this token. */
   token(head: AnswerHead, index: number, event: TokenEvent, offset: number): unknown;
-  finish(head: AnswerHead, index: number, reason: FinishReason): unknown;
+  /** `called`: the choice has called functions. */
+  finish(head: AnswerHead, index: number, reason: FinishReason, called: boolean): unknown;
   usage(head: AnswerHead, usage: Usage): unknown;
 }
 
@@ -46,8 +47,9 @@ export function addUsage(parts: readonly Completion[]): Usage {
 }
 
 /** The API knows no third reason: a full context is a length. */
-function finishReason(reason: FinishReason): "stop" | "length" {
-  return reason === "stop" ? "stop" : "length";
+function finishReason(reason: FinishReason, called = false): "stop" | "length" | "tool_calls" {
+  if (reason !== "stop") return "length";
+  return called ? "tool_calls" : "stop";
 }
 
 /**
@@ -129,22 +131,40 @@ const chatChunk = (
   choices: [{ index, delta, logprobs, finish_reason: reason }],
 });
 
+function chatDelta({ text, calls = [] }: TokenEvent): object {
+  if (calls.length === 0) return { content: text };
+  return {
+    ...(text === "" ? {} : { content: text }),
+    tool_calls: calls.map(({ index, id, name, arguments: json }) => ({
+      index,
+      ...(id === undefined ? {} : { id, type: "function" }),
+      function: { ...(name === undefined ? {} : { name }), arguments: json },
+    })),
+  };
+}
+
 export const chatStyle: AnswerStyle = {
   prefix: "chatcmpl",
   whole: (answer, choices, usage) => ({
     ...head("chat.completion", answer),
     choices: choices.map((choice, index) => ({
       index,
-      message: { role: "assistant", content: choice.text, refusal: null },
+      message: {
+        role: "assistant",
+        content: choice.toolCalls && choice.text === "" ? null : choice.text,
+        refusal: null,
+        ...(choice.toolCalls ? { tool_calls: choice.toolCalls } : {}),
+      },
       logprobs: chatLogprobs(answer, choice.tokens),
-      finish_reason: finishReason(choice.finishReason),
+      finish_reason: finishReason(choice.finishReason, choice.toolCalls !== undefined),
     })),
     usage: usageOf(usage),
   }),
   begin: (answer, index) => chatChunk(answer, index, { role: "assistant", content: "" }, null),
   token: (answer, index, event) =>
-    chatChunk(answer, index, { content: event.text }, null, chatLogprobs(answer, [event])),
-  finish: (answer, index, reason) => chatChunk(answer, index, {}, finishReason(reason)),
+    chatChunk(answer, index, chatDelta(event), null, chatLogprobs(answer, [event])),
+  finish: (answer, index, reason, called) =>
+    chatChunk(answer, index, {}, finishReason(reason, called)),
   usage: (answer, usage) => ({
     ...head("chat.completion.chunk", answer),
     choices: [],

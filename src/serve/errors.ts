@@ -50,6 +50,7 @@ export function describeError(error: unknown): { status: number; body: ErrorBody
 const SPELLED: Readonly<Record<string, string>> = {
   ignoreEnd: "ignore_eos",
   constraint: "response_format",
+  continueFinal: "continue_final_message",
 };
 
 function ofEngine({ code, message }: EngineError) {

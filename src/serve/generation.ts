@@ -111,6 +111,7 @@ async function sendEvents(
 ): Promise<Usage> {
   const usage = { promptTokens: 0, cachedTokens: 0, generatedTokens: 0 };
   const offsets = new Map<number, number>();
+  const called = new Set<number>();
   const merged = merge(sources);
   for (;;) {
     const next = await out.awaiting(merged.next());
@@ -120,9 +121,12 @@ async function sendEvents(
       const index = source * perPrompt + item.choice;
       const offset = offsets.get(index) ?? 0;
       offsets.set(index, offset + item.text.length);
-      if (item.text !== "" || head.logprobs) await out.send(style.token(head, index, item, offset));
+      if (item.calls) called.add(index);
+      if (item.text !== "" || item.calls || head.logprobs)
+        await out.send(style.token(head, index, item, offset));
     } else if (item.type === "finish") {
-      await out.send(style.finish(head, source * perPrompt + item.choice, item.reason));
+      const index = source * perPrompt + item.choice;
+      await out.send(style.finish(head, index, item.reason, called.has(index)));
     } else if (item.type === "end") {
       usage.promptTokens += item.usage.promptTokens;
       usage.cachedTokens += item.usage.cachedTokens;

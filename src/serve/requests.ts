@@ -8,7 +8,13 @@ import { oneLine } from "../common/bounds.js";
 import { firstIssue } from "../common/issues.js";
 import type { Constraint } from "../engine/constraint/contract.js";
 import type { ModelSampling } from "../engine/model-sampling.js";
-import { REQUEST_LIMITS, type ChatRequest, type GenerateRequest } from "../engine/request.js";
+import {
+  REQUEST_LIMITS,
+  type ChatMessage,
+  type ChatRequest,
+  type GenerateRequest,
+  type Tool,
+} from "../engine/request.js";
 import { ApiError } from "./errors.js";
 
 /** Prompts that one completion request may hold. */
@@ -110,9 +116,21 @@ const chatSchema = z.strictObject({
   top_logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).nullish(),
   response_format: responseFormatSchema.nullish(),
   modalities: only(z.tuple([z.literal("text")])),
-  tools: only(z.tuple([])),
-  tool_choice: only(z.literal("none")),
-  parallel_tool_calls: dropped,
+  // The engine looks closer, and names what is wrong.
+  tools: z.array(z.record(z.string(), z.unknown())).nullish(),
+  tool_choice: z
+    .union([
+      z.enum(["auto", "none", "required"]),
+      z.object({ type: z.literal("function"), function: z.object({ name: z.string() }) }),
+    ])
+    .nullish(),
+  parallel_tool_calls: z.boolean().nullish(),
+  // What tools were called before there were tools.
+  functions: only(z.tuple([])),
+  function_call: only(z.literal("none")),
+  /** The last message is the assistant's, and is continued (as other servers call it). */
+  continue_final_message: z.boolean().nullish(),
+  add_generation_prompt: z.boolean().nullish(),
   reasoning_effort: dropped,
   verbosity: dropped,
 });
@@ -180,12 +198,17 @@ export function translateChat(
     // Templates know the older name.
     role: role === "developer" ? "system" : role,
     content: Array.isArray(content) ? content.map(({ text }) => text).join("") : content,
-  }));
+  })) as ChatMessage[];
+  const { tools, tool_choice: choice, parallel_tool_calls: parallel } = request;
   return {
     ...translateOutput(request),
     requests: [
       {
         messages,
+        tools: (tools ?? undefined) as Tool[] | undefined,
+        toolChoice: typeof choice === "object" ? nameOf(choice) : choice,
+        parallelToolCalls: parallel ?? undefined,
+        continueFinal: continuesFinal(request),
         ...translateCommon(request, options),
         constraint: translateFormat(request.response_format),
         maxTokens: max_completion_tokens ?? max_tokens ?? undefined,
@@ -195,6 +218,38 @@ export function translateChat(
     logprobs: logprobs === true,
     ignored,
   };
+}
+
+function nameOf(choice: { readonly function: { readonly name: string } } | null) {
+  return choice === null ? undefined : { name: choice.function.name };
+}
+
+/** @throws ApiError (400) for settings that contradict each other, or the messages. */
+function continuesFinal({
+  messages,
+  continue_final_message: continues,
+  add_generation_prompt: begins,
+}: z.infer<typeof chatSchema>): true | undefined {
+  if (continues && begins)
+    throw new ApiError(
+      400,
+      "continue_final_message: an answer is continued or begun; set add_generation_prompt to false",
+      { param: "continue_final_message" },
+    );
+  if (!continues) {
+    if (begins === false)
+      throw new ApiError(
+        400,
+        "add_generation_prompt: it can be false with continue_final_message only",
+        { param: "add_generation_prompt" },
+      );
+    return undefined;
+  }
+  if (messages[messages.length - 1].role !== "assistant")
+    throw new ApiError(400, "continue_final_message: the last message is not the assistant's", {
+      param: "continue_final_message",
+    });
+  return true;
 }
 
 /** What the text is held to. */

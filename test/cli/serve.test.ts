@@ -1,16 +1,14 @@
 /** The real server with a real model, asked by OpenAI's client. */
 
-import { spawn, type ChildProcess } from "node:child_process";
 import { writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { temporaryDirectory } from "./artifacts.js";
 import { chatModel } from "./chat-model.js";
-import { planish, root } from "./run-program.js";
+import { planish } from "./run-program.js";
+import { startServer, type Server } from "./start-server.js";
 import { until } from "../until.js";
 
 const KEY = "a-key-for-the-tests-0";
@@ -19,32 +17,7 @@ const model = chatModel(directory.file("chat-llama"));
 const keyFile = directory.file("keys.txt");
 writeFileSync(keyFile, `# for tests\n${KEY}\n`);
 
-interface Server {
-  readonly child: ChildProcess;
-  readonly url: string;
-  readonly client: OpenAI;
-  readonly stdout: () => string;
-  readonly exit: Promise<number | null>;
-}
-
-async function start(flags: readonly string[] = []): Promise<Server> {
-  const args = ["serve", model, "--port", "0", "--log-level", "warn", ...flags];
-  const child = spawn(process.execPath, [join(root, "dist/cli/main.js"), ...args], { cwd: root });
-  let stdout = "";
-  let stderr = "";
-  child.stdout.on("data", (data) => (stdout += String(data)));
-  const exit = new Promise<number | null>((resolve) => child.on("exit", resolve));
-  const url = await new Promise<string>((resolve, reject) => {
-    child.stderr.on("data", (data) => {
-      stderr += String(data);
-      const found = /listening on (\S+)/.exec(stderr)?.[1];
-      if (found !== undefined) resolve(found);
-    });
-    void exit.then(() => reject(new Error(`the server ended: ${stderr}`)));
-  });
-  const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: KEY, maxRetries: 0 });
-  return { child, url, client, stdout: () => stdout, exit };
-}
+const start = (flags: readonly string[] = []): Promise<Server> => startServer(model, flags, KEY);
 
 async function gauge(url: string, name: string): Promise<number> {
   const response = await fetch(`${url}/metrics`, { headers: { authorization: `Bearer ${KEY}` } });

@@ -14,14 +14,15 @@ import { Random } from "../../src/common/random.js";
 export const FAKE_VOCABULARY = 24;
 
 /** Logits after some tokens. */
-export function fakeLogits(tokens: readonly number[]): Float32Array {
+export function fakeLogits(tokens: readonly number[], vocabSize = FAKE_VOCABULARY): Float32Array {
   const random = Random.for(17, tokens.join(","));
-  return Float32Array.from({ length: FAKE_VOCABULARY }, () => 2 * random.normal());
+  return Float32Array.from({ length: vocabSize }, () => 2 * random.normal());
 }
 
 export interface FakeOptions {
   readonly pageTokens?: number;
   readonly maxPositions?: number;
+  readonly vocabSize?: number;
   /** Called before each step; may throw. */
   readonly onStep?: (chunks: readonly Chunk[]) => void;
 }
@@ -29,6 +30,7 @@ export interface FakeOptions {
 export function fakeExecutor({
   pageTokens = 4,
   maxPositions,
+  vocabSize = FAKE_VOCABULARY,
   onStep,
 }: FakeOptions = {}): Executor & {
   disposed: boolean;
@@ -37,7 +39,7 @@ export function fakeExecutor({
   return {
     shape: {
       hiddenSize: 8,
-      vocabSize: FAKE_VOCABULARY,
+      vocabSize,
       maxPositions: maxPositions ?? 1000,
       learnedPositions: false,
     },
@@ -62,7 +64,10 @@ export function fakeExecutor({
       return chunks.map(({ tokens, start, pages, logits }) => {
         if (logits === "none") return undefined;
         const length = start + tokens.length;
-        return fakeLogits(Array.from({ length }, (_, i) => memory[slot(pages, i)]));
+        return fakeLogits(
+          Array.from({ length }, (_, i) => memory[slot(pages, i)]),
+          vocabSize,
+        );
       });
     },
     [Symbol.dispose]() {

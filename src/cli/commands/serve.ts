@@ -33,6 +33,7 @@ interface ServeFlags extends DeviceFlags, EngineFlags {
   readonly modelName?: string;
   readonly separateKeys?: boolean;
   readonly strict?: boolean;
+  readonly toolFallback: boolean;
   readonly cors?: readonly string[];
   readonly concurrency: number;
   readonly queue: number;
@@ -62,6 +63,10 @@ export function register(program: Command): void {
     .option("--model-name <name>", "name of the model in the API (default: its file's name)")
     .option("--separate-keys", "no key finds another's prompts in the cache (needs --api-key-file)")
     .option("--strict", "refuse settings of requests that are not known (default: warn in the log)")
+    .option(
+      "--no-tool-fallback",
+      "refuse tools where the chat template has no form for them (default: they are told in plain messages)",
+    )
     .addOption(
       new Option(
         "--cors <origin>",
@@ -131,6 +136,7 @@ export function register(program: Command): void {
             maxRunning: flags.concurrency,
             maxWaiting: flags.queue,
             promptSeconds: flags.promptTimeout,
+            toolFallback: flags.toolFallback,
           });
           const model = flags.modelName ?? nameOf(name);
           const level = flags.logLevel ?? (reporter.quiet ? "warn" : "info");

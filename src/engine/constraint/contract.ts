@@ -5,6 +5,7 @@
  */
 import { z } from "zod";
 import { PlanishError } from "../../common/errors.js";
+import type { CallSyntax } from "../tools/syntax.js";
 
 /** Why a form cannot be held to: it makes no sense, or has what is not supported. Goes to whoever asked for it. */
 export class ConstraintError extends PlanishError {
@@ -33,6 +34,28 @@ export const constraintSchema = z.discriminatedUnion("type", [
 /** The form that a text is held to. */
 export type Constraint = z.infer<typeof constraintSchema>;
 
+/** Calls of functions in a model's own syntax, where a text may come before them or in their place. */
+export interface CallsForm {
+  readonly type: "calls";
+  readonly syntax: CallSyntax;
+  readonly functions: readonly CalledFunction[];
+  /** What may come that is no call: nothing, any text (calls may follow), or a text of a form (in their place). */
+  readonly text: "none" | "any" | Constraint;
+  /** More than one call may come, where the syntax has that. */
+  readonly several: boolean;
+  /** Tokens of the syntax that are no text, by their spelling. */
+  readonly specials: Readonly<Record<string, number>>;
+}
+
+export interface CalledFunction {
+  readonly name: string;
+  /** JSON Schema of its arguments, which are an object. */
+  readonly parameters: boolean | Readonly<Record<string, unknown>>;
+}
+
+/** Whatever an answer can be held to. */
+export type Form = Constraint | CallsForm;
+
 /** One text's place in its form. */
 export interface Guide extends Disposable {
   /** Whether `mask` and `isComplete` are known for the text so far. Where not, `onReady` is called once they are. */
@@ -58,5 +81,5 @@ export interface ConstraintCompiler extends Disposable {
    * @param client whose work it is: nobody can keep the others' from being done
    * @throws ConstraintError when the form is refused, or takes more than its time or memory; the signal's reason.
    */
-  compile(constraint: Constraint, client: string, signal: AbortSignal): Promise<CompiledConstraint>;
+  compile(form: Form, client: string, signal: AbortSignal): Promise<CompiledConstraint>;
 }

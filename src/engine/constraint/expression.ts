@@ -23,7 +23,9 @@ export type Expression =
       readonly min: number;
       readonly max: number;
     }
-  | { readonly kind: "rule"; readonly name: string };
+  | { readonly kind: "rule"; readonly name: string }
+  /** Any text up to the first mark, then the rule; or any text without the mark, and the end. A rule's whole body. */
+  | { readonly kind: "until"; readonly mark: string; readonly then: string };
 
 export type Rules = Map<string, Expression>;
 
@@ -196,5 +198,27 @@ export function canEnd(body: Expression, productive: ReadonlySet<string>): boole
       return body.min === 0 || canEnd(body.part, productive);
     case "rule":
       return productive.has(body.name);
+    case "until":
+      return true;
   }
+}
+
+/** Rules that go by other names, so that they can stand beside those of another grammar. */
+export function renamed(rules: Rules, prefix: string): Rules {
+  const expression = (body: Expression): Expression => {
+    switch (body.kind) {
+      case "rule":
+        return rule(prefix + body.name);
+      case "until":
+        return { ...body, then: prefix + body.then };
+      case "sequence":
+      case "either":
+        return { ...body, parts: body.parts.map(expression) };
+      case "repeat":
+        return { ...body, part: expression(body.part) };
+      default:
+        return body;
+    }
+  };
+  return new Map([...rules].map(([name, body]) => [prefix + name, expression(body)]));
 }

@@ -263,6 +263,8 @@ function mayBeEmpty(body: Expression, empty: ReadonlySet<string>): boolean {
       return body.min === 0 || mayBeEmpty(body.part, empty);
     case "rule":
       return empty.has(body.name);
+    case "until":
+      return true;
   }
 }
 
@@ -284,5 +286,7 @@ function firstRules(body: Expression, empty: ReadonlySet<string>): string[] {
       return firstRules(body.part, empty);
     case "rule":
       return [body.name];
+    case "until":
+      return [];
   }
 }

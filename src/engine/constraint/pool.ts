@@ -10,7 +10,7 @@ import { EngineError } from "../request.js";
 import {
   ConstraintError,
   type CompiledConstraint,
-  type Constraint,
+  type Form as TextForm,
   type ConstraintCompiler,
   type Guide,
 } from "./contract.js";
@@ -66,7 +66,7 @@ export class ConstraintPool implements ConstraintCompiler {
   constructor(private readonly options: ConstraintPoolOptions) {}
 
   async compile(
-    constraint: Constraint,
+    constraint: TextForm,
     client: string,
     signal: AbortSignal,
   ): Promise<CompiledConstraint> {
@@ -98,7 +98,7 @@ export class ConstraintPool implements ConstraintCompiler {
     for (const thread of [...this.heavy, ...(this.light ? [this.light] : [])]) thread.retire();
   }
 
-  private begin(key: string, constraint: Constraint, client: string): Form {
+  private begin(key: string, constraint: TextForm, client: string): Form {
     const underWay = this.clients.get(client) ?? 0;
     if (underWay >= MOST_OF_ONE_CLIENT)
       throw new EngineError(
@@ -118,7 +118,7 @@ export class ConstraintPool implements ConstraintCompiler {
     return form;
   }
 
-  private async make(id: number, constraint: Constraint): Promise<void> {
+  private async make(id: number, constraint: TextForm): Promise<void> {
     const read = await this.heavyThread().do({ type: "read", constraint });
     if (read.type !== "grammar") throw refusal(read);
     const { grammar } = read;

@@ -1,5 +1,5 @@
 /** Messages between the engine's thread and the threads that hold texts to their forms. */
-import type { Constraint } from "./contract.js";
+import type { Form } from "./contract.js";
 import type { Vocabulary } from "./vocabulary.js";
 import type { WrittenGrammar } from "./write.js";
 
@@ -14,7 +14,7 @@ export interface GuideWorkerInput {
 
 export type ToGuideWorker =
   /** Turns a form into a grammar. */
-  | { readonly type: "read"; readonly job: number; readonly constraint: Constraint }
+  | { readonly type: "read"; readonly job: number; readonly constraint: Form }
   /** Makes a grammar ready, under a name. */
   | {
       readonly type: "compile";

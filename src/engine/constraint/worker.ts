@@ -26,18 +26,20 @@ import {
   type ToGuideWorker,
 } from "./protocol.js";
 import { vocabularyOf, type Vocabulary } from "./vocabulary.js";
-import { spellBytes, type Alphabet } from "./write.js";
+import { specialToken, spellBytes, type WrittenGrammar } from "./write.js";
 
 /** What is needed to match tokens, loaded for the first grammar. */
 interface Matching {
   readonly library: XGrammar;
   readonly complaints: Complaints;
-  /** Makes grammars ready for an alphabet's tokens. */
-  readonly compiler: (alphabet: Alphabet) => Promise<XCompiler>;
+  /** Makes grammars ready for tokens as a grammar spells them. */
+  readonly compiler: (grammar: Spelling) => Promise<XCompiler>;
   readonly tokens: number;
   /** Words of a mask with the bits of tokens that end a text. */
   readonly ends: ReadonlyMap<number, number>;
 }
+
+type Spelling = Pick<WrittenGrammar, "alphabet" | "specials">;
 
 interface OwnGuide {
   readonly matcher: XMatcher;
@@ -125,7 +127,7 @@ class GuideThread {
   }: ToGuideWorker & { type: "compile" }): Promise<void> {
     const { compiler, complaints, tokens } = (this.matching ??= this.load());
     try {
-      const own = await compiler(grammar.alphabet);
+      const own = await compiler(grammar);
       this.forms.set(form, await own.compileGrammar(grammar.ebnf));
     } catch (error) {
       // Whoever hears of it ends this thread: the library cannot be used after it has given up.
@@ -180,10 +182,15 @@ class GuideThread {
     const { bytes, ends } = this.vocabulary();
     const words = new Map<number, number>();
     for (const end of ends) words.set(end >> 5, (words.get(end >> 5) ?? 0) | (1 << (end & 31)));
-    const compilers = new Map<Alphabet, Promise<XCompiler>>();
-    const compiler = (alphabet: Alphabet): Promise<XCompiler> => {
-      let found = compilers.get(alphabet);
-      if (!found) compilers.set(alphabet, (found = makeCompiler(library, alphabet, bytes, ends)));
+    const compilers = new Map<string, Promise<XCompiler>>();
+    const compiler = ({ alphabet, specials = [] }: Spelling): Promise<XCompiler> => {
+      const key = `${alphabet} ${specials.join()}`;
+      let found = compilers.get(key);
+      if (!found) {
+        const named = new Set(specials);
+        const spelled = bytes.map((own, token) => (named.has(token) ? specialToken(token) : own));
+        compilers.set(key, (found = makeCompiler(library, alphabet, spelled, ends)));
+      }
       return found;
     };
     return { library, complaints, compiler, tokens: bytes.length, ends: words };
@@ -199,7 +206,7 @@ class GuideThread {
 
 async function makeCompiler(
   library: XGrammar,
-  alphabet: Alphabet,
+  alphabet: Spelling["alphabet"],
   bytes: readonly string[],
   ends: readonly number[],
 ): Promise<XCompiler> {

@@ -12,6 +12,13 @@ export type Alphabet = "native" | "spelled";
 export interface WrittenGrammar {
   readonly ebnf: string;
   readonly alphabet: Alphabet;
+  /** Tokens without text that the grammar names (`specialToken`). */
+  readonly specials?: readonly number[];
+}
+
+/** How a token that is no text is named in a grammar: as a text that nothing else is written as. */
+export function specialToken(token: number): string {
+  return `\x10T${token};`;
 }
 
 const ASCII: Ranges = [[0, 0x7f]];
@@ -100,6 +107,9 @@ class Writer {
       case "rule":
         this.needed.add(body.name);
         return body.name;
+      case "until":
+        this.needed.add(body.then);
+        return `TagDispatch((${this.text(body.mark)}, ${body.then}), stop_eos=true, loop_after_dispatch=false)`;
     }
   }
 

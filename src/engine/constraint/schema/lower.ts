@@ -70,7 +70,13 @@ interface Choice {
 
 /** A grammar of JSON that the schema accepts. @throws ConstraintError, TooComplex */
 export function schemaGrammar(schema: Schema): WrittenGrammar {
-  return new Lowering(schema).write();
+  const rules = schemaRules(schema);
+  return writeRules(rules, "start", productiveRules(rules));
+}
+
+/** Rules of JSON that the schema and, if given, `also` accept; texts are of `start`. @throws ConstraintError, TooComplex */
+export function schemaRules(schema: Schema, also: Schema = true): Rules {
+  return new Lowering(schema).lower(also);
 }
 
 class Lowering implements PartLowering {
@@ -98,15 +104,15 @@ class Lowering implements PartLowering {
     );
   }
 
-  write(): WrittenGrammar {
-    const root = this.value([{ schema: this.root, guest: false }]);
+  lower(also: Schema): Rules {
+    const root = this.value([this.root, also].map((schema) => ({ schema, guest: false })));
     this.rules.set("start", root);
     const productive = productiveRules(this.rules);
     for (const { name, what } of this.mustBeEmpty)
       if (productive.has(name)) throw new ConstraintError(what);
     if (!productive.has("start"))
       throw new ConstraintError("schema: no value can be written that satisfies it");
-    return writeRules(this.rules, "start", productive);
+    return this.rules;
   }
 
   /** What satisfies all of some schemas. */
