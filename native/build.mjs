@@ -25,6 +25,10 @@ import { LEVELS, OTHER_LEVELS, libraryName } from "./targets.mjs";
 
 const nativeDir = dirname(fileURLToPath(import.meta.url));
 
+// A thread of Node.js unloads at its end what it loaded, with the pool's threads still in the library (pool.cpp has the
+// other systems' ways).
+const LIBRARY_FLAGS = { linux: ["-Wl,-z,nodelete"] };
+
 /** Why there is no library, for users. */
 export class BuildError extends Error {}
 
@@ -139,7 +143,9 @@ function keyOf(unit, compiler, files) {
 
 function isFresh(unit, compiler) {
   const files = dependencies(`${unit.object}.d`);
-  if (!files || !existsSync(unit.object) || !existsSync(`${unit.object}.key`)) return false;
+  // An object that was copied with its tree names the other tree's files.
+  if (!files?.includes(unit.source)) return false;
+  if (!existsSync(unit.object) || !existsSync(`${unit.object}.key`)) return false;
   return readFileSync(`${unit.object}.key`, "utf8") === keyOf(unit, compiler, files);
 }
 
@@ -304,10 +310,11 @@ export async function buildNative(given) {
   const driverTarget = join(options.out, sanitize ? "driver_asan" : "driver");
   const linkKeyPath = `${target}.key`;
   // Of what the objects were made from, not of their names: another build may have made them since the last link.
+  const flags = ["-shared", ...(LIBRARY_FLAGS[os] ?? []), ...(options.linkFlags ?? [])];
   const linkKey = () =>
     sha256(
       compiler.version,
-      ...(options.linkFlags ?? []),
+      ...flags,
       ...every.map((unit) =>
         existsSync(`${unit.object}.key`) ? readFileSync(`${unit.object}.key`, "utf8") : "missing",
       ),
@@ -336,7 +343,6 @@ export async function buildNative(given) {
   const keyBefore = linkKey();
   rmSync(linkKeyPath, { force: true });
   const paths = (list) => list.map((unit) => unit.object);
-  const flags = ["-shared", ...(options.linkFlags ?? [])];
   await link(compiler, target, paths(library), flags, options);
   if (driver.length) await link(compiler, driverTarget, paths(every), [], options);
   writeFileSync(linkKeyPath, keyBefore);

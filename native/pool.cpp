@@ -16,6 +16,9 @@
 #include <sched.h>
 #include <unistd.h>
 #endif
+#if defined(__APPLE__)
+#include <dlfcn.h>
+#endif
 #endif
 
 #include <atomic>
@@ -158,6 +161,21 @@ void announce(Pool& p) {
   p.workers.after([&] { p.generation.fetch_add(1, std::memory_order_acq_rel); });
 }
 
+#if !defined(__wasm__)
+// The host may unload the library while its threads run, as a thread of Node.js does when it ends; its code must stay.
+// On Linux the linker sees to that (build.mjs).
+void stay_loaded() {
+#if defined(_WIN32)
+  HMODULE module;
+  GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS,
+                     reinterpret_cast<LPCWSTR>(&stay_loaded), &module);
+#elif defined(__APPLE__)
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void*>(&stay_loaded), &info)) dlopen(info.dli_fname, RTLD_NOW | RTLD_NODELETE);
+#endif
+}
+#endif
+
 #if defined(__wasm__)
 // Threads that were started for a larger pool stay, and enter no job (`enter`).
 int start_workers(Pool& p, int count) {
@@ -186,6 +204,7 @@ int start_workers(Pool& p, int count) {
   if (count > MAX_THREADS) count = MAX_THREADS;
   if (count == p.count) return count;
   stop_workers(p);
+  if (count > 1) stay_loaded();
   p.count = 1;
   p.first_generation = p.generation.load(std::memory_order_acquire);
   for (int i = 1; i < count; i++) {
@@ -292,8 +311,15 @@ int pl_set_threads(int count) {
 int pl_threads(void) { return planish::thread_count(); }
 
 #if defined(__wasm__)
-// Makes the calling instance the pool's thread `number`, from 1 on; does not return.
+// Makes the calling instance the pool's thread `number`, from 1 on, until `pl_wasm_end`.
 extern "C" __attribute__((export_name("pl_wasm_work"))) void pl_wasm_work(int number) {
   planish::work_on(planish::pool(), number, 0);
+}
+
+// The pool's threads return, those that have not begun too; the caller does all work from then on.
+extern "C" __attribute__((export_name("pl_wasm_end"))) void pl_wasm_end(void) {
+  planish::Pool& p = planish::pool();
+  p.stopping.store(true, std::memory_order_release);
+  planish::announce(p);
 }
 #endif
