@@ -69,7 +69,7 @@ export interface EngineOptions {
    * which happens in processes beside the engine. Prompts that take longer are refused.
    */
   readonly promptSeconds?: number;
-  /** Where warnings go. */
+  /** Where remarks and warnings go. */
   readonly progress?: ProgressSink;
 }
 
@@ -179,16 +179,21 @@ export class Engine implements AsyncDisposable {
   ): Promise<Engine> {
     const ended = new Promise<Error | undefined>((resolve) => host.onDown(resolve));
     const ready = new Promise<Extract<FromHost, { type: "ready" }>>((resolve, reject) => {
+      let refusal: PlanishError | undefined;
       host.on("message", (message) => {
         if (message.type === "ready") resolve(message);
+        if (message.type === "note") progress.note(message.text);
         if (message.type === "warn") progress.warn(message.text);
+        if (message.type === "warning") process.emitWarning(message.message, message.name);
+        // Told when the thread has ended: the caller may end the process at once.
         if (message.type === "unloadable")
-          reject(new PlanishError(message.message, { exitCode: message.exitCode }));
+          refusal = new PlanishError(message.message, { exitCode: message.exitCode });
       });
       void ended.then((reason) => {
         const text = reason ? `: ${reason.message}` : "";
         reject(
-          new PlanishError(`the engine's thread ended while loading${text}`, { cause: reason }),
+          refusal ??
+            new PlanishError(`the engine's thread ended while loading${text}`, { cause: reason }),
         );
       });
     });

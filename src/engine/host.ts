@@ -93,7 +93,9 @@ export class EngineHost {
   private readonly candidates: number;
   /** Ids without a spelling. */
   private readonly unspelled: readonly number[];
-  private wake: () => void = () => undefined;
+  /** Something has come since the last step began. */
+  private stirred = false;
+  private goOn: () => void = () => undefined;
   private closed = false;
   /** Settles when the host has closed. */
   readonly done: Promise<void>;
@@ -179,15 +181,21 @@ export class EngineHost {
     this.wake();
   }
 
+  private wake(): void {
+    this.stirred = true;
+    this.goOn();
+  }
+
   private async loop(): Promise<void> {
     while (!this.closed) {
+      this.stirred = false;
       const worked = await this.scheduler.step();
       if (worked) {
         this.flush();
         // Requests, cancellations and reports of readers come in between steps.
         await nextTurn();
-      } else {
-        await new Promise<void>((resolve) => (this.wake = resolve));
+      } else if (!this.stirred) {
+        await new Promise<void>((resolve) => (this.goOn = resolve));
       }
     }
     for (const id of [...this.preparing.keys(), ...this.active.keys()])

@@ -22,7 +22,9 @@ export interface SentError {
 
 export type FromHost =
   | { readonly type: "ready"; readonly info: EngineInfo; readonly stats: EngineStats }
-  | { readonly type: "warn"; readonly text: string }
+  | { readonly type: "note" | "warn"; readonly text: string }
+  /** Of Node.js (`process.emitWarning`). */
+  | { readonly type: "warning"; readonly name: string; readonly message: string }
   /** Loading failed; nothing follows. */
   | { readonly type: "unloadable"; readonly message: string; readonly exitCode: 1 | 2 }
   | {

@@ -1,7 +1,7 @@
 /** The engine's thread: loads the model, then serves requests until it is told to close. Started by `Engine.load`. */
 import { parentPort, workerData, type MessagePort } from "node:worker_threads";
 import { PlanishError } from "../common/errors.js";
-import { silentProgress } from "../common/progress.js";
+import { silentProgress, type ProgressSink } from "../common/progress.js";
 import { ConstraintPool } from "./constraint/pool.js";
 import { EngineHost, type HostOptions } from "./host.js";
 import {
@@ -23,7 +23,14 @@ export interface WorkerInput
 
 async function main(port: MessagePort, input: WorkerInput): Promise<void> {
   const send = (message: FromHost): void => port.postMessage(message);
-  const progress = { ...silentProgress, warn: (text: string) => send({ type: "warn", text }) };
+  const progress: ProgressSink = {
+    ...silentProgress,
+    note: (text) => send({ type: "note", text }),
+    warn: (text) => send({ type: "warn", text }),
+  };
+  // The program decides how its warnings look; a thread's own would print as Node.js has them.
+  process.removeAllListeners("warning");
+  process.on("warning", ({ name, message }) => send({ type: "warning", name, message }));
   try {
     using opened = openExecutor(input.path, { ...input, progress });
     const pages = pagesFor(opened.executor, input);

@@ -1,5 +1,11 @@
-import { describe, expect, it } from "vitest";
-import { planish } from "./run-program.js";
+import { cpSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { temporaryDirectory } from "./artifacts.js";
+import { planish, root } from "./run-program.js";
+
+const directory = temporaryDirectory();
+afterAll(() => directory[Symbol.dispose]());
 
 const PROMPT = ["generate", "models/tiny-llama", "--prompt", "The ship was", "--max-tokens", "6"];
 
@@ -30,6 +36,20 @@ describe("planish generate", () => {
     const { code, stdout, stderr } = await planish([...PROMPT, flag, value]);
     expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
     expect(stderr).toContain(accepted);
+  });
+
+  it("prints warnings of the engine's thread as its own", async () => {
+    const model = directory.file("model");
+    cpSync(join(root, "models/tiny-llama"), model, { recursive: true });
+    writeFileSync(join(model, "generation_config.json"), '{"eos_token_id": 999999}');
+    const { code, stderr } = await planish([
+      "generate", model, "--prompt", "The ship", "--max-tokens", "1",
+    ]); // prettier-ignore
+    expect(code).toBe(0);
+    expect(stderr).toMatch(
+      /^planish: warning: generation_config\.json: eos_token_id is 999,?999[^\n]*\n/m,
+    );
+    expect(stderr).not.toContain("(node:");
   });
 
   it("needs a prompt", async () => {

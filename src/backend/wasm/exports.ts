@@ -5,4 +5,6 @@ export interface WasmExports {
   __wasm_init_tls(block: number): void;
   _initialize(): void;
   pl_alloc(bytes: bigint): number;
+  /** The pool's threads return from their work. */
+  pl_wasm_end(): void;
 }

@@ -1,6 +1,7 @@
 /**
  * The threads of the kernels' pool: each runs an instance of the module on the one memory, with a stack and thread-local
- * variables of its own, and never returns from it. A kernel does not wait for those that have not begun.
+ * variables of its own, and returns from it when this thread ends: not every JavaScript engine ends a thread that sleeps in
+ * an instance. A kernel does not wait for those that have not begun.
  */
 import { Worker } from "node:worker_threads";
 import type { WasmExports } from "./exports.js";
@@ -43,6 +44,7 @@ export class Threads {
 
   /** Starts what is missing to `count` threads, the calling one included. They do not keep the process alive. */
   startUpTo(count: number): void {
+    if (this.started === 1 && count > 1) process.once("exit", () => this.exports.pl_wasm_end());
     for (; this.started < count; this.started++) {
       const tls = this.exports.__tls_size.value;
       const block = this.exports.pl_alloc(BigInt(STACK_BYTES + tls + 64));

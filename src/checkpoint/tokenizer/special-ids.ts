@@ -63,7 +63,7 @@ export function compareSpecialIds(
         warn(`the tokenizer's ${token} ${name} is not in its vocabulary; it is left out`);
       continue;
     }
-    const others = configs.flatMap((config) => config[token]);
+    const others = [...new Set(configs.flatMap((config) => config[token]))];
     if (others.length === 0 || others.includes(id)) continue;
     const outcome =
       token === "eos_token" ? "a text ends at each of them" : "the tokenizer's is used";

@@ -16,7 +16,7 @@ import {
   type SchemaObject,
   type TypeName,
 } from "./document.js";
-import { INTEGER_FORMATS } from "./formats.js";
+import { integerRange } from "./formats.js";
 
 /** References that may follow one another without a value getting smaller: more are a circle. */
 const MOST_DEPTH = 100;
@@ -51,7 +51,7 @@ export class Acceptance {
   }
 
   private acceptsNumber(schema: SchemaObject, value: number): boolean {
-    const range = INTEGER_FORMATS[String(schema["format"])];
+    const range = integerRange(schema["format"]);
     if (range && !(value >= range[0] && value <= range[1])) return false;
     return (
       value >= (numberOf(schema, "minimum") ?? -Infinity) &&

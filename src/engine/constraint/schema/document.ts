@@ -6,7 +6,7 @@ import { isIntegerIn, oneLine } from "../../../common/bounds.js";
 import { ConstraintError } from "../contract.js";
 import type { Regex, Regexes } from "../regex/nodes.js";
 import { parsePattern } from "../regex/parse.js";
-import { FORMATS, INTEGER_FORMATS, SILENT_FORMATS } from "./formats.js";
+import { FORMATS, integerRange, SILENT_FORMATS } from "./formats.js";
 
 export type Schema = boolean | SchemaObject;
 export type SchemaObject = Readonly<Record<string, unknown>>;
@@ -125,7 +125,7 @@ export class SchemaDocument {
 
   /** The texts of a format; undefined for one that says nothing about texts. @throws ConstraintError for another one. */
   format(name: string): Regex | undefined {
-    if (SILENT_FORMATS.has(name) || Object.hasOwn(INTEGER_FORMATS, name)) return undefined;
+    if (SILENT_FORMATS.has(name) || integerRange(name)) return undefined;
     if (!Object.hasOwn(FORMATS, name))
       throw new ConstraintError(
         `schema: the format "${oneLine(name, 60)}" is not supported; known are ${Object.keys(FORMATS).join(", ")}`,

@@ -35,8 +35,15 @@ export const FORMATS: Readonly<Record<string, string>> = {
 /** Formats of numbers and of bytes that say nothing beyond their type here. */
 export const SILENT_FORMATS: ReadonlySet<string> = new Set(["float", "double"]);
 /** Formats that are a range of whole numbers (OpenAPI). */
-export const INTEGER_FORMATS: Readonly<Record<string, readonly [number, number]>> = {
+const INTEGER_FORMATS: Readonly<Record<string, readonly [number, number]>> = {
   int32: [-(2 ** 31), 2 ** 31 - 1],
   int64: [-Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER],
   uint32: [0, 2 ** 32 - 1],
 };
+
+/** Least and greatest whole number of a schema's format; undefined where it names no such range. */
+export function integerRange(format: unknown): readonly [number, number] | undefined {
+  return typeof format === "string" && Object.hasOwn(INTEGER_FORMATS, format)
+    ? INTEGER_FORMATS[format]
+    : undefined;
+}

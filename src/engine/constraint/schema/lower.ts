@@ -45,7 +45,7 @@ import {
   type SchemaObject,
   type TypeName,
 } from "./document.js";
-import { INTEGER_FORMATS } from "./formats.js";
+import { integerRange } from "./formats.js";
 import { numberRegex } from "./numbers.js";
 import { objectExpression } from "./objects.js";
 
@@ -307,7 +307,7 @@ class Lowering implements PartLowering {
     const values = (key: string): number[] =>
       demands.flatMap(({ schema }) => numberOf(schema, key) ?? []);
     const formats = demands.flatMap(({ schema }) => {
-      const range = INTEGER_FORMATS[String(schema["format"])];
+      const range = integerRange(schema["format"]);
       return range ? [range] : [];
     });
     const [min, aboveMin] = tightest(
