@@ -27,6 +27,8 @@ export interface Checkpoint extends Disposable {
   readonly config: Readonly<Record<string, unknown>>;
   /** `generation_config.json` when there is one. */
   readonly generationConfig?: Readonly<Record<string, unknown>>;
+  /** What a safetensors file says of itself in words (`__metadata__`). */
+  readonly metadata?: Readonly<Record<string, string>>;
   /** By Hugging Face tensor name (GGUF names are translated, permutations undone). */
   readonly tensors: ReadonlyMap<string, StoredTensor>;
   /** How weights are stored that are quantized in the source; `tensors` and `read` have them dense. */

@@ -38,12 +38,15 @@ export function openHfDirectory(directory: string, weightsFile?: string): Checkp
   const generationConfig = existsSync(generationConfigPath)
     ? readJsonObject(generationConfigPath)
     : undefined;
-  const { store } = openSafetensors(join(directory, weightsFile ?? findWeights(directory)));
+  const { store, metadata } = openSafetensors(
+    join(directory, weightsFile ?? findWeights(directory)),
+  );
   const plain = {
     path: directory,
     format: "safetensors",
     config,
     generationConfig,
+    metadata,
     tensors: store.tensors,
     read: (name) => store.read(name),
     readBytes: (name) => store.readBytes(name),

@@ -81,7 +81,9 @@ function isComplete(snapshot: string): boolean {
   if (!existsSync(join(snapshot, INDEX_FILE))) return false;
   const { weight_map: shards } = readJsonObject(join(snapshot, INDEX_FILE));
   if (!isJsonObject(shards)) return false;
-  return Object.values(shards).every((shard) => existsSync(join(snapshot, String(shard))));
+  return Object.values(shards).every(
+    (shard) => typeof shard === "string" && existsSync(join(snapshot, shard)),
+  );
 }
 
 const WEIGHTS = /^model(-\d+-of-\d+)?\.safetensors$/;

@@ -97,14 +97,47 @@ describe("files of an artifact", () => {
     }
   });
 
-  it("of a version that kept no hashes load", () => {
-    const copy = at("unrecorded");
+  /** A copy whose quantization.json says something else, and keeps no hashes. */
+  function rewritten(name: string, change: object = {}): string {
+    const copy = at(name);
     cpSync(whole, copy, { recursive: true });
     const file = join(copy, "quantization.json");
     const { files: _files, ...rest } = JSON.parse(readFileSync(file, "utf8")) as { files: unknown };
-    writeFileSync(file, JSON.stringify(rest));
+    writeFileSync(file, JSON.stringify({ ...rest, ...change }));
+    return copy;
+  }
+
+  it("of a version that kept no hashes load", () => {
+    const copy = rewritten("unrecorded");
     loadModel(backend, copy)[Symbol.dispose]();
     expect(verifyArtifact(copy)).toMatchObject({ files: 0, unrecorded: true });
+  });
+
+  it.each([
+    ["method", { method: "rtn" }, 'method is "rtn" in quantization.json, and "flatquant" in'],
+    ["scheme", { scheme: "w4a4kv8" }, 'scheme is "w4a4kv8" in quantization.json, and "w4a4kv4"'],
+  ])("that contradict the weights in their %s are refused", (name, change, message) => {
+    const copy = rewritten(`other-${name}`, change);
+    expect(() => loadModel(backend, copy)).toThrow(message);
+    expect(() => verifyArtifact(copy)).toThrow(message);
+  });
+
+  it.each(["chat_template.jinja", "special_tokens_map.json", "parameters.safetensors"])(
+    "%s that came later is refused, a note for people is not",
+    (name) => {
+      const copy = at(`stranger-${name}`);
+      cpSync(whole, copy, { recursive: true });
+      writeFileSync(join(copy, "README.md"), "mine");
+      loadModel(backend, copy)[Symbol.dispose]();
+      writeFileSync(join(copy, name), "{}");
+      expect(() => loadModel(backend, copy)).toThrow(`${name} would be read, and was not written`);
+      expect(() => verifyArtifact(copy)).toThrow(name);
+    },
+  );
+
+  it("that the records leave out are refused", () => {
+    const copy = rewritten("half-recorded", { files: {} });
+    expect(() => loadModel(backend, copy)).toThrow("config.json would be read, and was not");
   });
 });
 

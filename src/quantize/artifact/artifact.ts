@@ -7,7 +7,7 @@ import { existsSync, readdirSync, renameSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { Backend } from "../../backend/contract/training.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
-import { fileProblems, recordFile } from "../../checkpoint/file-record.js";
+import { recordFile } from "../../checkpoint/file-record.js";
 import { areHalves, floatsToHalfBytes } from "../../common/half.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import {
@@ -25,6 +25,7 @@ import { readTensor } from "../../models/weights.js";
 import { LanguageModel, loadEndLayers } from "../../models/language-model.js";
 import {
   checkTensors,
+  damaged,
   endLayerTensors,
   gridOfTable,
   tableOffsetName,
@@ -32,6 +33,7 @@ import {
   valueProblem,
   type TensorDescription,
 } from "./tensors.js";
+import { artifactProblems, weightsProblem } from "./consistency.js";
 import { roundTable, tableReader } from "./tables.js";
 import { checkGroups, type Grid } from "../grids/groups.js";
 import { ClipCounter } from "../block/clip-counts.js";
@@ -72,16 +74,15 @@ export interface OpenArtifact extends Disposable {
 /** Opens an artifact; the caller disposes it. @throws PlanishError when it is damaged. */
 export function openArtifact(path: string): OpenArtifact {
   const info = readQuantizationInfo(path);
-  const [problem] = fileProblems(path, info.files ?? {}, HASHED_ON_OPENING);
-  if (problem !== undefined)
-    throw new PlanishError(
-      `${path}: ${problem}; the artifact is damaged: make it or copy it again`,
-    );
+  const [problem] = artifactProblems(path, info, HASHED_ON_OPENING);
+  if (problem !== undefined) throw damaged(path, problem);
   const scheme = schemeOf(info);
   const checkpoint = openCheckpoint(path);
   try {
     const { architecture, config } = parseModelConfig(checkpoint.config);
     checkGroups(blockPrograms(config), config, scheme);
+    const contradiction = weightsProblem(info, checkpoint.metadata);
+    if (contradiction !== undefined) throw damaged(path, contradiction);
     const parameters = info.layers.map((layer) => layer.parameters);
     checkTensors(checkpoint, architecture, config, scheme, parameters);
     return {

@@ -542,17 +542,18 @@ export function readDescribed(checkpoint: Checkpoint, described: TensorDescripti
   requireHeader(checkpoint, described);
   const data = Float32Array.from(checkpoint.read(described.name));
   const problem = valueProblem(described.name, described.values, data);
-  if (problem !== undefined) throw damaged(checkpoint, problem);
+  if (problem !== undefined) throw damaged(checkpoint.path, problem);
   return data;
 }
 
 /** @throws PlanishError when a tensor's header is not what is described. */
 export function requireHeader(checkpoint: Checkpoint, described: TensorDescription): void {
   const problem = headerProblem(described, checkpoint.tensors.get(described.name));
-  if (problem !== undefined) throw damaged(checkpoint, problem);
+  if (problem !== undefined) throw damaged(checkpoint.path, problem);
 }
 
-function damaged({ path }: Checkpoint, problem: string): PlanishError {
+/** The error of an artifact that is not what was written. */
+export function damaged(path: string, problem: string): PlanishError {
   return new PlanishError(`${path}: ${problem}; the artifact is damaged: make it or copy it again`);
 }
 
@@ -570,7 +571,7 @@ export function checkTensors(
 ): void {
   if (parameters.length !== config.numLayers)
     throw damaged(
-      checkpoint,
+      checkpoint.path,
       `quantization.json describes ${parameters.length} blocks, and config.json ${config.numLayers}`,
     );
   const described = endLayerTensors(architecture, config, scheme);
@@ -582,7 +583,7 @@ export function checkTensors(
   const known = new Set(described.map(({ name }) => name));
   for (const name of checkpoint.tensors.keys())
     if (!known.has(name))
-      throw damaged(checkpoint, `tensor ${name} is none that this model and scheme have`);
+      throw damaged(checkpoint.path, `tensor ${name} is none that this model and scheme have`);
 }
 
 /** Bytes of a described tensor. */

@@ -1,9 +1,8 @@
 /** Reading an artifact whole, to find out whether it is what was written. */
-import { fileProblems } from "../../checkpoint/file-record.js";
-import { PlanishError } from "../../common/errors.js";
 import { openArtifact } from "./artifact.js";
 import { readCodes } from "./block-tensors.js";
-import { endLayerTensors, readDescribed } from "./tensors.js";
+import { artifactProblems } from "./consistency.js";
+import { damaged, endLayerTensors, readDescribed } from "./tensors.js";
 import { readQuantizationInfo } from "./quantization-info.js";
 
 export interface VerifiedArtifact {
@@ -22,12 +21,10 @@ export interface VerifiedArtifact {
  * @throws PlanishError naming the files, or the tensor, that are not as they were written.
  */
 export function verifyArtifact(path: string): VerifiedArtifact {
-  const { files, planishVersion } = readQuantizationInfo(path);
-  const problems = fileProblems(path, files ?? {});
-  if (problems.length > 0)
-    throw new PlanishError(
-      `${path}: ${problems.join("; ")}; the artifact is damaged: make it or copy it again`,
-    );
+  const info = readQuantizationInfo(path);
+  const { files, planishVersion } = info;
+  const problems = artifactProblems(path, info);
+  if (problems.length > 0) throw damaged(path, problems.join("; "));
   using artifact = openArtifact(path);
   const { checkpoint, architecture, config, scheme } = artifact;
   for (const described of endLayerTensors(architecture, config, scheme)) {
