@@ -2,7 +2,7 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
-import { defaultSequenceLength, type ModelConfig } from "../models/config.js";
+import { defaultSequenceLength, refuseLongWindows, type ModelConfig } from "../models/config.js";
 import type { LanguageModel } from "../models/language-model.js";
 import { negativeLogLikelihood } from "../tensor/ops/index.js";
 import { Graph } from "../tensor/tensor.js";
@@ -38,13 +38,14 @@ export interface TextWindows {
   readonly perStep: number;
 }
 
-/** @throws PlanishError when the text has fewer tokens than one window. */
+/** @throws PlanishError when the text has fewer tokens than one window, or the model fewer positions. */
 export function textWindows(
   config: Pick<ModelConfig, "maxPositions">,
   tokens: Int32Array,
   options: Pick<PerplexityOptions, "seqLen" | "limit"> = {},
 ): TextWindows {
   const seqLen = options.seqLen ?? defaultSequenceLength(config);
+  refuseLongWindows(seqLen, config);
   const available = Math.floor(tokens.length / seqLen);
   if (available === 0)
     throw new PlanishError(

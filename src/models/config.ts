@@ -1,6 +1,7 @@
 /** What a decoder model is made of, whatever its architecture's config file called it. */
 
 import type { Range } from "../common/bounds.js";
+import { PlanishError } from "../common/errors.js";
 import type {
   Activation,
   BlockProgram,
@@ -113,6 +114,17 @@ export type RopePositions = { readonly kind: "rope" } & Omit<Rotary, "dims" | "t
 /** 2048 tokens, or half of the positions of models trained for fewer (512 for the tiny ones). */
 export function defaultSequenceLength(config: Pick<ModelConfig, "maxPositions">): number {
   return config.maxPositions >= 2048 ? 2048 : Math.floor(config.maxPositions / 2);
+}
+
+/** @throws PlanishError when windows of so many tokens reach beyond the positions that the model was made for. */
+export function refuseLongWindows(
+  tokens: number,
+  { maxPositions }: Pick<ModelConfig, "maxPositions">,
+): void {
+  if (tokens > maxPositions)
+    throw new PlanishError(
+      `windows of ${tokens} tokens are longer than the model's ${maxPositions} positions; give at most those (--seq-len)`,
+    );
 }
 
 /** Names of a checkpoint's tensors outside its blocks. Bias names follow from weight names (`.weight` → `.bias`). */

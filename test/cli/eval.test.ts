@@ -55,6 +55,12 @@ describe("planish eval", () => {
     expect(stdout).toMatch(/rtn-w8 +w8a8kv8 +rtn +\d+\.\d\d +2 × 128 +\d/);
   });
 
+  it("refuses windows that are longer than the model's positions", async () => {
+    const { code, stderr } = await planish(["eval", "models/tiny-llama", "--seq-len", "1025"]);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/windows of 1025 tokens are longer than the model's 1024 positions/);
+  });
+
   it("refuses a text shorter than one window, and one that is not there", async () => {
     const text = directory.file("short.txt");
     writeFileSync(text, "A few words.\n");

@@ -50,6 +50,14 @@ describe("--out", () => {
     expect(readFileSync(directory.file("file"), "utf8")).toBe("mine");
   });
 
+  it("is not blamed for what a report cannot be of", async () => {
+    for (const given of ["/dev/null", directory.file("none"), join(root, MODEL), ""]) {
+      const { code, stderr } = await planish(["report", given]);
+      expect(code).toBe(2);
+      expect(stderr).toMatch(/^planish: "[^"]*" is neither an artifact [^\n]+\n$/);
+    }
+  });
+
   it("is not there, nor are its parents, when the work fails before it began", async () => {
     const at = directory.file("nothing-began");
     mkdirSync(at);

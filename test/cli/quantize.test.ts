@@ -203,10 +203,18 @@ describe("planish quantize refuses", () => {
     const unknown = await refused(["--recipe", recipe]);
     expect(unknown.code).toBe(2);
     expect(unknown.line).toMatch(/"epocs" is unknown to method "flatquant"; accepted: .*epochs/);
+    writeFileSync(recipe, '{"__proto__": {"epochs": 1}}');
+    expect((await refused(["--recipe", recipe])).line).toContain('"__proto__" is unknown');
     writeFileSync(recipe, "[1]");
     expect((await refused(["--recipe", recipe])).line).toContain("holds no JSON object");
     writeFileSync(recipe, "{");
     expect((await refused(["--recipe", recipe])).line).toContain("is not valid JSON");
+  });
+
+  it("windows that are longer than the model's positions", async () => {
+    const long = await refused(["--seq-len", "1025"]);
+    expect(long.code).toBe(1);
+    expect(long.line).toMatch(/windows of 1025 tokens are longer than the model's 1024 positions/);
   });
 
   it("calibration text that is too short, empty or missing", async () => {

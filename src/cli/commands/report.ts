@@ -8,7 +8,7 @@ import { PlanishError, UsageError } from "../../common/errors.js";
 import { formatBytes } from "../../common/format.js";
 import { outputPlace } from "../../common/place.js";
 import { writeAtomically } from "../../common/temporary.js";
-import { report } from "../../experiments/page/report.js";
+import { refuseOther, report } from "../../experiments/page/report.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
 import { deviceOption, threadsOption, type DeviceFlags } from "./shared.js";
@@ -40,6 +40,7 @@ export function register(program: Command): void {
           throw new UsageError(
             `--out names one file, and ${directories.length} directories were given; give one of them`,
           );
+        for (const directory of directories) refuseOther(directory);
         const files = directories.map((directory) =>
           pageFile(flags.out, join(directory, "report.html")),
         );

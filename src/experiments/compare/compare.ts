@@ -28,6 +28,7 @@ import { openIntegerExecutor } from "../../engine/processor.js";
 import type { TaskData } from "../../evaluate/tasks/index.js";
 import { averageOfTasks, evaluateTask } from "../../evaluate/zero-shot.js";
 import { blockPrograms } from "../../models/architectures/index.js";
+import { refuseLongWindows } from "../../models/config.js";
 import { parseSource } from "../../models/source.js";
 import { textWindows } from "../../evaluate/perplexity.js";
 import { LanguageModel } from "../../models/language-model.js";
@@ -111,6 +112,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   // A calibration text that cannot be read is told before anything is kept.
   readDocuments(calibration);
   const { config } = parseSource(source);
+  if (options.seqLen !== undefined) refuseLongWindows(options.seqLen, config);
   const cut = { seqLen: options.windowTokens, limit: options.windows };
   const { seqLen, windows } = textWindows(config, tokens, cut);
   const document: Omit<Comparison, "methods" | "remarks"> = {

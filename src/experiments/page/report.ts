@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { cpus, totalmem } from "node:os";
 import type { Backend } from "../../backend/contract/training.js";
+import { quoted } from "../../common/bounds.js";
 import { UsageError } from "../../common/errors.js";
 import { formatBytes } from "../../common/format.js";
 import { packageVersion } from "../../common/package.js";
@@ -39,10 +40,16 @@ export interface ReportOptions {
  */
 export async function report(options: ReportOptions): Promise<string> {
   const { directory } = options;
+  refuseOther(directory);
   if (isComparison(directory)) return renderPage(await ofComparison(options));
-  if (isArtifact(directory)) return renderPage(await ofArtifact(options));
+  return renderPage(await ofArtifact(options));
+}
+
+/** @throws UsageError when there is nothing at a path that a report could be of. */
+export function refuseOther(directory: string): void {
+  if (directory !== "" && (isComparison(directory) || isArtifact(directory))) return;
   throw new UsageError(
-    `${directory} is neither an artifact (no quantization.json) nor a comparison (no ${COMPARISON_FILE}); give what \`planish quantize\` or \`planish compare\` left`,
+    `${quoted(directory)} is neither an artifact (no quantization.json) nor a comparison (no ${COMPARISON_FILE}); give what \`planish quantize\` or \`planish compare\` left`,
   );
 }
 

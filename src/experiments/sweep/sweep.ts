@@ -32,10 +32,11 @@ import { openIntegerExecutor } from "../../engine/processor.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
 import { captureReference, type ReferenceStates } from "../../evaluate/reference.js";
 import { LanguageModel } from "../../models/language-model.js";
+import { parseSource } from "../../models/source.js";
 import { readQuantizationInfo, isArtifact } from "../../quantize/artifact/artifact.js";
 import { StateStore } from "../../quantize/calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
-import { quantize, resolveRecipe } from "../../quantize/run/pipeline.js";
+import { limitedNeed, quantize, resolveRecipe } from "../../quantize/run/pipeline.js";
 import { Journal } from "../../quantize/run/journal.js";
 import { summarizeBits } from "../../quantize/schema/linear-reports.js";
 import { loadModel } from "../../quantize/artifact/load.js";
@@ -91,6 +92,12 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
   const { path: out, lock } = lockedPlace(options.out, { kind: "directory", source: model });
   using _lock = lock;
   using source = openCheckpoint(model);
+  const { config } = parseSource(source);
+  for (const { recipe: point } of points) {
+    const asked = { ...options.recipe, ...point };
+    const { recipe } = resolveRecipe(method, options.preset, asked);
+    limitedNeed(method.calibration(recipe), config, recipe, asked);
+  }
   const tokens = tokenizeCorpus(loadTokenizer(source), readDocuments(text));
   // A calibration text that cannot be read is told before anything is kept.
   readDocuments(calibration);

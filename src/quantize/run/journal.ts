@@ -408,7 +408,11 @@ const MACHINE_FLAGS: Readonly<Record<string, (value: string) => string>> = {
 
 function machineDifference(before: unknown, now: unknown): string {
   const [was, is] = [before, now].map((value) =>
-    isJsonObject(value) ? mapValues(dropUndefined(value), (each) => oneLine(String(each), 60)) : {},
+    isJsonObject(value)
+      ? mapValues(dropUndefined(value), (each) =>
+          typeof each === "string" ? oneLine(each, 60) : shown(each),
+        )
+      : {},
   );
   const keys = Object.keys({ ...was, ...is }).filter((key) => was[key] !== is[key]);
   const differences = keys.map(

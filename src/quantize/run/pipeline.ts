@@ -17,7 +17,7 @@ import { packageVersion } from "../../common/package.js";
 import { describedWriteError, isWriteError, lockedPlace } from "../../common/place.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { mapValues } from "../../common/records.js";
-import { defaultSequenceLength } from "../../models/config.js";
+import { defaultSequenceLength, refuseLongWindows } from "../../models/config.js";
 import { blockProgram, blockPrograms } from "../../models/architectures/index.js";
 import { parseSource } from "../../models/source.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
@@ -132,12 +132,12 @@ function merge(
   base: Record<string, unknown>,
   over: Readonly<Record<string, unknown>>,
 ): Record<string, unknown> {
-  const out = { ...base };
-  for (const [key, value] of Object.entries(over)) {
-    const current = base[key];
-    out[key] = isRecord(current) && isRecord(value) ? merge(current, value) : value;
-  }
-  return out;
+  const replaced = Object.entries(over).map(([key, value]) => {
+    const current = Object.hasOwn(base, key) ? base[key] : undefined;
+    return [key, isRecord(current) && isRecord(value) ? merge(current, value) : value] as const;
+  });
+  // Not by assignment: a key called __proto__ is one that nobody knows.
+  return { ...base, ...Object.fromEntries(replaced) };
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {
@@ -184,13 +184,13 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   source.tokenizerFiles();
   checkGroups(blockPrograms(config), config, scheme);
   method.check?.(blockPrograms(config), scheme, recipe);
-  const need = limitedNeed(method.calibration(recipe), config, recipe);
-  const windows = need && calibrationWindows(options, need, seed, config);
+  const need = limitedNeed(method.calibration(recipe), config, recipe, options.recipe);
   const estimate = estimateRun(backend, config, scheme, need);
   progress.note(
     `estimate: about ${formatDuration(estimate.seconds)}, ${formatBytes(estimate.memoryBytes)} of memory, ${formatBytes(estimate.diskBytes)} of disk`,
   );
   refuseImpossible(estimate, out, Journal.bytesAt(out));
+  const windows = need && calibrationWindows(options, need, seed, config);
 
   // A run that goes on was begun with the same tensors.
   refuseNonFinite(source, architecture, config, windows !== undefined && !options.resume);
@@ -481,14 +481,22 @@ interface Run extends Omit<
   readonly kept: KeptModel | undefined;
 }
 
-/** A recipe made for 2048-token models asks too much of shorter ones: windows shrink to what the model was made for. */
+/**
+ * A preset made for 2048-token models asks too much of shorter ones: windows shrink to what the model was made for. A length
+ * that was asked for stays, or is refused.
+ * @param asked the recipe's fields that replace the preset's
+ * @throws PlanishError when the model has fewer positions than were asked for.
+ */
 export function limitedNeed(
   need: CalibrationNeed | undefined,
   config: ModelConfig,
   recipe: Record<string, unknown>,
+  asked: Readonly<Record<string, unknown>> = {},
 ): CalibrationNeed | undefined {
   if (!need) return undefined;
-  const seqLen = Math.min(need.seqLen, defaultSequenceLength(config));
+  const isAsked = asked.seqLen !== undefined;
+  if (isAsked) refuseLongWindows(need.seqLen, config);
+  const seqLen = isAsked ? need.seqLen : Math.min(need.seqLen, defaultSequenceLength(config));
   if ("seqLen" in recipe) recipe.seqLen = seqLen;
   return { ...need, seqLen };
 }
