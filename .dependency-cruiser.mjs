@@ -47,6 +47,7 @@ export default {
       ["rounding"],
       ["methods", "artifact"],
       ["run"],
+      ["queue"],
     ),
     {
       name: "quantize: methods do not import one another",

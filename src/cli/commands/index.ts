@@ -8,6 +8,8 @@ import type { CommandSource } from "../program.js";
 export const commands: readonly CommandSource[] = [
   { name: "pull", load: async () => (await import("./pull.js")).register },
   { name: "quantize", load: async () => (await import("./quantize.js")).register },
+  { name: "worker", load: async () => (await import("./worker.js")).register },
+  { name: "jobs", load: async () => (await import("./jobs.js")).register },
   { name: "export", load: async () => (await import("./export.js")).register },
   { name: "import", load: async () => (await import("./import.js")).register },
   { name: "eval", load: async () => (await import("./eval.js")).register },

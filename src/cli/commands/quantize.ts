@@ -30,6 +30,7 @@ import { addExamples } from "../program.js";
 import { workerProcesses } from "../worker-process.js";
 import { keptKvBitsOption } from "./engine-flags.js";
 import { linearSections } from "./linear-table.js";
+import { labelOption, queueOption, remoteBlocks, storeOption } from "./queue-flags.js";
 import { readRecipe } from "./recipe-file.js";
 import {
   deviceOption,
@@ -61,6 +62,11 @@ interface QuantizeFlags extends DeviceFlags {
   readonly keepParameters?: boolean;
   readonly workers: number;
   readonly blocks?: BlockRange;
+  readonly queue?: string | true;
+  readonly store?: string;
+  readonly label?: string;
+  readonly mix?: boolean;
+  readonly statesEvery?: number;
 }
 
 const count = integer({ min: 1, max: LIMITS.samples });
@@ -119,6 +125,15 @@ export function register(program: Command): void {
       count,
       1,
     )
+    .addOption(queueOption("have the blocks calibrated by the workers of a queue"))
+    .addOption(storeOption())
+    .addOption(labelOption("only by workers with this label"))
+    .option("--mix", "take workers of every device, instruction set and number of threads")
+    .option(
+      "--states-every <n>",
+      "with --queue: keep the states of every n-th block in the store, and have the rest computed again (default: by measured cost)",
+      integer({ min: 1, max: LIMITS.layers }),
+    )
     .addOption(
       new Option("--blocks <range>", "calibrate these blocks of a prepared run, and stop")
         .argParser(blockRange)
@@ -128,6 +143,7 @@ export function register(program: Command): void {
       perform<QuantizeFlags, [string]>(async ({ reporter, signal }, flags, model) => {
         const scheme = flags.scheme === undefined ? undefined : parseScheme(flags.scheme);
         const recipe = { ...readRecipe(flags.recipe), ...recipeFlags(flags) };
+        const remote = remoteBlocks(flags);
         // Before a model is fetched. (Workers write into the place of the run that started them.)
         if (!flags.blocks)
           outputPlace(flags.out, { kind: "new directory", mayExist: flags.resume });
@@ -144,6 +160,7 @@ export function register(program: Command): void {
           progress: reporter,
           signal,
           workers: flags.workers > 1 ? workerProcesses(flags.workers, flags.threads) : undefined,
+          remote,
         };
         if (flags.blocks) {
           await calibrateBlocks(options, flags.blocks);
@@ -169,6 +186,7 @@ export function register(program: Command): void {
     "planish quantize models/tiny-opt --out tiny-flat --method flattenquant --scheme w4a4kv8",
     "planish quantize model.Q4_1.gguf --out model-kept --method keep --kv-bits 4",
     "planish quantize models/tiny-llama --out tiny-w4a4kv4 --resume",
+    "planish quantize hf:org/name --out big --queue redis://head:6379 --store /shared/planish",
   ]);
 }
 

@@ -66,6 +66,8 @@ const layerSchema = z.strictObject({
   linears: z.record(z.string(), z.record(z.string(), z.union([z.number(), z.string()]))).optional(),
   /** Calibration tokens that chose each expert. */
   expertTokens: z.array(count).optional(),
+  /** What computed this block, in a run on a queue that took any device. */
+  machine: machineSchema.optional(),
   parameters: z.record(z.string(), shape),
   /** Grids of linears, by path, that are not the scheme's; bits of sites' activations. */
   grids: z.record(z.string(), ownGrid).optional(),

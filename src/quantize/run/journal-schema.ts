@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { LIMITS } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
+import { machineSchema } from "../artifact/quantization-info.js";
 import { firstIssue } from "../../common/issues.js";
 
 const error = z.number().min(0);
@@ -17,6 +18,7 @@ export const blockReportSchema = z.strictObject({
   linears: facts.optional(),
   alternatives: facts.optional(),
   expertTokens: z.array(z.number().int().min(0)).optional(),
+  machine: machineSchema.optional(),
 });
 
 export const packReportSchema = z.strictObject({

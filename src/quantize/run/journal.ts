@@ -131,12 +131,17 @@ export class Journal {
     return join(this.directory, `block-${String(layer).padStart(3, "0")}.${extension}`);
   }
 
+  /** A file of a block that lies here only while it is on its way elsewhere. */
+  passingFile(layer: number, what: "fetched" | "weights"): string {
+    return this.blockFile(layer, `${what}.safetensors`);
+  }
+
   hasBlock(layer: number): boolean {
     return existsSync(this.blockFile(layer, "json"));
   }
 
   async keepBlock(layer: number, parameters: ParameterValues, report: BlockReport): Promise<void> {
-    await writeSafetensors(this.blockFile(layer, "safetensors"), parameterEntries(parameters));
+    await writeParameters(this.blockFile(layer, "safetensors"), parameters);
     // The report is written last: its presence means that the block is finished.
     writeSealed(this.blockFile(layer, "json"), report, this.blockFile(layer, "safetensors"));
   }
@@ -281,6 +286,11 @@ export class Journal {
   }
 }
 
+/** Keeps a block's parameters as float32 in a file of their own. */
+export async function writeParameters(path: string, values: ParameterValues): Promise<void> {
+  await writeSafetensors(path, parameterEntries(values));
+}
+
 function parameterEntries(values: ParameterValues, prefix = ""): TensorEntry[] {
   return [...values].map(([name, { shape, data }]) => {
     const floats = Float32Array.from(data);
@@ -293,7 +303,8 @@ function parameterEntries(values: ParameterValues, prefix = ""): TensorEntry[] {
   });
 }
 
-function readParameters(path: string): ParameterValues {
+/** @throws PlanishError when the file is damaged or holds what is no finite number. */
+export function readParameters(path: string): ParameterValues {
   using store = openSafetensors(path).store;
   const values = new Map<string, { shape: readonly number[]; data: Float32Array }>();
   for (const [name, { shape }] of store.tensors) {

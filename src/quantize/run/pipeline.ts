@@ -18,7 +18,7 @@ import { describedWriteError, isWriteError, lockedPlace } from "../../common/pla
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { mapValues } from "../../common/records.js";
 import { defaultSequenceLength, refuseLongWindows } from "../../models/config.js";
-import { blockProgram, blockPrograms } from "../../models/architectures/index.js";
+import { blockPrograms } from "../../models/architectures/index.js";
 import { parseSource } from "../../models/source.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
 import { loadEndLayers } from "../../models/language-model.js";
@@ -34,9 +34,9 @@ import {
 } from "../artifact/artifact.js";
 import { freeEndLayers } from "../calibration/forward.js";
 import { Prefix, type StateStore } from "../calibration/prefix.js";
-import { countExpertTokens } from "../calibration/experts.js";
 import { embeddedPath, readDocuments, tokenizeCorpus } from "../calibration/text.js";
 import { randomWindows, type Activations, type TokenWindows } from "../schema/windows.js";
+import { blockLine, calibrateOneBlock } from "./block-unit.js";
 import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
 import { checkGroups } from "../grids/groups.js";
 import type { ParameterValues } from "../schema/parameters.js";
@@ -51,6 +51,7 @@ import {
   parseScheme,
   type Scheme,
 } from "../../backend/contract/scheme.js";
+import type { RemoteBlocks } from "./remote.js";
 import { calibrateSideBySide, type BlockRange, type Workers } from "./workers.js";
 
 export interface QuantizeOptions {
@@ -75,6 +76,8 @@ export interface QuantizeOptions {
   readonly states?: StateStore;
   /** Processes that calibrate blocks side by side. */
   readonly workers?: Workers;
+  /** Calibrates blocks elsewhere, such as on the machines that serve a queue. */
+  readonly remote?: RemoteBlocks;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
 }
@@ -318,12 +321,11 @@ async function carryOut(run: Run, started: number): Promise<QuantizeResult> {
   const trainingStart = performance.now();
   const calibrates =
     windows && method.calibrateBlock !== undefined && (run.need?.stepsPerBlock ?? 0) > 0;
-  if (calibrates && options.workers)
-    await calibrateSideBySide(
-      { ...run, stepsPerBlock: run.need?.stepsPerBlock ?? 0 },
-      windows,
-      options.workers,
-    );
+  if (calibrates) {
+    const job = { ...run, stepsPerBlock: run.need?.stepsPerBlock ?? 0 };
+    if (options.remote) await options.remote.calibrate(job, windows);
+    else if (options.workers) await calibrateSideBySide(job, windows, options.workers);
+  }
   const trained = calibrates ? await trainBlocks(run, windows) : undefined;
   const refined = trained && windows ? await refineBlocks(run, windows, trained) : undefined;
   // Methods that measure without learning report no epochs.
@@ -425,7 +427,8 @@ function clearAway(
 
 function reportFields(report: BlockReport | undefined, refined: BlockReport["linears"]) {
   if (!report) return {};
-  const { errorRounded, errorInitial, errorFinal, epochLoss, moved, expertTokens } = report;
+  const { errorRounded, errorInitial, errorFinal, epochLoss, moved, expertTokens, machine } =
+    report;
   const linears = refined ?? report.linears;
   return {
     errorRounded,
@@ -435,6 +438,7 @@ function reportFields(report: BlockReport | undefined, refined: BlockReport["lin
     moved: { ...moved },
     expertTokens: expertTokens && [...expertTokens],
     linears: linears && { ...linears },
+    machine: machine && { ...machine },
   };
 }
 
@@ -527,9 +531,6 @@ function hashIds(ids: Int32Array): number {
   return hash;
 }
 
-/** An expert that is chosen by fewer tokens is told of. */
-const FEW_TOKENS = 64;
-
 interface Trained {
   readonly parameters: readonly ParameterValues[];
   readonly reports: readonly BlockReport[];
@@ -570,40 +571,10 @@ async function trainBlocks(
     const { inputs } = prefix;
     const outputs = await prefix.outputs(weights, layer, run.signal);
     if (!done[layer] && method.calibrateBlock) {
-      const program = blockProgram(config, layer);
-      const expertTokens = countExpertTokens(backend, program, weights, inputs, layer);
-      const outcome = await method.calibrateBlock({
-        backend,
-        config,
-        scheme: run.scheme,
-        recipe: run.recipe,
-        layer,
-        program,
-        expertTokens,
-        seed: run.seed,
-        block: host,
-        weights,
-        inputs,
-        targets: outputs,
-        progress: task,
-        signal: run.signal,
-      });
-      const few = expertTokens && expertTokens.filter((tokens) => tokens < FEW_TOKENS).length;
-      const notes = few
-        ? [
-            `block ${layer}: ${few} of ${expertTokens.length} experts are chosen by fewer than ${FEW_TOKENS} calibration tokens; they learn mostly with the others: give more --samples`,
-          ]
-        : [];
-      const report = {
-        ...outcome.report,
-        expertTokens,
-        notes: [...outcome.report.notes, ...notes],
-      };
-      await journal.keepBlock(layer, outcome.parameters, report);
-      const { errorRounded, errorFinal } = report;
-      run.progress.note(
-        `block ${layer}: error ${errorRounded.toPrecision(3)} rounded to nearest, ${errorFinal.toPrecision(3)} calibrated`,
-      );
+      const unit = { layer, block: host, weights, inputs, outputs };
+      const { parameters: found, report } = await calibrateOneBlock(run, unit, task, run.signal);
+      await journal.keepBlock(layer, found, report);
+      run.progress.note(blockLine(layer, report));
     }
     keepRead(layer);
     freeBlock(backend, weights);

@@ -12,6 +12,7 @@ import type { Architecture, ModelConfig } from "../../models/config.js";
 import { freeBlock, readBlock, uploadBlock } from "../../models/weights.js";
 import { Prefix } from "../calibration/prefix.js";
 import type { TokenWindows } from "../schema/windows.js";
+import { blockLine } from "./block-unit.js";
 import type { Journal } from "./journal.js";
 
 /** Blocks `from` … `to − 1`. */
@@ -123,10 +124,7 @@ async function watchJournal(
       if (!journal.hasBlock(layer)) continue;
       waiting.delete(layer);
       task.advance(stepsPerBlock);
-      const { errorRounded, errorFinal } = journal.readBlock(layer).report;
-      progress.note(
-        `block ${layer}: error ${errorRounded.toPrecision(3)} rounded to nearest, ${errorFinal.toPrecision(3)} calibrated`,
-      );
+      progress.note(blockLine(layer, journal.readBlock(layer).report));
     }
   };
   while (!signal.aborted) {

@@ -56,6 +56,16 @@ export interface BlockReport {
   readonly alternatives?: Readonly<Record<string, LinearFacts>>;
   /** Calibration tokens that chose each expert. */
   readonly expertTokens?: readonly number[];
+  /** What computed this block, in a run that takes any device. */
+  readonly machine?: MachineFacts;
+}
+
+/** Device, instruction set or GPU, and threads (`quantization.json`'s `machine`). */
+export interface MachineFacts {
+  readonly device: string;
+  readonly level?: string;
+  readonly threads?: number;
+  readonly packingThreads?: number;
 }
 
 /** Facts about one linear by name, in camel case: tables show them as columns. */
