@@ -115,9 +115,9 @@ PL_KERNEL(kronecker_backward,
           const float* diag, const float* grad, float* grad_x, float* grad_left, float* grad_right, float* grad_diag),
           (x, rows, n_left, n_right, left, right, diag, grad, grad_x, grad_left, grad_right, grad_diag))
 PL_KERNEL(norm,
-          (int32_t kind, const float* x, int64_t rows, int64_t cols, const float* gain, const float* bias,
-          float epsilon, float* out),
-          (kind, x, rows, cols, gain, bias, epsilon, out))
+          (int32_t kind, const float* x, int64_t rows, int64_t groups, int64_t cols, const float* gain,
+          const float* bias, float epsilon, float* out),
+          (kind, x, rows, groups, cols, gain, bias, epsilon, out))
 PL_KERNEL(norm_backward,
           (int32_t kind, const float* x, int64_t rows, int64_t cols, const float* gain, float epsilon,
           const float* grad, float* grad_x, float* grad_gain, float* grad_bias),
@@ -133,22 +133,28 @@ PL_KERNEL(arrange,
           (const float* a, int64_t a_heads, int64_t a_dim, const float* b, int64_t b_heads, int64_t b_dim,
           int64_t rows, int64_t heads, int64_t head_dim, const int32_t* order, float* out),
           (a, a_heads, a_dim, b, b_heads, b_dim, rows, heads, head_dim, order, out))
+PL_KERNEL(columns,
+          (const float* x, int64_t rows, int64_t cols, int64_t x_stride, float* out, int64_t out_stride),
+          (x, rows, cols, x_stride, out, out_stride))
 PL_KERNEL(attention,
           (int64_t batch, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t query_length, int64_t key_length,
-          int32_t causal, int64_t window, float scale, float softcap, const float* q, int64_t q_batch, int64_t q_time,
-          int64_t q_head, const float* k, const float* v, int64_t kv_batch, int64_t kv_time, int64_t kv_head,
-          float* out, int64_t out_batch, int64_t out_time, int64_t out_head, float* log_sum_exp, int32_t half),
-          (batch, heads, kv_heads, head_dim, query_length, key_length, causal, window, scale, softcap, q, q_batch,
-          q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, out_batch, out_time, out_head, log_sum_exp, half))
+          int32_t causal, int64_t window, int64_t chunk, float scale, float softcap, const float* slopes,
+          const float* q, int64_t q_batch, int64_t q_time, int64_t q_head, const float* k, const float* v,
+          int64_t kv_batch, int64_t kv_time, int64_t kv_head, float* out, int64_t out_batch, int64_t out_time,
+          int64_t out_head, float* log_sum_exp, int32_t half),
+          (batch, heads, kv_heads, head_dim, query_length, key_length, causal, window, chunk, scale, softcap, slopes,
+          q, q_batch, q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, out_batch, out_time, out_head,
+          log_sum_exp, half))
 PL_KERNEL(attention_backward,
           (int64_t batch, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t query_length, int64_t key_length,
-          int32_t causal, int64_t window, float scale, float softcap, const float* q, int64_t q_batch, int64_t q_time,
-          int64_t q_head, const float* k, const float* v, int64_t kv_batch, int64_t kv_time, int64_t kv_head,
-          const float* out, const float* grad, int64_t out_batch, int64_t out_time, int64_t out_head,
-          const float* log_sum_exp, float* grad_q, float* grad_k, float* grad_v, int32_t half),
-          (batch, heads, kv_heads, head_dim, query_length, key_length, causal, window, scale, softcap, q, q_batch,
-          q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, grad, out_batch, out_time, out_head, log_sum_exp,
-          grad_q, grad_k, grad_v, half))
+          int32_t causal, int64_t window, int64_t chunk, float scale, float softcap, const float* slopes,
+          const float* q, int64_t q_batch, int64_t q_time, int64_t q_head, const float* k, const float* v,
+          int64_t kv_batch, int64_t kv_time, int64_t kv_head, const float* out, const float* grad, int64_t out_batch,
+          int64_t out_time, int64_t out_head, const float* log_sum_exp, float* grad_q, float* grad_k, float* grad_v,
+          int32_t half),
+          (batch, heads, kv_heads, head_dim, query_length, key_length, causal, window, chunk, scale, softcap, slopes,
+          q, q_batch, q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, grad, out_batch, out_time, out_head,
+          log_sum_exp, grad_q, grad_k, grad_v, half))
 PL_KERNEL(unary,
           (int32_t op, const float* x, int64_t length, float* out),
           (op, x, length, out))
@@ -217,9 +223,10 @@ PL_KERNEL(route,
           weights, ids))
 PL_KERNEL(experts,
           (const float* x, int64_t rows, int64_t width, int64_t experts, int64_t chosen, const float* weights,
-          const int32_t* ids, int32_t* order, const int64_t* table, float* gathered, int64_t out_width,
-          int32_t accumulate, float* out),
-          (x, rows, width, experts, chosen, weights, ids, order, table, gathered, out_width, accumulate, out))
+          int32_t weigh_inputs, const int32_t* ids, int32_t* order, const int64_t* table, float* gathered,
+          int64_t out_width, int32_t accumulate, float* out),
+          (x, rows, width, experts, chosen, weights, weigh_inputs, ids, order, table, gathered, out_width, accumulate,
+          out))
 PL_KERNEL(cache_head_bytes,
           (int64_t head_dim, int32_t bits, int64_t* bytes),
           (head_dim, bits, bytes))
@@ -232,8 +239,8 @@ PL_KERNEL(cache_write,
           k_matrix, query_bits, bits, clips, cache, page_bytes, q_scale))
 PL_KERNEL(paged_attention,
           (int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
-          int64_t head_dim, int64_t window, float scale, float softcap, const float* q, int32_t bits,
-          const uint8_t* cache, int64_t page_bytes, float* out, const float* sinks),
-          (chunks, table, pages, heads, kv_heads, head_dim, window, scale, softcap, q, bits, cache, page_bytes, out,
-          sinks))
+          int64_t head_dim, int64_t window, int64_t chunk, float scale, float softcap, const float* q, int32_t bits,
+          const uint8_t* cache, int64_t page_bytes, float* out, const float* sinks, const float* slopes),
+          (chunks, table, pages, heads, kv_heads, head_dim, window, chunk, scale, softcap, q, bits, cache, page_bytes,
+          out, sinks, slopes))
 #endif

@@ -54,13 +54,14 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
     case 5:
       return pl_paged_attention(
           chunks, pointer<const int32_t>(word[1]), pointer<const int32_t>(word[2]), word[3], word[4], word[5],
-          word[6], static_cast<float>(real(word[7])), static_cast<float>(real(word[8])),
-          pointer<const float>(word[9]), static_cast<int32_t>(word[10]), pointer<const uint8_t>(word[11]), word[12],
-          pointer<float>(word[13]), pointer<const float>(word[14]));
+          word[6], word[7], static_cast<float>(real(word[8])), static_cast<float>(real(word[9])),
+          pointer<const float>(word[10]), static_cast<int32_t>(word[11]), pointer<const uint8_t>(word[12]), word[13],
+          pointer<float>(word[14]), pointer<const float>(word[15]), pointer<const float>(word[16]));
     case 6:
       return pl_norm(
-          static_cast<int32_t>(word[1]), pointer<const float>(word[2]), rows, word[3], pointer<const float>(word[4]),
-          pointer<const float>(word[5]), static_cast<float>(real(word[6])), pointer<float>(word[7]));
+          static_cast<int32_t>(word[1]), pointer<const float>(word[2]), rows, word[3], word[4],
+          pointer<const float>(word[5]), pointer<const float>(word[6]), static_cast<float>(real(word[7])),
+          pointer<float>(word[8]));
     case 7:
       return pl_flatten_rows(
           pointer<const float>(word[1]), rows, word[2], static_cast<int32_t>(word[3]),
@@ -91,8 +92,9 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
     case 13:
       return pl_experts(
           pointer<const float>(word[1]), rows, word[2], word[3], word[4], pointer<const float>(word[5]),
-          pointer<const int32_t>(word[6]), pointer<int32_t>(word[7]), pointer<const int64_t>(word[8]),
-          pointer<float>(word[9]), word[10], static_cast<int32_t>(word[11]), pointer<float>(word[12]));
+          static_cast<int32_t>(word[6]), pointer<const int32_t>(word[7]), pointer<int32_t>(word[8]),
+          pointer<const int64_t>(word[9]), pointer<float>(word[10]), word[11], static_cast<int32_t>(word[12]),
+          pointer<float>(word[13]));
     case 14:
       return pl_arrange(
           pointer<const float>(word[1]), word[2], word[3], pointer<const float>(word[4]), word[5], word[6], rows,
@@ -105,6 +107,9 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
       return pl_group_matmul_parts(
           static_cast<int32_t>(word[1]), rows, word[2], word[3], word[4], word[5], pointer<const int64_t>(word[6]),
           static_cast<int32_t>(word[7]));
+    case 17:
+      return pl_columns(
+          pointer<const float>(word[1]), rows, word[2], word[3], pointer<float>(word[4]), word[5]);
     default:
       return fail(PL_BAD_ARGUMENT, "plan: unknown operation %lld", static_cast<long long>(word[0]));
   }

@@ -110,7 +110,9 @@ static int attention_forward(const AttentionShape& shape, const float* q, int64_
           float* const row = tile + r * KEY_BLOCK;
           float* const total = totals + (r0 + r) * VL;
           if (shape.softcap > 0.0f) cap_row(row, wide, shape.softcap);
-          if (cut) mask_row(row, q0 + r0 + r, k0, wide, shape, -INFINITY);
+          const int64_t t = q0 + r0 + r;
+          if (shape.slopes) lean_row(row, wide, shape.slopes[h], k0 - shape.position(t));
+          if (cut) mask_row(row, t, k0, wide, shape, -INFINITY);
           vf best = load(row);
           for (int64_t i = VL; i < wide; i += VL) best = vmax(best, load(row + i));
           const float highest = max_lanes(best), before = top[r0 + r];
@@ -148,12 +150,13 @@ static int attention_forward(const AttentionShape& shape, const float* q, int64_
 
 /** `half`: products of bfloat16 pairs, where the level has them. */
 inline int attention(int64_t batch, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t query_length,
-                     int64_t key_length, int32_t causal, int64_t window, float scale, float softcap, const float* q,
-                     int64_t q_batch, int64_t q_time, int64_t q_head, const float* k, const float* v, int64_t kv_batch,
-                     int64_t kv_time, int64_t kv_head, float* out, int64_t out_batch, int64_t out_time,
-                     int64_t out_head, float* log_sum_exp, int32_t half) {
-  const AttentionShape shape{batch,      heads,  kv_heads,    head_dim, query_length,
-                             key_length, window, causal != 0, scale,    softcap};
+                     int64_t key_length, int32_t causal, int64_t window, int64_t chunk, float scale, float softcap,
+                     const float* slopes, const float* q, int64_t q_batch, int64_t q_time, int64_t q_head,
+                     const float* k, const float* v, int64_t kv_batch, int64_t kv_time, int64_t kv_head, float* out,
+                     int64_t out_batch, int64_t out_time, int64_t out_head, float* log_sum_exp, int32_t half) {
+  const AttentionShape shape{batch,  heads, kv_heads,    head_dim, query_length, key_length,
+                             window, chunk, causal != 0, scale,    softcap,      slopes};
+  if (slopes && softcap > 0.0f) return fail(PL_BAD_ARGUMENT, "attention: scores have a soft cap or slopes, not both");
 #if defined(PL_PAIRS)
   if (half)
     return attention_forward<Pair>(shape, q, q_batch, q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, out_batch,

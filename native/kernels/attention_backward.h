@@ -187,6 +187,8 @@ static int attention_gradient(const AttentionShape& shape, const float* q, int64
             for (int64_t r = r0; r < r0 + m; ++r) {
               float* const w = tiles.weights + r * KEY_BLOCK;
               float* const ds = tiles.grad_scores + r * KEY_BLOCK;
+              // What a score gains is no part of its gradient.
+              if (shape.slopes) lean_row(w, wide, shape.slopes[h] / shape.scale, k0 - shape.position(q0 + r));
               gradient_row(w, ds, wide, shape.scale, shape.softcap, log_sum_exp[row0 + r], deltas[row0 + r]);
               if (cut) {
                 mask_row(w, q0 + r, k0, wide, shape, 0.0f);
@@ -234,13 +236,16 @@ static int attention_gradient(const AttentionShape& shape, const float* q, int64
 
 /** `half`: products of bfloat16 pairs, where the level has them. */
 inline int attention_backward(int64_t batch, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t query_length,
-                              int64_t key_length, int32_t causal, int64_t window, float scale, float softcap,
-                              const float* q, int64_t q_batch, int64_t q_time, int64_t q_head, const float* k,
-                              const float* v, int64_t kv_batch, int64_t kv_time, int64_t kv_head, const float* out,
-                              const float* grad, int64_t out_batch, int64_t out_time, int64_t out_head,
-                              const float* log_sum_exp, float* grad_q, float* grad_k, float* grad_v, int32_t half) {
-  const AttentionShape shape{batch,      heads,  kv_heads,    head_dim, query_length,
-                             key_length, window, causal != 0, scale,    softcap};
+                              int64_t key_length, int32_t causal, int64_t window, int64_t chunk, float scale,
+                              float softcap, const float* slopes, const float* q, int64_t q_batch, int64_t q_time,
+                              int64_t q_head, const float* k, const float* v, int64_t kv_batch, int64_t kv_time,
+                              int64_t kv_head, const float* out, const float* grad, int64_t out_batch, int64_t out_time,
+                              int64_t out_head, const float* log_sum_exp, float* grad_q, float* grad_k, float* grad_v,
+                              int32_t half) {
+  const AttentionShape shape{batch,  heads, kv_heads,    head_dim, query_length, key_length,
+                             window, chunk, causal != 0, scale,    softcap,      slopes};
+  if (slopes && softcap > 0.0f)
+    return fail(PL_BAD_ARGUMENT, "attention_backward: scores have a soft cap or slopes, not both");
 #if defined(PL_PAIRS)
   if (half)
     return attention_gradient<Pair>(shape, q, q_batch, q_time, q_head, k, v, kv_batch, kv_time, kv_head, out, grad,

@@ -11,13 +11,24 @@ constexpr int64_t KEY_BLOCK = 64;
 // strips begin between pairs of queries.
 constexpr int64_t MASK_STRIP = 16;
 
+/** The first key that a query at `position` sees through a window and in its chunk, of which either may be 0: none. */
+PL_INLINE int64_t first_visible(int64_t position, int64_t window, int64_t chunk) {
+  int64_t first = window > 0 && position >= window ? position - window + 1 : 0;
+  if (chunk > 0 && position > 0 && position - position % chunk > first) first = position - position % chunk;
+  return first;
+}
+
 /** Everything about an attention call but its tensors. */
 struct AttentionShape {
   int64_t batch, heads, kv_heads, head_dim, query_length, key_length, window;
+  /** Queries see the keys of their own chunk of positions only; 0: of all. */
+  int64_t chunk;
   bool causal;
   float scale;
   /** Scores s become softcap·tanh(s/softcap); 0: they stay. */
   float softcap;
+  /** Of each head what a score gains with every position of its key, relative to the query's; null: nothing. */
+  const float* slopes;
 
   /** One past the last key that query t sees. */
   int64_t last_key(int64_t t) const {
@@ -26,10 +37,11 @@ struct AttentionShape {
     return end < 0 ? 0 : end > key_length ? key_length : end;
   }
   int64_t first_key(int64_t t) const {
-    if (window <= 0) return 0;
-    const int64_t first = t + key_length - query_length + 1 - window, end = last_key(t);
-    return first < 0 ? 0 : first > end ? end : first;
+    const int64_t first = first_visible(position(t), window, chunk), end = last_key(t);
+    return first > end ? end : first;
   }
+  /** Where query t stands among the keys. */
+  int64_t position(int64_t t) const { return t + key_length - query_length; }
   int64_t kv_head_of(int64_t head) const { return head * kv_heads / heads; }
   /** First query head of KV head g; g = kv_heads gives `heads`. */
   int64_t first_head(int64_t g) const { return (g * heads + kv_heads - 1) / kv_heads; }
@@ -46,6 +58,11 @@ PL_INLINE void mask_row(float* row, int64_t t, int64_t k0, int64_t count, const 
 PL_INLINE void cap_row(float* row, int64_t count, float softcap) {
   const float inverse = 1.0f / softcap;
   for (int64_t i = 0; i < count; i += VL) store(row + i, softcap * tanhv(load(row + i) * inverse));
+}
+
+/** Adds slope·(first + i) to score i. */
+PL_INLINE void lean_row(float* row, int64_t count, float slope, int64_t first) {
+  for (int64_t i = 0; i < count; ++i) row[i] += slope * static_cast<float>(first + i);
 }
 
 /** Steps along the depth of a product over n elements of type T. */

@@ -108,11 +108,11 @@ inline int route(const float* x, int64_t rows, int64_t width, const float* route
 
 /**
  * `table`: of each expert the address of its plan, its calls, and where they leave their result [its rows, out_width]. The
- * plans read `gathered`. `order`: room for rows·chosen + experts + 1 integers. A row adds its experts up in their order.
+ * plans read `gathered`. Weights multiply what they give, or with `weigh_inputs` what they read. `order`: room for rows·chosen + experts + 1 integers. A row adds its experts up in their order.
  */
 inline int experts(const float* x, int64_t rows, int64_t width, int64_t count, int64_t chosen, const float* weights,
-                   const int32_t* ids, int32_t* order, const int64_t* table, float* gathered, int64_t out_width,
-                   int32_t accumulate, float* out) {
+                   int32_t weigh_inputs, const int32_t* ids, int32_t* order, const int64_t* table, float* gathered,
+                   int64_t out_width, int32_t accumulate, float* out) {
   int32_t *const starts = order + rows * chosen, *const choices = order;
   std::memset(starts, 0, static_cast<size_t>(count + 1) * 4);
   for (int64_t i = 0; i < rows * chosen; ++i) {
@@ -128,8 +128,11 @@ inline int experts(const float* x, int64_t rows, int64_t width, int64_t count, i
     if (own == 0) continue;
     const int32_t* const mine = choices + first;
     parallel_ranges(own, 16384 / width + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        std::memcpy(gathered + i * width, x + mine[i] / chosen * width, static_cast<size_t>(width) * 4);
+      for (int64_t i = begin; i < end; ++i) {
+        const float* const from = x + mine[i] / chosen * width;
+        const vf weight = splat(weigh_inputs ? weights[mine[i]] : 1.0f);
+        map_lanes(from, gathered + i * width, width, [&](vf a) { return a * weight; });
+      }
     });
     const int64_t* const entry = table + 3 * e;
     if (const int code = pl_run_plan(reinterpret_cast<const int64_t*>(entry[0]), entry[1], own, 0, nullptr))
@@ -137,7 +140,7 @@ inline int experts(const float* x, int64_t rows, int64_t width, int64_t count, i
     const float* const result = reinterpret_cast<const float*>(entry[2]);
     parallel_ranges(own, 16384 / out_width + 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const vf weight = splat(weights[mine[i]]);
+        const vf weight = splat(weigh_inputs ? 1.0f : weights[mine[i]]);
         const float* const from = result + i * out_width;
         float* const to = out + mine[i] / chosen * out_width;
         map_lanes2(from, to, to, out_width, [&](vf a, vf b) { return fma(weight, a, b); });

@@ -23,9 +23,9 @@ PL_INLINE Moments row_moments(int32_t kind, const float* x, int64_t cols, float 
   return {m, static_cast<float>(1.0 / std::sqrt(square / static_cast<double>(cols) + static_cast<double>(epsilon)))};
 }
 
-inline int norm(int32_t kind, const float* x, int64_t rows, int64_t cols, const float* gain, const float* bias,
-                float epsilon, float* out) {
-  parallel_ranges(rows, row_grain(cols), [&](int64_t begin, int64_t end) {
+inline int norm(int32_t kind, const float* x, int64_t rows, int64_t groups, int64_t cols, const float* gain,
+                const float* bias, float epsilon, float* out) {
+  parallel_ranges(rows * groups, row_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* const xr = x + r * cols;
       float* const o = out + r * cols;
@@ -176,6 +176,15 @@ inline int arrange(const float* a, int64_t a_heads, int64_t a_dim, const float* 
           to[c] = from < 0 ? 0.0f : from < a_dim ? first[from] : second[from - a_dim];
         }
       }
+  });
+  return 0;
+}
+
+/** `cols` columns of rows `x_stride` apart into rows `out_stride` apart; the two do not overlap. */
+inline int columns(const float* x, int64_t rows, int64_t cols, int64_t x_stride, float* out, int64_t out_stride) {
+  parallel_ranges(rows, 16384 / (cols + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      std::memcpy(out + r * out_stride, x + r * x_stride, static_cast<size_t>(cols) * 4);
   });
   return 0;
 }

@@ -124,7 +124,7 @@ struct AttentionTask {
 struct PagedAttention {
   const CacheChunk* list;
   const int32_t* pages;
-  int64_t heads, head_dim, window;
+  int64_t heads, head_dim, window, chunk;
   float scale;
   const float* q;
   const uint8_t* cache;
@@ -148,8 +148,7 @@ struct PagedAttention {
     rows.count = (task.end - task.begin) * rows.heads;
     rows.first_position = list[task.chunk].start + task.begin;
     rows.end_position = list[task.chunk].start + task.end;
-    const int64_t visible = window > 0 && rows.first_position >= window ? rows.first_position - window + 1 : 0;
-    rows.first_page = visible / PAGE_TOKENS;
+    rows.first_page = first_visible(rows.first_position, window, chunk) / PAGE_TOKENS;
     rows.end_page = (rows.end_position + PAGE_TOKENS - 1) / PAGE_TOKENS;
     return rows;
   }
@@ -185,7 +184,8 @@ struct PagedAttention {
       if (mapping.softcap > 0.0f) cap_row(row, lanes, mapping.softcap);
       const int64_t position = rows.first_position + r / rows.heads;
       const int64_t end = position - k0 + 1 < width ? position - k0 + 1 : width;
-      const int64_t begin = window > 0 && position - window + 1 > k0 ? position - window + 1 - k0 : 0;
+      const int64_t begin = first_visible(position, window, chunk) - k0;
+      if (mapping.slopes) lean_row(row, lanes, mapping.slopes[rows.first_head + r % rows.heads], k0 - position);
       for (int64_t i = 0; i < begin && i < lanes; ++i) row[i] = -INFINITY;
       for (int64_t i = end; i < lanes; ++i) row[i] = -INFINITY;
     }
@@ -328,24 +328,27 @@ struct ScoreTask {
 /**
  * q: [rows, heads·head_dim] as cache_write left it; out: the same shape. `table`, `pages`, `cache`, `page_bytes`, `bits`:
  * as for cache_write, which has stored this step's keys and values. window: keys further back are not seen; 0: all are.
+ * chunk: keys of earlier chunks of positions are not seen; 0: all are. slopes: see AttentionShape, or null.
  * sinks: of each head a score that takes part in softmax and mixes nothing, or null.
  */
 inline int paged_attention(int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
-                           int64_t head_dim, int64_t window, float scale, float softcap, const float* q, int32_t bits,
-                           const uint8_t* cache, int64_t page_bytes, float* out, const float* sinks) {
+                           int64_t head_dim, int64_t window, int64_t chunk, float scale, float softcap, const float* q,
+                           int32_t bits, const uint8_t* cache, int64_t page_bytes, float* out, const float* sinks,
+                           const float* slopes) {
   const CacheChunk* const list = reinterpret_cast<const CacheChunk*>(table);
   const PagedAttention attention{list,
                                  pages,
                                  heads,
                                  head_dim,
                                  window,
+                                 chunk,
                                  scale,
                                  q,
                                  cache,
                                  page_bytes,
                                  out,
                                  CacheShape(head_dim, bits),
-                                 AttentionShape{1, heads, kv_heads, head_dim, 0, 0, 0, true, scale, softcap},
+                                 AttentionShape{1, heads, kv_heads, head_dim, 0, 0, 0, 0, true, scale, softcap, slopes},
                                  sinks};
   const int64_t group = (heads + kv_heads - 1) / kv_heads;
   const int64_t most = TASK_ROWS / group > 0 ? TASK_ROWS / group : 1;

@@ -20,7 +20,7 @@ static inline void site_input(int32_t input, int32_t op, const float* x, const f
   switch (input) {
     case SITE_INPUT_RMS:
     case SITE_INPUT_LAYER:
-      norm(input == SITE_INPUT_LAYER ? NORM_KIND_LAYER : 0, x, count, width, gain, bias, epsilon, out);
+      norm(input == SITE_INPUT_LAYER ? NORM_KIND_LAYER : 0, x, count, 1, width, gain, bias, epsilon, out);
       return;
     case SITE_INPUT_ACTIVATION: unary(op, x, length, out); return;
     case SITE_INPUT_GATED:

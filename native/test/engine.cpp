@@ -139,15 +139,16 @@ int cache(int64_t heads, int64_t kv, int64_t dim, int bits, int64_t window, int 
                                       clips.data(), memory.data(), page_bytes, extras ? scales.data() : nullptr))
     return code;
   if (const int code =
-          pl_paged_attention(2, table.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f,
-                             q.data(), bits, memory.data(), page_bytes, out.data(), extras ? sinks.data() : nullptr))
+          pl_paged_attention(2, table.data(), pages.data(), heads, kv, dim, window, 2 * window, 0.1f,
+                             window > 0 ? 0.5f : 0.0f, q.data(), bits, memory.data(), page_bytes, out.data(),
+                             extras ? sinks.data() : nullptr, extras ? scales.data() : nullptr))
     return code;
   // Their last tokens alone: tasks that threads share.
   const std::vector<int32_t> last{0, 1, 69, 0, 1, 1, 66, 2};
   Floats queries(static_cast<size_t>(2 * heads * dim), 0.5f), mixed(queries.size());
-  return pl_paged_attention(2, last.data(), pages.data(), heads, kv, dim, window, 0.1f, window > 0 ? 0.5f : 0.0f,
-                            queries.data(), bits, memory.data(), page_bytes, mixed.data(),
-                            extras ? sinks.data() : nullptr);
+  return pl_paged_attention(2, last.data(), pages.data(), heads, kv, dim, window, 2 * window, 0.1f,
+                            window > 0 ? 0.5f : 0.0f, queries.data(), bits, memory.data(), page_bytes, mixed.data(),
+                            extras ? sinks.data() : nullptr, extras ? scales.data() : nullptr);
 }
 
 DriverCase caches("the paged cache and attention over it", [] {
@@ -169,10 +170,11 @@ DriverCase plans("a plan of a norm, and one that names no operation", [] {
   const double epsilon = 1e-5;
   plan[0] = 6;
   plan[2] = word(x.data());
-  plan[3] = cols;
-  plan[4] = word(gain.data());
-  memcpy(&plan[6], &epsilon, sizeof epsilon);
-  plan[7] = word(x.data());
+  plan[3] = 1;
+  plan[4] = cols;
+  plan[5] = word(gain.data());
+  memcpy(&plan[7], &epsilon, sizeof epsilon);
+  plan[8] = word(x.data());
   std::vector<double> seconds(7, 0.0);
   if (const int code = pl_run_plan(plan.data(), 1, rows, 1, seconds.data())) return code;
   plan[0] = 99;

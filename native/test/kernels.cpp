@@ -17,14 +17,14 @@ DriverCase attention_case("attention and its gradient", [] {
         const auto grad = pattern<float>(q_count);
         Floats out(q_count), lse(batch * heads * queries), grad_q(q_count), grad_k(k_count), grad_v(k_count);
         const int64_t qb = queries * heads * dim, qt = heads * dim, kb = keys * kv * dim, kt = kv * dim;
-        int code = pl_attention(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f,
-                                window > 0 ? 0.5f : 0.0f, q.data(), qb, qt, dim, k.data(), v.data(), kb, kt, dim,
-                                out.data(), qb, qt, dim, lse.data(), half);
+        int code = pl_attention(batch, heads, kv, dim, queries, keys, window == 0, window, window, 0.3f,
+                                window > 0 ? 0.5f : 0.0f, window > 0 ? nullptr : grad.data(), q.data(), qb, qt, dim,
+                                k.data(), v.data(), kb, kt, dim, out.data(), qb, qt, dim, lse.data(), half);
         if (code == 0)
-          code = pl_attention_backward(batch, heads, kv, dim, queries, keys, window == 0, window, 0.3f,
-                                       window > 0 ? 0.5f : 0.0f, q.data(), qb, qt, dim, k.data(), v.data(), kb, kt, dim,
-                                       out.data(), grad.data(), qb, qt, dim, lse.data(), grad_q.data(), grad_k.data(),
-                                       grad_v.data(), half);
+          code = pl_attention_backward(batch, heads, kv, dim, queries, keys, window == 0, window, window, 0.3f,
+                                       window > 0 ? 0.5f : 0.0f, window > 0 ? nullptr : grad.data(), q.data(), qb, qt,
+                                       dim, k.data(), v.data(), kb, kt, dim, out.data(), grad.data(), qb, qt, dim,
+                                       lse.data(), grad_q.data(), grad_k.data(), grad_v.data(), half);
         if (code != 0) return code;
       }
   return 0;
@@ -102,7 +102,7 @@ DriverCase rows_case("grids, norms and losses over rows", [] {
       code |= pl_clip_rows_backward(x.data(), rows, cols, clips.data(), clips.data(), y.data(), out.data(),
                                     column.data(), first.data());
       for (int kind = 0; kind < 2; kind++) {
-        code |= pl_norm(kind, x.data(), rows, cols, gain.data(), kind ? gain.data() : nullptr, 1e-5f, out.data());
+        code |= pl_norm(kind, x.data(), rows, 1, cols, gain.data(), kind ? gain.data() : nullptr, 1e-5f, out.data());
         code |= pl_norm_backward(kind, x.data(), rows, cols, gain.data(), 1e-5f, y.data(), out.data(), row.data(),
                                  second.data());
       }

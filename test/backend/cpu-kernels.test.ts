@@ -24,10 +24,16 @@ describe.runIf(WITHOUT)("PLANISH_NO_NATIVE=1: a machine without a compiler", () 
 });
 
 describe.each(WITHOUT ? [] : loadNativeLibrary().levels())("level %s", (level) => {
-  test.each([0, 9])(
-    "attention with a soft cap and window %i, both directions: 1e-5 of the largest",
-    (window) => {
-      const random = new Random(`soft cap ${window}`);
+  test.each([
+    ["a soft cap", { window: 0, softcap: 1.5 }],
+    ["a soft cap and a window", { window: 9, softcap: 1.5 }],
+    ["slopes", { window: 0 }],
+    ["slopes and chunks", { window: 0, chunk: 16 }],
+    ["slopes, chunks and a window", { window: 9, chunk: 25 }],
+  ])(
+    "attention with %s, both directions: 1e-5 of the largest",
+    (what, options: { window: number; chunk?: number; softcap?: number }) => {
+      const random = new Random(`soft cap ${what}`);
       const [batch, heads, kvHeads, headDim, time] = [2, 4, 2, 20, 70];
       const layout = (count: number) => ({
         batchStride: time * count * headDim,
@@ -40,10 +46,11 @@ describe.each(WITHOUT ? [] : loadNativeLibrary().levels())("level %s", (level) =
         k: real(random.normals(narrow)),
         v: real(random.normals(narrow)),
         grad: real(random.normals(wide)),
+        ...(options.softcap === undefined && { slopes: real(Float64Array.of(0.25, 0.1, 0.5, 0)) }),
       };
       const shape = {
-        ...{ batch, heads, kvHeads, headDim, window, queryLength: time, keyLength: time },
-        ...{ causal: true, scale: 0.4, softcap: 1.5, precision: "f32" as const },
+        ...{ batch, heads, kvHeads, headDim, ...options, queryLength: time, keyLength: time },
+        ...{ causal: true, scale: 0.4, precision: "f32" as const },
         ...{ qLayout: layout(heads), kvLayout: layout(kvHeads), outLayout: layout(heads) },
       };
       const run = (backend: Backend) =>

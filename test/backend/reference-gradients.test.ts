@@ -139,11 +139,14 @@ describe("backward kernels of reference-f64: within 1e-7 of central differences"
     { causal: false, window: 0, queryLength: 3, keyLength: 5 },
     { causal: true, window: 0, queryLength: 2, keyLength: 6 },
     { causal: true, window: 3, queryLength: 6, keyLength: 6, softcap: 0.7 },
+    { causal: true, window: 0, chunk: 3, queryLength: 7, keyLength: 8, leaning: true },
   ])("attention %o", (options) => {
     const [batch, heads, kvHeads, headDim] = [2, 4, 2, 3];
     const { queryLength, keyLength } = options;
     // A stream of its own: what other tests draw stays as it was.
-    const draw = "softcap" in options ? new Random("soft cap") : random;
+    const draw = "softcap" in options || "leaning" in options ? new Random("soft cap") : random;
+    const slopes = "leaning" in options ? backend.alloc("f64", heads) : undefined;
+    if (slopes) backend.write(slopes, Float64Array.of(0.5, 0.25, 0.125, 0));
     const layout = (time: number, count: number) => ({
       batchStride: time * count * headDim,
       timeStride: count * headDim,
@@ -157,6 +160,7 @@ describe("backward kernels of reference-f64: within 1e-7 of central differences"
         heads,
         kvHeads,
         headDim,
+        slopes,
         scale: 1 / Math.sqrt(headDim),
         precision: "f32" as const,
       },

@@ -66,9 +66,11 @@ const ATTENTION_SHAPE = {
   keyLength: "i64",
   causal: "flag",
   window: "i64",
+  chunk: "i64",
   scale: "f32",
   /** 0: scores are not capped. */
   softcap: "f32",
+  slopes: "const f32[heads]?",
   q: "const f32[reach(batch:qBatch,queryLength:qTime,heads:qHead,headDim:1)]",
   qBatch: "i64",
   qTime: "i64",
@@ -375,15 +377,17 @@ export const KERNELS = {
   },
 
   // norm.h
+  /** Every row is `groups` times `cols` long, and each group is normalized by itself. */
   norm: {
     kind: "NormKind",
-    x: "const f32[rows*cols]",
+    x: "const f32[rows*groups*cols]",
     rows: "i64",
+    groups: "i64",
     cols: "i64",
     gain: "const f32[cols]",
     bias: "const f32[cols]?",
     epsilon: "f32",
-    out: "f32[rows*cols]",
+    out: "f32[rows*groups*cols]",
   },
   normBackward: {
     kind: "NormKind",
@@ -430,6 +434,15 @@ export const KERNELS = {
     headDim: "i64",
     order: "const i32[headDim]",
     out: "f32[rows*heads*headDim]",
+  },
+  /** `cols` columns of rows `xStride` apart into rows `outStride` apart. */
+  columns: {
+    x: "const f32[reach(rows:xStride,cols:1)]",
+    rows: "i64",
+    cols: "i64",
+    xStride: "i64",
+    out: "f32[reach(rows:outStride,cols:1)]",
+    outStride: "i64",
   },
 
   // attention.h, attention_backward.h
@@ -626,6 +639,8 @@ export const KERNELS = {
     experts: "i64",
     chosen: "i64",
     weights: "const f32[rows*chosen]",
+    /** Weights multiply what experts read instead of what they give. */
+    weighInputs: "flag",
     ids: "const i32[rows*chosen]",
     order: "i32[*]",
     table: "const i64[3*experts]",
@@ -669,6 +684,7 @@ export const KERNELS = {
     kvHeads: "i64",
     headDim: "i64",
     window: "i64",
+    chunk: "i64",
     scale: "f32",
     softcap: "f32",
     q: "const f32[*]",
@@ -677,6 +693,7 @@ export const KERNELS = {
     pageBytes: "i64",
     out: "f32[*]",
     sinks: "const f32[heads]?",
+    slopes: "const f32[heads]?",
   },
 } as const satisfies Readonly<Record<string, Parameters>>;
 
@@ -732,6 +749,7 @@ export const PLAN_OPERATIONS = [
   "arrange",
   "groupRows",
   "groupMatmulParts",
+  "columns",
 ] as const satisfies readonly Plannable[];
 export type PlanOperation = (typeof PLAN_OPERATIONS)[number];
 

@@ -96,6 +96,8 @@ export interface FusedAttention {
 export interface FusedNorm {
   readonly op: "norm";
   readonly step: NormStep;
+  /** Groups that a row has. */
+  readonly groups: number;
   /** Its input is read for the last time: the result can take its place. */
   readonly inPlace: boolean;
   readonly frees: readonly ValueName[];
@@ -342,7 +344,8 @@ class Fusion {
       this.present.delete(step.x);
     } else this.release(step.x);
     this.present.add(step.out);
-    this.steps.push({ op: "norm", step, inPlace, frees: this.freed() });
+    const groups = (this.width(step.x) ?? step.width) / step.width;
+    this.steps.push({ op: "norm", step, groups, inPlace, frees: this.freed() });
   }
 
   private add(step: AddStep): void {

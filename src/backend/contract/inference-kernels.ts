@@ -134,6 +134,10 @@ export interface CacheWriteArgs extends HeadShape {
 export interface PagedAttentionArgs extends HeadShape {
   readonly chunks: readonly CacheChunk[];
   readonly window?: number;
+  /** Queries see keys from the last multiple of it on. */
+  readonly chunk?: number;
+  /** [heads]: what scores gain with every position of a key. */
+  readonly slopes?: Float32Array;
   /** Scores s become cap·tanh(s/cap). */
   readonly softcap?: number;
   readonly q: Float32Array;

@@ -62,14 +62,22 @@ export type RopeScaling =
       readonly attentionFactor: number;
     };
 
+/** What queries at position p are multiplied by: 1 + beta·ln(1 + ⌊(p + first) / length⌋). */
+export interface QueryGrowth {
+  readonly beta: number;
+  readonly length: number;
+  /** The number of the first position (default 0). */
+  readonly first?: number;
+}
+
 /** Rotary positions: which angles a head's pairs of channels turn by. */
 export interface Rotary {
   /** A head's channels, in pairs (i, i + dims/2). */
   readonly dims: number;
   /** Channels that turn, where not all do: the pairs from turning/2 on stand still. Frequencies are those of as many. */
   readonly turning?: number;
-  /** Multiplies what comes out at position p by 1 + beta·ln(1 + ⌊p / length⌋): queries of long contexts. */
-  readonly growth?: { readonly beta: number; readonly length: number };
+  /** Multiplies what comes out: queries of long contexts. */
+  readonly growth?: QueryGrowth;
   readonly theta: number;
   readonly scaling: RopeScaling;
   /** Checkpoints trained with frequencies rounded to bfloat16 say so (docs/decisions.md); others are exact. */
@@ -154,6 +162,10 @@ export interface AttentionStep {
   readonly softcap?: number;
   /** Positions that a query sees, itself included; absent: all before it. */
   readonly window?: number;
+  /** Positions in chunks of so many: a query sees keys of its own chunk only. */
+  readonly chunk?: number;
+  /** Of each head: what a score gains with every position that its key stands later (ALiBi). */
+  readonly slopes?: readonly number[];
   /** A score of each head that takes part in softmax and mixes nothing, [heads]. */
   readonly sinks?: KeptName;
   readonly q: ValueName;
@@ -233,6 +245,8 @@ export interface RouteStep {
   readonly normalize: boolean;
   /** Multiplies the weights. */
   readonly factor: number;
+  /** Weights multiply what experts read instead of what they give. */
+  readonly weighInputs?: boolean;
   /**
    * Experts stand in groups of equal size; only those of the `chosen` best groups can win. A group is as good as the sum of
    * its two highest scores.
@@ -290,6 +304,8 @@ export type Step =
 export interface StoredPart {
   readonly path: string;
   readonly rows: number;
+  /** The tensor's name inside the block, where it is not `<path>.weight`. */
+  readonly name?: string;
   /** Stored as [in, out]. */
   readonly transposed?: boolean;
   /** Where it is one of `count` in tensors of these names inside the block. */
@@ -309,7 +325,10 @@ export interface StoredRows {
   readonly order?: readonly number[];
 }
 
-/** A linear, and how its checkpoint stores it. Artifacts store linears and norms as the program has them. */
+/**
+ * A linear, and how its checkpoint stores it. A stored path or name that begins with a slash is one of the whole checkpoint, not
+ * inside the block. Artifacts store linears and norms as the program has them.
+ */
 export interface LinearPlace {
   /** Path inside the block, such as "self_attn.q_proj"; its tensors are `<path>.weight` and, where stored, `<path>.bias`. */
   readonly path: string;
@@ -318,6 +337,8 @@ export interface LinearPlace {
   readonly stored?: StoredRows;
   /** Multiplies weights and bias when they are read from a checkpoint. */
   readonly factor?: number;
+  /** A number of a stored list that does too. */
+  readonly scaledBy?: { readonly name: string; readonly length: number; readonly index: number };
 }
 
 export interface NormPlace {
@@ -326,6 +347,10 @@ export interface NormPlace {
   readonly stored?: StoredRows;
   /** Added to the stored gain: checkpoints that hold its difference from 1. */
   readonly offset?: number;
+  /** Multiplies the gain, what was added included. */
+  readonly factor?: number;
+  /** Stored nowhere: the gain is 1 everywhere. */
+  readonly unit?: boolean;
 }
 
 /** A tensor that is neither a linear of a site nor a norm: never transformed nor quantized. */

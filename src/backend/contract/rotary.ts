@@ -48,7 +48,9 @@ function yarnRamp(
 
 /** What queries are multiplied with at a position. */
 export function growthAt({ growth }: Pick<Rotary, "growth">, position: number): number {
-  return growth ? 1 + growth.beta * Math.log(1 + Math.floor(position / growth.length)) : 1;
+  if (!growth) return 1;
+  const { beta, length, first = 0 } = growth;
+  return 1 + beta * Math.log(1 + Math.floor((position + first) / length));
 }
 
 /** Whether cos and sin are those of plain angles, the same for sequences of all lengths. */

@@ -319,7 +319,8 @@ export interface HeadLayout {
 
 /**
  * Scaled dot-product attention with grouped KV heads (head h reads KV head ⌊h·kvHeads/heads⌋).
- * Causal: query t sees keys 0 … t + (keyLength − queryLength). `window` > 0 limits it to the last `window` keys.
+ * Causal: query t sees keys 0 … t + (keyLength − queryLength). `window` > 0 limits it to the last `window` keys, `chunk` > 0 to
+ * those from the last multiple of `chunk` on.
  * No T×T matrix is kept: `logSumExp` [batch, heads, queryLength] is what the backward pass needs.
  */
 export interface AttentionArgs {
@@ -331,10 +332,13 @@ export interface AttentionArgs {
   readonly keyLength: number;
   readonly causal: boolean;
   readonly window?: number;
+  readonly chunk?: number;
   /** Multiplies the scores, customarily 1/√headDim. */
   readonly scale: number;
   /** Scores s, after `scale`, become cap·tanh(s/cap); absent: they stay. */
   readonly softcap?: number;
+  /** [heads]: the score of key j for the query at position p gains slope·(j − p). Not beside a soft cap. */
+  readonly slopes?: Buffer;
   readonly precision: Precision;
   readonly q: Buffer;
   readonly qLayout: HeadLayout;

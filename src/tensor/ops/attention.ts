@@ -8,6 +8,10 @@ export interface AttentionOptions {
   readonly kvHeads: number;
   readonly headDim: number;
   readonly window?: number;
+  /** Queries see keys from the last multiple of it on. */
+  readonly chunk?: number;
+  /** Of each head: what a score gains with every position that its key stands later. */
+  readonly slopes?: readonly number[];
   readonly scale?: number;
   /** Scores s become cap·tanh(s/cap). */
   readonly softcap?: number;
@@ -47,8 +51,10 @@ export function attention(
     keyLength,
     causal: true,
     window: options.window,
+    chunk: options.chunk,
     scale: options.scale ?? 1 / Math.sqrt(headDim),
     softcap: options.softcap,
+    slopes: options.slopes && g.values(g.constant([heads], Float64Array.from(options.slopes))),
     precision: g.precision,
     q: g.values(q),
     qLayout,

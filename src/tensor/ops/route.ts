@@ -21,6 +21,8 @@ export interface RouteOptions {
    * statistics of experts that few rows choose.
    */
   readonly leastRows?: number;
+  /** Weights multiply what experts read: rows beyond an expert's own have the weights that they would have had. */
+  readonly weighInputs?: boolean;
 }
 
 /** Rows sorted by expert. */
@@ -95,7 +97,13 @@ export function route(g: Graph, logits: Tensor, options: RouteOptions): Routing 
         .subarray(r * chosen, (r + 1) * chosen)
         .reduce((sum, p) => sum + p, SMALLEST_SUM);
   const weights = Float64Array.from(picked, (p, i) => (factor * p) / sums[Math.floor(i / chosen)]);
-  const sorted = Float64Array.from(choiceAt, (i) => (i < 0 ? 0 : weights[i]));
+  const further = (place: number): number => {
+    const expert = ranges.findIndex(([, end]) => place < end);
+    return (factor * scores[order[place] * experts + expert]) / sums[order[place]];
+  };
+  const sorted = Float64Array.from(choiceAt, (i, place) =>
+    i >= 0 ? weights[i] : options.weighInputs ? further(place) : 0,
+  );
   const out = g.constant([sorted.length], sorted).buffer;
 
   const backward = (grad: Buffer): void => {

@@ -162,15 +162,16 @@ class BlockPlanner {
     this.slotOf.set(value, this.context.slots.take(width));
   }
 
-  private norm({ step, inPlace }: FusedNorm): void {
+  private norm({ step, groups, inPlace }: FusedNorm): void {
     const { kind, width, epsilon, x, out } = step;
     const { gain, bias } = this.placedNorm(step);
     const from = this.address(x);
     if (inPlace) this.slotOf.set(out, this.slot(x));
-    else this.take(out, width);
+    else this.take(out, groups * width);
     this.context.plan.add("norm", {
       kind,
       x: from,
+      groups,
       cols: width,
       gain,
       bias,
@@ -250,12 +251,13 @@ class BlockPlanner {
     slots.release(gathered);
     if (onto === undefined) this.take(out, step.width);
     else this.slotOf.set(out, this.slot(onto));
-    const { chosen } = route;
+    const { chosen, weighInputs = false } = route;
     plan.add("experts", {
       x: this.address(x),
       width,
       experts: experts.length,
       chosen,
+      weighInputs,
       ...this.routing(step.routing, chosen),
       order: memory.alloc("i32", STEP_ROWS * chosen + experts.length + 1).address,
       table: plan.table(table),
@@ -335,8 +337,8 @@ class BlockPlanner {
   }
 
   private attention({ step, queries }: FusedAttention): void {
-    const { plan, scheme, buffers, pages, pageBytes } = this.context;
-    const { heads, kvHeads, headDim, window, scale, softcap, sinks, out } = step;
+    const { memory, plan, scheme, buffers, pages, pageBytes } = this.context;
+    const { heads, kvHeads, headDim, window, chunk, scale, softcap, sinks, slopes, out } = step;
     this.take(out, heads * headDim);
     plan.add("pagedAttention", {
       table: buffers.chunks.address,
@@ -345,6 +347,7 @@ class BlockPlanner {
       kvHeads,
       headDim,
       window: window ?? 0,
+      chunk: chunk ?? 0,
       scale,
       softcap: softcap ?? 0,
       q: this.address(queries),
@@ -353,6 +356,7 @@ class BlockPlanner {
       pageBytes,
       out: this.address(out),
       sinks: sinks === undefined ? undefined : this.kept(sinks),
+      slopes: slopes && memory.floats([...slopes]).address,
     });
   }
 

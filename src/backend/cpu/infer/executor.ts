@@ -274,6 +274,7 @@ export class IntegerExecutor implements Executor {
         kind,
         x: address,
         rows: count,
+        groups: 1,
         cols: hiddenSize,
         gain,
         bias,

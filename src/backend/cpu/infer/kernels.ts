@@ -83,11 +83,12 @@ export function engineKernels(): EngineKernels {
         pageBytes: cache.pageBytes,
       });
     },
-    pagedAttention({ chunks, window = 0, softcap = 0, cache, ...args }) {
+    pagedAttention({ chunks, window = 0, chunk = 0, softcap = 0, cache, ...args }) {
       native.pagedAttention({
         ...args,
         ...chunkTable(chunks),
         window,
+        chunk,
         softcap,
         scale: 1 / Math.sqrt(args.headDim),
         bits: cache.bits,

@@ -53,6 +53,7 @@ function strides<P extends string>(
 function attentionWords(args: AttentionArgs) {
   return {
     window: args.window ?? 0,
+    chunk: args.chunk ?? 0,
     softcap: args.softcap ?? 0,
     ...strides("q", args.qLayout),
     ...strides("kv", args.kvLayout),
@@ -111,7 +112,7 @@ export function cpuKernels(library: NativeLibrary): Kernels {
     // `precision` is not passed on: the products are too small for 16 bits to save time, they are always done in f32.
     kronecker: native.kronecker,
     kroneckerBackward: native.kroneckerBackward,
-    norm: native.norm,
+    norm: (args) => native.norm({ ...args, groups: 1 }),
     normBackward: native.normBackward,
     rope(args) {
       if (args.headDim % 2 !== 0)

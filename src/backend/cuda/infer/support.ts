@@ -61,6 +61,8 @@ export function stepObstacle(step: Step): string | undefined {
     case "attention":
       if (step.sinks !== undefined) return "attention with sinks has no CUDA kernel";
       if (step.softcap !== undefined) return "attention scores with a soft cap have no CUDA kernel";
+      if (step.slopes !== undefined) return "attention with linear biases has no CUDA kernel";
+      if (step.chunk !== undefined) return "attention in chunks of positions has no CUDA kernel";
       if (step.headDim % 32 !== 0 || step.headDim > 128)
         return `heads of ${step.headDim} columns have no CUDA kernel; multiples of 32 up to 128 have`;
       return undefined;

@@ -5,7 +5,8 @@
  */
 
 import { headExtent } from "../../contract/extents.js";
-import type { AttentionArgs, AttentionBackwardArgs } from "../../contract/training.js";
+import { PlanishError } from "../../../common/errors.js";
+import type { AttentionArgs, AttentionBackwardArgs, RealArray } from "../../contract/training.js";
 import { optionalReals, reals } from "./views.js";
 
 type Sizes = Omit<AttentionArgs, "out" | "q" | "k" | "v" | "logSumExp">;
@@ -15,8 +16,22 @@ function visibleKeys(args: Sizes, t: number): { first: number; end: number } {
   const { keyLength, queryLength } = args;
   const position = t + keyLength - queryLength;
   const end = args.causal ? Math.max(0, Math.min(keyLength, position + 1)) : keyLength;
-  const first = args.window && args.window > 0 ? Math.max(0, position + 1 - args.window) : 0;
+  const { window = 0, chunk = 0 } = args;
+  const inWindow = window > 0 ? Math.max(0, position + 1 - window) : 0;
+  const inChunk = chunk > 0 && position > 0 ? position - (position % chunk) : 0;
+  const first = Math.max(inWindow, inChunk);
   return { first: Math.min(first, end), end };
+}
+
+/** What query t's score of key j gains with head h. */
+function lean(args: Sizes, slopes: RealArray | undefined, h: number, t: number, j: number): number {
+  return slopes ? slopes[h] * (j - t - args.keyLength + args.queryLength) : 0;
+}
+
+function slopesOf(args: Sizes, what: string): RealArray | undefined {
+  if (args.slopes && args.softcap !== undefined)
+    throw new PlanishError(`${what}: scores have a soft cap or slopes, not both`);
+  return optionalReals(args.slopes, args.heads, `${what} slopes`);
 }
 
 /** cap·tanh(score/cap), or the score where there is no cap. Its slope is 1 − (result/cap)². */
@@ -27,7 +42,7 @@ function capped(score: number, cap: number | undefined): number {
 /**
  * Per batch, head h (reading KV head ⌊h·kvHeads/heads⌋) and query t, over the visible keys j:
  * out = Σ_j softmax_j(scale·q_t·k_j)·v_j and logSumExp = log Σ_j exp(scale·q_t·k_j).
- * With a soft cap, scale·q_t·k_j is cap·tanh of itself over the cap.
+ * With a soft cap, scale·q_t·k_j is cap·tanh of itself over the cap; with slopes, slope·(j − position of t) is added.
  * A query that sees no key gets out = 0 and logSumExp = −∞. A window of w reaches from the query's own position
  * back over w keys; without `causal` it does not limit later keys.
  */
@@ -48,6 +63,7 @@ export function attention(args: AttentionArgs): void {
     batch * heads * queryLength,
     "attention logSumExp",
   );
+  const slopes = slopesOf(args, "attention");
   const scores = new Float64Array(keyLength);
   const mixed = new Float64Array(headDim);
   for (let b = 0; b < batch; b++) {
@@ -64,7 +80,7 @@ export function attention(args: AttentionArgs): void {
           let dot = 0;
           const kStart = kvHead + j * kvLayout.timeStride;
           for (let d = 0; d < headDim; d++) dot += q[qStart + d] * k[kStart + d];
-          scores[j] = capped(dot * args.scale, args.softcap);
+          scores[j] = capped(dot * args.scale, args.softcap) + lean(args, slopes, h, t, j);
           if (scores[j] > max) max = scores[j];
         }
         let sum = 0;
@@ -109,6 +125,7 @@ export function attentionBackward(args: AttentionBackwardArgs): void {
     batch * heads * queryLength,
     "attentionBackward logSumExp",
   );
+  const slopes = slopesOf(args, "attentionBackward");
   const dQ = new Float64Array(headDim);
   // Sums over a group's query heads stay in float64 until the group is done.
   const dK = new Float64Array(keyLength * headDim);
@@ -138,7 +155,7 @@ export function attentionBackward(args: AttentionBackwardArgs): void {
               gradWeight += grad[outStart + d] * v[kvStart + d];
             }
             const seen = capped(score * args.scale, args.softcap);
-            const weight = Math.exp(seen - lse);
+            const weight = Math.exp(seen + lean(args, slopes, h, t, j) - lse);
             const slope = args.softcap === undefined ? 1 : 1 - (seen / args.softcap) ** 2;
             const gradScore = weight * (gradWeight - delta) * slope * args.scale;
             for (let d = 0; d < headDim; d++) {

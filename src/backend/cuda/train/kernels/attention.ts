@@ -30,6 +30,10 @@ function shapeOf(args: Sizes): number[] {
     throw new PlanishError(
       `attention: scores with a soft cap (${args.softcap}) have no CUDA kernel; run this model with --device cpu`,
     );
+  if (args.slopes !== undefined || args.chunk !== undefined)
+    throw new PlanishError(
+      `attention: ${args.slopes ? "scores that lean with distance" : `positions in chunks of ${args.chunk}`} have no CUDA kernel; run this model with --device cpu`,
+    );
   const { qLayout, kvLayout, outLayout } = args;
   return [
     ...[args.heads, args.kvHeads, args.headDim, args.queryLength, args.keyLength],
