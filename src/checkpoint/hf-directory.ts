@@ -7,11 +7,14 @@ import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { PlanishError } from "../common/errors.js";
 import { MAX_SETTINGS_BYTES, readUserText } from "../common/read-file.js";
-import type { Checkpoint, TokenizerFiles } from "./checkpoint.js";
+import type { Checkpoint, StoredTensor, TokenizerFiles } from "./checkpoint.js";
 import { readJsonObject } from "./file-reader.js";
 import { findQuantization, openQuantized } from "./quantized/index.js";
 import { mergeSpecialTokensMap } from "./tokenizer/special-tokens.js";
 import { INDEX_FILE, SINGLE_FILE, openSafetensors } from "./safetensors.js";
+
+/** Model types whose files are often saved without the name that the language model gives its blocks and embeddings. */
+const BARE: Readonly<Record<string, string>> = { gpt2: "transformer.", bloom: "transformer." };
 
 /** NVIDIA's ModelOpt leaves its settings here. */
 const MODEL_OPT = "hf_quant_config.json";
@@ -41,15 +44,16 @@ export function openHfDirectory(directory: string, weightsFile?: string): Checkp
   const { store, metadata } = openSafetensors(
     join(directory, weightsFile ?? findWeights(directory)),
   );
+  const stored = storedNames(config, store.tensors);
   const plain = {
     path: directory,
     format: "safetensors",
     config,
     generationConfig,
     metadata,
-    tensors: store.tensors,
-    read: (name) => store.read(name),
-    readBytes: (name) => store.readBytes(name),
+    tensors: stored.tensors,
+    read: (name) => store.read(stored.nameOf(name)),
+    readBytes: (name) => store.readBytes(stored.nameOf(name)),
     tokenizerFiles: () => readTokenizerFiles(directory),
     hash: () => store.hash(),
     [Symbol.dispose]: () => store[Symbol.dispose](),
@@ -61,6 +65,28 @@ export function openHfDirectory(directory: string, weightsFile?: string): Checkp
     store[Symbol.dispose]();
     throw error;
   }
+}
+
+/** Tensors by the names that a whole language model gives them, and the names that they are stored under. */
+function storedNames(
+  { model_type: type }: Readonly<Record<string, unknown>>,
+  tensors: ReadonlyMap<string, StoredTensor>,
+): {
+  readonly tensors: ReadonlyMap<string, StoredTensor>;
+  readonly nameOf: (name: string) => string;
+} {
+  const prefix = typeof type === "string" && Object.hasOwn(BARE, type) ? BARE[type] : undefined;
+  const whole = prefix === undefined || [...tensors.keys()].some((name) => name.startsWith(prefix));
+  if (whole) return { tensors, nameOf: (name) => name };
+  // The head stands outside.
+  const outside = (name: string): boolean => name.startsWith("lm_head.");
+  const named = (name: string): string => (outside(name) ? name : prefix + name);
+  return {
+    tensors: new Map(
+      [...tensors].map(([name, tensor]) => [named(name), { ...tensor, name: named(name) }]),
+    ),
+    nameOf: (name) => (name.startsWith(prefix) ? name.slice(prefix.length) : name),
+  };
 }
 
 function findWeights(directory: string): string {

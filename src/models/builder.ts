@@ -28,12 +28,12 @@ export interface Named {
   readonly stored?: StoredRows;
 }
 
-export interface NamedLinear extends Named, Pick<LinearPlace, "factor"> {
+export interface NamedLinear extends Named, Pick<LinearPlace, "factor" | "scaledBy"> {
   /** Output features. */
   readonly out: number;
 }
 
-export interface NamedNorm extends Named, Pick<NormPlace, "offset"> {
+export interface NamedNorm extends Named, Pick<NormPlace, "offset" | "factor" | "unit"> {
   /** Channels of the gain, where groups have gains of their own. */
   readonly channels?: number;
 }

@@ -6,6 +6,7 @@ import type {
   Activation,
   BlockProgram,
   GateClamp,
+  QueryGrowth,
   Rotary,
   RouteStep,
 } from "../backend/contract/program.js";
@@ -31,8 +32,11 @@ export interface ModelConfig {
   readonly finalNorm?: boolean;
   /** Width of the embedding where it is projected to and from the hidden width; absent: they are the same. */
   readonly embeddingSize?: number;
-  /** Positions: rotary, or a learned table whose row for position p is p + offset. */
-  readonly positions: RopePositions | { readonly kind: "learned"; readonly offset: number };
+  /** Positions: rotary, or a learned table whose row for position p is p + offset, or none outside attention's scores. */
+  readonly positions:
+    | RopePositions
+    | { readonly kind: "learned"; readonly offset: number }
+    | { readonly kind: "none" };
   /** Gated MLPs compute act(gate)·up; the others act(up). */
   readonly mlp: {
     readonly gated: boolean;
@@ -56,6 +60,8 @@ export interface ModelConfig {
   readonly unusedLayers?: number;
   /** Whether attention and MLP read one norm side by side, where an architecture has both forms. */
   readonly parallel?: boolean;
+  /** Whether the residual stream is what the norms give, where an architecture has both forms. */
+  readonly normedResidual?: boolean;
   /** Multiplies embeddings. */
   readonly embeddingScale?: number;
   /** Multiplies what attention and MLP add to the residual stream. */
@@ -87,7 +93,7 @@ export interface LatentConfig {
 /** A mixture of experts: gated MLPs of which a row goes through a few (`RouteStep`). */
 export interface ExpertsConfig extends Pick<
   RouteStep,
-  "chosen" | "scores" | "normalize" | "factor" | "groups"
+  "chosen" | "scores" | "normalize" | "factor" | "groups" | "weighInputs"
 > {
   readonly count: number;
   /** Channels inside an expert. */
@@ -104,8 +110,14 @@ export interface ExpertsConfig extends Pick<
 /** What a layer has of its own; what is absent is as in the whole model. */
 export interface LayerConfig {
   readonly window?: number;
+  /** Queries see keys of their own chunk of so many positions only. */
+  readonly chunk?: number;
   /** Null: the layer has no positions. */
   readonly positions?: RopePositions | null;
+  /** What multiplies attention's scores. */
+  readonly scale?: number;
+  /** Of queries in a layer without positions. */
+  readonly growth?: QueryGrowth;
 }
 
 /** What all layers' rotary positions have in common with a step's. */
@@ -145,6 +157,8 @@ export interface Architecture {
   readonly name: string;
   /** `model_type` values of config.json. */
   readonly modelTypes: readonly string[];
+  /** Classes of its causal language model, where they are not `<model type>ForCausalLM`. */
+  readonly classes?: readonly string[];
   /** Reads config.json. Every key that it reads counts as understood; others are refused if they may matter (`keys.ts`). */
   parse(config: ConfigReader): ModelConfig;
   /** The block of a layer; layers may differ. Called by `blockProgram`, which keeps what comes out. */

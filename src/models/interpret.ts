@@ -257,7 +257,11 @@ class BlockRun {
     let parts = this.dispatched.get(x);
     if (!parts) {
       const routing = this.routing(name);
-      parts = splitRows(g, spreadRows(g, this.value(x), routing), routing.ranges);
+      const rows = spreadRows(g, this.value(x), routing);
+      const read = this.weighsInputs(name)
+        ? binary(g, "mul", rows, routing.weights, "column")
+        : rows;
+      parts = splitRows(g, read, routing.ranges);
       this.dispatched.set(x, parts);
     }
     const part = parts[expert];
@@ -277,7 +281,13 @@ class BlockRun {
       g,
       parts.filter((part) => !this.empty.has(part)).map((part) => this.value(part)),
     );
+    if (this.weighsInputs(name)) return collectRows(g, joined, routing);
     return collectRows(g, binary(g, "mul", joined, routing.weights, "column"), routing);
+  }
+
+  private weighsInputs(routing: ValueName): boolean {
+    const step = flowOf(this.program).producer(routing);
+    return step?.op === "route" && step.weighInputs === true;
   }
 
   private step(

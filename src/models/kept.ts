@@ -48,7 +48,7 @@ export function keptScheme(
     const weightGrids: Record<string, MatrixGrid> = {};
     blocks.push({ weights: weightGrids });
     for (const place of Object.values(program.linears)) {
-      if (partsOf(place).some(({ transposed, stack }) => transposed ?? stack))
+      if (place.scaledBy ?? partsOf(place).some(({ transposed, stack }) => transposed ?? stack))
         return { obstacle: `${place.path} is one of several in a tensor, or stored by columns` };
       const tensors = weightsOf(place).map((path) => names.blockPrefix(layer) + path);
       const grids = tensors.map(grid);

@@ -8,7 +8,7 @@ import { quoted } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import { blockPrograms, parseModelConfig } from "./architectures/index.js";
 import type { Architecture, ModelConfig } from "./config.js";
-import { readTensor, storedNames } from "./weights.js";
+import { readTensor, storedNames, wholeName } from "./weights.js";
 
 /** Buffers that older exports hold beside the weights; they follow from the configuration. */
 const HARMLESS = /\.(?:rotary_emb\.inv_freq|masked_bias|attn\.bias|position_ids|decoder\.version)$/;
@@ -65,8 +65,8 @@ function checkBiases(
   for (const [layer, program] of blockPrograms(config).entries())
     for (const [name, place] of Object.entries(program.linears)) {
       const wanted = biases.includes(name);
-      const names = storedNames(place).map(
-        ({ bias }) => architecture.names.blockPrefix(layer) + bias,
+      const names = storedNames(place).map(({ bias }) =>
+        wholeName(architecture.names.blockPrefix(layer), bias),
       );
       const bias = names.find(
         (each) => checkpoint.tensors.has(each) !== wanted && !isFiller(checkpoint, each),
@@ -125,9 +125,11 @@ export function expectedNames(
   for (const [layer, program] of blockPrograms(config).entries()) {
     for (const place of [...Object.values(program.linears), ...Object.values(program.norms)])
       for (const { weight, bias } of storedNames(place)) {
-        required.push(names.blockPrefix(layer) + weight);
-        optional.push(names.blockPrefix(layer) + bias);
+        required.push(wholeName(names.blockPrefix(layer), weight));
+        optional.push(wholeName(names.blockPrefix(layer), bias));
       }
+    for (const { scaledBy } of Object.values(program.linears))
+      if (scaledBy) required.push(wholeName(names.blockPrefix(layer), scaledBy.name));
     for (const { path } of Object.values(program.kept))
       required.push(names.blockPrefix(layer) + path);
   }

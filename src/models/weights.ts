@@ -91,6 +91,7 @@ function readOptional(
 
 /** The tensors that a linear or norm is made of, in order. */
 export function partsOf(place: LinearPlace | NormPlace): readonly StoredPart[] {
+  if ("unit" in place && place.unit) return [];
   return (
     place.stored?.parts ?? [
       { path: place.path, rows: "shape" in place ? place.shape[0] : place.width },
@@ -103,8 +104,13 @@ export function storedNames(
   place: LinearPlace | NormPlace,
 ): readonly { readonly weight: string; readonly bias: string }[] {
   return partsOf(place).map(
-    ({ path, stack }) => stack ?? { weight: `${path}.weight`, bias: `${path}.bias` },
+    ({ path, name, stack }) => stack ?? { weight: name ?? `${path}.weight`, bias: `${path}.bias` },
   );
+}
+
+/** A tensor's whole name: `name` inside a block, unless it begins with a slash. */
+export function wholeName(prefix: string, name: string): string {
+  return name.startsWith("/") ? name.slice(1) : prefix + name;
 }
 
 /** Whether a checkpoint of an original has a bias for a linear or norm. */
@@ -113,7 +119,7 @@ export function hasBias(
   prefix: string,
   place: LinearPlace | NormPlace,
 ): boolean {
-  return storedNames(place).some(({ bias }) => checkpoint.tensors.has(prefix + bias));
+  return storedNames(place).some(({ bias }) => checkpoint.tensors.has(wholeName(prefix, bias)));
 }
 
 /** Paths of a block's linears and norms that have a bias in an original. */
@@ -147,7 +153,7 @@ class BlockReader {
     const read = partsOf(place).map((part, i) => this.part(part, names[i][kind], cols));
     const width = cols ?? 1;
     const order = place.stored?.order;
-    const factor = "factor" in place ? (place.factor ?? 1) : 1;
+    const factor = "shape" in place ? this.factor(place) : 1;
     if (read.length === 1 && !order && factor === 1) return read[0];
     const all = read.length === 1 ? read[0].data : concatenated(read);
     const count = order?.length ?? all.length / width;
@@ -159,8 +165,13 @@ class BlockReader {
     return { shape: cols === undefined ? [count] : [count, cols], data };
   }
 
+  private factor({ factor = 1, scaledBy }: LinearPlace): number {
+    if (!scaledBy) return factor;
+    return factor * this.tensor(scaledBy.name, [scaledBy.length]).data[scaledBy.index];
+  }
+
   tensor(name: string, shape: readonly number[]): HostTensor {
-    return readTensor(this.checkpoint, this.prefix + name, shape);
+    return readTensor(this.checkpoint, wholeName(this.prefix, name), shape);
   }
 
   private part(
@@ -237,7 +248,9 @@ function besideWeights(
   return {
     norms: mapValues(program.norms, (place) => ({
       path: place.path,
-      gain: gainOf(reader.rows(place, "weight"), place.offset),
+      gain: place.unit
+        ? { shape: [place.width], data: new Float32Array(place.width).fill(1) }
+        : gainOf(reader.rows(place, "weight"), place.offset, place.factor),
       bias: bias(place),
     })),
     biases: mapValues(program.linears, bias),

@@ -224,6 +224,7 @@ function formatOf({ format, quantized }: ModelDescription): string {
 
 function positions({ positions }: ModelConfig): string {
   if (positions.kind === "learned") return "learned";
+  if (positions.kind === "none") return "none but a bias of scores with distance";
   const { theta, scaling } = positions;
   const by = "factor" in scaling ? ` by ${scaling.factor}` : "";
   const scaled = scaling.type === "default" ? "" : `, ${scaling.type} scaling${by}`;

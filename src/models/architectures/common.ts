@@ -49,19 +49,30 @@ export interface AttentionPaths {
 export interface AttentionForm {
   /** One tensor of queries, keys and values, in this order. */
   readonly fused?: string;
+  /** In that tensor every head has its queries, keys and values together. */
+  readonly fusedByHead?: boolean;
+  /** Matrices of attention and MLP are stored as [in, out]. */
+  readonly transposed?: boolean;
   /** Norms of queries and keys: over each head (default), over all of them, or over each head with a gain for each. */
   readonly headNorms?: "head" | "row" | "each";
+  /** Norms of each head without gains. */
+  readonly unitNorms?: boolean;
   /** Where the heads' sinks are stored. */
   readonly sinks?: string;
+  /** What scores of each head gain with every position that a key stands later. */
+  readonly slopes?: readonly number[];
 }
 
 /** A layer's rotary positions; undefined for layers without, and models whose positions are learned. */
 export function rotaryOf(config: ModelConfig, layer: number): Rotary | undefined {
-  const own = config.layers?.[layer]?.positions;
+  const { positions: own, growth } = config.layers?.[layer] ?? {};
   const positions = own ?? config.positions;
+  const dims = config.headDim;
+  // Growth is a part of the turn: without positions it is all that is left of it.
+  if (own === null && growth)
+    return { dims, turning: 0, theta: 1, scaling: { type: "default" }, growth };
   if (own === null || positions.kind !== "rope") return undefined;
   const { kind: _, ...rest } = positions;
-  const dims = config.headDim;
   const turning = config.rotary?.dims;
   return turning === undefined || turning === dims ? { dims, ...rest } : { dims, turning, ...rest };
 }
@@ -100,6 +111,20 @@ function headRows(
   return { parts: [{ path, rows }], order: all.flat() };
 }
 
+/** Rows of queries (`part` 0), keys or values of a tensor that has the three of each head together. */
+function rowsByHead(heads: number, part: number, headDim: number): readonly number[] {
+  return Array.from({ length: heads * headDim }, (_, row) => {
+    const head = Math.floor(row / headDim);
+    return (3 * head + part) * headDim + (row % headDim);
+  });
+}
+
+/** The same rows of matrices stored as [in, out]. */
+function turned(stored: StoredRows | undefined, path: string, rows: number): StoredRows {
+  const { parts, ...rest } = stored ?? { parts: [{ path, rows }] };
+  return { ...rest, parts: parts.map((part) => ({ ...part, transposed: true })) };
+}
+
 /** Attention from what q, k and v read to o's output. */
 export function attentionPart(
   b: BlockBuilder,
@@ -109,7 +134,7 @@ export function attentionPart(
   paths: AttentionPaths,
   form: AttentionForm = {},
 ): ValueName {
-  return attentionOutput(b, config, attentionMix(b, config, layer, x, paths, form), paths);
+  return attentionOutput(b, config, attentionMix(b, config, layer, x, paths, form), paths, form);
 }
 
 /** Attention from what q, k and v read to mixed values. */
@@ -119,8 +144,9 @@ export function attentionMix(
   layer: number,
   x: ValueName,
   paths: AttentionPaths,
-  { fused, headNorms = "head", sinks }: AttentionForm = {},
+  form: AttentionForm = {},
 ): ValueName {
+  const { fused, headNorms = "head", sinks, transposed, slopes } = form;
   const { hiddenSize, numHeads, numKvHeads, headDim, norm } = config;
   const rotary = rotaryOf(config, layer);
   // A layer without positions may keep its order, and has the same scores in the other one.
@@ -129,15 +155,22 @@ export function attentionMix(
   const linear = (name: "q" | "k" | "v", count: number, before: number) => {
     const skip = all === undefined ? 0 : before * headDim;
     const rows = all ?? count * headDim;
-    const stored = headRows(
-      fused ?? paths[name],
-      rows,
-      skip,
-      count,
-      headDim,
-      name === "v" ? undefined : order,
-    );
-    return { name, path: paths[name], out: count * headDim, stored };
+    const stored = form.fusedByHead
+      ? { parts: [{ path: fused ?? "", rows }], order: rowsByHead(count, before / count, headDim) }
+      : headRows(
+          fused ?? paths[name],
+          rows,
+          skip,
+          count,
+          headDim,
+          name === "v" ? undefined : order,
+        );
+    return {
+      name,
+      path: paths[name],
+      out: count * headDim,
+      stored: transposed ? turned(stored, paths[name], rows) : stored,
+    };
   };
   const [query, key, v] = b.site(
     x,
@@ -170,6 +203,11 @@ export function attentionMix(
     const stored = headRows(path, width, 0, groups, headDim, order);
     return b.norm(value, { name, path, stored, offset }, width, kind);
   };
+  const unit = (value: ValueName, name: "q" | "k"): ValueName => {
+    const place = { name, path: `self_attn.${name}_norm`, unit: true };
+    return b.norm(value, place, headDim, { kind: norm.kind, epsilon: norm.epsilon });
+  };
+  if (form.unitNorms) [q, k] = [unit(q, "q"), unit(k, "k")];
   if (paths.qNorm !== undefined) q = normed(q, "q", paths.qNorm, numHeads);
   if (paths.kNorm !== undefined) k = normed(k, "k", paths.kNorm, numKvHeads);
   if (rotary) {
@@ -177,17 +215,19 @@ export function attentionMix(
     q = b.rope(q, rotary, numHeads, headDim);
     k = b.rope(k, plain, numKvHeads, headDim);
   }
-  const { window: seen = config.slidingWindow } = config.layers?.[layer] ?? {};
-  const { scale = 1 / Math.sqrt(headDim), softcap } = config.attention ?? {};
+  const own = config.layers?.[layer];
+  const { softcap } = config.attention ?? {};
   return b.attention(
     { q, k, v },
     {
       heads: numHeads,
       kvHeads: numKvHeads,
       headDim,
-      scale,
-      window: seen,
+      scale: own?.scale ?? config.attention?.scale ?? 1 / Math.sqrt(headDim),
+      window: own?.window ?? config.slidingWindow,
+      chunk: own?.chunk,
       softcap,
+      slopes,
       sinks: sinks === undefined ? undefined : b.kept("sinks", sinks, [numHeads]),
     },
   );
@@ -199,8 +239,10 @@ export function attentionOutput(
   { numHeads, headDim, hiddenSize, residualScale }: ModelConfig,
   mixed: ValueName,
   paths: Pick<AttentionPaths, "o">,
+  { transposed }: Pick<AttentionForm, "transposed"> = {},
 ): ValueName {
-  const o = { name: "o", path: paths.o, out: hiddenSize, factor: residualScale };
+  const stored = transposed ? turned(undefined, paths.o, hiddenSize) : undefined;
+  const o = { name: "o", path: paths.o, out: hiddenSize, factor: residualScale, stored };
   return b.site(mixed, "attn_out", [o], numHeads * headDim)[0];
 }
 
@@ -210,6 +252,8 @@ export interface MlpPaths {
   readonly down: string;
   /** One tensor of gate and up, in this order. */
   readonly fused?: string;
+  /** Matrices are stored as [in, out]. */
+  readonly transposed?: boolean;
 }
 
 /** act(gate)·up through down, or act(up) through down where there is no gate. */
@@ -227,9 +271,9 @@ export function mlpHidden(
   b: BlockBuilder,
   { hiddenSize, intermediateSize, mlp }: ModelConfig,
   x: ValueName,
-  { gate, up, fused }: MlpPaths,
+  { gate, up, fused, transposed }: MlpPaths,
 ): ValueName {
-  const linear = (name: string, path: string, half: number) => ({
+  const place = (name: string, path: string, half: number) => ({
     name,
     path,
     out: intermediateSize,
@@ -245,6 +289,10 @@ export function mlpHidden(
             undefined,
           ),
   });
+  const linear = (name: string, path: string, half: number) => {
+    const found = place(name, path, half);
+    return transposed ? { ...found, stored: turned(found.stored, path, found.out) } : found;
+  };
   const read =
     gate === undefined ? [linear("up", up, 0)] : [linear("gate", gate, 0), linear("up", up, 1)];
   const outputs = b.site(x, "mlp_in", read, hiddenSize);
@@ -259,9 +307,10 @@ export function mlpOutput(
   b: BlockBuilder,
   { hiddenSize, intermediateSize, residualScale }: ModelConfig,
   activated: ValueName,
-  { down }: MlpPaths,
+  { down, transposed }: MlpPaths,
 ): ValueName {
-  const linear = { name: "down", path: down, out: hiddenSize, factor: residualScale };
+  const stored = transposed ? turned(undefined, down, hiddenSize) : undefined;
+  const linear = { name: "down", path: down, out: hiddenSize, factor: residualScale, stored };
   return b.site(activated, "mlp_down", [linear], intermediateSize)[0];
 }
 
@@ -302,7 +351,9 @@ export function decoderBlock(
   );
   const y = b.add(b.input, mixed);
   const middle = normed(y, "post", norms.post);
-  return b.finish(b.add(y, normed(mlpPart(b, config, middle, mlp), "after_mlp", norms.afterMlp)));
+  const { transposed } = form;
+  const added = mlpPart(b, config, middle, transposed ? { ...mlp, transposed } : mlp);
+  return b.finish(b.add(y, normed(added, "after_mlp", norms.afterMlp)));
 }
 
 /** Attention and MLP side by side, both of one norm of the input: y = x + attention(n) + mlp(n). */

@@ -129,6 +129,7 @@ function mixture(
     scores: experts.scores,
     normalize: experts.normalize,
     factor: experts.factor,
+    weighInputs: experts.weighInputs,
     groups: experts.groups,
   });
   const gate =

@@ -6,12 +6,15 @@ import type { Architecture, ModelConfig } from "../config.js";
 import type { BlockProgram } from "../../backend/contract/program.js";
 import { refuseUnreadKeys } from "./keys.js";
 import { configReader } from "./reader.js";
+import { bloom } from "./bloom.js";
 import { cohere2 } from "./cohere2.js";
 import { exaone4 } from "./exaone4.js";
 import { gemma2, gemma3 } from "./gemma.js";
 import { glm4 } from "./glm4.js";
+import { gpt2 } from "./gpt2.js";
 import { granite } from "./granite.js";
 import { llama } from "./llama.js";
+import { llama4 } from "./llama4.js";
 import { ministral, ministral3, mistral } from "./mistral.js";
 import { olmo2, olmo3 } from "./olmo.js";
 import { deepseekV3 } from "./deepseek.js";
@@ -28,7 +31,7 @@ import { starcoder2 } from "./starcoder2.js";
 export const ARCHITECTURES: readonly Architecture[] = [
   ...[llama, mistral, ministral, ministral3, qwen2, qwen3, gemma2, gemma3, phi3],
   ...[olmo2, olmo3, granite, smollm3, exaone4, glm4, stablelm, starcoder2, cohere2, opt],
-  ...[mixtral, qwen2Moe, qwen3Moe, gptOss, deepseekV3],
+  ...[mixtral, qwen2Moe, qwen3Moe, gptOss, deepseekV3, llama4, gpt2, bloom],
 ];
 
 /**
@@ -77,13 +80,14 @@ function nearest(type: string, accepted: readonly string[]): string | undefined 
  */
 function refuseOtherHead(
   config: Readonly<Record<string, unknown>>,
-  { name, modelTypes }: Architecture,
+  { name, modelTypes, classes: own = [] }: Architecture,
 ): void {
   const classes = config.architectures;
   if (classes === undefined || classes === null) return;
-  const accepted = modelTypes.map(
-    (type) => `${type.replace(/_text$/, "").replaceAll("_", "")}forcausallm`,
-  );
+  const accepted = [
+    ...modelTypes.map((type) => `${type.replace(/_text$/, "").replaceAll("_", "")}forcausallm`),
+    ...own.map((each) => each.toLowerCase()),
+  ];
   if (
     Array.isArray(classes) &&
     classes.every((item) => typeof item === "string" && accepted.includes(item.toLowerCase()))

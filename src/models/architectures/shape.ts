@@ -116,6 +116,25 @@ export function llamaShape(
   };
 }
 
+/** A size under the first of its names that the config has. @throws PlanishError when two of them disagree. */
+export function eitherSize(
+  c: ConfigReader,
+  keys: readonly string[],
+  max: number,
+  fallback: number,
+): number {
+  const given = keys.filter((key) => (c.optional(key) ?? undefined) !== undefined);
+  const [first, ...others] = given;
+  if (first === undefined) return fallback;
+  const size = c.integer(first, max);
+  for (const other of others)
+    if (c.integer(other, max) !== size)
+      throw new PlanishError(
+        `config.json: ${first} ${size} and ${other} ${c.integer(other, max)} disagree; keep the one that the model was trained with`,
+      );
+  return size;
+}
+
 export function normEpsilon(c: ConfigReader, key: string, fallback: number): number {
   return c.number(key, fallback, { min: 0, max: 1 });
 }

@@ -6,7 +6,7 @@ import { decoderBlock, LLAMA_NAMES, LLAMA_PATHS } from "./common.js";
 import { layerKinds, llamaBiases, llamaShape, window, windowed } from "./shape.js";
 
 /** Of each layer whether it has rotary positions: `no_rope_layers` has 1 for those. */
-function ropeLayers(c: ConfigReader): readonly boolean[] {
+export function ropeLayers(c: ConfigReader): readonly boolean[] {
   const layers = c.integer("num_hidden_layers", LIMITS.layers);
   const interval = c.integer("no_rope_layer_interval", LIMITS.layers, 4);
   const flags =
