@@ -47,8 +47,9 @@ export function openSource(path: string, keep?: KeptChoices): OpenSource {
 }
 
 export function modelShape(config: ModelConfig): ModelShape {
-  const { hiddenSize, vocabSize, maxPositions, positions } = config;
-  return { hiddenSize, vocabSize, maxPositions, learnedPositions: positions.kind === "learned" };
+  const { hiddenSize, vocabSize, maxPositions, positions, stateWidth } = config;
+  const learnedPositions = positions.kind === "learned";
+  return { hiddenSize, vocabSize, maxPositions, learnedPositions, stateWidth };
 }
 
 /** A model's parts as executors take them. */
@@ -165,6 +166,7 @@ function endLayerSource(
     projectIn: projection(names.projectIn, [hiddenSize, width]),
     projectOut: projection(names.projectOut, [width, hiddenSize]),
     positions: learnedPositions(),
+    side: side(),
     finalNorm: finalNorm(),
     embeddingScale,
     logitSoftcap,
@@ -176,6 +178,12 @@ function endLayerSource(
     const { offset } = positions;
     const rows = maxPositions + offset;
     return { rows, offset, data: readTensor(checkpoint, names.positions, [rows, hiddenSize]).data };
+  }
+
+  function side(): EndLayerSource["side"] {
+    if (!config.side || names.side === undefined) return undefined;
+    const { rows, width: cols, scale } = config.side;
+    return { table: matrix(names.side, [rows, cols]), scale };
   }
 
   function finalNorm(): EndLayerSource["finalNorm"] {

@@ -6,6 +6,7 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { InterruptedError, PlanishError } from "../common/errors.js";
 import { silentProgress } from "../common/progress.js";
+import { stateWidth } from "../models/config.js";
 import { endLayerTensors, type LanguageModel } from "../models/language-model.js";
 import { freeBlock } from "../models/weights.js";
 import { gatherRows, negativeLogLikelihood } from "../tensor/ops/index.js";
@@ -61,7 +62,7 @@ export async function captureReference(
   const { seqLen, windows } = textWindows(model.config, tokens, options);
   const kept = new ReferenceStates(model, seqLen, windows);
   const task = (options.progress ?? silentProgress).task(options.label ?? "reference", windows);
-  const windowBytes = model.layers.length * seqLen * model.config.hiddenSize * 4;
+  const windowBytes = model.layers.length * seqLen * stateWidth(model.config) * 4;
   const keptWindows = Math.floor((options.budgetBytes ?? DEFAULT_BUDGET) / windowBytes);
   const windowNll: number[] = [];
   const started = performance.now();

@@ -16,6 +16,7 @@ import {
   type NormStep,
   type Rotary,
   type RouteStep,
+  type SpliceStep,
   type StoredRows,
   type Step,
   type ValueName,
@@ -132,10 +133,25 @@ export class BlockBuilder {
   }
 
   /** x itself where the factor is 1. */
-  scale(x: ValueName, factor: number): ValueName {
+  scale(x: ValueName, factor: number | KeptName): ValueName {
     if (factor === 1) return x;
     const out = this.fresh("scaled");
     this.steps.push({ op: "scale", factor, x, out });
+    return out;
+  }
+
+  /** Columns of rows of `of` columns. */
+  columns(x: ValueName, from: number, width: number, of: number): ValueName {
+    const out = this.fresh("columns");
+    this.steps.push({ op: "take", from, width, of, x, out });
+    return out;
+  }
+
+  /** x with other columns in some places; x itself without any. */
+  splice(x: ValueName, parts: SpliceStep["parts"], width: number): ValueName {
+    if (parts.length === 0) return x;
+    const out = this.fresh("spliced");
+    this.steps.push({ op: "splice", width, parts, x, out });
     return out;
   }
 

@@ -72,6 +72,10 @@ export interface ModelConfig {
   readonly logitSoftcap?: number;
   /** What norms' stored gains lack: 1 where a checkpoint holds their differences from 1. */
   readonly gainOffset?: number;
+  /** Channels between blocks, where more than hidden states goes from block to block, behind them; default: `hiddenSize`. */
+  readonly stateWidth?: number;
+  /** A second table of embeddings, whose rows stand behind the first one's in what enters the first block. */
+  readonly side?: { readonly rows: number; readonly width: number; readonly scale: number };
   /** Experts in the place of the MLP. */
   readonly experts?: ExpertsConfig;
   /** Names of the block's linears that have a bias, e.g. "q"; undefined: the checkpoint's tensors say. */
@@ -112,6 +116,14 @@ export interface LayerConfig {
   readonly window?: number;
   /** Queries see keys of their own chunk of so many positions only. */
   readonly chunk?: number;
+  readonly headDim?: number;
+  readonly kvHeads?: number;
+  /** Channels inside the MLP. */
+  readonly intermediateSize?: number;
+  /** The layer whose keys and values this one reads instead of its own. */
+  readonly keysFrom?: number;
+  /** Whether values are the keys' linear's output, before what else happens to keys. */
+  readonly keysAsValues?: boolean;
   /** Null: the layer has no positions. */
   readonly positions?: RopePositions | null;
   /** What multiplies attention's scores. */
@@ -121,7 +133,15 @@ export interface LayerConfig {
 }
 
 /** What all layers' rotary positions have in common with a step's. */
-export type RopePositions = { readonly kind: "rope" } & Omit<Rotary, "dims" | "turning">;
+export type RopePositions = { readonly kind: "rope" } & Omit<Rotary, "dims">;
+
+/** Channels of what a block reads and gives. */
+export function stateWidth({
+  stateWidth: width,
+  hiddenSize,
+}: Pick<ModelConfig, "stateWidth" | "hiddenSize">): number {
+  return width ?? hiddenSize;
+}
 
 /** 2048 tokens, or half of the positions of models trained for fewer (512 for the tiny ones). */
 export function defaultSequenceLength(config: Pick<ModelConfig, "maxPositions">): number {
@@ -144,6 +164,8 @@ export interface TensorNames {
   readonly embedding: string;
   /** Learned position table. */
   readonly positions?: string;
+  /** `ModelConfig.side`. */
+  readonly side?: string;
   readonly finalNorm: string;
   readonly lmHead: string;
   /** Projections between an embedding of another width and the hidden states, without biases. */
@@ -164,6 +186,8 @@ export interface Architecture {
   /** The block of a layer; layers may differ. Called by `blockProgram`, which keeps what comes out. */
   lower(config: ModelConfig, layer: number): BlockProgram;
   readonly names: TensorNames;
+  /** Whether a tensor that the model does not compute with may stand in its files all the same. */
+  unused?(config: ModelConfig, name: string): boolean;
 }
 
 /** Typed access to config.json with errors that name the key. */

@@ -20,8 +20,10 @@ import {
   route,
   scale,
   siluMul,
+  spliceColumns,
   splitRows,
   spreadRows,
+  takeColumns,
   unary,
   type RopeTables,
   type Routing,
@@ -44,6 +46,7 @@ import {
   type LinearSite,
   type NormStep,
   type RouteStep,
+  type ScaleStep,
   type SiteStep,
   type Step,
   type ValueName,
@@ -315,7 +318,13 @@ class BlockRun {
       case "add":
         return [add(g, this.value(step.a), this.value(step.b))];
       case "scale":
-        return [scale(g, this.value(step.x), step.factor)];
+        return [this.scaled(step)];
+      case "take":
+        return [takeColumns(g, this.value(step.x), step.from, step.width)];
+      case "splice": {
+        const parts = step.parts.map(({ x, at }) => ({ x: this.value(x), at }));
+        return [spliceColumns(g, this.value(step.x), parts)];
+      }
       case "arrange": {
         const { headDim, order } = step;
         const parts = step.parts.map(({ x, heads, dim }) => ({ x: this.value(x), heads, dim }));
@@ -326,6 +335,13 @@ class BlockRun {
       case "weigh":
         return [binary(g, "mul", this.value(step.x), this.routing(step.routing).weights, "column")];
     }
+  }
+
+  private scaled({ x, factor }: ScaleStep): Tensor {
+    const { g } = this;
+    return typeof factor === "number"
+      ? scale(g, this.value(x), factor)
+      : binary(g, "mul", this.value(x), this.kept(factor), "scalar");
   }
 
   private norm({ norm: name, kind, width, epsilon, x }: NormStep): Tensor {

@@ -5,11 +5,20 @@
 import { PlanishError } from "../common/errors.js";
 import type { Backend, Buffer } from "../backend/contract/training.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
-import { add, gatherRows, linear, norm, scale, softcap } from "../tensor/ops/index.js";
+import {
+  add,
+  gatherRows,
+  linear,
+  norm,
+  scale,
+  softcap,
+  spliceColumns,
+  takeColumns,
+} from "../tensor/ops/index.js";
 import { freeTensor, frozen, type Graph, Tensor } from "../tensor/tensor.js";
 import { blockPrograms } from "./architectures/index.js";
 import { parseSource } from "./source.js";
-import type { Architecture, ModelConfig } from "./config.js";
+import { stateWidth, type Architecture, type ModelConfig } from "./config.js";
 import {
   plainHooks,
   runBlock,
@@ -33,6 +42,8 @@ export interface EndLayerWeights {
   readonly finalNorm?: NormWeights;
   /** The embedding itself when tied. */
   readonly lmHead: Tensor;
+  /** A second table of embeddings, [rows, width]. */
+  readonly side?: Tensor;
   /** [hidden, embedding] and [embedding, hidden], where the embedding has a width of its own. */
   readonly projectIn?: Tensor;
   readonly projectOut?: Tensor;
@@ -40,8 +51,8 @@ export interface EndLayerWeights {
 
 /** Every tensor of the end layers once. */
 export function endLayerTensors(endLayers: EndLayerWeights): Tensor[] {
-  const { embedding, positions, finalNorm: n, lmHead, projectIn, projectOut } = endLayers;
-  const all = [embedding, positions, n?.gain, n?.bias, lmHead, projectIn, projectOut];
+  const { embedding, positions, side, finalNorm: n, lmHead, projectIn, projectOut } = endLayers;
+  const all = [embedding, positions, side, n?.gain, n?.bias, lmHead, projectIn, projectOut];
   return [...new Set(all)].filter((t) => t !== undefined);
 }
 
@@ -76,6 +87,10 @@ export function loadEndLayers(
       config.positions.kind === "learned" && names.positions !== undefined
         ? load(names.positions, [config.maxPositions + config.positions.offset, config.hiddenSize])
         : undefined,
+    side:
+      config.side && names.side !== undefined
+        ? load(names.side, [config.side.rows, config.side.width])
+        : undefined,
     finalNorm: final && { gain: put(final.gain), bias: final.bias && put(final.bias) },
     projectIn: projection(names.projectIn, [hiddenSize, embeddingSize ?? hiddenSize]),
     projectOut: projection(names.projectOut, [embeddingSize ?? hiddenSize, hiddenSize]),
@@ -86,7 +101,7 @@ export function loadEndLayers(
   };
 }
 
-/** Token embeddings plus learned positions, [batch·time, hidden]. `start` is the position of the first token. */
+/** What enters the first block: token embeddings plus learned positions, [batch·time, state]. `start` is the position of the first token. */
 export function embed(
   g: Graph,
   config: ModelConfig,
@@ -105,7 +120,7 @@ export function embed(
   );
 }
 
-/** Token embeddings plus learned positions, [rows, hidden], for tokens at given positions. */
+/** The same, [rows, state], for tokens at given positions. */
 function embedAt(
   g: Graph,
   config: ModelConfig,
@@ -118,6 +133,7 @@ function embedAt(
   const { embeddingScale } = config;
   const scaled = embeddingScale === undefined ? embedded : scale(g, embedded, embeddingScale);
   const tokens = endLayers.projectIn ? linear(g, scaled, endLayers.projectIn) : scaled;
+  if (config.stateWidth !== undefined) return stateOf(g, config, endLayers, tokens, ids);
   if (config.positions.kind !== "learned" || !endLayers.positions) return tokens;
   const { offset } = config.positions;
   const last = positions.reduce((a, b) => Math.max(a, b), 0);
@@ -129,20 +145,40 @@ function embedAt(
   return add(g, tokens, gatherRows(g, endLayers.positions, g.indices(rows)));
 }
 
+/** Hidden states with what goes along with them: rows of the second table, and zeros where blocks put something. */
+function stateOf(
+  g: Graph,
+  config: ModelConfig,
+  { side: table }: EndLayerWeights,
+  tokens: Tensor,
+  ids: Int32Array,
+): Tensor {
+  const { side, hiddenSize } = config;
+  const width = stateWidth(config);
+  const rows = ids.length;
+  const empty = g.constant([rows, width], new Float64Array(rows * width));
+  const parts = [{ x: tokens, at: 0 }];
+  if (side && table)
+    parts.push({ x: scale(g, gatherRows(g, table, g.indices(ids)), side.scale), at: hiddenSize });
+  return spliceColumns(g, empty, parts);
+}
+
 function checkIds(config: ModelConfig, ids: Int32Array): void {
   for (const id of ids)
     if (id < 0 || id >= config.vocabSize)
       throw new PlanishError(`token id ${id} is outside the vocabulary of ${config.vocabSize}`);
 }
 
-/** What the head reads of hidden states [rows, hidden]: normed and projected where the model does so, [rows, embedding]. */
+/** What the head reads of the last block's states [rows, state]: hidden states, normed and projected where the model does so, [rows, embedding]. */
 export function finalNorm(
   g: Graph,
   config: ModelConfig,
   endLayers: EndLayerWeights,
-  hidden: Tensor,
+  states: Tensor,
 ): Tensor {
   const { finalNorm: n, projectOut } = endLayers;
+  const hidden =
+    config.stateWidth === undefined ? states : takeColumns(g, states, 0, config.hiddenSize);
   const normed = n ? norm(g, hidden, { ...config.norm, ...n }) : hidden;
   return projectOut ? linear(g, normed, projectOut) : normed;
 }

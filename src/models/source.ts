@@ -49,6 +49,7 @@ function isUnused(
   name: string,
   { architecture, config }: ReturnType<typeof parseModelConfig>,
 ): boolean {
+  if (architecture.unused?.(config, name)) return true;
   const { numLayers, unusedLayers = 0 } = config;
   return Array.from({ length: unusedLayers }, (_, i) =>
     architecture.names.blockPrefix(numLayers + i),
@@ -122,6 +123,7 @@ export function expectedNames(
   if (config.norm.kind === "layer" && config.finalNorm !== false)
     optional.push(biasOf(names.finalNorm));
   if (config.positions.kind === "learned" && names.positions) required.push(names.positions);
+  if (config.side && names.side) required.push(names.side);
   for (const [layer, program] of blockPrograms(config).entries()) {
     for (const place of [...Object.values(program.linears), ...Object.values(program.norms)])
       for (const { weight, bias } of storedNames(place)) {

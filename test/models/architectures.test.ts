@@ -38,8 +38,6 @@ const ROOT =
 const UNSUPPORTED: Readonly<Record<string, string>> = {
   "falcon-h1": "state-space layers",
   gemma3n: "AltUp streams, embeddings of layers, shared keys and values",
-  gemma4: "embeddings of layers, shared keys and values",
-  "gemma4-moe": "experts",
   granitemoehybrid: "experts, state-space layers",
   lfm2: "short convolutions",
   "lfm2-moe": "experts, short convolutions",

@@ -18,18 +18,17 @@ import { METHODS, findMethod } from "../../src/quantize/methods/index.js";
 import { resolveRecipe } from "../../src/quantize/run/pipeline.js";
 import { Graph } from "../../src/tensor/tensor.js";
 
-const LAYER = 2;
 const SAMPLES = 4;
 const TIME = 64;
 
 /** A fixture's last block, with inputs of which some channels are large. */
-function job(name: string) {
+function job(name: string, layer: number) {
   const backend = createCpuBackend();
   using source = openCheckpoint(join(import.meta.dirname, "../fixtures/architectures", name));
   const { architecture, config } = parseSource(source);
-  const block = readBlock(source, architecture, config, LAYER);
+  const block = readBlock(source, architecture, config, layer);
   const weights = uploadBlock(backend, block);
-  const program = blockProgram(config, LAYER);
+  const program = blockProgram(config, layer);
   const random = new Random(7);
   const hidden = config.hiddenSize;
   const data = Float32Array.from(
@@ -42,19 +41,26 @@ function job(name: string) {
     using g = new Graph(backend);
     const at = s * TIME * hidden;
     const x = g.constant([TIME, hidden], data.subarray(at, at + TIME * hidden));
-    const y = runBlock(g, program, weights, plainHooks(weights), x, { layer: LAYER, batch: 1 });
+    const y = runBlock(g, program, weights, plainHooks(weights), x, { layer, batch: 1 });
     targets.data.set(g.read(y), at);
   }
-  const expertTokens = countExpertTokens(backend, program, weights, inputs, LAYER);
+  const expertTokens = countExpertTokens(backend, program, weights, inputs, layer);
   const progress = silentProgress.task("", 0);
-  const common = { backend, config, layer: LAYER, program, seed: 3, block, weights };
+  const common = { backend, config, layer, program, seed: 3, block, weights };
   return { ...common, inputs, targets, expertTokens, progress };
 }
 
-const FIXTURES = ["mixtral", "qwen2-moe", "gpt-oss", "deepseek-v3"];
+const FIXTURES = [
+  ["mixtral", 2],
+  ["qwen2-moe", 2],
+  ["gpt-oss", 2],
+  ["deepseek-v3", 2],
+  ["llama4", 3],
+  ["gemma4-moe", 2],
+] as const;
 
-describe.each(FIXTURES)("%s", (name) => {
-  const parts = job(name);
+describe.each(FIXTURES)("%s, layer %i", (name, layer) => {
+  const parts = job(name, layer);
   const { program, expertTokens = [] } = parts;
 
   it("counts the tokens of every expert", () => {
@@ -81,7 +87,7 @@ describe.each(FIXTURES)("%s", (name) => {
       const { hidden } = parts.inputs;
       const shape = [TIME, hidden];
       const x = g.constant(shape, parts.inputs.data.subarray(0, TIME * hidden));
-      const y = g.read(runBlock(g, program, weights, hooks, x, { layer: LAYER, batch: 1 }));
+      const y = g.read(runBlock(g, program, weights, hooks, x, { layer, batch: 1 }));
       expect(y.every(Number.isFinite)).toBe(true);
       // The router reaches the packed block as it is.
       for (const [kept, { data }] of Object.entries(parts.block.kept))
@@ -93,7 +99,7 @@ describe.each(FIXTURES)("%s", (name) => {
 });
 
 it("experts own as much of a transform as their tokens can tell", () => {
-  const { program } = job("mixtral");
+  const { program } = job("mixtral", 2);
   const matrix = { shape: [4, 4], data: new Float64Array(16) };
   const values = new Map([
     ["experts.0.mlp_down.u_left", matrix],

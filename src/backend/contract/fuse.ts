@@ -25,9 +25,12 @@ import {
   type ProductStep,
   type Rotary,
   type RouteStep,
+  type ScaleStep,
   type SitePlace,
   type SiteStep,
+  type SpliceStep,
   type Step,
+  type TakeStep,
   type ValueName,
   type WeighStep,
 } from "./program.js";
@@ -159,6 +162,32 @@ export interface FusedWeigh {
   readonly frees: readonly ValueName[];
 }
 
+/** x times a number. */
+export interface FusedScale {
+  readonly op: "scale";
+  readonly step: ScaleStep;
+  readonly width: number;
+  /** Its input is read for the last time: the result takes its place. */
+  readonly inPlace: boolean;
+  readonly frees: readonly ValueName[];
+}
+
+/** Columns out of a value. */
+export interface FusedTake {
+  readonly op: "take";
+  readonly step: TakeStep;
+  readonly frees: readonly ValueName[];
+}
+
+/** Columns into a value. */
+export interface FusedSplice {
+  readonly op: "splice";
+  readonly step: SpliceStep;
+  /** Its input is read for the last time: the result takes its place. */
+  readonly inPlace: boolean;
+  readonly frees: readonly ValueName[];
+}
+
 /** Heads made of parts. */
 export interface FusedArrange {
   readonly op: "arrange";
@@ -176,7 +205,10 @@ export type FusedStep =
   | FusedTransform
   | FusedRoute
   | FusedExperts
-  | FusedWeigh;
+  | FusedWeigh
+  | FusedScale
+  | FusedTake
+  | FusedSplice;
 
 const FUSED = new WeakMap<BlockProgram, readonly FusedStep[]>();
 
@@ -266,7 +298,17 @@ class Fusion {
         this.add(step);
         return;
       case "scale":
-        throw new NoKernel("scaling by a constant has no kernel");
+        this.scale(step);
+        return;
+      case "take":
+        this.require(step.x);
+        this.present.add(step.out);
+        this.release(step.x);
+        this.steps.push({ op: "take", step, frees: this.freed() });
+        return;
+      case "splice":
+        this.splice(step);
+        return;
       case "arrange":
         this.arrange(step);
         return;
@@ -338,14 +380,38 @@ class Fusion {
   private norm(step: NormStep): void {
     this.checkGain(step);
     this.require(step.x);
-    const inPlace = this.left(step.x) === 1;
-    if (inPlace) {
-      this.reads.set(step.x, 0);
-      this.present.delete(step.x);
-    } else this.release(step.x);
+    const inPlace = this.overwrites(step.x);
     this.present.add(step.out);
     const groups = (this.width(step.x) ?? step.width) / step.width;
     this.steps.push({ op: "norm", step, groups, inPlace, frees: this.freed() });
+  }
+
+  /** Whether the step that reads a value now is its last reader, whose result can take its place; its reading is done. */
+  private overwrites(value: ValueName): boolean {
+    const last = this.left(value) === 1;
+    if (last) {
+      this.reads.set(value, 0);
+      this.present.delete(value);
+    } else this.release(value);
+    return last;
+  }
+
+  private scale(step: ScaleStep): void {
+    this.require(step.x);
+    const width = this.width(step.x);
+    if (width === undefined)
+      throw new NoKernel("scaling a value whose width no step says has no kernel");
+    const inPlace = this.overwrites(step.x);
+    this.present.add(step.out);
+    this.steps.push({ op: "scale", step, width, inPlace, frees: this.freed() });
+  }
+
+  private splice(step: SpliceStep): void {
+    for (const value of inputsOf(step)) this.require(value);
+    const inPlace = this.overwrites(step.x);
+    this.present.add(step.out);
+    for (const { x } of step.parts) this.release(x);
+    this.steps.push({ op: "splice", step, inPlace, frees: this.freed() });
   }
 
   private add(step: AddStep): void {
@@ -385,6 +451,8 @@ class Fusion {
       case "weigh":
         return this.width(step.x);
       case "combine":
+      case "take":
+      case "splice":
         return step.width;
       default:
         return undefined;
@@ -505,11 +573,7 @@ class Fusion {
     const width = this.width(step.x);
     if (width === undefined)
       throw new NoKernel("weighing a value whose width no step says has no kernel");
-    const inPlace = this.left(step.x) === 1;
-    if (inPlace) {
-      this.reads.set(step.x, 0);
-      this.present.delete(step.x);
-    } else this.release(step.x);
+    const inPlace = this.overwrites(step.x);
     this.present.add(step.out);
     this.release(step.routing);
     this.steps.push({ op: "weigh", step, width, inPlace, frees: this.freed() });
@@ -580,6 +644,10 @@ class Fusion {
     this.deferred.delete(attention.q);
     this.require(step.v);
     this.release(step.k);
+    if (this.left(keys.root) > 0)
+      throw new NoKernel(
+        "keys that something else reads after they were prepared where they lie have no kernel",
+      );
     this.release(step.v);
     this.steps.push({ op: "cache", step, attention, queries, keys, frees: this.freed() });
   }

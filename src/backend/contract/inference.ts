@@ -18,6 +18,8 @@ export interface ModelShape {
   readonly maxPositions: number;
   /** Positions come from a table, and end with it. */
   readonly learnedPositions: boolean;
+  /** Channels between blocks, where more than hidden states goes along, behind them. */
+  readonly stateWidth?: number;
 }
 
 /** A matrix as a checkpoint stores it, [rows, columns], read when it is placed. */
@@ -47,6 +49,8 @@ export interface EndLayerSource {
     readonly offset: number;
     readonly data: ArrayLike<number>;
   };
+  /** A second table, [rows, width], whose rows times `scale` stand behind the hidden states that enter the first block. */
+  readonly side?: { readonly table: StoredMatrix; readonly scale: number };
   /** What multiplies logits is in it. */
   readonly finalNorm?: HostNorm & Pick<NormStep, "kind" | "epsilon">;
   /** Multiplies embeddings. */

@@ -215,10 +215,33 @@ export interface AddStep {
   readonly out: ValueName;
 }
 
-/** x · factor. */
+/** x · factor, or x times a stored number, [1]. */
 export interface ScaleStep {
   readonly op: "scale";
-  readonly factor: number;
+  readonly factor: number | KeptName;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/** Columns `from` … `from + width` of rows of `of` columns. */
+export interface TakeStep {
+  readonly op: "take";
+  readonly from: number;
+  readonly width: number;
+  readonly of: number;
+  readonly x: ValueName;
+  readonly out: ValueName;
+}
+
+/** x, [rows, width], with columns from `at` on replaced by a part's. */
+export interface SpliceStep {
+  readonly op: "splice";
+  readonly width: number;
+  readonly parts: readonly {
+    readonly x: ValueName;
+    readonly at: number;
+    readonly width: number;
+  }[];
   readonly x: ValueName;
   readonly out: ValueName;
 }
@@ -295,6 +318,8 @@ export type Step =
   | ArrangeStep
   | AddStep
   | ScaleStep
+  | TakeStep
+  | SpliceStep
   | RouteStep
   | DispatchStep
   | CombineStep
@@ -385,7 +410,7 @@ export interface SitePlace {
   /** The linears that read it, in the block's order. */
   readonly linears: readonly LinearName[];
   readonly upstream: Upstream | undefined;
-  /** Where the activation is attention's output: its heads, and the linear that made the values. */
+  /** Where the activation is attention's output of a linear's values: its heads, and that linear. */
   readonly attention?: AttentionPlace;
   /** Of an expert's own sites: which one it is. */
   readonly expert?: number;
@@ -418,6 +443,8 @@ export function inputsOf(step: Step): readonly ValueName[] {
       return [step.routing, step.x];
     case "combine":
       return [step.routing, ...step.parts];
+    case "splice":
+      return [step.x, ...step.parts.map(({ x }) => x)];
     case "route":
     case "norm":
     case "site":
@@ -425,6 +452,7 @@ export function inputsOf(step: Step): readonly ValueName[] {
     case "rope":
     case "head":
     case "scale":
+    case "take":
       return [step.x];
   }
 }
@@ -536,8 +564,10 @@ function upstreamOf(flow: Flow, step: SiteStep): Upstream | undefined {
   const alone = flow.consumers(step.x).length === 1;
   if (!source || !alone) return undefined;
   if (source.op === "norm") return { kind: "norm", norm: source.norm };
-  if (source.op === "attention")
-    return { kind: "values", linear: attentionPlace(flow, source).values };
+  if (source.op === "attention") {
+    const values = attentionPlace(flow, source)?.values;
+    return values === undefined ? undefined : { kind: "values", linear: values };
+  }
   if (source.op !== "activation" || (source.gate === undefined && source.activation !== "relu"))
     return undefined;
   const linear = flow.producer(source.x);
@@ -545,13 +575,14 @@ function upstreamOf(flow: Flow, step: SiteStep): Upstream | undefined {
   return { kind: "rows", linear: linear.linear };
 }
 
-function attentionPlace(flow: Flow, { heads, kvHeads, headDim, v }: AttentionStep): AttentionPlace {
+/** Undefined where values are something else than a linear's output: normed, or of another block. */
+function attentionPlace(
+  flow: Flow,
+  { heads, kvHeads, headDim, v }: AttentionStep,
+): AttentionPlace | undefined {
   const cache = flow.producer(v);
   const product = cache?.op === "cache" ? flow.producer(cache.v) : undefined;
-  if (product?.op !== "product")
-    throw new PlanishError(
-      "block program: attention's values are not a linear's output through the cache",
-    );
+  if (product?.op !== "product") return undefined;
   return { heads, kvHeads, headDim, values: product.linear };
 }
 

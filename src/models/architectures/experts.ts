@@ -4,7 +4,12 @@ import { PlanishError } from "../../common/errors.js";
 import type { BlockBuilder, NamedLinear } from "../builder.js";
 import { BlockBuilder as Builder } from "../builder.js";
 import type { ConfigReader, ExpertsConfig, ModelConfig } from "../config.js";
-import type { BlockProgram, StoredRows, ValueName } from "../../backend/contract/program.js";
+import type {
+  BlockProgram,
+  LinearPlace,
+  StoredRows,
+  ValueName,
+} from "../../backend/contract/program.js";
 import {
   attentionPart,
   blockNorms,
@@ -168,7 +173,8 @@ function mixture(
 
 type Stored = ((part: keyof GatedPaths) => StoredRows | undefined) | undefined;
 
-function gated(
+/** act(gate)·up of what a site gives. */
+export function gated(
   b: BlockBuilder,
   { hiddenSize, mlp }: ModelConfig,
   read: ValueName,
@@ -187,7 +193,8 @@ function gated(
   return b.activation(mlp.activation, up, gate, mlp.clamp);
 }
 
-function down(
+/** An expert's last linear. */
+export function down(
   b: BlockBuilder,
   { hiddenSize, residualScale: factor }: ModelConfig,
   activated: ValueName,
@@ -195,7 +202,9 @@ function down(
   prefix: string,
   { down: path }: GatedPaths,
   stored?: Stored,
+  scaledBy?: LinearPlace["scaledBy"],
 ): ValueName {
-  const linear = { name: `${prefix}down`, path, out: hiddenSize, factor, stored: stored?.("down") };
+  const place = { name: `${prefix}down`, path, out: hiddenSize, factor };
+  const linear = { ...place, stored: stored?.("down"), scaledBy };
   return b.site(activated, `${prefix}mlp_down`, [linear], width)[0];
 }

@@ -11,6 +11,7 @@ import { cohere2 } from "./cohere2.js";
 import { exaone4 } from "./exaone4.js";
 import { gemma2, gemma3 } from "./gemma.js";
 import { glm4 } from "./glm4.js";
+import { gemma4 } from "./gemma4.js";
 import { gpt2 } from "./gpt2.js";
 import { granite } from "./granite.js";
 import { llama } from "./llama.js";
@@ -31,7 +32,7 @@ import { starcoder2 } from "./starcoder2.js";
 export const ARCHITECTURES: readonly Architecture[] = [
   ...[llama, mistral, ministral, ministral3, qwen2, qwen3, gemma2, gemma3, phi3],
   ...[olmo2, olmo3, granite, smollm3, exaone4, glm4, stablelm, starcoder2, cohere2, opt],
-  ...[mixtral, qwen2Moe, qwen3Moe, gptOss, deepseekV3, llama4, gpt2, bloom],
+  ...[mixtral, qwen2Moe, qwen3Moe, gptOss, deepseekV3, llama4, gpt2, bloom, gemma4],
 ];
 
 /**

@@ -158,6 +158,8 @@ export function endLayerTensors(
   ];
   if (names.positions !== undefined && positions.kind === "learned")
     list.push(tensor(names.positions, [config.maxPositions + positions.offset, hiddenSize]));
+  if (names.side !== undefined && config.side)
+    list.push(tensor(names.side, [config.side.rows, config.side.width]));
   const projected = embeddingSize !== undefined;
   if (names.projectIn !== undefined)
     list.push(tensor(names.projectIn, [hiddenSize, width], !projected));

@@ -3,7 +3,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../backend/contract/training.js";
 import { InterruptedError } from "../../common/errors.js";
 import { runBlock, plainHooks, type BlockWeights } from "../../models/interpret.js";
-import type { ModelConfig } from "../../models/config.js";
+import { stateWidth, type ModelConfig } from "../../models/config.js";
 import type { BlockProgram } from "../../backend/contract/program.js";
 import { embed, endLayerTensors, type EndLayerWeights } from "../../models/language-model.js";
 import { freeTensor, Graph } from "../../tensor/tensor.js";
@@ -17,7 +17,7 @@ export function embedAll(
   windows: TokenWindows,
 ): Activations {
   const { samples, time } = windows;
-  const hidden = config.hiddenSize;
+  const hidden = stateWidth(config);
   const data = new Float32Array(samples * time * hidden);
   for (let s = 0; s < samples; s++) {
     using g = new Graph(backend);

@@ -8,6 +8,7 @@ import { firstIssue } from "../../common/issues.js";
 import type { ProgressTask } from "../../common/progress.js";
 import { blockProgram, parseModelConfig } from "../../models/architectures/index.js";
 import { freeBlock, uploadBlock } from "../../models/weights.js";
+import { stateWidth } from "../../models/config.js";
 import { forwardAll } from "../calibration/forward.js";
 import { findMethod } from "../methods/index.js";
 import { calibrateOneBlock } from "../run/block-unit.js";
@@ -52,7 +53,7 @@ export async function calibrateFromFiles(
     recipe: recipeOf(run),
     seed: run.seed,
   };
-  const shape = { samples: run.samples, time: run.time, hidden: config.hiddenSize };
+  const shape = { samples: run.samples, time: run.time, hidden: stateWidth(config) };
   let inputs: Activations = { ...shape, data: readStates(files.states, shape) };
   for (let at = from; ; at++) {
     const program = blockProgram(config, at);

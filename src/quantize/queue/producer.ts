@@ -7,6 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { InterruptedError } from "../../common/errors.js";
 import { fileRecordSchema, type FileRecord } from "../../checkpoint/file-record.js";
 import { freeBlock, readBlock, uploadBlock, type HostBlock } from "../../models/weights.js";
+import { stateWidth } from "../../models/config.js";
 import { Prefix } from "../calibration/prefix.js";
 import type { RemoteJob } from "../run/remote.js";
 import type { Activations, TokenWindows } from "../schema/windows.js";
@@ -193,7 +194,7 @@ export class Producer {
     layer: number,
   ): Promise<{ readonly layer: number; readonly states: Activations } | undefined> {
     const { store, run, job, windows } = this.options;
-    const shape = { samples: windows.samples, time: windows.time, hidden: job.config.hiddenSize };
+    const shape = { samples: windows.samples, time: windows.time, hidden: stateWidth(job.config) };
     for (let at = layer; at > 0; at--) {
       const text = await store.readRecord(run, statesName(at));
       if (text === undefined) continue;

@@ -5,7 +5,7 @@ import { PlanishError } from "../../common/errors.js";
 import { formatBytes } from "../../common/format.js";
 import { freeBytes } from "../../common/place.js";
 import { availableMemory } from "../../common/memory.js";
-import type { ModelConfig } from "../../models/config.js";
+import { stateWidth, type ModelConfig } from "../../models/config.js";
 import { blockProgram, blockPrograms } from "../../models/architectures/index.js";
 import type { CalibrationNeed } from "../schema/method.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
@@ -81,7 +81,7 @@ export function estimateRun(
     : 0;
   const trainingOperations = training + reference + refine;
   const operations = trainingOperations + moments;
-  const activations = 2 * need.samples * need.seqLen * config.hiddenSize * 4;
+  const activations = 2 * need.samples * need.seqLen * stateWidth(config) * 4;
   const step =
     need.batch *
     need.seqLen *

@@ -17,7 +17,7 @@ import { packageVersion } from "../../common/package.js";
 import { describedWriteError, isWriteError, lockedPlace } from "../../common/place.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { mapValues } from "../../common/records.js";
-import { defaultSequenceLength, refuseLongWindows } from "../../models/config.js";
+import { defaultSequenceLength, refuseLongWindows, stateWidth } from "../../models/config.js";
 import { blockPrograms } from "../../models/architectures/index.js";
 import { parseSource } from "../../models/source.js";
 import type { Architecture, ModelConfig } from "../../models/config.js";
@@ -272,7 +272,7 @@ export async function calibrateBlocks(options: QuantizeOptions, range: BlockRang
     throw new UsageError(
       `blocks ${range.from} to ${range.to - 1} are not among the model's ${config.numLayers}`,
     );
-  const start = journal.readStates(range.from, { ...windows, hidden: config.hiddenSize });
+  const start = journal.readStates(range.from, { ...windows, hidden: stateWidth(config) });
   await trainBlocks(run, windows, range, start);
 }
 

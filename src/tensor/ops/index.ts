@@ -1,6 +1,7 @@
 /** All differentiable operations. */
 export * from "./arrange.js";
 export * from "./attention.js";
+export * from "./columns.js";
 export * from "./elementwise.js";
 export * from "./flatten.js";
 export * from "./gather.js";

@@ -25,8 +25,11 @@ import {
   type FusedInput,
   type FusedNorm,
   type FusedRoute,
+  type FusedScale,
   type FusedSite,
+  type FusedSplice,
   type FusedStep,
+  type FusedTake,
   type FusedTransform,
   type FusedWeigh,
 } from "../../contract/fuse.js";
@@ -145,6 +148,15 @@ class BlockPlanner {
       case "arrange":
         this.arrange(step);
         break;
+      case "scale":
+        this.scale(step);
+        break;
+      case "take":
+        this.columns(step);
+        break;
+      case "splice":
+        this.splice(step);
+        break;
     }
   }
 
@@ -239,6 +251,8 @@ class BlockPlanner {
   /** Experts are plans of their own, which read the same gathered rows and use the same memory one after the other. */
   private experts({ step, route, x, width, experts, out, onto }: FusedExperts): void {
     const { memory, plan, slots } = this.context;
+    // Taken first: what experts give is added to it while they work.
+    if (onto === undefined) this.take(out, step.width);
     const gathered = slots.take(width);
     const table = experts.flatMap((expert) => {
       const own = new Plan(memory);
@@ -249,8 +263,7 @@ class BlockPlanner {
       return [own.finish(), BigInt(own.length), this.context.address(result)];
     });
     slots.release(gathered);
-    if (onto === undefined) this.take(out, step.width);
-    else this.slotOf.set(out, this.slot(onto));
+    if (onto !== undefined) this.slotOf.set(out, this.slot(onto));
     const { chosen, weighInputs = false } = route;
     plan.add("experts", {
       x: this.address(x),
@@ -299,6 +312,52 @@ class BlockPlanner {
       order: memory.integers(order).address,
       out: this.address(out),
     });
+  }
+
+  private scale({ step, width, inPlace }: FusedScale): void {
+    const { x, factor, out } = step;
+    const from = this.address(x);
+    if (inPlace) this.slotOf.set(out, this.slot(x));
+    else this.take(out, width);
+    const { plan } = this.context;
+    const to = this.address(out);
+    if (typeof factor === "number")
+      plan.add("scale", { x: from, length: width, alpha: factor, accumulate: false, out: to });
+    else {
+      const b = this.kept(factor);
+      plan.add("binary", { op: "mul", cols: width, a: from, b, broadcast: "scalar", out: to });
+    }
+  }
+
+  private columns({ step: { x, from, width, of, out } }: FusedTake): void {
+    const address = this.address(x) + BigInt(4 * from);
+    this.take(out, width);
+    this.context.plan.add("columns", {
+      x: address,
+      cols: width,
+      xStride: of,
+      out: this.address(out),
+      outStride: width,
+    });
+  }
+
+  private splice({ step: { x, width, parts, out }, inPlace }: FusedSplice): void {
+    const { plan } = this.context;
+    const from = this.address(x);
+    if (inPlace) this.slotOf.set(out, this.slot(x));
+    else {
+      this.take(out, width);
+      const whole = { cols: width, xStride: width, outStride: width };
+      plan.add("columns", { x: from, ...whole, out: this.address(out) });
+    }
+    for (const part of parts)
+      plan.add("columns", {
+        x: this.address(part.x),
+        cols: part.width,
+        xStride: part.width,
+        out: this.address(out) + BigInt(4 * part.at),
+        outStride: width,
+      });
   }
 
   private placedNorm({ norm }: NormStep): PlacedNorm {

@@ -1,4 +1,5 @@
 /** Where a step's rows live between kernels. Sized once, for the most rows that go through the blocks together. */
+import type { ModelShape } from "../../contract/inference.js";
 import type { Scheme } from "../../contract/scheme.js";
 import { RotaryRows } from "../../contract/rotary.js";
 import { rotariesOf, rotaryKey, sitesOf, type BlockProgram } from "../../contract/program.js";
@@ -50,7 +51,7 @@ export function widestSite(programs: readonly BlockProgram[]): number {
 
 export function stepBuffers(
   memory: EngineMemory,
-  hiddenSize: number,
+  { hiddenSize, stateWidth = hiddenSize }: Pick<ModelShape, "hiddenSize" | "stateWidth">,
   embeddingSize: number,
   programs: readonly BlockProgram[],
   { activationGroup, activationOffset }: Scheme,
@@ -65,13 +66,13 @@ export function stepBuffers(
     ids: integers(STEP_ROWS),
     positions: integers(STEP_ROWS),
     chunks: integers(STEP_ROWS * 4),
-    embedded: rows(Math.max(embeddingSize, hiddenSize)),
+    embedded: rows(Math.max(embeddingSize, stateWidth)),
     codes: memory.alloc<Int8Array>("i8", MOST_SETS * STEP_ROWS * widest),
     scales: rows(perRow),
     offsets: activationOffset ? rows(perRow) : undefined,
     reals: rows(widest),
     chosen: integers(STEP_ROWS),
-    last: rows(hiddenSize),
+    last: rows(stateWidth),
     normed: rows(Math.max(embeddingSize, hiddenSize)),
     headCodes: headGroup ? memory.alloc<Int8Array>("i8", STEP_ROWS * embeddingSize) : undefined,
     headScales: headGroup ? rows(embeddingSize / headGroup) : undefined,

@@ -20,6 +20,8 @@ export interface PlacedEndLayers {
     readonly rows: number;
     readonly offset: number;
   };
+  /** A second table of embeddings, and what multiplies its rows. */
+  readonly side?: { readonly table: PackedMatrix; readonly scale: number };
   readonly finalNorm?: {
     readonly kind: "rms" | "layer";
     readonly epsilon: number;
@@ -49,7 +51,7 @@ export function placeEndLayers(
     const group = quantized.group ?? DEFAULT_TABLE_GROUP;
     return packer.grouped(what, stored.shape, quantized, quantized.bits ?? tableBits, group);
   };
-  const { positions, finalNorm, embeddingScale, logitSoftcap } = endLayers;
+  const { positions, side, finalNorm, embeddingScale, logitSoftcap } = endLayers;
   const embedding = table("the embedding", endLayers.embedding);
   return {
     embedding,
@@ -61,6 +63,7 @@ export function placeEndLayers(
       rows: positions.rows,
       offset: positions.offset,
     },
+    side: side && { table: matrix(side.table), scale: side.scale },
     finalNorm: finalNorm && {
       kind: finalNorm.kind,
       epsilon: finalNorm.epsilon,

@@ -106,7 +106,7 @@ export class IntegerExecutor implements Executor {
       this.endLayers = placeEndLayers(this.memory, packer, source.endLayers, scheme.tableBits);
       this.buffers = stepBuffers(
         this.memory,
-        shape.hiddenSize,
+        shape,
         this.endLayers.embedding.shape[1],
         programs,
         scheme,
@@ -258,16 +258,21 @@ export class IntegerExecutor implements Executor {
           buffers.chosen.data[count++] = row;
     }
     if (count === 0) return 0;
-    const { hiddenSize, vocabSize } = shape;
+    const { hiddenSize, vocabSize, stateWidth } = shape;
     kernels.gatherRows({
       table: this.places[this.output].address,
       tableRows: rows,
-      cols: hiddenSize,
+      cols: stateWidth ?? hiddenSize,
       ids: buffers.chosen.address,
       rows: count,
       out: buffers.last.address,
     });
     let { address } = buffers.last;
+    if (stateWidth !== undefined) {
+      const narrow = { cols: hiddenSize, xStride: stateWidth, outStride: hiddenSize };
+      kernels.columns({ x: address, rows: count, ...narrow, out: buffers.normed.address });
+      ({ address } = buffers.normed);
+    }
     if (endLayers.finalNorm) {
       const { kind, epsilon, gain, bias } = endLayers.finalNorm;
       kernels.norm({
@@ -385,7 +390,7 @@ export class IntegerExecutor implements Executor {
           input,
           cache + BigInt(this.layerOffsets[layer]),
         ),
-      where.slots.take(this.shape.hiddenSize),
+      where.slots.take(this.shape.stateWidth ?? this.shape.hiddenSize),
     );
   }
 
@@ -416,10 +421,10 @@ export class IntegerExecutor implements Executor {
     const { buffers, shape, endLayers } = this;
     // The first block's input is the first slot.
     const x = this.places[0].address;
-    const { hiddenSize, vocabSize } = shape;
-    const { embedding, projectIn, positions, embeddingScale } = endLayers;
+    const { hiddenSize, vocabSize, stateWidth } = shape;
+    const { embedding, projectIn, positions, side, embeddingScale } = endLayers;
     const width = embedding.shape[1];
-    const into = projectIn ? buffers.embedded.address : x;
+    const into = projectIn || stateWidth !== undefined ? buffers.embedded.address : x;
     const table = {
       kind: embedding.kind,
       n: vocabSize,
@@ -439,6 +444,25 @@ export class IntegerExecutor implements Executor {
         accumulate: false,
         out: into,
       });
+    if (stateWidth !== undefined) {
+      const state = { outStride: stateWidth };
+      plan.add("columns", { x: into, cols: width, xStride: width, out: x, ...state });
+      if (!side) return;
+      const [n, cols] = side.table.shape;
+      plan.add("packedRows", {
+        kind: side.table.kind,
+        n,
+        k: cols,
+        packed: side.table.address,
+        ids: buffers.ids.address,
+        out: into,
+      });
+      const scaled = { length: cols, alpha: side.scale, accumulate: false };
+      plan.add("scale", { x: into, ...scaled, out: into });
+      const behind = x + BigInt(4 * hiddenSize);
+      plan.add("columns", { x: into, cols, xStride: cols, out: behind, ...state });
+      return;
+    }
     if (projectIn) {
       const part = {
         n: hiddenSize,

@@ -118,7 +118,12 @@ class Planner {
       case "experts":
       case "weigh":
       case "arrange":
-        throw new NoCudaKernel("a mixture of experts, or heads made of parts, have no CUDA kernel");
+      case "scale":
+      case "take":
+      case "splice":
+        throw new NoCudaKernel(
+          "a mixture of experts, or values made of parts, have no CUDA kernel",
+        );
     }
   }
 

@@ -30,7 +30,9 @@ export function cudaObstacle(
   if (kvBits > 4 && kvBits < 16)
     return `a cache of ${kvBits} bits has no CUDA kernel; 2 to 4, and 16, have`;
   if (queryBits < 16) return "quantized queries have no CUDA kernel";
-  const { hiddenSize, learnedPositions } = shape;
+  const { hiddenSize, learnedPositions, stateWidth } = shape;
+  if (stateWidth !== undefined)
+    return "embeddings of layers, and keys and values that layers share, have no CUDA kernel";
   if (endLayers.finalNorm?.kind === "layer") return "layer norms have no CUDA kernel";
   for (const program of programs)
     for (const step of program.steps) {
@@ -89,6 +91,9 @@ function fusionObstacle(programs: readonly BlockProgram[]): string | undefined {
         else if (op === "route" || op === "experts" || op === "weigh" || op === "transform")
           return "a mixture of experts has no CUDA kernel";
         else if (op === "arrange") return "heads made of parts have no CUDA kernel";
+        else if (op === "scale") return "a block's output times a number has no CUDA kernel";
+        else if (op === "take" || op === "splice")
+          return "values that lie beside hidden states have no CUDA kernel";
     return undefined;
   } catch (error) {
     if (error instanceof NoKernel) return error.message;

@@ -12,7 +12,7 @@ import { InterruptedError } from "../../../common/errors.js";
 import { Random } from "../../../common/random.js";
 import { runBlock, type BlockWeights } from "../../../models/interpret.js";
 import { blockProgram } from "../../../models/architectures/index.js";
-import type { ModelConfig } from "../../../models/config.js";
+import { stateWidth, type ModelConfig } from "../../../models/config.js";
 import {
   embed,
   finalNorm,
@@ -198,7 +198,8 @@ function headLoss(
   work: Arena,
   kept: Graph,
 ): { loss: number; gradient: Buffer } {
-  const { hiddenSize, vocabSize } = config;
+  const { vocabSize } = config;
+  const width = stateWidth(config);
   const rows = student.rows;
   const gradient = kept.real(student.size);
   const studentBuffer = kept.values(student);
@@ -206,12 +207,12 @@ function headLoss(
   for (let first = 0; first < rows; first += LOGIT_ROWS) {
     const count = Math.min(LOGIT_ROWS, rows - first);
     using g = new Graph(backend, { arena: work, precision: kept.precision, train: true });
-    const slice = g.real(count * hiddenSize);
-    backend.copy(studentBuffer, slice, slice.length, first * hiddenSize);
-    const x = new Tensor([count, hiddenSize], slice, true);
+    const slice = g.real(count * width);
+    backend.copy(studentBuffer, slice, slice.length, first * width);
+    const x = new Tensor([count, width], slice, true);
     const target = g.constant(
-      [count, hiddenSize],
-      teacher.subarray(first * hiddenSize, (first + count) * hiddenSize),
+      [count, width],
+      teacher.subarray(first * width, (first + count) * width),
     );
     const head = (h: Tensor) =>
       headLogits(g, config, endLayers, finalNorm(g, config, endLayers, h));
@@ -229,7 +230,7 @@ function headLoss(
     });
     for (const value of backend.read(kl)) sum += value;
     g.backward(logits, gradStudent);
-    if (x.grad) backend.copy(x.grad, gradient, count * hiddenSize, 0, first * hiddenSize);
+    if (x.grad) backend.copy(x.grad, gradient, count * width, 0, first * width);
   }
   return { loss: sum / rows, gradient };
 }

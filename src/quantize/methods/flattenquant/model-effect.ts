@@ -9,7 +9,7 @@ import type { Backend } from "../../../backend/contract/training.js";
 import { InterruptedError } from "../../../common/errors.js";
 import { blockProgram } from "../../../models/architectures/index.js";
 import { runBlock } from "../../../models/interpret.js";
-import type { ModelConfig } from "../../../models/config.js";
+import { stateWidth, type ModelConfig } from "../../../models/config.js";
 import {
   embed,
   finalNorm,
@@ -128,7 +128,8 @@ function runStates(
       all.set(state, i * size);
     });
     using g = new Graph(backend, { arena });
-    const x = g.constant([all.length / config.hiddenSize, config.hiddenSize], all);
+    const width = stateWidth(config);
+    const x = g.constant([all.length / width, width], all);
     const batch = some.length * count;
     const program = blockProgram(config, layer);
     const y = g.read(runBlock(g, program, weights, hooks, x, { layer, batch }));
@@ -142,8 +143,7 @@ function divergences(
   { backend, config, endLayers, teacher }: RefineJob<unknown>,
   states: readonly Float32Array[],
 ): number[] {
-  const { hiddenSize } = config;
-  const tokens = states[0].length / hiddenSize;
+  const tokens = states[0].length / stateWidth(config);
   const every = Math.max(1, Math.floor(tokens / POSITIONS));
   const positions = Array.from({ length: Math.floor(tokens / every) }, (_, i) => i * every);
   const expected = sampleRange(teacher, 0, Math.ceil(tokens / teacher.time));
@@ -164,13 +164,14 @@ function sumDivergences(
   states: readonly Float32Array[],
   sums: Float64Array,
 ): void {
-  const { hiddenSize, vocabSize } = config;
+  const { vocabSize } = config;
+  const width = stateWidth(config);
   const logits = (g: Graph, state: Float32Array) => {
-    const some = new Float32Array(rows.length * hiddenSize);
+    const some = new Float32Array(rows.length * width);
     rows.forEach((row, i) => {
-      some.set(state.subarray(row * hiddenSize, (row + 1) * hiddenSize), i * hiddenSize);
+      some.set(state.subarray(row * width, (row + 1) * width), i * width);
     });
-    const hidden = g.constant([rows.length, hiddenSize], some);
+    const hidden = g.constant([rows.length, width], some);
     return g.values(headLogits(g, config, endLayers, finalNorm(g, config, endLayers, hidden)));
   };
   using g = new Graph(backend);
