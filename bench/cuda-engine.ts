@@ -88,6 +88,8 @@ function site(
     right: hasRight ? matrix(right, geometry.columns) : undefined,
     clips: device.put(new Float32Array(2 * rows.length).fill(0.98)),
     sets: sets ? rows.length : 1,
+    bits: 4,
+    grid: {},
     products: groupLinears(rows, setOf, gated).map(({ members, gated: paired, setTiles }) => {
       const order = { rows: members.reduce((sum, i) => sum + rows[i], 0), gated: paired };
       const scale = new Float32Array(featureTiles(order) * 256).fill(0.06 / Math.sqrt(columns));

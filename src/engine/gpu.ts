@@ -7,7 +7,8 @@ import { openSource } from "./source.js";
 import { CudaEngineDevice } from "../backend/cuda/infer/device.js";
 import { CudaExecutor, type CudaExecutorOptions } from "../backend/cuda/infer/executor.js";
 import { cudaObstacle, NoCudaKernel } from "../backend/cuda/infer/support.js";
-import { WeightPlacer, type MemoryDevice } from "../backend/cuda/infer/weights.js";
+import type { MemoryDevice } from "../backend/cuda/infer/memory-device.js";
+import { WeightPlacer } from "../backend/cuda/infer/weights.js";
 
 export { CudaExecutor, type CudaExecutorOptions } from "../backend/cuda/infer/executor.js";
 export { cudaObstacle, NoCudaKernel } from "../backend/cuda/infer/support.js";

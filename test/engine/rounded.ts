@@ -9,7 +9,11 @@ import { elementsToFloat32 } from "../../src/checkpoint/element-types.js";
 import { floatsToHalfBytes } from "../../src/common/half.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
 import { Random } from "../../src/common/random.js";
-import type { InferenceSource } from "../../src/backend/contract/inference.js";
+import type {
+  EndLayerSource,
+  InferenceSource,
+  StoredMatrix,
+} from "../../src/backend/contract/inference.js";
 import { inferenceSource } from "../../src/engine/source.js";
 import { blockProgram, parseModelConfig } from "../../src/models/architectures/index.js";
 import type { Architecture, ModelConfig } from "../../src/models/config.js";
@@ -18,7 +22,9 @@ import { readBlock } from "../../src/models/weights.js";
 import type { LinearName, LinearSite } from "../../src/backend/contract/program.js";
 import { foldBlock } from "../../src/quantize/block/fold.js";
 import { packedLayer } from "../../src/quantize/block/packed-block.js";
-import { parseScheme } from "../../src/backend/contract/scheme.js";
+import { parseScheme, type Scheme } from "../../src/backend/contract/scheme.js";
+import { roundTable, tableReader } from "../../src/quantize/artifact/tables.js";
+import { gridOfTable } from "../../src/quantize/artifact/tensors.js";
 import { Graph } from "../../src/tensor/tensor.js";
 
 function halved(values: ArrayLike<number>, name: string): Float32Array {
@@ -73,22 +79,29 @@ export function roundedModel(path: string, scheme: string, extras: Extras = {}):
     return extras.transforms ? withTransforms(block, config, random) : block;
   });
   const models: LanguageModel[] = [];
+  const source = inferenceSource({
+    checkpoint,
+    architecture,
+    config,
+    scheme: parsed,
+    block: (layer) => blocks[layer],
+  });
   return {
     checkpoint,
     config,
-    source: inferenceSource({
-      checkpoint,
-      architecture,
-      config,
-      scheme: parsed,
-      block: (layer) => blocks[layer],
-    }),
+    source: { ...source, endLayers: roundedTables(source.endLayers, checkpoint, parsed) },
     simulated: (backend) => {
       const model = new LanguageModel(
         backend,
         architecture,
         config,
-        loadEndLayers(backend, withHalves(checkpoint, architecture), architecture, config),
+        loadEndLayers(
+          backend,
+          withHalves(checkpoint, architecture),
+          architecture,
+          config,
+          tableReader(checkpoint, architecture, config, parsed),
+        ),
         blocks.map((block, layer) =>
           packedLayer(backend, blockProgram(config, layer), parsed, block),
         ),
@@ -100,6 +113,26 @@ export function roundedModel(path: string, scheme: string, extras: Extras = {}):
       for (const model of models) model[Symbol.dispose]();
       checkpoint[Symbol.dispose]();
     },
+  };
+}
+
+/** Embedding and head on the grids that a scheme has for them. */
+function roundedTables(
+  endLayers: EndLayerSource,
+  checkpoint: Checkpoint,
+  scheme: Scheme,
+): EndLayerSource {
+  const { names } = parseModelConfig(checkpoint.config).architecture;
+  const rounded = (matrix: StoredMatrix, name: string): StoredMatrix => {
+    const grid = gridOfTable(scheme, name);
+    if (!grid) return matrix;
+    return { ...matrix, quantized: () => roundTable(checkpoint.read(name), matrix.shape[1], grid) };
+  };
+  const { embedding, head } = endLayers;
+  return {
+    ...endLayers,
+    embedding: rounded(embedding, names.embedding),
+    head: head && rounded(head, names.lmHead),
   };
 }
 

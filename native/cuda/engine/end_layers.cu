@@ -29,15 +29,15 @@ __device__ __forceinline__ float from16(u16 bits) { return BF16 ? from_bf16(bits
 
 __device__ __forceinline__ u16 to16(float x) { return BF16 ? to_bf16(x) : to_half(x); }
 
-// x[row] = table[ids[row]], and the row's rotary tables, [rows][half], from its position (double, as on the host).
+// x[row] = table[ids[row]] · factor, and the row's rotary tables, [rows][half], from its position (double, as on the host).
 extern "C" __global__ void __launch_bounds__(256)
-    embed(const u16* table, const int* ids, const int* positions, i64 cols, const double* frequencies, i64 half,
-          float* x, float* cosine, float* sine) {
+    embed(const u16* table, const int* ids, const int* positions, i64 cols, double factor, const double* frequencies,
+          i64 half, float* x, float* cosine, float* sine) {
   release_next();
   wait_for_earlier();
   const i64 row = blockIdx.x;
   const u16* const from = table + ids[row] * cols;
-  for (i64 i = threadIdx.x; i < cols; i += 256) x[row * cols + i] = from16(from[i]);
+  for (i64 i = threadIdx.x; i < cols; i += 256) x[row * cols + i] = from16(from[i]) * (float)factor;
   for (i64 i = threadIdx.x; i < half; i += 256) {
     const double angle = positions[row] * frequencies[i];
     cosine[row * half + i] = (float)cos(angle);
@@ -78,7 +78,7 @@ __device__ __forceinline__ void mma16(float* c, const u32* a, u32 b0, u32 b1) {
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// out[row][v] = Σ x[row][k]·table[v][k]: x as `final_rows` left it, [2][rows][cols]; cols a multiple of 8. A warp has 16
+// out[row][v] = Σ x[row][k]·table[v][k], or `cap` times the hyperbolic tangent of its `cap`th part: x as `final_rows` left it, [2][rows][cols]; cols a multiple of 8. A warp has 16
 // rows of the table, straight from memory to registers: thread (g, t) takes the eight columns 8t … of 32 at a time, which
 // are two steps of mma, since the order of columns within a step is free as long as both operands have it.
 constexpr int HEAD_WARPS = 8, TOKENS = 8 * NT;
@@ -87,7 +87,7 @@ constexpr int CHUNK = NT == 1 ? 512 : NT == 2 ? 256 : 128;
 constexpr int ROW = CHUNK + 32;
 
 extern "C" __global__ void __launch_bounds__(HEAD_WARPS * 32)
-    head(const u16* x, const u16* table, i64 rows, i64 vocab, i64 cols, float* out) {
+    head(const u16* x, const u16* table, i64 rows, i64 vocab, i64 cols, double cap, float* out) {
   __shared__ __align__(16) u16 tile[2 * TOKENS * ROW];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const i64 token0 = (i64)blockIdx.y * TOKENS, v0 = ((i64)blockIdx.x * HEAD_WARPS + warp) * 16;
@@ -133,14 +133,15 @@ extern "C" __global__ void __launch_bounds__(HEAD_WARPS * 32)
 #pragma unroll
     for (int c = 0; c < 4; c++) {
       const i64 token = token0 + 8 * n + 2 * t4 + c % 2, v = v0 + g + c / 2 * 8;
-      if (token < rows && v < vocab) out[token * vocab + v] = acc[n][c];
+      if (token < rows && v < vocab)
+        out[token * vocab + v] = cap > 0 ? (float)cap * tanhf(acc[n][c] / (float)cap) : acc[n][c];
     }
 }
 
 // Codes [rows][columns] in the order of gemm.cu's A operand (packWeights in src/backend/cuda/infer/layout.ts): a thread makes one
-// 32-bit word, words consecutive. blocks: of 128 columns. GATED: the first half of the rows is gate's, the rest up's.
+// 32-bit word, words consecutive; `shift` is added to a code. blocks: of 128 columns. GATED: the first half of the rows is gate's, the rest up's.
 extern "C" __global__ void __launch_bounds__(256)
-    pack_weights(const i8* codes, i64 rows, i64 columns, i64 blocks, i64 words, u32* packed) {
+    pack_weights(const i8* codes, i64 rows, i64 columns, i64 blocks, i64 words, i64 shift, u32* packed) {
   wait_for_earlier();
   for (i64 i = blockIdx.x * 256ll + threadIdx.x; i < words; i += gridDim.x * 256ll) {
     // [tile][block][warpgroup][tile of 64][half block][thread][word of the thread]
@@ -164,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(256)
         if (row >= rows) return 0;
       }
       const i64 column = column0 + byte;
-      return column < columns ? (u32)(u8)codes[row * columns + column] : 0;
+      return column < columns ? (u32)(u8)(codes[row * columns + column] + (int)shift) : 0;
     };
     u32 word = 0;
 #pragma unroll

@@ -79,25 +79,14 @@ __device__ __forceinline__ void put(const Problem& p, i64 token, i64 feature, fl
   else ((float*)p.out)[at] = value;
 }
 
-// A warp's sums to memory: GROUPS times eight tokens from token0 on, features of `tile`. After exchanging rows and columns among the lanes, a lane
-// has 8 (GATED: 4) consecutive features of one token. The scales and biases are those of the tile: of its tokens, and of
-// its features in the order of rows as they are packed (gate's, then up's, for GATED). Scales beyond the last token may be
-// anything.
-template <int GROUPS>
-__device__ __forceinline__ void store_sums(const Problem& p, int (&sums)[2][4 * GROUPS], int warpgroup, int warp,
-                                           i64 tile, i64 token0, const float* token_scale, const float* feature_scale,
-                                           const float* bias) {
+// A warp's results to memory: GROUPS times eight tokens from token0 on, features of `tile`. value(t, h, j, e) is what this
+// lane has of row 8h + g of its tile `t` and of token 8j + 2·(lane % 4) + e. After exchanging rows and columns among the
+// lanes, a lane has 8 (GATED: 4) consecutive features of one token.
+template <int GROUPS, class Value>
+__device__ __forceinline__ void store_values(const Problem& p, const Value& value, int warpgroup, int warp, i64 tile,
+                                             i64 token0) {
   const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const i64 base = tile * (EPILOGUE == GATED ? FEATURES / 2 : FEATURES);
-  float scale[2][2], add[2][2];
-#pragma unroll
-  for (int t = 0; t < 2; t++)
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const int f = (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + feature_of(warpgroup, warp, t, h, g);
-      scale[t][h] = feature_scale[f] * UNIT;
-      add[t][h] = bias ? bias[f] : 0.f;
-    }
   constexpr int width = EPILOGUE == GATED ? 4 : 8;
   const i64 first =
       base + (EPILOGUE == GATED ? warpgroup * 64 + warp * 16 + 4 * t4 : warpgroup * 128 + warp * 32 + 8 * t4);
@@ -123,15 +112,13 @@ __device__ __forceinline__ void store_sums(const Problem& p, int (&sums)[2][4 * 
 #pragma unroll
     for (int a = 0; a < AHEAD; a++) {
       const int j = j0 + a;
-      const float2 s = *(const float2*)(token_scale + 8 * j + 2 * t4);
       float v[2][2][2];  // tile, h, e
 #pragma unroll
       for (int t = 0; t < 2; t++)
 #pragma unroll
         for (int h = 0; h < 2; h++)
 #pragma unroll
-          for (int e = 0; e < 2; e++)
-            v[t][h][e] = (float)sums[t][4 * j + 2 * h + e] * (scale[t][h] * (e ? s.y : s.x)) + add[t][h];
+          for (int e = 0; e < 2; e++) v[t][h][e] = value(t, h, j, e);
       if (OUT16) {
         u32 word[4];
         if (EPILOGUE == GATED) {
@@ -187,6 +174,30 @@ __device__ __forceinline__ void store_sums(const Problem& p, int (&sums)[2][4 * 
       to += step;
     }
   }
+}
+
+// A warp's sums of products to memory (store_values). The scales and biases are those of the tile: of its tokens, and of
+// its features in the order of rows as they are packed (gate's, then up's, for GATED). Scales beyond the last token may be
+// anything.
+template <int GROUPS>
+__device__ __forceinline__ void store_sums(const Problem& p, int (&sums)[2][4 * GROUPS], int warpgroup, int warp,
+                                           i64 tile, i64 token0, const float* token_scale, const float* feature_scale,
+                                           const float* bias) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
+  float scale[2][2], add[2][2];
+#pragma unroll
+  for (int t = 0; t < 2; t++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int f = (EPILOGUE == GATED ? t * (FEATURES / 2) : 0) + feature_of(warpgroup, warp, t, h, g);
+      scale[t][h] = feature_scale[f] * UNIT;
+      add[t][h] = bias ? bias[f] : 0.f;
+    }
+  const auto value = [&](int t, int h, int j, int e) {
+    const float2 s = *(const float2*)(token_scale + 8 * j + 2 * t4);
+    return (float)sums[t][4 * j + 2 * h + e] * (scale[t][h] * (e ? s.y : s.x)) + add[t][h];
+  };
+  store_values<GROUPS>(p, value, warpgroup, warp, tile, token0);
 }
 
 // A thread's A operand for 32 columns from its packed bytes.

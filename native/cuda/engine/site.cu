@@ -10,7 +10,8 @@
 //
 // Macros: LEFT, RIGHT: sizes of the row as LEFT×RIGHT; HAS_LEFT, HAS_RIGHT: whether there is a matrix; INPUT 0 plain,
 // 1 RMS norm, 2 SiLU(x)·x2, 3 splits of attention; IN16: halves (INPUT 0, 2); TAIL; QMAX 7 or 127; HEIGHT: what rows are
-// padded to; BM: rows that a warp computes.
+// padded to; BM: rows that a warp computes; SPAN 16 … 128: a scale for that many columns, 0: for the row; ZERO 1: codes of a
+// group less its zero point, which fit a byte up to 7 bits; SUMS 16 … 128: sums of that many codes too (gemm_group.cuh).
 #include "engine/site.cuh"
 
 // A warp computes BM×32 of the row.
@@ -25,6 +26,15 @@ constexpr int LEFT_HALVES = HAS_LEFT ? ROWS * LEFT_STRIDE : 0, RIGHT_HALVES = HA
 constexpr bool DIRECT = PACKED && INPUT == PLAIN && !TAIL;
 
 static_assert(WARPS <= 32 && HEIGHT % BM == 0, "a row of this size does not fit one block");
+
+// With groups, the transformed row lies where its halves lay, in rows of RIGHT + 8 floats.
+// Without groups, what would divide by it is not compiled.
+constexpr int GROUP_COLUMNS = SPAN ? SPAN : 128;
+constexpr int VALUE_STRIDE = RIGHT + 8, VALUE_HALVES = SPAN ? 2 * LEFT * VALUE_STRIDE : 0;
+constexpr int TILE_HALVES = (TAIL ? 2 : 1) * TILE > VALUE_HALVES ? (TAIL ? 2 : 1) * TILE : (VALUE_HALVES + 7) / 8 * 8;
+constexpr int GROUPS = SPAN ? BLOCKS * 128 / GROUP_COLUMNS : 0, SUM_COUNT = SUMS ? BLOCKS * 128 / (SUMS ? SUMS : 1) : 0;
+// Scales of groups, where sums of codes need them; a multiple of 16 bytes.
+constexpr int KEPT_SCALES = SPAN && SUMS ? (GROUPS + 3) / 4 * 4 : 0;
 
 // What a thread holds of a row, as it lies in memory.
 struct Raw {
@@ -105,18 +115,87 @@ __device__ __forceinline__ u32 mul_half2(u32 a, u32 b) {
 // rows of a warp's sums are written to different banks.
 __device__ __forceinline__ int place_of(int e) { return e ^ (e >> 7 & 7) << 4; }
 
+// The largest over the lanes of a group, each of which has four of its columns.
+__device__ __forceinline__ float group_largest(float x) {
+#pragma unroll
+  for (int lanes = 1; lanes < SPAN / 4; lanes *= 2) x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, lanes));
+  return x;
+}
+
+// Four columns of a transformed row, zeros beyond it.
+__device__ __forceinline__ void four_values(float (&v)[4], const float* values, int e) {
+  if (RIGHT % 4 == 0) {
+    f4 w = {0.f, 0.f, 0.f, 0.f};
+    if (e < WIDTH) w = *(const f4*)(values + e / RIGHT * VALUE_STRIDE + e % RIGHT);
+    v[0] = w.x, v[1] = w.y, v[2] = w.z, v[3] = w.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = e + i < WIDTH ? values[(e + i) / RIGHT * VALUE_STRIDE + (e + i) % RIGHT] : 0.f;
+  }
+}
+
+// Codes and scales of a row's groups. `values`: the transformed row; row: its codes, scaled by `kept` of each group.
+__device__ __forceinline__ void group_codes(const float* values, float clip_max, float clip_min, i8* row, float* kept,
+                                            float* scales, i64 capacity) {
+#pragma unroll 1
+  for (int e = threadIdx.x * 4; e < up_to(BLOCKS * 128, THREADS * 4); e += THREADS * 4) {
+    float v[4];
+    four_values(v, values, e);
+    float hi = group_largest(fmaxf(fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])), 0.f)) * clip_max;
+    float lo = group_largest(fmaxf(fmaxf(fmaxf(-v[0], -v[1]), fmaxf(-v[2], -v[3])), 0.f)) * clip_min;
+    u32 q[4];
+    float scale;
+    if (ZERO) {
+      if (hi == 0.f && lo == 0.f) hi = lo = 1.f;
+      scale = (hi + lo) / (2 * QMAX + 1);
+      const float zero = rintf(lo / scale), inverse = 1.f / scale;
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        q[i] = __float_as_uint(fminf(fmaxf(rintf(v[i] * inverse), -zero), 2 * QMAX + 1 - zero) + 12582912.f);
+    } else {
+      const float largest = fmaxf(hi, lo) / QMAX;
+      scale = largest == 0.f ? 1.f : largest;
+      const float inverse = 1.f / scale;
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        q[i] = __float_as_uint(fminf(fmaxf(v[i] * inverse, -QMAX - 1.f), (float)QMAX) + 12582912.f);
+    }
+    if (e >= BLOCKS * 128) continue;
+    *(u32*)(row + place_of(e)) = __byte_perm(__byte_perm(q[0], q[1], 0x0040), __byte_perm(q[2], q[3], 0x0040), 0x5410);
+    if (e % GROUP_COLUMNS) continue;
+    scales[e / GROUP_COLUMNS * capacity] = scale;
+    if (SUMS) kept[e / GROUP_COLUMNS] = scale;
+  }
+}
+
+// Sums of a row's codes, times the scale of their group where there are groups.
+__device__ __forceinline__ void code_sums(const i8* row, const float* kept, float* sums, i64 capacity) {
+  for (int s = threadIdx.x; s < SUM_COUNT; s += THREADS) {
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < SUMS; i += 16) {
+      const uint4 w = *(const uint4*)(row + place_of(s * SUMS + i));
+      sum = __dp4a((int)w.x, 0x01010101, sum), sum = __dp4a((int)w.y, 0x01010101, sum);
+      sum = __dp4a((int)w.z, 0x01010101, sum), sum = __dp4a((int)w.w, 0x01010101, sum);
+    }
+    sums[s * capacity] = SPAN ? (float)sum * kept[s * SUMS / GROUP_COLUMNS] : (float)sum;
+  }
+}
+
 // x (and x2): [tokens][stride], rows of halves 16-byte aligned. left, right: halves as they lie in shared memory,
 // [ROWS][LEFT_STRIDE] and [COLS][RIGHT_STRIDE]. clips: factors σ(c) [sets][2]. codes: [sets][block][capacity][128],
-// scales [sets][capacity]. SPLITS: x is [token][RIGHT-wide heads][splits][RIGHT + 2]: sums, their maximum score and total.
+// scales [sets][capacity], or [sets][group][capacity]; sums [sets][sum][capacity]. SPLITS: x is [token][RIGHT-wide heads][splits][RIGHT + 2]: sums, their maximum score and total.
 extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 : 1024 / THREADS)
     site(const void* x, const void* x2, i64 tokens, i64 stride, const float* gain, double epsilon, const u16* left,
-         const u16* right, const float* clips, i64 sets, i64 capacity, i8* codes, float* scales, i64 splits) {
+         const u16* right, const float* clips, i64 sets, i64 capacity, i8* codes, float* scales, i64 splits,
+         float* sums) {
   extern __shared__ __align__(16) u16 memory[];
   __shared__ float extremes[4][32];  // per warp: largest and sum of squares before, largest of both signs after
   u16* const tile = memory;
-  u16* const matrix_left = tile + (TAIL ? 2 : 1) * TILE;
+  u16* const matrix_left = tile + TILE_HALVES;
   u16* const matrix_right = matrix_left + LEFT_HALVES;
-  i8* const row = (i8*)(matrix_right + RIGHT_HALVES);  // codes; before, the tops of splits
+  float* const kept = (float*)(matrix_right + RIGHT_HALVES);
+  i8* const row = (i8*)(kept + KEPT_SCALES);  // codes; before, the tops of splits
   constexpr int tail = TAIL ? TILE : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   const int m0 = warp / (COLS / 32) * BM, n0 = warp % (COLS / 32) * 32;
@@ -276,6 +355,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
         a = from_half(at[0]) + (TAIL ? from_half(at[TILE]) : 0.f),
         b = from_half(at[1]) + (TAIL ? from_half(at[TILE + 1]) : 0.f);
       });
+    if constexpr (SPAN != 0) {
+      float* const values = (float*)tile;
+      // All have read what these take the place of.
+      __syncthreads();
+      each([&](int i, int j, float& a, float& b) {
+        if ((ROWS != LEFT && i >= LEFT) || (COLS != RIGHT && j >= RIGHT)) return;
+        float* const to = values + i * VALUE_STRIDE + j;
+        if (RIGHT % 2 == 0) {
+          *(float2*)to = make_float2(a * grow, b * grow);
+        } else {
+          to[0] = a * grow;
+          if (j + 1 < RIGHT) to[1] = b * grow;
+        }
+      });
+      __syncthreads();
+      for (i64 set = 0; set < sets; set++) {
+        group_codes(values, set ? clips[2 * set] : first_clips[0], set ? clips[2 * set + 1] : first_clips[1], row, kept,
+                    scales + set * GROUPS * capacity + token, capacity);
+        __syncthreads();
+        for (int piece = threadIdx.x; piece < BLOCKS * 8; piece += THREADS)
+          *(uint4*)(codes + set * BLOCKS * capacity * 128 + code_offset(capacity, token, piece * 16)) =
+              *(const uint4*)(row + place_of(piece * 16));
+        if constexpr (SUMS != 0) code_sums(row, kept, sums + set * SUM_COUNT * capacity + token, capacity);
+        __syncthreads();
+      }
+      // What lies outside the row is zero again.
+      if (ROWS != LEFT || COLS != RIGHT) {
+        for (int i = threadIdx.x; i < (TAIL ? 2 : 1) * TILE / 8; i += THREADS)
+          ((uint4*)tile)[i] = make_uint4(0, 0, 0, 0);
+        __syncthreads();
+      }
+      continue;
+    }
     // Padding holds zeros, which the extremes include anyway.
     float hi = 0.f, lo = 0.f;
     each([&](int, int, float& a, float& b) { hi = fmaxf(hi, fmaxf(a, b)), lo = fminf(lo, fminf(a, b)); });
@@ -311,6 +423,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TAIL || THREADS > 512 ? 1 
       for (int piece = threadIdx.x; piece < BLOCKS * 8; piece += THREADS)
         *(uint4*)(codes + set * BLOCKS * capacity * 128 + code_offset(capacity, token, piece * 16)) =
             *(const uint4*)(row + place_of(piece * 16));
+      if constexpr (SUMS != 0) code_sums(row, kept, sums + set * SUM_COUNT * capacity + token, capacity);
       if (set + 1 < sets || INPUT == SPLITS) __syncthreads();
     }
   }

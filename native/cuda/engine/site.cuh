@@ -28,6 +28,16 @@
 #define QMAX 7
 #endif
 
+#ifndef SPAN
+#define SPAN 0
+#endif
+#ifndef ZERO
+#define ZERO 0
+#endif
+#ifndef SUMS
+#define SUMS 0
+#endif
+
 #ifndef HEIGHT
 #define HEIGHT (LEFT * RIGHT > 8192 ? 32 : 16)
 #endif

@@ -194,25 +194,6 @@ export function formatScheme(scheme: Scheme): string {
   );
 }
 
-/**
- * What of a scheme `who` has no arithmetic for, when that is all it lacks: groups of weights or activations, tables, or
- * grids of single linears.
- * Undefined when the scheme has none of these.
- */
-export function groupObstacle(scheme: Scheme, who: string): string | undefined {
-  const { weightGroup, activationGroup, tableBits, blocks } = scheme;
-  const part = weightGroup
-    ? `weights in groups of ${weightGroup}`
-    : activationGroup
-      ? `activations in groups of ${activationGroup}`
-      : tableBits
-        ? `embedding and head of ${tableBits} bits`
-        : blocks && "bits of their own at single linears or sites";
-  return part === undefined
-    ? undefined
-    : `scheme ${formatScheme(scheme)} has ${part}, which ${who} cannot take; give one such as w${scheme.weightBits}a${scheme.activationBits}kv${scheme.kvBits}`;
-}
-
 /** Whether `value` is a width that a scheme may name. */
 export function isLegalBits(value: number): value is Bits {
   return (LEGAL_BITS as readonly number[]).includes(value);

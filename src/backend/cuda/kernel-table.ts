@@ -51,13 +51,19 @@ export const CUDA_KERNELS: Readonly<Record<string, Readonly<Record<string, strin
     attention_prefill_wgmma: "pppiiidpip",
   },
   "engine/end_layers": {
-    embed: "pppipippp",
+    embed: "pppidpippp",
     final_rows: "ppipdp",
-    head: "ppiiip",
-    pack_weights: "piiiip",
+    head: "ppiiidp",
+    pack_weights: "piiiiip",
   },
   "engine/gemm": {
     gemm: "ppppppiiiiiiiiip",
+  },
+  "engine/gemm_group": {
+    gemm_group: "ppppppiiiiiiipp",
+  },
+  "engine/gemm_group_narrow": {
+    gemm_group_narrow: "ppppppiiiiiiipp",
   },
   "engine/gemm_mma": {
     gemm_mma: "ppppppiiiiiiip",
@@ -78,10 +84,15 @@ export const CUDA_KERNELS: Readonly<Record<string, Readonly<Record<string, strin
     queries_keys_values: "pppiipippippdpppppippii",
   },
   "engine/site": {
-    site: "ppiipdpppiippi",
+    site: "ppiipdpppiippip",
   },
   "engine/site_cluster": {
     site_cluster: "ppiipdpppiippi",
+  },
+  "engine/tables": {
+    embed_codes: "pppppidpippp",
+    head_codes: "ppppiiidp",
+    pack_table: "piip",
   },
   flatten: {
     flatten_rows: "piiidpippippppp",

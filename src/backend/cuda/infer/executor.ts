@@ -45,7 +45,8 @@ import {
   type TableLayout,
   type Tables,
 } from "./tables.js";
-import type { CudaModel, MemoryDevice } from "./weights.js";
+import type { MemoryDevice } from "./memory-device.js";
+import type { CudaModel } from "./weights.js";
 
 /** Rows of logits that are computed and fetched at once. */
 const LOGIT_ROWS = DECODE_ROWS;
@@ -123,7 +124,7 @@ export class CudaExecutor implements Executor {
     this.graphs = options.graphs === false ? undefined : new Map();
     this.endLayers = new EndLayerKernels(device);
     this.plan = planPass(model.programs, model.blocks, hiddenSize);
-    const { slots, q, codes, scales, partial, cosine, sine } = passBytes(
+    const { slots, q, codes, scales, sums, partial, cosine, sine } = passBytes(
       model,
       this.plan,
       this.splits,
@@ -134,6 +135,7 @@ export class CudaExecutor implements Executor {
       q: allocate(q),
       codes: allocate(codes),
       scales: allocate(scales),
+      sums: allocate(sums),
       partial: allocate(partial),
       cosine: allocate(cosine),
       sine: allocate(sine),
@@ -323,6 +325,7 @@ export class CudaExecutor implements Executor {
     const { buffers, shape, frequencies, half, model, endLayers, tables } = this;
     endLayers.embed({
       table: model.endLayers.embedding,
+      factor: model.endLayers.embeddingScale,
       ids: tables.device + 4 * layout.ids,
       positions: tables.device + 4 * layout.positions,
       rows: layout.rows,
@@ -347,6 +350,7 @@ export class CudaExecutor implements Executor {
       gain: model.endLayers.finalNorm?.gain,
       epsilon: model.endLayers.finalNorm?.epsilon ?? 0,
       table: model.endLayers.head,
+      cap: model.endLayers.logitSoftcap,
       vocab: shape.vocabSize,
       parts: this.parts,
       out: this.logitBuffer,

@@ -22,6 +22,7 @@ import {
   type CacheShape,
 } from "./layout.js";
 import { EXCHANGE_BYTES, EXCHANGE_COUNTERS, planProduct, type ProductPlan } from "./product.js";
+import { planGroupProduct } from "./product-groups.js";
 import type {
   AttentionRequest,
   DecodeRequest,
@@ -71,7 +72,9 @@ export class EngineKernels {
     const { tokens, order } = request;
     if (request.accumulate && (request.halves || order.gated))
       throw new PlanishError("a product that adds to its output is plain and in f32");
-    const plan = planProduct(request, this.device.driver.info);
+    const { groups } = request;
+    const { info } = this.device.driver;
+    const plan = groups ? planGroupProduct(request, groups, info) : planProduct(request, info);
     const [set1, set2] = request.setTiles ?? [NO_SET, NO_SET];
     const exchange = plan.exchanges ? this.exchangeFor(plan.file) : 0;
     const own = {
@@ -79,6 +82,8 @@ export class EngineKernels {
       gemm_narrow: [],
       gemm_prefill: [plan.tiles],
       gemm_mma: [exchange],
+      gemm_group: [groups?.offset ?? 0, groups?.sums?.at ?? 0],
+      gemm_group_narrow: [groups?.offset ?? 0, groups?.sums?.at ?? 0],
     }[plan.file];
     this.launch(plan.file, plan.file, plan.defines, plan.grid, plan.threads, plan.shared, [
       request.weights,
@@ -120,6 +125,11 @@ export class EngineKernels {
     if (!(request.bits >= 2 && request.bits <= 8))
       throw new PlanishError(
         `activations of ${request.bits} bits have no CUDA kernel yet; 2 to 8 have`,
+      );
+    const { grid = {} } = request;
+    if (grid.zero && request.bits > 6)
+      throw new PlanishError(
+        `activations of ${request.bits} bits with offsets have no CUDA kernel; 2 to 6 have`,
       );
     const { multiprocessors, sharedBytesPerBlock } = this.device.driver.info;
     const splits = request.input === "splits" ? (request.splits ?? 1) : 0;
@@ -165,7 +175,7 @@ export class EngineKernels {
       throw new PlanishError(
         `a site of ${shape.left}×${shape.right} is too large for the CUDA kernel (${threads} threads)`,
       );
-    const shared = siteSharedBytes(shape, request.precise, splits);
+    const shared = siteSharedBytes(shape, request.precise, grid, splits);
     const resident = Math.max(
       1,
       Math.min(Math.floor(sharedBytesPerBlock / (shared + 1024)), Math.floor(1024 / threads)),
@@ -173,21 +183,29 @@ export class EngineKernels {
     this.launch(
       "site",
       "site",
-      [...defines, `BM=${few ? 16 : geometry.height}`],
+      [
+        ...defines,
+        `BM=${few ? 16 : geometry.height}`,
+        `SPAN=${grid.span ?? 0}`,
+        `ZERO=${grid.zero ? 1 : 0}`,
+        `SUMS=${grid.sums ?? 0}`,
+      ],
       [Math.min(tokens, multiprocessors * resident)],
       threads,
       shared,
-      args,
+      [...args, request.sums ?? 0],
     );
   }
 
   /**
    * Blocks of a cluster per row of a site (site_cluster.cu), 1 where one block does it alone: with a norm, whose sum has an
-   * order, with many rows, and for rows that are not cut evenly. The bits are the same.
+   * order, with many rows, for rows that are not cut evenly, and for codes in groups. The bits are the same.
    */
-  private clusterFor({ shape, tokens, input, precise, halves, sets, alone }: SiteRequest): number {
+  private clusterFor(request: SiteRequest): number {
+    const { shape, tokens, input, precise, halves, sets, alone, grid } = request;
     const { capability, multiprocessors } = this.device.driver.info;
     const blocks = siteClusterSize(shape)?.blocks ?? 1;
+    if (grid?.span || grid?.sums) return 1;
     if (alone || capability < 90 || tokens * blocks > multiprocessors) return 1;
     return input !== "rms" && precise && !halves && sets <= 8 ? blocks : 1;
   }

@@ -2,6 +2,7 @@
  * Where the engine's CUDA kernels expect things: weights in the order of the matrix units, codes of activations,
  * transforms as halves, pages of the cache. Counterparts: native/cuda/engine/{gemm,site,engine}.cu(h).
  */
+import type { GroupSize } from "../../contract/scheme.js";
 import { floatToHalfBits } from "../../../common/half.js";
 
 /** Columns of a block of codes and weights. */
@@ -157,15 +158,39 @@ export function siteGeometry({ left, right }: SiteShape): {
   return { rows, columns, height, threads: (rows / height) * columns };
 }
 
+/** How a site's codes have their scales, beside one for a token. */
+export interface SiteGrid {
+  /** Columns that share a scale. */
+  readonly span?: GroupSize;
+  /** Codes of a group are those of an unsigned grid less its zero point. */
+  readonly zero?: boolean;
+  /** Columns whose codes are summed, for products with offsets. */
+  readonly sums?: GroupSize;
+}
+
+/** Groups of so many columns in whole blocks of columns. */
+export function groupCount(columns: number, group: GroupSize): number {
+  return roundUp(columns, BLOCK_COLUMNS) / group;
+}
+
 /** @param splits Of attention, when the site joins them. */
-export function siteSharedBytes(shape: SiteShape, tail: boolean, splits = 0): number {
+export function siteSharedBytes(
+  shape: SiteShape,
+  tail: boolean,
+  { span, sums }: SiteGrid = {},
+  splits = 0,
+): number {
+  const { left, right, hasLeft, hasRight } = shape;
   const { rows, columns } = siteGeometry(shape);
+  // With groups the transformed row lies where its halves lay.
+  const values = span ? roundUp(2 * left * (right + 8), 8) : 0;
   const halves =
-    (tail ? 2 : 1) * rows * (columns + 8) +
-    (shape.hasLeft ? rows * (rows + 8) : 0) +
-    (shape.hasRight ? columns * (columns + 8) : 0);
-  const codes = roundUp(shape.left * shape.right, BLOCK_COLUMNS);
-  return 2 * halves + Math.max(codes, 8 * shape.left * splits);
+    Math.max((tail ? 2 : 1) * rows * (columns + 8), values) +
+    (hasLeft ? rows * (rows + 8) : 0) +
+    (hasRight ? columns * (columns + 8) : 0);
+  const scales = span && sums ? roundUp(groupCount(left * right, span), 4) : 0;
+  const codes = roundUp(left * right, BLOCK_COLUMNS);
+  return 2 * halves + 4 * scales + Math.max(codes, 8 * left * splits);
 }
 
 /**

@@ -7,6 +7,7 @@ import {
   sitesOf,
   type BlockProgram,
 } from "../../contract/program.js";
+import type { GroupSize } from "../../contract/scheme.js";
 import { Slots } from "../../contract/slots.js";
 import {
   planCudaBlock,
@@ -16,9 +17,9 @@ import {
   type Region,
 } from "./block-plan.js";
 import type { EngineKernels } from "./kernels.js";
-import { codeBytes, pageLayout, roundUp } from "./layout.js";
-import type { SiteRequest } from "./requests.js";
-import type { CudaBlock, CudaModel } from "./weights.js";
+import { codeBytes, groupCount, pageLayout, roundUp, type SiteGrid } from "./layout.js";
+import type { ProductGroups, SiteRequest } from "./requests.js";
+import type { CudaBlock, CudaModel, CudaProduct } from "./weights.js";
 
 /** Most rows of one pass; longer steps are cut. */
 export const PASS_ROWS = 2048;
@@ -33,6 +34,8 @@ export interface PassBuffers {
   readonly q: DevicePointer;
   readonly codes: DevicePointer;
   readonly scales: DevicePointer;
+  /** Sums of codes, for products whose weights have offsets. */
+  readonly sums: DevicePointer;
   /** Splits of decoding's attention. */
   readonly partial: DevicePointer;
   /** Rotary tables, f32 [rows, headDim/2]. */
@@ -76,6 +79,11 @@ function capacityOf(rows: number): number {
   return rows <= 64 ? 64 : roundUp(rows, 128);
 }
 
+/** Bytes of one set of scales or sums: one for a row, or one for each group. */
+function scalesOf(group: GroupSize | undefined, width: number, capacity: number): number {
+  return 4 * capacity * (group ? groupCount(width, group) : 1);
+}
+
 /** @throws NoCudaKernel naming what has no kernel. */
 export function planPass(
   programs: readonly BlockProgram[],
@@ -106,6 +114,7 @@ export function passBytes(
     sitesOf(program).map((place) => ({
       width: place.width,
       sets: blocks[layer].sites[place.site].sets,
+      grid: blocks[layer].sites[place.site].grid,
     })),
   );
   const half = Math.max(...rotariesOf(programs).map(({ dims }) => dims / 2));
@@ -113,7 +122,14 @@ export function passBytes(
     slots: widths.map(rows),
     q: Math.max(PASS_ROWS * 2, DECODE_ROWS * 4) * width,
     codes: Math.max(...sites.map((site) => site.sets * codeBytes(capacity, site.width))),
-    scales: Math.max(...sites.map(({ sets }) => sets * capacity * 4)),
+    scales: Math.max(
+      ...sites.map(({ sets, width, grid }) => sets * scalesOf(grid.span, width, capacity)),
+    ),
+    sums: Math.max(
+      ...sites.map(({ sets, width, grid }) =>
+        grid.sums ? sets * scalesOf(grid.sums, width, capacity) : 4,
+      ),
+    ),
     partial:
       DECODE_ROWS *
       splits *
@@ -251,9 +267,9 @@ export class PassRunner {
     pass: Pass,
   ): void {
     const { kernels, buffers } = this;
-    const { shape, precise, left, right, clips, sets, products } = block.sites[name];
+    const { shape, precise, left, right, clips, sets, bits, grid, products } = block.sites[name];
     const capacity = capacityOf(pass.rows);
-    const { codes, scales } = buffers;
+    const { codes, scales, sums } = buffers;
     kernels.site({
       ...this.input(block, input, pass),
       shape,
@@ -265,21 +281,28 @@ export class PassRunner {
       capacity,
       codes,
       scales,
+      grid,
+      sums: grid.sums && sums,
       tokens: pass.rows,
-      bits: this.model.scheme.activationBits,
+      bits,
     });
     for (const product of products)
       kernels.gemm({
         weights: product.weights,
         bits: product.bits,
-        activationBits: this.model.scheme.activationBits,
+        activationBits: bits,
         order: product.order,
         columns: product.columns,
         featureScale: product.featureScale,
         bias: product.bias,
         setTiles: product.setTiles,
         codes: codes + product.set * codeBytes(capacity, product.columns),
-        tokenScale: scales + product.set * capacity * 4,
+        tokenScale: scales + product.set * scalesOf(grid.span, product.columns, capacity),
+        groups: productGroups(
+          product,
+          grid,
+          (sum) => sums + product.set * scalesOf(sum, product.columns, capacity),
+        ),
         out: this.at(out) + product.column * 4,
         outStride: out.stride,
         accumulate,
@@ -311,4 +334,21 @@ export class PassRunner {
         return { input: "plain", x: this.at(input.x), stride: input.x.stride };
     }
   }
+}
+
+/** What a product with scales of groups is given beside others; `at`: where sums of a set's codes lie. */
+function productGroups(
+  { groups }: CudaProduct,
+  { span, sums }: SiteGrid,
+  at: (sums: GroupSize) => DevicePointer,
+): ProductGroups | undefined {
+  if (!groups && !span) return undefined;
+  return {
+    weights: groups?.columns,
+    activations: span,
+    halves: groups?.halves,
+    offset: groups?.offset,
+    shift: groups?.shift,
+    sums: sums && groups?.offset !== undefined ? { columns: sums, at: at(sums) } : undefined,
+  };
 }

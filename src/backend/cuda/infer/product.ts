@@ -8,7 +8,8 @@ import { BLOCK_COLUMNS, featureTiles, roundUp, TILE_FEATURES } from "./layout.js
 import type { GemmRequest, PlainProduct } from "./requests.js";
 
 export interface ProductPlan {
-  readonly file: "gemm" | "gemm_narrow" | "gemm_prefill" | "gemm_mma";
+  readonly file:
+    "gemm" | "gemm_narrow" | "gemm_prefill" | "gemm_mma" | "gemm_group" | "gemm_group_narrow";
   readonly defines: readonly string[];
   readonly grid: Grid;
   readonly threads: number;

@@ -1,13 +1,30 @@
 /** What the launches of the engine's CUDA kernels are given (kernels.ts). */
 import type { DevicePointer } from "../driver.js";
 import type { DecodeWishes } from "./attention-launch.js";
-import type { CacheShape, FeatureOrder, SiteShape } from "./layout.js";
+import type { GroupSize } from "../../contract/scheme.js";
+import type { CacheShape, FeatureOrder, SiteGrid, SiteShape } from "./layout.js";
 
 /**
  * How products are computed without wgmma: matrix units of 4-bit codes (Ampere, Ada) or of 8-bit ones, or dot products of
  * four bytes (before Ampere).
  */
 export type PlainProduct = "mma-s4" | "mma-s8" | "dp4a";
+
+/** Scales of groups of columns, and what offsets of weights take (native/cuda/engine/gemm_group.cuh). */
+export interface ProductGroups {
+  /** Columns that share a weight's scale; absent: the row. */
+  readonly weights?: GroupSize;
+  /** Columns that share an activation's scale; absent: the token. */
+  readonly activations?: GroupSize;
+  /** Scales and offsets of weights are halves, else f32. */
+  readonly halves?: boolean;
+  /** Of weights' groups, as `featureScale`. */
+  readonly offset?: DevicePointer;
+  /** What was taken from weights' codes beside offsets. */
+  readonly shift?: number;
+  /** Sums of activations' codes for so many columns, which offsets need. */
+  readonly sums?: { readonly columns: GroupSize; readonly at: DevicePointer };
+}
 
 export interface GemmRequest {
   readonly weights: DevicePointer;
@@ -18,9 +35,10 @@ export interface GemmRequest {
   readonly columns: number;
   readonly codes: DevicePointer;
   readonly tokenScale: DevicePointer;
-  /** Ordered as `orderFeatures` does. */
+  /** Ordered as `orderFeatures` does; of weights in groups, as `orderGroups` does. */
   readonly featureScale: DevicePointer;
   readonly bias?: DevicePointer;
+  readonly groups?: ProductGroups;
   readonly out: DevicePointer;
   readonly outStride: number;
   /** Halves instead of f32. */
@@ -38,6 +56,8 @@ export interface GemmRequest {
   readonly plain?: PlainProduct;
   /** Tokens of a tile: 8, 16, … 128; chosen when absent. */
   readonly tile?: number;
+  /** With groups: the kernel of many tokens however few there are; the bits are the same. */
+  readonly wide?: boolean;
 }
 
 export interface SiteRequest {
@@ -62,6 +82,10 @@ export interface SiteRequest {
   readonly scales: DevicePointer;
   readonly splits?: number;
   readonly bits: number;
+  /** Scales of groups, and sums of codes. */
+  readonly grid?: SiteGrid;
+  /** [sets][sum][capacity], where the grid has sums. */
+  readonly sums?: DevicePointer;
   /** Rows as sums of two halves: as good as f32. */
   readonly precise: boolean;
   /** One block of threads per row, however few there are; the bits are the same. */

@@ -2,10 +2,9 @@
 import { PlanishError } from "../../../common/errors.js";
 import type { InferenceSource, EndLayerSource } from "../../contract/inference.js";
 import { rotariesOf, type BlockProgram, type Step } from "../../contract/program.js";
-import { groupObstacle } from "../../contract/scheme.js";
 import { hasPlainAngles } from "../../contract/rotary.js";
 import { fuse, NoKernel } from "../../contract/fuse.js";
-import { siteGeometry, siteSharedBytes, type SiteShape } from "./layout.js";
+import { siteGeometry, siteSharedBytes, type SiteGrid, type SiteShape } from "./layout.js";
 
 /** A model that the kernels do not take. The message is a reason, as it stands after "because". */
 export class NoCudaKernel extends PlanishError {}
@@ -13,20 +12,17 @@ export class NoCudaKernel extends PlanishError {}
 /** The first reason why a model of this scheme cannot run on the kernels; undefined when it can. */
 export function cudaObstacle(
   source: Pick<InferenceSource, "shape" | "programs" | "scheme"> & {
-    readonly endLayers: Pick<
-      EndLayerSource,
-      "projectIn" | "finalNorm" | "embeddingScale" | "logitSoftcap"
-    >;
+    readonly endLayers: Pick<EndLayerSource, "projectIn" | "finalNorm">;
   },
 ): string | undefined {
   const { shape, programs, scheme, endLayers } = source;
   const { weightBits, activationBits, kvBits, queryBits = 16 } = scheme;
-  const obstacle = groupObstacle(scheme, "the CUDA engine");
-  if (obstacle !== undefined) return obstacle;
   if (weightBits >= 16 && activationBits >= 16)
     return "a model that is not quantized has no CUDA engine";
   if (weightBits >= 16) return "weights of 16 bits have no integer kernels";
   if (activationBits >= 16) return "activations of 16 bits have no integer kernels on CUDA";
+  if (scheme.activationOffset && activationBits > 6)
+    return `activations of ${activationBits} bits with offsets have no CUDA kernel; 2 to 6 bits have`;
   if (kvBits > 4 && kvBits < 16)
     return `a cache of ${kvBits} bits has no CUDA kernel; 2 to 4, and 16, have`;
   if (queryBits < 16) return "quantized queries have no CUDA kernel";
@@ -49,9 +45,6 @@ export function cudaObstacle(
     return "layers without positions have no CUDA kernel";
   if (rotariesOf(programs).length > 1)
     return "rotary positions of several kinds have no CUDA kernel";
-  if (endLayers.embeddingScale !== undefined && endLayers.embeddingScale !== 1)
-    return "scaled embeddings have no CUDA kernel";
-  if (endLayers.logitSoftcap !== undefined) return "logits with a soft cap have no CUDA kernel";
   if (endLayers.projectIn) return "an embedding with a width of its own has no CUDA kernel";
   if (hiddenSize % 8 !== 0) return `hidden states of ${hiddenSize} columns are no multiple of 8`;
   return undefined;
@@ -114,12 +107,17 @@ export interface SitePlan {
  * How the site kernel takes a shape: with rows as two halves where shared memory holds them.
  * @throws NoCudaKernel when a block of threads cannot hold the row.
  */
-export function planSite(shape: SiteShape, sharedBytesPerBlock: number): SitePlan {
+export function planSite(
+  shape: SiteShape,
+  sharedBytesPerBlock: number,
+  grid: SiteGrid = {},
+): SitePlan {
   const { threads } = siteGeometry(shape);
   if (threads <= MOST_THREADS)
     for (const precise of [true, false])
       // The kernel has some hundred bytes of its own.
-      if (siteSharedBytes(shape, precise) + 1024 <= sharedBytesPerBlock) return { shape, precise };
+      if (siteSharedBytes(shape, precise, grid) + 1024 <= sharedBytesPerBlock)
+        return { shape, precise };
   throw new NoCudaKernel(
     `a transform of ${shape.left}×${shape.right} is too large for the CUDA kernel of sites`,
   );

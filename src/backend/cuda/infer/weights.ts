@@ -11,7 +11,7 @@ import type {
 } from "../../contract/packed.js";
 import type { DevicePointer } from "../driver.js";
 import type { ModelShape, EndLayerSource, StoredMatrix } from "../../contract/inference.js";
-import { floatsToHalfBytes } from "../../../common/half.js";
+import { areHalves, floatsToHalfBytes } from "../../../common/half.js";
 import { PlanishError } from "../../../common/errors.js";
 import { mapValues } from "../../../common/records.js";
 import {
@@ -23,32 +23,30 @@ import {
   type SitePlace,
 } from "../../contract/program.js";
 import { fuse, type FusedSite } from "../../contract/fuse.js";
-import type { Scheme } from "../../contract/scheme.js";
-import type { EngineKernels } from "./kernels.js";
+import { LEGAL_GROUPS, type Scheme } from "../../contract/scheme.js";
 import {
-  featureTiles,
+  BLOCK_COLUMNS,
   orderFeatures,
   packedBytes,
   paddedHalves,
   siteGeometry,
   TILE_FEATURES,
   type FeatureOrder,
+  type SiteGrid,
   type SiteShape,
 } from "./layout.js";
-import type { EngineDevice } from "./kernels.js";
-import { EndLayerKernels, type HalfTable } from "./end-layer-kernels.js";
+import type { MemoryDevice } from "./memory-device.js";
+import { EndLayerKernels, type Table } from "./end-layer-kernels.js";
+import {
+  asStored,
+  codeShift,
+  gridKey,
+  groupOf,
+  orderGroups,
+  type WeightGroups,
+} from "./group-scales.js";
+import { placeTable } from "./code-table.js";
 import { NoCudaKernel, plainShape, planSite } from "./support.js";
-
-/** A device that holds what it is given (CudaEngineDevice). */
-export interface MemoryDevice extends EngineDevice {
-  readonly kernels: EngineKernels;
-  allocate(bytes: number): DevicePointer;
-  free(pointer: DevicePointer): void;
-  write(target: DevicePointer, data: ArrayBufferView): void;
-  put(data: ArrayBufferView): DevicePointer;
-  read<T extends ArrayBufferView>(source: DevicePointer, target: T): T;
-  synchronize(): void;
-}
 
 /** One product of a site: one or several linears whose rows follow one another. */
 export interface CudaProduct {
@@ -57,6 +55,8 @@ export interface CudaProduct {
   readonly bits: 4 | 8;
   readonly weights: DevicePointer;
   readonly featureScale: DevicePointer;
+  /** How weights have scales in groups of columns. */
+  readonly groups?: WeightGroups;
   readonly bias?: DevicePointer;
   /** Which of the site's sets of codes it reads. */
   readonly set: number;
@@ -74,6 +74,9 @@ export interface CudaSite {
   /** σ of the clipping logits, [sets][2]. */
   readonly clips: DevicePointer;
   readonly sets: number;
+  /** Bits of its codes, and how they have scales. */
+  readonly bits: number;
+  readonly grid: SiteGrid;
   readonly products: readonly CudaProduct[];
 }
 
@@ -89,9 +92,11 @@ export interface CudaBlock {
 }
 
 export interface CudaEndLayers {
-  readonly embedding: HalfTable;
-  readonly head: HalfTable;
+  readonly embedding: Table;
+  readonly head: Table;
   readonly finalNorm?: { readonly gain: DevicePointer; readonly epsilon: number };
+  readonly embeddingScale?: number;
+  readonly logitSoftcap?: number;
 }
 
 /** A model as the executor runs it. */
@@ -133,14 +138,17 @@ interface Group {
 
 /**
  * How the linears of a site are multiplied: together when they read one set of codes (gate and up then with SiLU(gate)·up
- * in the epilogue) or when each one's set begins at a whole tile, else one by one.
+ * in the epilogue) or when each one's set begins at a whole tile, else one by one. So are those on different grids.
  */
 export function groupLinears(
   rows: readonly number[],
   setOf: readonly number[],
   gated: boolean,
+  grids: readonly string[] = [],
 ): readonly Group[] {
   const all = rows.map((_, i) => i);
+  if (grids.some((grid) => grid !== grids[0]))
+    return all.map((i) => ({ members: [i], gated: false }));
   if (setOf.every((set) => set === setOf[0])) return [{ members: all, gated }];
   const inOrder = setOf.every((set, i) => set === i);
   const aligned = rows.slice(0, -1).every((count) => count % TILE_FEATURES === 0);
@@ -192,7 +200,8 @@ export class WeightPlacer implements Disposable {
   }
 
   /** Embedding, head and final norm. */
-  endLayersOf({ embedding: stored, head, finalNorm }: EndLayerSource): CudaEndLayers {
+  endLayersOf(source: EndLayerSource): CudaEndLayers {
+    const { embedding: stored, head, finalNorm, embeddingScale, logitSoftcap } = source;
     const embedding = this.table(stored);
     return {
       embedding,
@@ -201,11 +210,19 @@ export class WeightPlacer implements Disposable {
         gain: this.device.put(Float32Array.from(finalNorm.gain.data)),
         epsilon: finalNorm.epsilon,
       },
+      embeddingScale,
+      logitSoftcap,
     };
   }
 
-  /** As the checkpoint stores it, where that is 16 bits; else rounded to halves. */
-  private table(matrix: StoredMatrix): HalfTable {
+  /** As codes, where it is stored so; as the checkpoint stores it, where that is 16 bits; else rounded to halves. */
+  private table(matrix: StoredMatrix): Table {
+    const codes = matrix.quantized?.();
+    if (codes) {
+      const { table, bytes } = placeTable(this.device, matrix.shape, codes, this.scheme);
+      this.bytes += bytes;
+      return table;
+    }
     const bytes = matrix.halves() ?? floatsToHalfBytes(matrix.values(), "embedding");
     this.bytes += bytes.byteLength;
     return { pointer: this.device.put(bytes), bf16: matrix.type === "BF16" };
@@ -222,13 +239,15 @@ export class WeightPlacer implements Disposable {
     const { place, products: read } = fused;
     const { site, width } = place;
     const shape = siteShape(place, block.transforms[site]);
-    const { precise } = planSite(shape, device.driver.info.sharedBytesPerBlock);
+    const linears = read.map(({ step }) => requirePart(block, step.linear));
+    const grid = this.gridOf(linears);
+    const { precise } = planSite(shape, device.driver.info.sharedBytesPerBlock, grid);
     const { rows, columns } = siteGeometry(shape);
     const { left, right } = block.transforms[site] ?? {};
-    const linears = read.map(({ step }) => requirePart(block, step.linear));
     const { setOf, factors: sets } = codeSets(linears.map((linear) => linear.activationClip));
     const counts = linears.map((linear) => linear.shape[0]);
-    const products = groupLinears(counts, setOf, fused.gated?.activation === "silu").map(
+    const grids = linears.map((linear) => gridKey(linear, (own) => this.bitsOf(own)));
+    const products = groupLinears(counts, setOf, fused.gated?.activation === "silu", grids).map(
       (group): CudaProduct => {
         const [first] = group.members;
         return {
@@ -250,8 +269,27 @@ export class WeightPlacer implements Disposable {
       right: right && device.put(paddedHalves(right, shape.right, columns)),
       clips: device.put(Float32Array.from(sets.flat())),
       sets: sets.length,
+      bits: block.activationBits?.[site] ?? this.scheme.activationBits,
+      grid,
       products,
     };
+  }
+
+  /** Bits in which codes of this width are kept. */
+  private bitsOf(own: number = this.scheme.weightBits): 4 | 8 {
+    return own <= 4 ? 4 : 8;
+  }
+
+  /** How a site's codes have scales, and which sums of them its linears need. */
+  private gridOf(linears: readonly PackedLinear[]): SiteGrid {
+    const { activationGroup: span, activationOffset: zero } = this.scheme;
+    const units = linears.flatMap(({ path, shape, quantized }) =>
+      quantized?.offset
+        ? [Math.min(groupOf(path, quantized, shape[1]) ?? BLOCK_COLUMNS, span ?? BLOCK_COLUMNS)]
+        : [],
+    );
+    const sums = LEGAL_GROUPS.find((size) => size === Math.min(...units));
+    return { span, zero, sums };
   }
 
   private product(
@@ -260,7 +298,9 @@ export class WeightPlacer implements Disposable {
     gated: boolean,
   ): Omit<CudaProduct, "set" | "setTiles" | "column"> {
     const { device } = this;
-    const bits = this.scheme.weightBits <= 4 ? 4 : 8;
+    const [{ path: firstPath, quantized: firstCodes }] = linears;
+    const bits = this.bitsOf(firstCodes?.bits);
+    const group = firstCodes && groupOf(firstPath, firstCodes, columns);
     const rows = linears.reduce((sum, { shape }) => sum + shape[0], 0);
     const order = { rows, gated };
     const size = rows * columns;
@@ -269,7 +309,10 @@ export class WeightPlacer implements Disposable {
       this.staging = undefined;
       this.staging = { pointer: device.allocate(size), bytes: size };
     }
-    const scale = new Float32Array(rows);
+    const perRow = group ? columns / group : 1;
+    const scale = new Float32Array(rows * perRow);
+    const offset = firstCodes?.offset && new Float32Array(rows * perRow);
+    const shift = firstCodes ? codeShift(firstCodes, bits) : 0;
     const bias = linears.some((linear) => linear.bias) ? new Float32Array(rows) : undefined;
     let row = 0;
     for (const { path, shape, quantized, grid, bias: own } of linears) {
@@ -280,21 +323,30 @@ export class WeightPlacer implements Disposable {
           `${path} holds ${quantized.codes.length} codes for ${shape[0]}×${columns} weights`,
         );
       device.write(this.staging.pointer + row * columns, quantized.codes);
-      scale.set(quantized.scale, row);
+      scale.set(quantized.scale, row * perRow);
+      if (quantized.offset) offset?.set(quantized.offset, row * perRow);
       if (own) bias?.set(own, row);
       row += shape[0];
     }
     const bytes = packedBytes(order, columns, bits);
     const weights = device.allocate(bytes);
-    this.endLayers.pack(this.staging.pointer, columns, order, bits, weights);
-    this.bytes += bytes + 4 * featureTiles(order) * TILE_FEATURES;
+    // The next write to the staging area is ordered behind the packing by the stream.
+    this.endLayers.pack(this.staging.pointer, columns, order, bits, weights, -shift);
+    this.bytes += bytes;
+    const put = (values: Float32Array | Uint16Array) => {
+      this.bytes += values.byteLength;
+      return device.put(values);
+    };
+    const halves = group !== undefined && areHalves(scale) && (!offset || areHalves(offset));
+    const inGroups = (values: Float32Array, fill: number) =>
+      put(asStored(orderGroups(values, columns, group ?? columns, order, fill), halves));
     return {
       order,
       columns,
       bits,
       weights,
-      // The next write to the staging area is ordered behind the packing by the stream.
-      featureScale: device.put(orderFeatures(scale, order, 1)),
+      featureScale: group ? inGroups(scale, 1) : put(orderFeatures(scale, order, 1)),
+      groups: group && { columns: group, halves, offset: offset && inGroups(offset, 0), shift },
       bias: bias && device.put(orderFeatures(bias, order, 0)),
     };
   }

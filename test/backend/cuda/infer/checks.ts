@@ -5,6 +5,7 @@
  */
 import { attention } from "./checks/attention.js";
 import { gemm } from "./checks/gemm.js";
+import { GROUP_GEMM_CHECKS } from "./checks/gemm-groups.js";
 import { site } from "./checks/site.js";
 import type { Check } from "./checks/support.js";
 
@@ -102,7 +103,66 @@ const RINGS: readonly Check[] = [
   ),
 ];
 
+/** Codes with scales of groups, of either kind of grid, and sums of codes; groups that end where rows of a site do not. */
+const GROUP_SITES: readonly Check[] = [
+  site({ shape: { left: 64, right: 64, ...both }, tokens: 5, input: "rms", grid: { span: 64 } }),
+  site({ shape: { left: 12, right: 16, ...both }, tokens: 9, input: "plain", grid: { span: 32 } }),
+  site({
+    shape: { left: 86, right: 128, ...both },
+    tokens: 4,
+    input: "gated",
+    grid: { span: 128, sums: 32 },
+    sets: 2,
+  }),
+  site({
+    shape: { left: 32, right: 64, hasLeft: true, hasRight: false },
+    tokens: 6,
+    input: "splits",
+    splits: 3,
+    bits: 8,
+    grid: { span: 64, sums: 64 },
+  }),
+  site({
+    shape: { left: 16, right: 15, ...both },
+    tokens: 200,
+    input: "plain",
+    grid: { span: 16, zero: true, sums: 16 },
+  }),
+  site({
+    shape: { left: 24, right: 24, ...both },
+    tokens: 7,
+    input: "rms",
+    bits: 6,
+    grid: { span: 64, zero: true },
+  }),
+  site({
+    shape: { left: 64, right: 64, ...both },
+    tokens: 3,
+    input: "rms",
+    bits: 8,
+    grid: { sums: 32 },
+  }),
+  site({
+    shape: { left: 86, right: 128, ...both },
+    tokens: 3,
+    input: "plain",
+    precise: false,
+    halves: true,
+    grid: { span: 128 },
+  }),
+  site({
+    shape: { left: 1, right: 512, hasLeft: false, hasRight: false },
+    tokens: 3,
+    input: "plain",
+    bits: 8,
+    sets: 3,
+    grid: { span: 32, sums: 16 },
+  }),
+];
+
 export const CHECKS: readonly Check[] = [
+  ...GROUP_GEMM_CHECKS,
+  ...GROUP_SITES,
   ...[1, 8, 13, 37, 64].flatMap((tokens) => [
     gemm({ tokens, rows: 256, columns: 128 }),
     gemm({ tokens, rows: 300, columns: 1000, split: 2 }),

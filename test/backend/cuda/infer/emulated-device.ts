@@ -8,8 +8,9 @@
  */
 import { kernelSignature } from "../../../../src/backend/cuda/modules.js";
 import { EngineKernels } from "../../../../src/backend/cuda/infer/kernels.js";
-import type { MemoryDevice } from "../../../../src/backend/cuda/infer/weights.js";
-import { EmulatedKernels, type EmulatedKernel, type Launch } from "./emulated-kernels.js";
+import type { MemoryDevice } from "../../../../src/backend/cuda/infer/memory-device.js";
+import { EmulatedKernels } from "./emulated-kernels.js";
+import type { EmulatedKernel, Launch } from "./emulated-launch.js";
 import { EmulatedMemory } from "./emulated-memory.js";
 
 export class EmulatedDevice implements MemoryDevice, Disposable {

@@ -2,7 +2,6 @@
  * What the engine's CUDA kernels compute, stated plainly in float64 on emulated memory. The order of the cache and of
  * packed weights is our own: only the executor is under test here.
  */
-import type { CudaKernel } from "../../../../src/backend/cuda/driver.js";
 import { floatToHalfBits } from "../../../../src/common/half.js";
 import {
   codeOffset,
@@ -10,28 +9,17 @@ import {
   pageLayout,
   siteGeometry,
 } from "../../../../src/backend/cuda/infer/layout.js";
+import { EmulatedTables, multiplyGroups, type EmulatedWeights } from "./emulated-groups.js";
+import { silu, type Launch } from "./emulated-launch.js";
 import type { EmulatedMemory } from "./emulated-memory.js";
 
-export interface EmulatedKernel extends CudaKernel {
-  readonly key: string;
-  readonly defines: Readonly<Record<string, number>>;
-}
-
-export interface Launch {
-  readonly kernel: EmulatedKernel;
-  readonly grid: readonly number[];
-  readonly args: readonly number[];
-}
-
-const silu = (x: number) => x / (1 + Math.exp(-x));
-
 export class EmulatedKernels {
-  private readonly weights = new Map<
-    number,
-    { codes: Int8Array; rows: number; columns: number; gated: boolean }
-  >();
+  private readonly weights = new Map<number, EmulatedWeights>();
+  private readonly tables: EmulatedTables;
 
-  constructor(private readonly memory: EmulatedMemory) {}
+  constructor(private readonly memory: EmulatedMemory) {
+    this.tables = new EmulatedTables(memory);
+  }
 
   run(launch: Launch): void {
     this.readRows.clear();
@@ -58,6 +46,19 @@ export class EmulatedKernels {
       case "gemm_mma":
         this.gemm(launch);
         break;
+      case "gemm_group":
+      case "gemm_group_narrow":
+        multiplyGroups(this.memory, this.weights, launch);
+        break;
+      case "embed_codes":
+        this.embedCodes(launch);
+        break;
+      case "head_codes":
+        this.headCodes(launch);
+        break;
+      case "pack_table":
+        this.tables.pack(launch);
+        break;
       case "queries_keys_values":
         this.queriesKeysValues(launch);
         break;
@@ -74,12 +75,26 @@ export class EmulatedKernels {
   }
 
   private embed({ kernel, grid: [rows], args }: Launch): void {
-    const [table, ids, positions, cols, frequencies, half, x, cosine, sine] = args;
+    const [table, ids, positions, cols, factor, frequencies, half, x, cosine, sine] = args;
+    const embedded = (id: number) =>
+      this.memory.halves(table + id * cols * 2, cols, kernel.defines.BF16);
+    const tables = { positions, frequencies, half, cosine, sine };
+    this.embedRows(rows, ids, x, (id) => embedded(id).map((value) => value * factor), tables);
+  }
+
+  /** Rows of a table and of the rotary tables. */
+  private embedRows(
+    rows: number,
+    ids: number,
+    x: number,
+    embedded: (id: number) => Float32Array,
+    tables: Record<"positions" | "frequencies" | "half" | "cosine" | "sine", number>,
+  ): void {
+    const { positions, frequencies, half, cosine, sine } = tables;
     for (let row = 0; row < rows; row++) {
-      const id = this.memory.rest(Int32Array, ids)[row];
       const position = this.memory.rest(Int32Array, positions)[row];
-      const from = this.memory.halves(table + id * cols * 2, cols, kernel.defines.BF16);
-      this.memory.view(Float32Array, x + 4 * row * cols, cols).set(from);
+      const from = embedded(this.memory.rest(Int32Array, ids)[row]);
+      this.memory.view(Float32Array, x + 4 * row * from.length, from.length).set(from);
       for (let i = 0; i < half; i++) {
         const angle = position * this.memory.rest(Float64Array, frequencies)[i];
         this.memory.rest(Float32Array, cosine)[row * half + i] = Math.cos(angle);
@@ -101,28 +116,36 @@ export class EmulatedKernels {
   }
 
   private head({ kernel, args }: Launch): void {
-    const [x, table, rows, vocab, cols, out] = args;
+    const [x, table, rows, vocab, cols, cap, out] = args;
     const weights = this.memory.halves(table, vocab * cols, kernel.defines.BF16);
+    this.logits({ x, rows, vocab, cols, cap, out }, weights);
+  }
+
+  private logits(
+    given: Record<"x" | "rows" | "vocab" | "cols" | "cap" | "out", number>,
+    weights: ArrayLike<number>,
+  ): void {
+    const { x, rows, vocab, cols, cap, out } = given;
     for (let row = 0; row < rows; row++) {
       const from = this.memory.view(Float32Array, x + 4 * row * cols, cols);
       const to = this.memory.view(Float32Array, out + 4 * row * vocab, vocab);
       for (let v = 0; v < vocab; v++) {
         let sum = 0;
         for (let k = 0; k < cols; k++) sum += from[k] * weights[v * cols + k];
-        to[v] = sum;
+        to[v] = cap > 0 ? cap * Math.tanh(sum / cap) : sum;
       }
     }
   }
 
   private pack({ kernel, args }: Launch): void {
-    const [codes, rows, columns, blocks, words, packed] = args;
+    const [codes, rows, columns, blocks, words, shift, packed] = args;
     const gated = kernel.defines.GATED === 1;
     const bytes = packedBytes({ rows, gated }, columns, kernel.defines.WBITS as 4 | 8);
     if (4 * words !== bytes || blocks !== Math.ceil(columns / 128))
       throw new Error(`${words} words of ${rows}×${columns}`);
     this.memory.view(Uint8Array, packed, bytes);
     this.weights.set(packed, {
-      codes: this.memory.view(Int8Array, codes, rows * columns).slice(),
+      codes: this.memory.view(Int8Array, codes, rows * columns).map((code) => code + shift),
       rows,
       columns,
       gated,
@@ -131,8 +154,18 @@ export class EmulatedKernels {
 
   private site({ kernel, args }: Launch): void {
     const [x, x2, tokens, stride, gain, epsilon, leftAt, rightAt, clips, sets, capacity] = args;
-    const [codesAt, scalesAt, splits] = args.slice(11);
-    const { LEFT, RIGHT, HAS_LEFT, HAS_RIGHT, INPUT, QMAX } = kernel.defines;
+    const [codesAt, scalesAt, splits, sumsAt] = args.slice(11);
+    const {
+      LEFT,
+      RIGHT,
+      HAS_LEFT,
+      HAS_RIGHT,
+      INPUT,
+      QMAX,
+      SPAN = 0,
+      ZERO,
+      SUMS = 0,
+    } = kernel.defines;
     const width = LEFT * RIGHT;
     const padded = siteGeometry({ left: LEFT, right: RIGHT, hasLeft: true, hasRight: true });
     const left = HAS_LEFT ? this.square(leftAt, LEFT, padded.rows) : undefined;
@@ -140,7 +173,11 @@ export class EmulatedKernels {
     const factors = this.memory.view(Float32Array, clips, 2 * sets);
     const blocks = Math.ceil(width / 128);
     const codes = this.memory.view(Int8Array, codesAt, sets * blocks * capacity * 128);
-    const scales = this.memory.view(Float32Array, scalesAt, sets * capacity);
+    const spans = SPAN ? (blocks * 128) / SPAN : 1;
+    const span = (blocks * 128) / spans;
+    const sumCount = SUMS ? (blocks * 128) / SUMS : 0;
+    const scales = this.memory.view(Float32Array, scalesAt, sets * spans * capacity);
+    const sums = this.memory.view(Float32Array, sumsAt || scalesAt, sets * sumCount * capacity);
     for (let token = 0; token < tokens; token++) {
       let row: Float64Array;
       if (INPUT === 3) row = this.joined(x, token, LEFT, RIGHT, splits);
@@ -153,19 +190,28 @@ export class EmulatedKernels {
         }
       }
       row = kronecker(row, LEFT, RIGHT, left, right);
-      const hi = row.reduce((most, value) => Math.max(most, value), 0);
-      const lo = row.reduce((most, value) => Math.max(most, -value), 0);
       for (let set = 0; set < sets; set++) {
-        const raw = Math.fround(Math.max(hi * factors[2 * set], lo * factors[2 * set + 1]) / QMAX);
-        const scale = raw === 0 ? 1 : raw;
-        scales[set * capacity + token] = scale;
-        for (let i = 0; i < blocks * 128; i++) {
-          const value = i < width ? roundEven(row[i] / scale) : 0;
-          codes[set * blocks * capacity * 128 + codeOffset(capacity, token, i)] = Math.min(
-            Math.max(value, -QMAX - 1),
-            QMAX,
-          );
+        const own = new Int8Array(blocks * 128);
+        for (let g = 0; g < spans; g++) {
+          const group = row.subarray(g * span, (g + 1) * span);
+          const hi = group.reduce((most, value) => Math.max(most, value), 0) * factors[2 * set];
+          const lo = group.reduce((most, v) => Math.max(most, -v), 0) * factors[2 * set + 1];
+          const [scale, zero, least, most] = ZERO
+            ? unsignedGrid(hi, lo, 2 * QMAX + 1)
+            : [Math.fround(Math.max(hi, lo) / QMAX) || 1, 0, -QMAX - 1, QMAX];
+          scales[(set * spans + g) * capacity + token] = scale;
+          group.forEach((value, i) => {
+            const code = roundEven(value / scale);
+            own[g * span + i] = Math.min(Math.max(code, least - zero), most - zero);
+          });
+          for (let part = g * span; SUMS && part < (g + 1) * span; part += SUMS)
+            sums[(set * sumCount + part / SUMS) * capacity + token] =
+              own.subarray(part, part + SUMS).reduce((sum, code) => sum + code, 0) *
+              (SPAN ? scale : 1);
         }
+        own.forEach((code, i) => {
+          codes[set * blocks * capacity * 128 + codeOffset(capacity, token, i)] = code;
+        });
       }
     }
   }
@@ -252,6 +298,23 @@ export class EmulatedKernels {
         to[f] = EPILOGUE === 1 ? to[f] + result : result;
       }
     }
+  }
+
+  private embedCodes(launch: Launch): void {
+    const [codes, scale, offset, ids, positions, cols, factor, frequencies, half] = launch.args;
+    const [x, cosine, sine] = launch.args.slice(9);
+    const row = this.tables.rows(launch, [codes, scale, offset], cols);
+    const tables = { positions, frequencies, half, cosine, sine };
+    const embedded = (id: number) => row(id).map((value) => value * factor);
+    this.embedRows(launch.grid[0], ids, x, embedded, tables);
+  }
+
+  private headCodes(launch: Launch): void {
+    const [x, codes, scale, offset, rows, vocab, cols, cap, out] = launch.args;
+    const row = this.tables.rows(launch, [codes, scale, offset], cols);
+    const weights = new Float32Array(vocab * cols);
+    for (let v = 0; v < vocab; v++) weights.set(row(v), v * cols);
+    this.logits({ x, rows, vocab, cols, cap, out }, weights);
   }
 
   /** A cached row: where it is kept here, in an order of our own. */
@@ -458,6 +521,13 @@ export class EmulatedKernels {
     }
     return out;
   }
+}
+
+/** Scale, zero point, lowest and highest code of an unsigned grid over −lo … hi. */
+function unsignedGrid(hi: number, lo: number, levels: number): [number, number, number, number] {
+  const [top, low] = hi === 0 && lo === 0 ? [1, 1] : [hi, lo];
+  const scale = Math.fround((top + low) / levels);
+  return [scale, roundEven(low / scale), 0, levels];
 }
 
 function normalize(row: Float64Array, gain: Float32Array, epsilon: number): void {

@@ -13,7 +13,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import type { Backend } from "../../../../src/backend/contract/training.js";
 import { cudaExecutorOf, type CudaExecutor } from "../../../../src/engine/gpu.js";
 import type { CudaExecutorOptions } from "../../../../src/backend/cuda/infer/executor.js";
-import type { MemoryDevice } from "../../../../src/backend/cuda/infer/weights.js";
+import type { MemoryDevice } from "../../../../src/backend/cuda/infer/memory-device.js";
 import type { Chunk } from "../../../../src/backend/contract/inference.js";
 import { LanguageModel } from "../../../../src/models/language-model.js";
 import {

@@ -48,6 +48,17 @@ describeExecutor({
     { name: "biases, transforms", scheme: "w3a6kv2", transforms: true, ...random("biases") },
     { name: "wide, transforms", scheme: "w8a8kv4", transforms: true, layers: 1, ...random("wide") },
     { name: "window", scheme: "w4a8kv16", rough: true, ...random("window") },
+    // A group of 16 divides these widths: with tables of codes, offsets of weights, offsets of activations.
+    { name: "window", scheme: "w4g16a4g16kv4h8g16", layers: 1, ...random("window") },
+    {
+      name: "biases, transforms",
+      scheme: "w4g16oa8kv4h4g16",
+      transforms: true,
+      layers: 1,
+      ...random("biases"),
+    },
+    { name: "window", scheme: "w6g16oa4g16okv4", layers: 1, ...random("window") },
+    { name: "biases", scheme: "w8a4g16kv4h6g16", layers: 1, ...random("biases") },
   ],
 });
 

@@ -174,6 +174,47 @@ it("a product is computed in another way when asked, if it can be", () => {
   );
 });
 
+it("products with scales of groups fit every GPU, at every width of groups", () => {
+  for (const capability of [80, 86, 90, 120]) {
+    const { kernels, launches } = lookingDevice(capability);
+    for (const bits of [4, 8] as const)
+      for (const group of [16, 32, 64, 128] as const)
+        for (const tokens of [1, 9, 30, 64, 65, 2048])
+          for (const [rows, gated] of [
+            [300, false],
+            [4096, false],
+            [22016, true],
+          ] as const)
+            for (const offset of [undefined, 7])
+              for (const wide of [false, true]) {
+                const sums = offset === undefined ? undefined : { columns: group, at: 8 };
+                const groups = {
+                  ...{ weights: group, activations: 64 as const, halves: true, offset, sums },
+                };
+                const order = { rows, gated };
+                kernels.gemm({ ...product, order, bits, tokens, capacity: 2048, groups, wide });
+                const launch = launches.at(-1)!;
+                const { TOKENS, SLABS, ACROSS, STAGES } = macros(launch);
+                if (wide) expect(launch.name).toBe("gemm_group");
+                expect(STAGES).toBeGreaterThanOrEqual(2);
+                if (launch.name === "gemm_group_narrow") continue;
+                expect(launch.threads).toBe(32 * SLABS * ACROSS);
+                expect(launch.grid).toEqual([
+                  Math.ceil(tokens / (TOKENS * ACROSS)),
+                  Math.ceil(rows / 256) * (8 / SLABS),
+                ]);
+              }
+    // Few tokens have the kernel of few tokens on Hopper.
+    if (capability === 90)
+      expect(launches.some(({ name }) => name === "gemm_group_narrow")).toBe(true);
+  }
+  const { kernels } = lookingDevice(75);
+  const groups = { weights: 64 } as const;
+  expect(() => kernels.gemm({ ...product, bits: 4, tokens: 1, capacity: 64, groups })).toThrow(
+    /capability 8/,
+  );
+});
+
 it("what adds to its output is in f32, and codes must have room", () => {
   const { kernels } = lookingDevice(90);
   const request = { ...product, bits: 4, tokens: 100, capacity: 128 } as const;

@@ -103,6 +103,15 @@ export function registerExecutor(print: (line: string) => void): void {
         ...trained,
       },
       { name: "tiny-llama", scheme: "w4a8kv16", rough: true, deep: true, ...trained },
+      { name: "two blocks of tiny-llama", scheme: "w4g64a4g64kv4h8", layers: 2, ...trained },
+      {
+        name: "two blocks of tiny-llama, transforms",
+        scheme: "w4g32oa8kv4h4",
+        transforms: true,
+        layers: 2,
+        ...trained,
+      },
+      { name: "window", scheme: "w6g16oa4g16okv4h6g16", ...random("window") },
     ],
   });
 }

@@ -36,13 +36,17 @@ function obstacle(config: ModelConfig, scheme: Scheme): string | undefined {
 describe("what stands in the way", () => {
   const llama = configOf("tiny-llama");
 
-  it.each(["w4a4kv4", "w2a2kv2", "w3a8kv3", "w8a8kv16", "w6a6kv4"])("nothing: %s", (scheme) => {
+  it.each([
+    ...["w4a4kv4", "w2a2kv2", "w3a8kv3", "w8a8kv16", "w6a6kv4"],
+    ...["w4g64a4g64kv4", "w4g32oa8kv4h8", "w8a4g16okv4h4g32"],
+  ])("nothing: %s", (scheme) => {
     expect(obstacle(llama, parseScheme(scheme))).toBeUndefined();
   });
 
   it.each([
     ["w4a4kv8", /cache of 8 bits/],
     ["w4a16kv4", /activations of 16/],
+    ["w4g64a8g64okv4", /activations of 8 bits with offsets/],
     ["w16a4kv4", /weights of 16/],
   ])("%s", (scheme, reason) => {
     expect(obstacle(llama, parseScheme(scheme))).toMatch(reason);
@@ -81,6 +85,12 @@ describe("sites", () => {
 });
 
 describe("linears of a site", () => {
+  it("go one by one where their grids differ", () => {
+    const grids = ["4 32 offsets", "4 32 offsets", "8 16 "];
+    expect(groupLinears([256, 128, 128], [0, 0, 0], false, grids)).toHaveLength(3);
+    expect(groupLinears([704, 704], [0, 0], true, ["4 64 ", "4 64 "])).toHaveLength(1);
+  });
+
   it("share a set of codes where their clips are equal", () => {
     const clip = { max: 4, min: 5 };
     expect(codeSets([undefined, undefined, undefined])).toEqual({

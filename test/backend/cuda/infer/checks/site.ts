@@ -2,9 +2,11 @@
 import {
   codeBytes,
   codeOffset,
+  groupCount,
   paddedHalves,
   roundUp,
   siteGeometry,
+  type SiteGrid,
   type SiteShape,
 } from "../../../../../src/backend/cuda/infer/layout.js";
 import {
@@ -23,10 +25,11 @@ interface SiteCase {
   readonly tokens: number;
   readonly input: "plain" | "rms" | "gated" | "splits";
   readonly halves?: boolean;
-  readonly bits?: 4 | 8;
+  readonly bits?: 4 | 6 | 8;
   readonly precise?: boolean;
   readonly sets?: number;
   readonly splits?: number;
+  readonly grid?: SiteGrid;
   /** Size of the values. */
   readonly size?: number;
 }
@@ -41,6 +44,9 @@ export const site = (given: SiteCase): Check => ({
     given.halves && "halves",
     given.precise === false && "fast",
     given.sets !== undefined && `${given.sets} sets`,
+    given.grid?.span && `groups of ${given.grid.span}`,
+    given.grid?.zero && "zero points",
+    given.grid?.sums && `sums of ${given.grid.sums}`,
   ),
   run: (device) => {
     const {
@@ -52,6 +58,7 @@ export const site = (given: SiteCase): Check => ({
       sets = 1,
       splits = 1,
       size = 1,
+      grid = {},
     } = given;
     const { left, right, hasLeft, hasRight } = shape;
     const width = left * right;
@@ -135,7 +142,10 @@ export const site = (given: SiteCase): Check => ({
     };
     const clips = Float32Array.from({ length: 2 * sets }, (_, i) => 1 - 0.05 * i);
     const codes = poisoned(device, sets * codeBytes(capacity, width));
-    const scales = poisoned(device, sets * capacity * 4);
+    const spans = grid.span ? groupCount(width, grid.span) : 1;
+    const sumCount = grid.sums ? groupCount(width, grid.sums) : 0;
+    const scales = poisoned(device, sets * spans * capacity * 4);
+    const sums = poisoned(device, Math.max(1, sets * sumCount * capacity) * 4);
     const request = {
       shape,
       input,
@@ -156,20 +166,24 @@ export const site = (given: SiteCase): Check => ({
       splits,
       bits,
       precise,
+      grid,
+      sums: grid.sums && sums,
     };
     const results = (alone: boolean) => {
       for (const [pointer, bytes] of [
         [codes, sets * codeBytes(capacity, width)],
-        [scales, sets * capacity * 4],
+        [scales, sets * spans * capacity * 4],
+        [sums, Math.max(1, sets * sumCount * capacity) * 4],
       ])
         device.driver.fillBytes(pointer, 0xff, bytes, device.stream);
       device.kernels.site({ ...request, alone });
       return {
         codes: device.read(codes, new Int8Array(sets * codeBytes(capacity, width))),
-        scales: device.read(scales, new Float32Array(sets * capacity)),
+        scales: device.read(scales, new Float32Array(sets * spans * capacity)),
+        sums: device.read(sums, new Float32Array(sets * sumCount * capacity)),
       };
     };
-    const { codes: gotCodes, scales: gotScales } = results(false);
+    const { codes: gotCodes, scales: gotScales, sums: gotSums } = results(false);
     let worst = 0;
     // A row's bits must not depend on how many rows there are, and so not on whether a cluster has it.
     const alone = results(true);
@@ -182,31 +196,54 @@ export const site = (given: SiteCase): Check => ({
       // Each product rounds its operands: 2⁻¹¹ of Σ|terms| with single halves, about 2⁻²¹ with two; f32 elsewhere.
       const reach = transform(row, true);
       const unit = precise ? 2 ** -19 : 2 ** -9.5;
-      const hi = Math.max(
-        0,
-        want.reduce((a, b) => Math.max(a, b)),
-      );
-      const lo = Math.min(
-        0,
-        want.reduce((a, b) => Math.min(a, b)),
-      );
       const slack = unit * Math.max(...reach) + 1e-30;
-      for (let s = 0; s < sets; s++) {
-        const top = Math.max(hi * clips[2 * s], -lo * clips[2 * s + 1]);
-        const scale = gotScales[s * capacity + t];
-        worst = Math.max(worst, Math.abs(scale * qmax - top) / slack);
-        if (Number.isNaN(scale)) worst = Infinity;
-        for (let i = 0; i < roundUp(width, 128); i++) {
-          const code = gotCodes[s * codeBytes(capacity, width) + codeOffset(capacity, t, i)];
-          if (i >= width) {
-            if (code !== 0) worst = Infinity;
-            continue;
+      const blocks = roundUp(width, 128);
+      const span = grid.span ?? blocks;
+      const levels = 2 * qmax + 1;
+      for (let s = 0; s < sets; s++)
+        for (let g = 0; g < spans; g++) {
+          const own = want.subarray(Math.min(g * span, width), Math.min((g + 1) * span, width));
+          const top = own.reduce((a, b) => Math.max(a, b), 0) * clips[2 * s];
+          const low = own.reduce((a, b) => Math.max(a, -b), 0) * clips[2 * s + 1];
+          const scale = gotScales[(s * spans + g) * capacity + t];
+          const range = grid.zero ? (top + low) / levels : Math.max(top, low) / qmax;
+          // A group of zeros has a scale that means nothing.
+          if (range > 0)
+            worst = Math.max(
+              worst,
+              (Math.abs(scale - range) * qmax) / (grid.zero ? 2 * slack : slack),
+            );
+          if (!(scale > 0)) worst = Infinity;
+          // The zero point that the kernel took lies where its own scale puts it, but for ties.
+          const zero = grid.zero ? low / scale : 0;
+          const [least, most] = grid.zero ? [-zero, levels - zero] : [-qmax - 1, qmax];
+          for (let i = g * span; i < (g + 1) * span; i++) {
+            const code = gotCodes[s * codeBytes(capacity, width) + codeOffset(capacity, t, i)];
+            if (i >= width) {
+              if (code !== 0) worst = Infinity;
+              continue;
+            }
+            const ideal = Math.min(Math.max(want[i] / scale, least), most);
+            // Beside a zero point, the ends of the grid are whole numbers too, half a step away at most.
+            const clipped =
+              grid.zero && (want[i] / scale < least + 1 || want[i] / scale > most - 1);
+            const over = Math.abs(code - ideal) - (clipped ? 1 : 0.5);
+            worst = Math.max(worst, over / ((unit * reach[i]) / scale + 1e-5));
           }
-          const ideal = Math.min(Math.max(want[i] / scale, -qmax - 1), qmax);
-          const over = Math.abs(code - ideal) - 0.5;
-          worst = Math.max(worst, over / ((unit * reach[i]) / scale + 1e-5));
         }
-      }
+      // Sums are those of the codes that were given, exactly but for the rounding of a scale.
+      for (let s = 0; s < sets; s++)
+        for (let part = 0; part < sumCount; part++) {
+          const columns = grid.sums ?? 1;
+          let sum = 0;
+          for (let i = part * columns; i < (part + 1) * columns; i++)
+            sum += gotCodes[s * codeBytes(capacity, width) + codeOffset(capacity, t, i)];
+          const g = Math.floor((part * columns) / span);
+          const wanted = grid.span
+            ? Math.fround(sum * gotScales[(s * spans + g) * capacity + t])
+            : sum;
+          if (gotSums[(s * sumCount + part) * capacity + t] !== wanted) worst = Infinity;
+        }
     }
     return worst;
   },
