@@ -157,6 +157,45 @@ describe("faults found from outside", () => {
     expect(withParts({ ...parts, pre_tokenizer: whole }, model).encode("  a")).toEqual([1, 2]);
   });
 
+  /** Ids of a text with one added token, 3, between the words a (1), b (2) and all others (0). */
+  const withToken = (content: string, options: Json) => (text: string) =>
+    createTokenizer({
+      tokenizer: {
+        version: "1.0",
+        added_tokens: [{ id: 3, content, special: true, normalized: false, ...options }],
+        model: { type: "WordLevel", vocab: { u: 0, a: 1, b: 2 }, unk_token: "u" },
+      },
+      config: {},
+    }).encode(text);
+
+  it("a token of white space that another has taken is none", () => {
+    const right = withToken("\n", { rstrip: true });
+    expect(["\n \n", "\n\n\n", "a\n \n b"].map(right)).toEqual([[3, 3], [3, 3, 3], [1, 3, 3, 2]]); // prettier-ignore
+    const both = withToken("\n", { lstrip: true, rstrip: true });
+    expect(["\n \n", "\n\n\n", "a\n \n b"].map(both)).toEqual([[3], [3], [1, 3, 2]]);
+    const left = withToken("\n", { lstrip: true });
+    expect(["\n \n", "\n\n\n", "a\n \n b"].map(left)).toEqual([[3, 3], [3, 3, 3], [1, 3, 3, 0]]); // prettier-ignore
+  });
+
+  it("nothing is put in right behind a match", () => {
+    const replaced = (pattern: string, text: string) => {
+      const normalizer = { type: "Replace", pattern: { Regex: pattern }, content: "_" };
+      const tokenizer = createTokenizer({
+        tokenizer: {
+          version: "1.0",
+          normalizer,
+          pre_tokenizer: { type: "FixedLength", length: 1 },
+          model: { type: "WordLevel", vocab: { u: 0, a: 1, b: 2, x: 3, _: 4 }, unk_token: "u" },
+        },
+        config: {},
+      });
+      return tokenizer.encode(text).map((id) => "uabx_"[id]).join(""); // prettier-ignore
+    };
+    const texts = ["aab", "baa", "xaax", "b"];
+    expect(texts.map((text) => replaced("a*", text))).toEqual(["_b_", "_b_", "_x_x_", "_b_"]);
+    expect(texts.map((text) => replaced("x?", text))).toEqual(["_a_a_b_", "_b_a_a_", "_a_a_", "_b_"]); // prettier-ignore
+  });
+
   it("an added token of one's own vocabulary does not appear among the model's words", () => {
     const added = { id: 258, content: "he", single_word: true, normalized: false, special: true };
     const tokenizer = withParts({ added_tokens: [...(tiny["added_tokens"] as Json[]), added] });

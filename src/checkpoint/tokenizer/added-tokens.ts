@@ -146,8 +146,11 @@ function cut(text: string, first: boolean, root: Node): Section[] {
     }
     if (token.lstrip) {
       while (start > done && SPACE_CHARACTER.test(text[start - 1])) start--;
+      start = Math.max(start, done);
     }
     if (token.rstrip) end += SPACES_AT_START.exec(text.slice(end))?.[0].length ?? 0;
+    // The white space that it is made of went to the token before it.
+    if (start >= end) continue;
     textUpTo(start);
     sections.push(token.id);
     done = end;

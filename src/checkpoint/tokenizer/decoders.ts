@@ -2,7 +2,7 @@
 
 import { fromByteCharacters } from "./bytes.js";
 import { checkPart, sequence, type Json, type Part } from "./options.js";
-import { compilePattern } from "./pattern.js";
+import { compilePattern, replaceMatches } from "./pattern.js";
 import { prependScheme } from "./pre-tokenizers.js";
 
 export type Decoder = (tokens: readonly string[]) => string[];
@@ -33,7 +33,7 @@ function build(part: Part): Decoder {
     case "Replace": {
       const pattern = compilePattern(options["pattern"] as Json, path);
       const content = options["content"] as string;
-      return (tokens) => tokens.map((token) => token.replace(pattern, () => content));
+      return (tokens) => tokens.map((token) => replaceMatches(token, pattern, content));
     }
     case "Strip":
       return strip(options);

@@ -3,7 +3,7 @@
 import { toByteCharacters } from "./bytes.js";
 import { charsMap } from "./chars-map.js";
 import { checkPart, sequence, type Json, type Part } from "./options.js";
-import { compilePattern, SPACE } from "./pattern.js";
+import { compilePattern, replaceMatches, SPACE } from "./pattern.js";
 
 export type Normalizer = (text: string) => string;
 
@@ -48,8 +48,7 @@ function build(part: Part): Normalizer {
     case "Replace": {
       const pattern = compilePattern(options["pattern"] as Json, path);
       const content = options["content"] as string;
-      // A function, since "$&" in a replacement is a reference.
-      return (text) => text.replace(pattern, () => content);
+      return (text) => replaceMatches(text, pattern, content);
     }
     case "Precompiled":
       return charsMap(options["precompiled_charsmap"] as string, path);

@@ -97,6 +97,13 @@ function stretches(text: string, expression: RegExp): Stretch[] {
   return found;
 }
 
+/** Puts `content` in the place of every match of `expression`. */
+export function replaceMatches(text: string, expression: RegExp, content: string): string {
+  return stretches(text, expression)
+    .map(({ start, end, isMatch }) => (isMatch ? content : text.slice(start, end)))
+    .join("");
+}
+
 /** Cuts `text` at the matches of `expression`; pieces are never empty. */
 export function splitText(
   text: string,
