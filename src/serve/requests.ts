@@ -85,15 +85,18 @@ const responseFormatSchema = z.discriminatedUnion("type", [
 
 const completionSchema = z.strictObject({
   ...common,
-  prompt: z.union([
-    z.string(),
-    z.array(z.string()).min(1).max(MOST_PROMPTS),
-    z.array(z.int().min(0)).min(1),
-    z
-      .array(z.array(z.int().min(0)).min(1))
-      .min(1)
-      .max(MOST_PROMPTS),
-  ]),
+  prompt: z.union(
+    [
+      z.string(),
+      z.array(z.string()).min(1).max(MOST_PROMPTS),
+      z.array(z.int().min(0)).min(1),
+      z
+        .array(z.array(z.int().min(0)).min(1))
+        .min(1)
+        .max(MOST_PROMPTS),
+    ],
+    { error: `give a text, token ids, or a list of 1 to ${MOST_PROMPTS} of either; none empty` },
+  ),
   logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).nullish(),
   response_format: responseFormatSchema.nullish(),
   echo: only(z.literal(false)),
