@@ -25,7 +25,7 @@ import { planRun, type RunPlan } from "../../quantize/run/preview.js";
 import { parseScheme } from "../../backend/contract/scheme.js";
 import { perform } from "../action.js";
 import { addExamples } from "../program.js";
-import { linearSections } from "./linear-table.js";
+import { linearSections, ownGridSections } from "./linear-table.js";
 import { deviceOption, MODEL_ARGUMENT, threadsOption, type DeviceFlags } from "./shared.js";
 
 interface InspectFlags extends DeviceFlags {
@@ -264,6 +264,13 @@ function renderArtifact({ path, bytes, tensors, quantization: q }: ArtifactDescr
   );
   if (activations) rows.push(["bits of sites", activations]);
   for (const [name, grid] of Object.entries(q.tables ?? {})) rows.push([name, grid]);
+  if (q.budget) {
+    const { predictedKl, uniformKl } = q.budget;
+    rows.push([
+      "bits chosen",
+      `rounded to nearest KL ${predictedKl.toPrecision(3)}, with the scheme's bits everywhere ${uniformKl.toPrecision(3)}`,
+    ]);
+  }
   if (q.calibration) {
     const { text, samples, seqLen } = q.calibration;
     rows.push(["calibration", `${samples} × ${seqLen} tokens of ${text}`]);
@@ -279,7 +286,7 @@ function renderArtifact({ path, bytes, tensors, quantization: q }: ArtifactDescr
       ),
     );
   }
-  sections.push(...linearSections(q.layers));
+  sections.push(...linearSections(q.layers), ...ownGridSections(q.layers));
   return sections.join("\n\n");
 }
 

@@ -23,13 +23,15 @@ import {
 import { movedGroups, type MovedGroup } from "../../quantize/schema/parameter-movement.js";
 import { METHODS } from "../../quantize/methods/index.js";
 import { LEGAL_BITS, parseScheme, SCHEME_FORM, type Bits } from "../../backend/contract/scheme.js";
+import type { Budget } from "../../quantize/run/bits.js";
 import type { BlockRange } from "../../quantize/run/workers.js";
 import { perform } from "../action.js";
 import { decimal, integer } from "../flags.js";
 import { addExamples } from "../program.js";
 import { workerProcesses } from "../worker-process.js";
 import { keptKvBitsOption } from "./engine-flags.js";
-import { linearSections } from "./linear-table.js";
+import { budgetOption } from "./budget-flag.js";
+import { linearSections, ownGridSections } from "./linear-table.js";
 import { labelOption, queueOption, remoteBlocks, storeOption } from "./queue-flags.js";
 import { readRecipe } from "./recipe-file.js";
 import {
@@ -45,6 +47,7 @@ interface QuantizeFlags extends DeviceFlags {
   readonly method: string;
   readonly scheme?: string;
   readonly kvBits?: Bits;
+  readonly budget?: Budget;
   readonly preset?: string;
   readonly recipe?: string;
   readonly calibration: string;
@@ -110,6 +113,7 @@ export function register(program: Command): void {
     .option("--gamma <x>", "4 bits below this divergence (flattenquant)", decimal({ min: 0 }))
     .option("--max-expansion <x>", "largest K'/K (flattenquant)", decimal({ min: 1 }))
     .addOption(keptKvBitsOption())
+    .addOption(budgetOption())
     .addOption(seedOption())
     .addOption(deviceOption())
     .addOption(threadsOption())
@@ -230,7 +234,7 @@ function render(result: QuantizeResult, moved: readonly (readonly MovedGroup[])[
       ),
     );
   }
-  sections.push(...linearSections(info.layers));
+  sections.push(...linearSections(info.layers), ...ownGridSections(info.layers));
   for (const fallback of info.fallbacks) sections.push(`fallback: ${fallback}`);
   if (result.trainingSeconds > 0) sections.push(trainingLine(result));
   const share = (100 * result.bytes) / result.sourceBytes;

@@ -42,7 +42,7 @@ import {
   weightGrid as weightGridOf,
   type Grid,
 } from "../../quantize/grids/groups.js";
-import { parseScheme, type Scheme } from "../../backend/contract/scheme.js";
+import { parseScheme, schemeOfBlock, type Scheme } from "../../backend/contract/scheme.js";
 import { kronecker } from "../../tensor/ops/index.js";
 import { frozen, Graph, type Tensor } from "../../tensor/tensor.js";
 import type { SiteView } from "./data.js";
@@ -175,7 +175,7 @@ export async function capture(job: CaptureJob): Promise<Capture> {
       const scheme = artifacts[0]?.artifact.scheme ?? parseScheme("w16a16kv16");
       before.push(sites.map((site) => plainView(host, program, site, plain, scheme)));
       for (const { artifact, result } of artifacts) {
-        const { scheme: own } = artifact;
+        const own = schemeOfBlock(artifact.scheme, layer);
         const packed = artifact.block(layer);
         const quantized = packedLayer(backend, program, own, packed);
         const found = run(backend, program, layer, quantized.weights, quantized.hooks, states);
@@ -266,15 +266,16 @@ function plainView(
   scheme: Scheme,
 ): SiteView {
   const roles = comparedRoles(program, site);
-  const matrices = roles.flatMap((role) => host.linears[role]?.weight ?? []);
-  const cols = matrices[0].shape[1];
+  const linears = roles.flatMap((role) => host.linears[role] ?? []);
+  const [, cols] = linears[0].weight.shape;
   const maxima = new Float64Array(cols);
-  for (const { data } of matrices) foldColumnMaxima(data, maxima);
+  for (const { weight } of linears) foldColumnMaxima(weight.data, maxima);
   const weightGrid = scheme.weightBits < 16 ? new GridCounter(scheme.weightBits) : undefined;
   if (weightGrid)
-    for (const { data } of matrices) countRows(weightGrid, data, cols, weightGridOf(scheme));
+    for (const { path, weight } of linears)
+      countRows(weightGrid, weight.data, cols, weightGridOf(scheme, path));
   return {
-    ...activationView(inputOf(found, site), cols, activationGrid(scheme)),
+    ...activationView(inputOf(found, site), cols, activationGrid(scheme, site)),
     weights: magnitudes(maxima),
     ...(weightGrid ? { weightGrid: weightGrid.distribution() } : {}),
   };
@@ -297,12 +298,12 @@ function packedView(
   const [first] = linears;
   const width = first.shape[1];
   const input = transformed(backend, siteNamed(program, site), inputOf(found, site), packed);
-  const weightBits = first.grid?.weightBits ?? scheme.weightBits;
+  const weightBits = bitsOf(first) ?? scheme.weightBits;
   const weightGrid = first.quantized ? new GridCounter(weightBits, true) : undefined;
   const columns = storedColumns(first);
   const maxima = new Float64Array(columns);
   for (const l of linears) {
-    if (storedColumns(l) !== columns || (l.grid?.weightBits ?? weightBits) !== weightBits) continue;
+    if (storedColumns(l) !== columns || (bitsOf(l) ?? weightBits) !== weightBits) continue;
     foldColumnMaxima(weightValues(l), maxima);
     // Codes beside an offset begin at 0, and are shown where those of symmetric grids are.
     const middle = l.quantized?.offset ? 2 ** (weightBits - 1) : 0;
@@ -311,10 +312,15 @@ function packedView(
   return {
     ...(first.grid
       ? staticView(input, width, first.grid)
-      : activationView(input, width, activationGrid(scheme), first.activationClip)),
+      : activationView(input, width, activationGrid(scheme, site), first.activationClip)),
     weights: magnitudes(maxima),
     ...(weightGrid ? { weightGrid: weightGrid.distribution() } : {}),
   };
+}
+
+/** A linear's own bits, where they are not the scheme's. */
+function bitsOf({ grid, quantized }: PackedLinear): number | undefined {
+  return grid?.weightBits ?? quantized?.bits;
 }
 
 /** On one grid for the whole activation, large channels split: copy p holds what lies between p·Q and (p+1)·Q steps. */

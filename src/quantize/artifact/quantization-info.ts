@@ -81,6 +81,15 @@ export const quantizationSchema = z.strictObject({
   method: z.string(),
   preset: z.string().optional(),
   scheme: z.string().refine(isScheme, { error: "give a scheme such as w4a4kv4" }),
+  /** What bits of single sites were chosen for, and what rounding to nearest at them costs. */
+  budget: z
+    .strictObject({
+      size: count.optional(),
+      kl: size.optional(),
+      predictedKl: size,
+      uniformKl: size,
+    })
+    .optional(),
   /** Grids of embedding and head by name, where they are not the scheme's; of those that are not listed: 16 bits. */
   tables: z.record(z.string(), ownGrid).optional(),
   recipe: z.record(z.string(), z.unknown()),

@@ -39,7 +39,7 @@ export function simulatedModel(
       params.set(name, frozen(backend, shape, data));
     return {
       weights,
-      hooks: perGraph(
+      hooks: simulatedHooks(
         { program: blockProgram(config, layer), scheme: schemeOfBlock(scheme, layer) },
         weights,
         params,
@@ -62,7 +62,7 @@ export function simulatedModel(
 }
 
 /** Hooks that bind the block's parameters afresh for every graph they meet. */
-function perGraph(
+export function simulatedHooks(
   description: BlockDescription,
   weights: BlockWeights,
   params: ReadonlyMap<string, Tensor>,

@@ -269,7 +269,7 @@ function weightTensors(
 }
 
 /** A weight on a grid that is not the scheme's. */
-function ownWeightTensors(
+export function ownWeightTensors(
   name: string,
   [rows, channels]: readonly [number, number],
   grid: MatrixGrid,

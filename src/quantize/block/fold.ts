@@ -96,10 +96,11 @@ export function foldBlock(
       quantizedMatrix(nearest, rowFactors, (steps) =>
         rounder?.(role, g.read(unrounded), unrounded.shape, steps),
       );
+    const ownBits = grid ? undefined : description.scheme.own?.weights?.[l.path]?.bits;
     linears[role] = {
       path: l.path,
       shape: [l.weight.shape[0], l.weight.shape[1]],
-      quantized,
+      quantized: quantized && ownBits ? { ...quantized, bits: ownBits } : quantized,
       weight: quantized ? undefined : scaleRows(g.read(unrounded), rowFactors, l.weight.shape[1]),
       bias: bias && scaleRows(bias, rowFactors, 1),
       activationClip: clipOf(l.path),
@@ -121,6 +122,7 @@ export function foldBlock(
   return {
     norms: mapValues(block.norms, (norm, name) => scaleNorm(norm, diagInto("norm", name))),
     linears,
+    activationBits: description.scheme.own?.activationBits,
     kept: block.kept,
     transforms,
     keyTransform: key && {

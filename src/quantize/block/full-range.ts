@@ -28,6 +28,10 @@ export const granularityDefaults = { granularity: "row" as "row" | "tensor" };
 
 /** @throws UsageError for groups where `what` has one static step for a whole tensor. */
 export function refuseGroups(what: string, scheme: Scheme): void {
+  if (scheme.blocks)
+    throw new UsageError(
+      `${what} has one step for each whole weight and activation and chooses no bits by budget; leave out --budget`,
+    );
   if (scheme.weightGroup || scheme.activationGroup)
     throw new UsageError(
       `${what} has one step for each whole weight and activation, and scheme ${formatScheme(scheme)} asks for groups; leave the groups out`,

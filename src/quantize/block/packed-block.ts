@@ -165,11 +165,11 @@ function packedHooks(
   return {
     ...cacheHooks(),
     transform,
-    linears(g, _site, input, roles) {
+    linears(g, site, input, roles) {
       let shared: Tensor | undefined;
       return roles.map((role) => {
         const clip = clips[role];
-        const quantize = () => onGrid(g, input, activationGrid(scheme), { clip });
+        const quantize = () => onGrid(g, input, activationGrid(scheme, site), { clip });
         const onTensor = grids.get(role);
         const activation = onTensor
           ? onTensor(g, input)

@@ -197,7 +197,7 @@ export function bindSimulated(
         bits: grid.weightBits,
         step: gridStep(grid.weightThreshold, grid.weightBits),
       });
-    return onGrid(g, unrounded, weightGrid(scheme), {
+    return onGrid(g, unrounded, weightGrid(scheme, pathOf(role)), {
       scaleFloor: WEIGHT_SCALE_FLOOR,
       rounding: params.get(`round.${pathOf(role)}`),
     });
@@ -211,9 +211,13 @@ export function bindSimulated(
     return factors ? binary(g, "mul", b, factors, "full") : b;
   };
 
-  const quantizedActivations = (x: Tensor, roles: readonly LinearName[]): Tensor[] => {
+  const quantizedActivations = (
+    at: LinearSite,
+    x: Tensor,
+    roles: readonly LinearName[],
+  ): Tensor[] => {
     if (scheme.activationBits >= 16) return roles.map(() => x);
-    const each = activationGrid(scheme);
+    const each = activationGrid(scheme, at);
     // Without clips or grids of their own, the linears of a site share one quantization.
     let shared: Tensor | undefined;
     return roles.map((role) => {
@@ -248,7 +252,7 @@ export function bindSimulated(
     bias,
     grid: (role) => grids.get(role),
     weightGrid: (role) =>
-      scheme.weightBits >= 16 || grids.has(role) ? undefined : weightGrid(scheme),
+      scheme.weightBits >= 16 || grids.has(role) ? undefined : weightGrid(scheme, pathOf(role)),
     carries: (name) =>
       site[name]?.diag !== undefined && carrier(siteNamed(program, name)) !== undefined,
     rowFactors(role) {
@@ -256,8 +260,8 @@ export function bindSimulated(
       return factors && g.read(factors);
     },
     transform: (_g, name, x) => activationTransform(siteNamed(program, name), x),
-    linears(_g, _name, x, roles) {
-      const activations = quantizedActivations(x, roles);
+    linears(_g, name, x, roles) {
+      const activations = quantizedActivations(name, x, roles);
       observe?.(activations, roles);
       return roles.map((role, i) =>
         linear(g, activations[i], roundedWeight(role, unroundedWeight(role)), bias(role)),

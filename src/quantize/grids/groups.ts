@@ -3,7 +3,7 @@
  * folding rounds on them, and which models they fit.
  */
 import type { RealArray } from "../../backend/contract/buffer.js";
-import type { BlockProgram } from "../../backend/contract/program.js";
+import type { BlockProgram, LinearSite } from "../../backend/contract/program.js";
 import { formatScheme, LEGAL_GROUPS, type Scheme } from "../../backend/contract/scheme.js";
 import { roundHalfEven } from "../../backend/reference/train/quantize.js";
 import { halfFloats } from "../../checkpoint/element-types.js";
@@ -37,14 +37,20 @@ export interface Grid {
   readonly zero?: boolean;
 }
 
-/** The grid of a scheme's weights, at other bits where a linear has its own. */
-export function weightGrid(scheme: Scheme, bits: number = scheme.weightBits): Grid {
-  return { bits, group: scheme.weightGroup, offset: scheme.weightOffset };
+/** The grid of a block's weight, by its linear's path: its own, or the scheme's. */
+export function weightGrid(scheme: Scheme, path: string): Grid {
+  return (
+    scheme.own?.weights?.[path] ?? {
+      bits: scheme.weightBits,
+      group: scheme.weightGroup,
+      offset: scheme.weightOffset,
+    }
+  );
 }
 
-export function activationGrid(scheme: Scheme): Grid {
+export function activationGrid(scheme: Scheme, site: LinearSite): Grid {
   return {
-    bits: scheme.activationBits,
+    bits: scheme.own?.activationBits?.[site] ?? scheme.activationBits,
     group: scheme.activationGroup,
     offset: scheme.activationOffset,
     zero: scheme.activationOffset,

@@ -3,7 +3,7 @@
  * worker processes and the workers of a queue all call this, so that a block has the same bytes wherever it was done.
  */
 import type { Backend } from "../../backend/contract/training.js";
-import type { Scheme } from "../../backend/contract/scheme.js";
+import { schemeOfBlock, type Scheme } from "../../backend/contract/scheme.js";
 import type { ProgressTask } from "../../common/progress.js";
 import { blockProgram } from "../../models/architectures/index.js";
 import type { ModelConfig } from "../../models/config.js";
@@ -52,7 +52,7 @@ export async function calibrateOneBlock(
   const { parameters, report } = await method.calibrateBlock({
     backend,
     config,
-    scheme,
+    scheme: schemeOfBlock(scheme, layer),
     recipe,
     layer,
     program,

@@ -26,7 +26,7 @@ import { collectMoments } from "../block/input-moments.js";
 import { gptqSolver } from "../rounding/native.js";
 import { gptqRounder } from "../rounding/rounder.js";
 import type { GptqSettings } from "../schema/gptq-settings.js";
-import type { Scheme } from "../../backend/contract/scheme.js";
+import { schemeOfBlock, type Scheme } from "../../backend/contract/scheme.js";
 import { settleParameters } from "../transforms/stored-precision.js";
 
 export interface PackJob {
@@ -81,7 +81,8 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
       report = await packOnPrefix(job, wanted, prefix, host, values, layer, report);
     else if (!report) {
       report = { notes: [] };
-      const packed = foldBlock(host, { program, scheme }, values);
+      const block = { program, scheme: schemeOfBlock(scheme, layer) };
+      const packed = foldBlock(host, block, values);
       await journal.keepPacked(layer, entriesOf(job, packed, layer), report);
     }
     const parameters = Object.fromEntries([...values].map(([name, v]) => [name, [...v.shape]]));
@@ -142,7 +143,7 @@ async function packOnPrefix(
   let report = kept;
   if (!report) {
     const program = blockProgram(config, layer);
-    const block = { program, scheme };
+    const block = { program, scheme: schemeOfBlock(scheme, layer) };
     const parameters = settleParameters(program, host, values);
     const moments = await collectMoments({
       backend,
@@ -175,7 +176,8 @@ function packedError(
   layer: number,
 ): number {
   const program = blockProgram(config, layer);
-  const { weights, hooks } = packedLayer(backend, program, scheme, packed);
+  const own = schemeOfBlock(scheme, layer);
+  const { weights, hooks } = packedLayer(backend, program, own, packed);
   const count = Math.min(REPORT_WINDOWS, inputs.samples);
   const shape = [inputs.time, inputs.hidden];
   let sum = 0;

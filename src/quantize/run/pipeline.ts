@@ -37,6 +37,8 @@ import { Prefix, type StateStore } from "../calibration/prefix.js";
 import { embeddedPath, readDocuments, tokenizeCorpus } from "../calibration/text.js";
 import { randomWindows, type Activations, type TokenWindows } from "../schema/windows.js";
 import { blockLine, calibrateOneBlock } from "./block-unit.js";
+import { chooseBits, JUDGED, type Budget, type ChosenBits } from "./bits.js";
+import { artifactBytes, plansOf } from "./size.js";
 import { estimateRun, refuseImpossible, type RunEstimate } from "./estimate.js";
 import { checkGroups } from "../grids/groups.js";
 import type { ParameterValues } from "../schema/parameters.js";
@@ -69,6 +71,8 @@ export interface QuantizeOptions {
   /** "wikipedia" (embedded) or a path to a text file. */
   readonly calibration?: string;
   readonly seed?: number;
+  /** Single sites get more bits than the scheme's, chosen by what they cost. */
+  readonly budget?: Budget;
   readonly resume?: boolean;
   /** Also keep the learned parameters beside the artifact, so that the simulated model can be run again. */
   readonly keepParameters?: boolean;
@@ -179,16 +183,19 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   refuseArtifact(source.path);
   const { architecture, config } = parseSource(source);
   const { preset, recipe } = resolveRecipe(method, options.preset, options.recipe);
-  const { scheme, kept } = schemeFor(method, { source, architecture, config }, recipe, options);
+  const asked = schemeFor(method, { source, architecture, config }, recipe, options);
+  const { kept } = asked;
   const seed = options.seed ?? 0;
+  if (options.budget) refuseBudget(method, options);
   // A run may have been stopped between naming its artifact and clearing its journal away.
   const complete = options.resume === true && existsSync(Journal.pathFor(out)) && isArtifact(out);
   if (!complete) refuseExisting(out);
   source.tokenizerFiles();
-  checkGroups(blockPrograms(config), config, scheme);
-  method.check?.(blockPrograms(config), scheme, recipe);
+  const programs = blockPrograms(config);
+  checkGroups(programs, config, asked.scheme);
+  method.check?.(programs, { ...asked.scheme, ...(options.budget && { blocks: [] }) }, recipe);
   const need = limitedNeed(method.calibration(recipe), config, recipe, options.recipe);
-  const estimate = estimateRun(backend, config, scheme, need);
+  const estimate = estimateRun(backend, config, asked.scheme, need);
   progress.note(
     `estimate: about ${formatDuration(estimate.seconds)}, ${formatBytes(estimate.memoryBytes)} of memory, ${formatBytes(estimate.diskBytes)} of disk`,
   );
@@ -200,6 +207,11 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
   const sourceName = options.sourceName ?? basename(source.path);
   const hash = await source.hash();
   const calibrationText = options.calibration ?? "wikipedia";
+  const model = { source, architecture, config };
+  const chosen = complete
+    ? undefined
+    : await withinBudget(options, model, method, recipe, asked.scheme);
+  const scheme = chosen?.scheme ?? asked.scheme;
   const settings: Settings = {
     planishVersion: packageVersion(),
     method: method.name,
@@ -215,6 +227,7 @@ async function prepare(options: QuantizeOptions, joins = false): Promise<Run> {
       seqLen: windows.time,
       hash: hashIds(windows.ids),
     },
+    budget: chosen?.record,
     machine: machineOf(backend, options.workers, method.gptq?.(recipe) !== undefined),
   };
   if (complete && !madeWith(readQuantizationInfo(out), settings)) refuseExisting(out);
@@ -257,6 +270,39 @@ export function schemeFor(
     );
   const kept = method.keep(model, recipe);
   return { scheme: kept.scheme, kept };
+}
+
+/** Bits of single sites, where a budget asks for a choice. */
+async function withinBudget(
+  options: QuantizeOptions,
+  model: OpenModel,
+  method: AnyMethod,
+  recipe: Record<string, unknown>,
+  scheme: Scheme,
+): Promise<ChosenBits | undefined> {
+  const { backend, budget, seed = 0, progress = silentProgress, signal } = options;
+  if (!budget) return undefined;
+  const { source, architecture, config } = model;
+  const plans = plansOf(method, blockPrograms(config), scheme, recipe);
+  const windows = calibrationWindows(options, JUDGED, seed, config);
+  const rotates = Object.values(plans[0].transforms).some((site) => site?.factors.length);
+  return await chooseBits(
+    { ...model, backend, scheme, seed, windows, rotates, progress, signal },
+    budget,
+    artifactBytes(source, architecture, config, scheme, plans),
+  );
+}
+
+/** @throws UsageError where bits cannot be chosen. */
+function refuseBudget(method: AnyMethod, { workers, remote }: QuantizeOptions): void {
+  if (method.keep)
+    throw new UsageError(
+      `method "${method.name}" keeps the bits that the source has, and --budget chooses others; leave out one of the two`,
+    );
+  if (workers ?? remote)
+    throw new UsageError(
+      `--budget judges all sites in one process, and others do not hear of its choice; leave out ${workers ? "--workers" : "--queue"}`,
+    );
 }
 
 /**
@@ -347,6 +393,7 @@ async function carryOut(run: Run, started: number): Promise<QuantizeResult> {
     preset,
     scheme: settings.scheme,
     tables: scheme.tables && mapValues(scheme.tables, formatGrid),
+    budget: settings.budget,
     recipe,
     seed,
     source: settings.source,
@@ -507,7 +554,7 @@ export function limitedNeed(
 
 function calibrationWindows(
   options: QuantizeOptions,
-  need: CalibrationNeed,
+  need: Pick<CalibrationNeed, "samples" | "seqLen">,
   seed: number,
   config: ModelConfig,
 ): TokenWindows {

@@ -2,18 +2,9 @@
 
 import type { Backend } from "../../backend/contract/training.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
-import { blockProgram, blockPrograms } from "../../models/architectures/index.js";
+import { blockPrograms } from "../../models/architectures/index.js";
 import { parseSource } from "../../models/source.js";
-import type { Architecture, ModelConfig } from "../../models/config.js";
-import {
-  blockTensors,
-  describedBytes,
-  layoutOfParameters,
-  endLayerTensors,
-  tableScaleName,
-  type TensorDescription,
-} from "../artifact/tensors.js";
-import { biasedPaths } from "../../models/weights.js";
+import { artifactBytes, plansOf } from "./size.js";
 import { estimateRun, type RunEstimate } from "./estimate.js";
 import { limitedNeed, resolveRecipe, schemeFor } from "./pipeline.js";
 import { checkGroups } from "../grids/groups.js";
@@ -57,10 +48,7 @@ export function planRun({ backend, source, ...options }: PlanOptions): RunPlan {
   checkGroups(programs, config, scheme);
   method.check?.(programs, scheme, recipe);
   const calibration = limitedNeed(method.calibration(recipe), config, recipe);
-  const blocks = programs.map(
-    (program): BlockPlan =>
-      method.plan?.(program, scheme, recipe) ?? { transforms: {}, parameters: {} },
-  );
+  const blocks = plansOf(method, programs, scheme, recipe);
   const [block] = blocks;
   const counts: Record<string, number> = {};
   for (const [name, shape] of Object.entries(block.parameters)) {
@@ -79,34 +67,6 @@ export function planRun({ backend, source, ...options }: PlanOptions): RunPlan {
     estimate: estimateRun(backend, config, scheme, calibration),
     artifactBytes: artifactBytes(source, architecture, config, scheme, blocks),
   };
-}
-
-/** Counted tensor by tensor as the artifact has them. */
-function artifactBytes(
-  source: Checkpoint,
-  architecture: Architecture,
-  config: ModelConfig,
-  scheme: Scheme,
-  blocks: readonly BlockPlan[],
-): number {
-  const sum = (described: readonly TensorDescription[]): number =>
-    described.reduce((bytes, tensor) => bytes + describedBytes(tensor), 0);
-  const stored = endLayerTensors(architecture, config).flatMap(({ name }) =>
-    source.tensors.has(name) && !(config.tiedEmbeddings && name === architecture.names.lmHead)
-      ? [name, tableScaleName(name)]
-      : [],
-  );
-  const outside = endLayerTensors(architecture, config, scheme).filter(({ name }) =>
-    stored.includes(name),
-  );
-  const inside = blocks.map(({ parameters }, layer) => {
-    const program = blockProgram(config, layer);
-    // Which module has a bias is the source's to say.
-    const biases = biasedPaths(source, architecture, config, layer);
-    const layout = layoutOfParameters(program, parameters, () => scheme.weightBits, biases);
-    return sum(blockTensors(architecture, config, scheme, layer, layout));
-  });
-  return inside.reduce((bytes, block) => bytes + block, sum(outside));
 }
 
 function elements(shape: readonly number[]): number {

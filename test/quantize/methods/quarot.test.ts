@@ -4,7 +4,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { openBackend } from "../../../src/backend/open.js";
 import { Random } from "../../../src/common/random.js";
 import { quantize, type QuantizeOptions } from "../../../src/quantize/run/pipeline.js";
-import { rotations } from "../../../src/quantize/methods/quarot/rotations.js";
+import { rotations } from "../../../src/quantize/transforms/rotations.js";
 import { parseScheme } from "../../../src/backend/contract/scheme.js";
 import { temporaryDirectory } from "../../checkpoint/files.js";
 import { digest, FEW, fewBlocks, identityErrors, smallCalibration, tinyLlama } from "./support.js";

@@ -421,7 +421,7 @@ class BlockPlanner {
 
   /** A site: its activation, then its linears. */
   private site(fused: FusedSite): void {
-    const { plan, scheme, buffers, memory, kind } = this.context;
+    const { plan, scheme, buffers, memory } = this.context;
     const { width, site } = fused.step;
     const from = this.siteInput(fused.input);
     const roles = fused.products.map(({ step }) => step.linear);
@@ -446,7 +446,7 @@ class BlockPlanner {
     if (!untouched)
       plan.add("site", {
         ...this.siteArguments(from, transform),
-        bits: real ? 16 : scheme.activationBits,
+        bits: real ? 16 : (this.block.activationBits[site] ?? scheme.activationBits),
         span,
         sets: clips.length,
         capacity: STEP_ROWS,
@@ -463,7 +463,7 @@ class BlockPlanner {
       this.gridProducts(roles, { x, width }, outputs, accumulate);
       return;
     }
-    this.product(kind, width, roles, outputs, accumulate, (role) => {
+    this.product(width, roles, outputs, accumulate, (role) => {
       if (real) return { a: x, aScale: 0n, aOffset: 0n };
       const set = setOf[roles.indexOf(role)];
       const scales = BigInt(((set * STEP_ROWS * width) / span) * 4);
@@ -562,13 +562,12 @@ class BlockPlanner {
         scale: buffers.scales.address,
       });
       const codes = { a: buffers.codes.address, aScale: buffers.scales.address, aOffset: 0n };
-      this.product(first.kind, columns, members, outputs, accumulate, () => codes);
+      this.product(columns, members, outputs, accumulate, () => codes);
     }
   }
 
   /** Products of linears whose activations have `columns` columns: one call for all whose weights are kept alike. */
   private product(
-    kind: PackedKind,
     columns: number,
     roles: readonly LinearName[],
     outputs: ReadonlyMap<LinearName, ProductOutput>,
@@ -592,7 +591,7 @@ class BlockPlanner {
         out: out.address,
         outStride: out.width,
       };
-      const key = groups ? `${matrix.kind} ${groups.size}` : "rows";
+      const key = groups ? `${matrix.kind} ${groups.size}` : matrix.kind;
       alike.set(key, [...(alike.get(key) ?? []), { part, matrix }]);
     }
     for (const members of alike.values()) {
@@ -611,7 +610,7 @@ class BlockPlanner {
         continue;
       }
       plan.add("packedMatmulParts", {
-        kind,
+        kind: matrix.kind,
         k: columns,
         parts: parts.length,
         table: plan.parts(parts),

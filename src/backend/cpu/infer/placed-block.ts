@@ -53,6 +53,8 @@ export interface PlacedBlock {
   readonly linears: Readonly<Record<LinearName, PackedMatrix>>;
   readonly grids: Readonly<Partial<Record<LinearName, PlacedGrid>>>;
   readonly clips: Readonly<Partial<Record<LinearName, ClipLogits>>>;
+  /** Of a site's codes, where they are not the scheme's. */
+  readonly activationBits: Readonly<Partial<Record<LinearSite, number>>>;
   readonly norms: Readonly<Record<NormName, PlacedNorm>>;
   /** f32, row by row. */
   readonly kept: Readonly<Record<KeptName, bigint>>;
@@ -100,7 +102,7 @@ export function placeBlock(
       );
       continue;
     }
-    const own: PackedKind = grid ? (grid.weightBits <= 4 ? "int4" : "int8") : kind;
+    const own = grid ? kindOf(grid.weightBits, "int8") : kindOf(quantized?.bits, kind);
     linears[role] = packer.packed(own, [linear.shape[0], values.length / linear.shape[0]], {
       values,
       scale: linear.quantized?.scale,
@@ -118,6 +120,7 @@ export function placeBlock(
     linears,
     grids,
     clips,
+    activationBits: block.activationBits ?? {},
     norms: mapValues(block.norms, norm),
     kept: mapValues(block.kept, ({ data }) => memory.floats(data).address),
     transforms,
@@ -125,6 +128,14 @@ export function placeBlock(
     keyMatrix: keyTransform ? memory.floats(keyTransform.matrix).address : 0n,
     cacheClips: memory.floats([...clipLogits(keyClip), ...clipLogits(valueClip)]).address,
   };
+}
+
+/** The kind for codes of as many bits, multiplied as `kind` is; without bits of their own: `kind`. */
+function kindOf(bits: number | undefined, kind: PackedKind): PackedKind {
+  if (bits === undefined) return kind;
+  const real = kind === "int4F32" || kind === "int8F32";
+  if (bits <= 4) return real ? "int4F32" : "int4";
+  return real ? "int8F32" : "int8";
 }
 
 function placeGrid(

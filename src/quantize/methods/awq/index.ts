@@ -112,7 +112,8 @@ async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
         weights: linearsAt(program, block, site).map(({ weight }) => weight),
         mean: means[site],
         moment,
-        grid: weightGrid(scheme),
+        // Linears of a site share their factors; where grids differ, those of the first decide.
+        grid: weightGrid(scheme, linearsAt(program, block, site)[0].path),
         steps: recipe.gridSteps,
       });
       if (searched.exponent === 0)
@@ -127,7 +128,13 @@ async function calibrateBlock(job: BlockJob<AwqRecipe>): Promise<BlockOutcome> {
       const linear = block.linears[role];
       if (!linear || !isClipped(role)) continue;
       const { weight, path } = linear;
-      const ratios = searchClips({ backend, weight, scales, moment, grid: weightGrid(scheme) });
+      const ratios = searchClips({
+        backend,
+        weight,
+        scales,
+        moment,
+        grid: weightGrid(scheme, path),
+      });
       const shape = weightClipShape(weight.shape, scheme);
       // A row's groups share the ratio that its search found: their own errors mix in the row's output.
       const logits = new Float64Array(shape[0] * shape[1]);

@@ -11,6 +11,7 @@ import type { Arena, Backend, Buffer, RealArray } from "../../../backend/contrac
 import { InterruptedError } from "../../../common/errors.js";
 import { Random } from "../../../common/random.js";
 import { runBlock, type BlockWeights } from "../../../models/interpret.js";
+import { schemeOfBlock } from "../../../backend/contract/scheme.js";
 import { blockProgram } from "../../../models/architectures/index.js";
 import { stateWidth, type ModelConfig } from "../../../models/config.js";
 import {
@@ -86,7 +87,7 @@ function makeStudent(
       : { learningRate: recipe.distillation.learningRate, weightDecay: recipe.weightDecay };
   return {
     weights: uploadBlock(backend, host),
-    description: { program: blockProgram(config, layer), scheme },
+    description: { program: blockProgram(config, layer), scheme: schemeOfBlock(scheme, layer) },
     params,
     optimizer: new AdamW(backend, params, rule, {
       totalSteps: total,

@@ -5,21 +5,14 @@
  */
 import type { PackedBlock } from "../../../backend/contract/packed.js";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { Backend } from "../../../backend/contract/training.js";
 import { InterruptedError } from "../../../common/errors.js";
 import { blockProgram } from "../../../models/architectures/index.js";
-import { runBlock } from "../../../models/interpret.js";
-import { stateWidth, type ModelConfig } from "../../../models/config.js";
-import {
-  embed,
-  finalNorm,
-  headLogits,
-  type Layer,
-  type EndLayerWeights,
-} from "../../../models/language-model.js";
+import type { ModelConfig } from "../../../models/config.js";
+import { embed } from "../../../models/language-model.js";
 import { freeBlock, type HostBlock } from "../../../models/weights.js";
 import type { LinearName } from "../../../backend/contract/program.js";
 import { Graph } from "../../../tensor/tensor.js";
+import { divergences, runStates, type VariantText } from "../../calibration/variants.js";
 import { sampleRange } from "../../schema/windows.js";
 import { foldBlock } from "../../block/fold.js";
 import type { ParameterValues } from "../../schema/parameters.js";
@@ -28,12 +21,6 @@ import { packedLayer } from "../../block/packed-block.js";
 
 /** Calibration tokens that are looked at: fewer where each costs more, so that a model takes minutes. */
 const TOKENS = { least: 512, most: 2048, weightsTimesTokens: 5e10 };
-/** Positions whose distributions are compared, spread over those tokens: the head is a large part of a small model. */
-const POSITIONS = 512;
-/** Tokens run through a block at once. */
-const BATCH_TOKENS = 4096;
-/** Rows of logits formed at once. */
-const LOGIT_ROWS = 256;
 
 export interface ModelEffect {
   /** KL(full precision ‖ model) in nats per token with all linears at 8 bits. */
@@ -54,6 +41,7 @@ export async function modelEffect(
   const hosts = (layer: number): HostBlock => job.readBlock(layer);
   const count = windowsLookedAt(config, hosts(0), windows);
   const ids = windows.ids.subarray(0, count * windows.time);
+  const text: VariantText = { backend, config, endLayers, windows: count, time: windows.time };
   const names: { layer: number; role: LinearName }[] = [];
   let states: Float32Array[];
   {
@@ -69,7 +57,7 @@ export async function modelEffect(
     );
     const through = (block: PackedBlock, from: readonly Float32Array[]): Float32Array[] => {
       const packed = packedLayer(backend, program, scheme, block);
-      const out = runStates(job, packed, from, layer, count);
+      const out = runStates(text, packed, from, layer);
       freeBlock(backend, packed.weights);
       return out;
     };
@@ -85,7 +73,7 @@ export async function modelEffect(
     states = behind;
     job.progress.advance(1, `effect of block ${layer} at 4 bits`);
   }
-  const [all8, ...each] = divergences(job, states);
+  const [all8, ...each] = divergences(text, sampleRange(job.teacher, 0, count), states);
   const added: Record<LinearName, number>[] = Array.from({ length: config.numLayers }, () => ({}));
   names.forEach(({ layer, role }, i) => {
     added[layer][role] = each[i] - all8;
@@ -107,86 +95,4 @@ function windowsLookedAt(
   const affordable = TOKENS.weightsTimesTokens / (perBlock * config.numLayers);
   const tokens = Math.min(Math.max(affordable, TOKENS.least), TOKENS.most);
   return Math.min(windows.samples, Math.max(1, Math.floor(tokens / windows.time)));
-}
-
-/** States of `count` windows each, through one block. */
-function runStates(
-  { backend, config, windows: { time } }: RefineJob<unknown>,
-  { weights, hooks }: Layer,
-  states: readonly Float32Array[],
-  layer: number,
-  count: number,
-): Float32Array[] {
-  const together = Math.max(1, Math.floor(BATCH_TOKENS / (count * time)));
-  const out: Float32Array[] = [];
-  using arena = backend.arena();
-  for (let first = 0; first < states.length; first += together) {
-    const some = states.slice(first, first + together);
-    const size = some[0].length;
-    const all = new Float32Array(some.length * size);
-    some.forEach((state, i) => {
-      all.set(state, i * size);
-    });
-    using g = new Graph(backend, { arena });
-    const width = stateWidth(config);
-    const x = g.constant([all.length / width, width], all);
-    const batch = some.length * count;
-    const program = blockProgram(config, layer);
-    const y = g.read(runBlock(g, program, weights, hooks, x, { layer, batch }));
-    some.forEach((_, i) => out.push(Float32Array.from(y.subarray(i * size, (i + 1) * size))));
-  }
-  return out;
-}
-
-/** Mean KL of each last state's next-token distribution from the teacher's, over evenly spread positions. */
-function divergences(
-  { backend, config, endLayers, teacher }: RefineJob<unknown>,
-  states: readonly Float32Array[],
-): number[] {
-  const tokens = states[0].length / stateWidth(config);
-  const every = Math.max(1, Math.floor(tokens / POSITIONS));
-  const positions = Array.from({ length: Math.floor(tokens / every) }, (_, i) => i * every);
-  const expected = sampleRange(teacher, 0, Math.ceil(tokens / teacher.time));
-  const sums = new Float64Array(states.length);
-  for (let first = 0; first < positions.length; first += LOGIT_ROWS) {
-    const rows = positions.slice(first, first + LOGIT_ROWS);
-    sumDivergences(backend, config, endLayers, rows, expected, states, sums);
-  }
-  return Array.from(sums, (sum) => sum / positions.length);
-}
-
-function sumDivergences(
-  backend: Backend,
-  config: ModelConfig,
-  endLayers: EndLayerWeights,
-  rows: readonly number[],
-  expected: Float32Array,
-  states: readonly Float32Array[],
-  sums: Float64Array,
-): void {
-  const { vocabSize } = config;
-  const width = stateWidth(config);
-  const logits = (g: Graph, state: Float32Array) => {
-    const some = new Float32Array(rows.length * width);
-    rows.forEach((row, i) => {
-      some.set(state.subarray(row * width, (row + 1) * width), i * width);
-    });
-    const hidden = g.constant([rows.length, width], some);
-    return g.values(headLogits(g, config, endLayers, finalNorm(g, config, endLayers, hidden)));
-  };
-  using g = new Graph(backend);
-  const teacher = logits(g, expected);
-  states.forEach((state, i) => {
-    using inner = g.nested();
-    const kl = inner.real(rows.length);
-    inner.kernels.softmaxKl({
-      teacher,
-      student: logits(inner, state),
-      rows: rows.length,
-      cols: vocabSize,
-      kl,
-      gradScale: 1,
-    });
-    for (const value of backend.read(kl)) sums[i] += value;
-  });
 }

@@ -16,7 +16,7 @@ import { gptqOf, roundingDefaults, roundingFields } from "../../schema/gptq-sett
 import { formatScheme } from "../../../backend/contract/scheme.js";
 import { planTransforms } from "../../transforms/assignment.js";
 import { matrixPlaces } from "../../transforms/sites.js";
-import { rotations } from "./rotations.js";
+import { rotations } from "../../transforms/rotations.js";
 
 export const quarotRecipe = z.strictObject({
   ...windowFields,
