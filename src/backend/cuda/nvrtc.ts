@@ -22,6 +22,8 @@ export interface CompileRequest {
   readonly defines?: readonly string[];
   /** Further compiler options. */
   readonly options?: readonly string[];
+  /** Only reads the source, of which comes no image: a check of seconds for all kernels. Assembly is not looked at. */
+  readonly syntaxOnly?: boolean;
 }
 
 /** Where compiled kernels are kept: PLANISH_CUDA_CACHE, else `planish/cuda` in the user's cache folder. */
@@ -107,6 +109,7 @@ export class Nvrtc {
             `(${String(this.call.error(status))}): ${log}`,
         );
       }
+      if (request.syntaxOnly) return { image: new Uint8Array(), log };
       const form = request.architecture.startsWith("compute_") ? "ptx" : "cubin";
       const name = `nvrtcGet${form.toUpperCase()}`;
       this.check(`${name}Size`, this.call[`${form}Size`](program, bytes));
@@ -119,13 +122,15 @@ export class Nvrtc {
   }
 }
 
-function compilerOptions({ architecture, defines = [], options = [] }: CompileRequest): string[] {
+function compilerOptions(request: CompileRequest): string[] {
+  const { architecture, defines = [], options = [], syntaxOnly = false } = request;
   return [
     `--gpu-architecture=${architecture}`,
     "--std=c++17",
     "--device-as-default-execution-space",
     ...defines.map((define) => `--define-macro=${define}`),
     ...options,
+    ...(syntaxOnly ? ["--fdevice-syntax-only"] : []),
   ];
 }
 
