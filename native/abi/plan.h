@@ -7,7 +7,7 @@
 
 namespace planish {
 
-constexpr int64_t PLAN_WORDS = 23;
+constexpr int64_t PLAN_WORDS = 24;
 
 template <class T>
 inline T* pointer(int64_t word) {
@@ -110,6 +110,23 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
     case 17:
       return pl_columns(
           pointer<const float>(word[1]), rows, word[2], word[3], pointer<float>(word[4]), word[5]);
+    case 18:
+      return pl_grouped_norm(
+          static_cast<int32_t>(word[1]), pointer<const float>(word[2]), rows, word[3], word[4],
+          pointer<const float>(word[5]), word[6], static_cast<float>(real(word[7])), pointer<float>(word[8]));
+    case 19:
+      return pl_carry_conv(
+          chunks, pointer<const int32_t>(word[1]), pointer<const int32_t>(word[2]), word[3], word[4],
+          pointer<const float>(word[5]), pointer<const float>(word[6]), pointer<const float>(word[7]),
+          pointer<float>(word[8]), word[9], pointer<float>(word[10]));
+    case 20:
+      return pl_carry_recurrence(
+          chunks, pointer<const int32_t>(word[1]), pointer<const int32_t>(word[2]), word[3], word[4], word[5],
+          word[6], word[7], word[8], word[9], word[10], static_cast<float>(real(word[11])),
+          static_cast<float>(real(word[12])), static_cast<float>(real(word[13])), static_cast<float>(real(word[14])),
+          pointer<const float>(word[15]), pointer<const float>(word[16]), pointer<const float>(word[17]),
+          pointer<const float>(word[18]), pointer<const float>(word[19]), pointer<const float>(word[20]),
+          pointer<float>(word[21]), word[22], pointer<float>(word[23]));
     default:
       return fail(PL_BAD_ARGUMENT, "plan: unknown operation %lld", static_cast<long long>(word[0]));
   }

@@ -26,6 +26,7 @@ __device__ __forceinline__ float unary_value(int op, float x) {
     case 3: return 0.5f * x * (1.f + erff(x * SQRT_HALF));
     case 4: return 0.5f * x * (1.f + tanhf(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)));
     case 5: return 1.f / x;
+    case 7: return x > 0.f ? x * x : 0.f;
     default: return -x;
   }
 }
@@ -44,6 +45,7 @@ __device__ __forceinline__ float unary_slope(int op, float x) {
       return 0.5f * (1.f + t) + 0.5f * x * (1.f - t * t) * SQRT_2_OVER_PI * (1.f + 3.f * GELU_CUBIC * x * x);
     }
     case 5: return -1.f / (x * x);
+    case 7: return x > 0.f ? 2.f * x : 0.f;
     default: return -1.f;
   }
 }

@@ -48,6 +48,7 @@ inline int unary(int32_t op, const float* x, int64_t length, float* out) {
       case UNARY_OP_GELU_TANH:
         return map([](vf v) { return 0.5f * v * (1.0f + tanhv(SQRT_2_OVER_PI * (v + GELU_CUBIC * v * v * v))); });
       case UNARY_OP_RECIPROCAL: return map([](vf v) { return 1.0f / v; });
+      case UNARY_OP_RELU2: return map([](vf v) { return v > vf{} ? v * v : vf{}; });
       default: return map([](vf v) { return -v; });
     }
   });
@@ -78,6 +79,7 @@ inline int unary_backward(int32_t op, const float* x, int64_t length, const floa
           return 0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * SQRT_2_OVER_PI * (1.0f + 3.0f * GELU_CUBIC * v * v);
         });
       case UNARY_OP_RECIPROCAL: return map([](vf v) { return -1.0f / (v * v); });
+      case UNARY_OP_RELU2: return map([](vf v) { return v > vf{} ? 2.0f * v : vf{}; });
       default: return map([](vf) { return splat(-1.0f); });
     }
   });

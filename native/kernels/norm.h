@@ -23,21 +23,34 @@ PL_INLINE Moments row_moments(int32_t kind, const float* x, int64_t cols, float 
   return {m, static_cast<float>(1.0 / std::sqrt(square / static_cast<double>(cols) + static_cast<double>(epsilon)))};
 }
 
+static inline void norm_row(int32_t kind, const float* x, int64_t cols, const float* gain, const float* bias,
+                            float epsilon, float* out) {
+  const Moments m = row_moments(kind, x, cols, epsilon);
+  for (int64_t i = 0; i < cols; i += VL) {
+    const int64_t count = cols - i;
+    vf v = (load_up_to(x + i, count) - m.mean) * m.inverse * load_up_to(gain + i, count);
+    if (bias) v += load_up_to(bias + i, count);
+    if (count >= VL) store(out + i, v);
+    else store_part(out + i, v, count);
+  }
+}
+
 inline int norm(int32_t kind, const float* x, int64_t rows, int64_t groups, int64_t cols, const float* gain,
                 const float* bias, float epsilon, float* out) {
   parallel_ranges(rows * groups, row_grain(cols), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* const xr = x + r * cols;
-      float* const o = out + r * cols;
-      const Moments m = row_moments(kind, xr, cols, epsilon);
-      for (int64_t i = 0; i < cols; i += VL) {
-        const int64_t count = cols - i;
-        vf v = (load_up_to(xr + i, count) - m.mean) * m.inverse * load_up_to(gain + i, count);
-        if (bias) v += load_up_to(bias + i, count);
-        if (count >= VL) store(o + i, v);
-        else store_part(o + i, v, count);
-      }
-    }
+    for (int64_t r = begin; r < end; ++r) norm_row(kind, x + r * cols, cols, gain, bias, epsilon, out + r * cols);
+  });
+  return 0;
+}
+
+/** The same where each group has a gain of its own, or `gains` is 1. */
+inline int grouped_norm(int32_t kind, const float* x, int64_t rows, int64_t groups, int64_t cols, const float* gain,
+                        int64_t gains, float epsilon, float* out) {
+  if (gains != 1 && gains != groups)
+    return fail(PL_BAD_ARGUMENT, "groupedNorm: %lld gains for %lld groups", (long long)gains, (long long)groups);
+  parallel_ranges(rows, row_grain(groups * cols), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * groups; i < end * groups; ++i)
+      norm_row(kind, x + i * cols, cols, gain + i % gains * cols, nullptr, epsilon, out + i * cols);
   });
   return 0;
 }

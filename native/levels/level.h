@@ -64,6 +64,7 @@
 #include "../kernels/norm.h"
 #include "../kernels/paged_attention.h"
 #include "../kernels/quantize.h"
+#include "../kernels/recurrent.h"
 #include "../kernels/site.h"
 #else
 // kernels/ has nothing of its own for tiles: this level takes those kernels from avx512.

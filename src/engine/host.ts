@@ -133,7 +133,7 @@ export class EngineHost {
       vocabSize: this.candidates,
       pageTokens: executor.pageTokens,
       pages,
-      cacheBytes: pages * executor.bytesPerPage,
+      cacheBytes: pages * executor.bytesPerPage + maxRunning * (executor.bytesPerState ?? 0),
       weightBytes: executor.weightBytes,
       maxRunning,
       maxWaiting,

@@ -190,9 +190,12 @@ export interface CacheOptions {
   readonly maxRunning: number;
 }
 
-/** Pages that fit the budget. @throws PlanishError when none does, or the budget exceeds the free memory. */
+/**
+ * Pages that fit the budget, beside a state for each running sequence where the model has recurrent layers.
+ * @throws PlanishError when none does, or the budget exceeds the free memory.
+ */
 export function pagesFor(executor: Executor, { kvMemory, maxRunning }: CacheOptions): number {
-  const { shape, pageTokens, bytesPerPage } = executor;
+  const { shape, pageTokens, bytesPerPage, bytesPerState = 0 } = executor;
   const onDevice = executor.freeBytes?.();
   const addressable = executor.addressableBytes?.() ?? Infinity;
   const free = Math.min(onDevice ?? availableMemory(), addressable);
@@ -203,7 +206,13 @@ export function pagesFor(executor: Executor, { kvMemory, maxRunning }: CacheOpti
   const share = onDevice === undefined ? DEFAULT_SHARE.machine : DEFAULT_SHARE.device;
   const budget = kvMemory ?? free * share;
   const useful = maxRunning * Math.ceil(shape.maxPositions / pageTokens);
-  const pages = Math.min(useful, Math.floor(budget / bytesPerPage));
+  const states = maxRunning * bytesPerState;
+  if (states > budget)
+    throw new PlanishError(
+      `${maxRunning} sequences at once need ${formatBytes(states)} for the states of recurrent layers, and the cache has ${formatBytes(budget)}; give more (--kv-memory) or run fewer at once (--concurrency)`,
+    );
+  // Blocks without attention leave nothing in pages.
+  const pages = Math.min(useful, Math.floor((budget - states) / Math.max(1, bytesPerPage)));
   if (pages < 1)
     throw new PlanishError(
       `a KV cache of ${formatBytes(budget)} holds no page of ${pageTokens} tokens (${formatBytes(bytesPerPage)}); give more (--kv-memory)`,

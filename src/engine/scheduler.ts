@@ -6,6 +6,10 @@
  * Pages are given as they are needed. When none is left, the sequence that came last gives its pages back and is
  * computed anew later (a row depends only on the tokens before it, so its text does not change). The sequence that came
  * first can always go on, and one that could not fit alone is refused before it comes here: everybody gets done.
+ *
+ * In models with recurrent layers a running sequence also owns one of the executor's states. A state stands at one position
+ * and holds all that came before, so such models share no beginnings between requests: pages alone would not do. Choices of
+ * one request still share their prompt, by copies of its state.
  */
 import { PlanishError } from "../common/errors.js";
 import type { Chunk, Executor, StepLogits } from "../backend/contract/inference.js";
@@ -39,6 +43,8 @@ const LEAST_PREFILL = 32;
 
 export class Scheduler {
   readonly pool: PagePool;
+  /** States that no sequence has; undefined in models without. */
+  private readonly freeStates: number[] | undefined;
   private readonly waiting: Sequence[] = [];
   /** In order of arrival. */
   private readonly running: Sequence[] = [];
@@ -52,7 +58,9 @@ export class Scheduler {
     private readonly options: SchedulerOptions,
   ) {
     this.pool = new PagePool(options.pages, executor.pageTokens);
-    executor.reserve(options.pages);
+    executor.reserve(options.pages, options.maxRunning);
+    if (executor.bytesPerState !== undefined)
+      this.freeStates = Array.from({ length: options.maxRunning }, (_, i) => i);
   }
 
   get stats(): SchedulerStats {
@@ -125,12 +133,14 @@ export class Scheduler {
       const [sequence] = this.waiting;
       const { tokens } = sequence;
       // The last token is computed in any case: its logits are wanted.
-      const { pages, node } = this.pool.match(tokens, tokens.length - 1, sequence.root);
+      const most = this.freeStates ? 0 : tokens.length - 1;
+      const { pages, node } = this.pool.match(tokens, most, sequence.root);
       if (this.pagesFor(tokens.length) - pages.length > this.pool.available) {
         for (const page of pages.reverse()) this.pool.release(page);
         return;
       }
       sequence.pages = pages;
+      sequence.state = this.freeStates?.pop();
       sequence.node = node;
       sequence.knownPages = pages.length;
       sequence.computed = pages.length * this.pool.pageTokens;
@@ -227,7 +237,7 @@ export class Scheduler {
   private settle(sequence: Sequence, count: number, logits: Float32Array | undefined): void {
     sequence.computed += count;
     const { pageTokens } = this.pool;
-    while ((sequence.knownPages + 1) * pageTokens <= sequence.computed) {
+    while (!this.freeStates && (sequence.knownPages + 1) * pageTokens <= sequence.computed) {
       const start = sequence.knownPages * pageTokens;
       const page = sequence.pages[sequence.knownPages];
       sequence.node = this.pool.register(page, sequence.node, sequence.tokens, start);
@@ -248,6 +258,9 @@ export class Scheduler {
     }
     for (const page of from.pages) this.pool.retain(page);
     sibling.pages = [...from.pages];
+    sibling.state = this.freeStates?.pop();
+    if (from.state !== undefined && sibling.state !== undefined)
+      this.executor.copyState?.(from.state, sibling.state);
     sibling.computed = from.computed;
     sibling.knownPages = from.knownPages;
     sibling.node = from.node;
@@ -307,6 +320,8 @@ export class Scheduler {
     // The end first: it is the least likely to be asked for again.
     for (const page of sequence.pages.reverse()) this.pool.release(page);
     sequence.pages = [];
+    if (sequence.state !== undefined) this.freeStates?.push(sequence.state);
+    sequence.state = undefined;
     sequence.computed = 0;
     sequence.knownPages = 0;
   }
@@ -326,11 +341,12 @@ export class Scheduler {
 }
 
 function chunkOf(sequence: Sequence, count: number): Chunk {
-  const { tokens, computed, pages } = sequence;
+  const { tokens, computed, pages, state } = sequence;
   return {
     tokens: Int32Array.from(tokens.slice(computed, computed + count)),
     start: computed,
     pages: Int32Array.from(pages),
+    state,
     logits: computed + count === tokens.length ? "last" : "none",
   };
 }

@@ -56,6 +56,8 @@ export class Sequence {
   /** How many of them have their keys and values in `pages`. */
   computed = 0;
   pages: number[] = [];
+  /** Which of the executor's states it has, in models with recurrent layers, while it runs. */
+  state: number | undefined;
   /** Leading pages that the pool knows, and the node of the beginning that they hold. */
   knownPages = 0;
   node: PrefixNode = ROOT;

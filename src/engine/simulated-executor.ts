@@ -7,6 +7,9 @@ import type { Backend, Buffer } from "../backend/contract/training.js";
 import { PlanishError } from "../common/errors.js";
 import { endLayerTensors, type LanguageModel } from "../models/language-model.js";
 import { cacheWidth, type AttentionStep } from "../backend/contract/program.js";
+import { carriedWidth, isCarry, stateSize, type CarryStep } from "../backend/contract/recurrent.js";
+import { SequenceStates } from "../backend/contract/sequence-states.js";
+import type { RunCarried } from "../models/carry.js";
 import { blockTensors } from "../models/weights.js";
 import { attention, gatherRows } from "../tensor/ops/index.js";
 import { Graph, Tensor } from "../tensor/tensor.js";
@@ -33,6 +36,7 @@ export class SimulatedExecutor implements Executor {
   readonly shape: ModelShape;
   readonly pageTokens = SIMULATED_PAGE_TOKENS;
   readonly bytesPerPage: number;
+  readonly bytesPerState?: number;
   readonly weightBytes: number;
   readonly description: string;
   /** Channels of keys in each layer. */
@@ -42,6 +46,10 @@ export class SimulatedExecutor implements Executor {
   /** Queries are padded to whole blocks from the sequence's beginning, so that a row never depends on its chunk's ends. */
   private readonly queryBlock: number;
   private memory: PageMemory = { keys: [], values: [] };
+  /** Steps that carry a state, and the states of every sequence by step. */
+  private readonly carrying: readonly CarryStep[];
+  private states = new Map<CarryStep, readonly Buffer[]>();
+  private positions = new SequenceStates(0);
   private pages?: number;
   private disposed = false;
   private readonly arena;
@@ -56,6 +64,9 @@ export class SimulatedExecutor implements Executor {
     this.widths = model.programs.map(cacheWidth);
     const total = this.widths.reduce((sum, width) => sum + width, 0);
     this.bytesPerPage = 2 * this.pageTokens * total * realBytes(backend);
+    this.carrying = model.programs.flatMap(({ steps }) => steps.filter(isCarry));
+    const numbers = this.carrying.reduce((sum, step) => sum + stateSize(step), 0);
+    if (numbers > 0) this.bytesPerState = numbers * realBytes(backend);
     this.weightBytes = weightBytes(model);
     this.description = `${backend.description}; ${arithmetic}`;
     const { thinRows, queries } = backend.rowBlocks ?? { thinRows: 0, queries: 1 };
@@ -64,11 +75,17 @@ export class SimulatedExecutor implements Executor {
     this.arena = backend.arena();
   }
 
-  reserve(pages: number): void {
-    checkReserve(pages);
+  reserve(pages: number, states = 1): void {
+    checkReserve(pages, states);
     const { backend } = this.model;
     this.release();
     this.pages = pages;
+    if (this.carrying.length > 0) this.positions = new SequenceStates(states);
+    for (const step of this.carrying)
+      this.states.set(
+        step,
+        Array.from({ length: states }, () => backend.alloc(backend.realType, stateSize(step))),
+      );
     const make = () =>
       this.widths.map((width) => backend.alloc(backend.realType, pages * this.pageTokens * width));
     this.memory = { keys: make(), values: make() };
@@ -83,6 +100,12 @@ export class SimulatedExecutor implements Executor {
       });
   }
 
+  copyState(from: number, to: number): void {
+    this.positions.copy(from, to);
+    for (const [step, buffers] of this.states)
+      this.model.backend.copy(buffers[from], buffers[to], stateSize(step));
+  }
+
   async step(chunks: readonly Chunk[]): Promise<StepLogits> {
     if (this.disposed) throw new PlanishError("this engine was disposed; open the model again");
     return Promise.resolve(this.compute(chunks));
@@ -91,16 +114,56 @@ export class SimulatedExecutor implements Executor {
   private compute(chunks: readonly Chunk[]): StepLogits {
     for (const chunk of chunks) checkChunk(chunk, this.shape, this.pageTokens, this.pages);
     const { ids, positions, lengths } = this.rows(chunks);
+    const slots = this.positions.of(chunks);
+    this.positions.begin(slots);
     using g = new Graph(this.model.backend, { arena: this.arena });
     const hidden = this.model.hiddenOfRows(
       g,
       ids,
       positions,
-      (inner, layer, step, q, k, v, sinks) =>
-        this.attend(inner, layer, { ...step, sinks }, chunks, q, k, v),
+      {
+        attend: (inner, layer, step, q, k, v, sinks) =>
+          this.attend(inner, layer, { ...step, sinks }, chunks, q, k, v),
+        carry: (inner, _layer, step, inputs, run) =>
+          this.carry(inner, step, chunks, slots, inputs, run),
+      },
       lengths,
     );
+    this.positions.end(slots, chunks);
     return this.logits(g, chunks, hidden);
+  }
+
+  /** Each chunk goes on from its sequence's state, on its own rows. */
+  private carry(
+    g: Graph,
+    step: CarryStep,
+    chunks: readonly Chunk[],
+    slots: Int32Array,
+    inputs: readonly Tensor[],
+    run: RunCarried,
+  ): Tensor {
+    const { backend } = this.model;
+    const width = carriedWidth(step);
+    const shape = [inputs[0].rows, width];
+    const out = g.real(shape[0] * width);
+    // Padding carries nothing, and what comes after must be numbers.
+    backend.fill(out, 0);
+    let row = 0;
+    chunks.forEach(({ tokens, start }, i) => {
+      const count = tokens.length;
+      const state = this.states.get(step)?.[slots[i]];
+      if (state && start === 0) backend.fill(state, 0);
+      using inner = g.nested();
+      const own = inputs.map((input) => {
+        const rows = inner.real(count * input.cols);
+        backend.copy(g.values(input), rows, count * input.cols, row * input.cols);
+        return new Tensor([count, input.cols], rows, false);
+      });
+      const given = run(inner, own, { batch: 1, state });
+      backend.copy(inner.values(given), out, count * width, 0, row * width);
+      row += count;
+    });
+    return new Tensor(shape, out, false);
   }
 
   /** Tokens, positions and sequences' lengths of all chunks in order, then padding. */
@@ -241,9 +304,11 @@ export class SimulatedExecutor implements Executor {
   }
 
   private release(): void {
-    for (const buffer of [...this.memory.keys, ...this.memory.values])
+    const states = [...this.states.values()].flat();
+    for (const buffer of [...this.memory.keys, ...this.memory.values, ...states])
       this.model.backend.free(buffer);
     this.memory = { keys: [], values: [] };
+    this.states = new Map();
   }
 
   [Symbol.dispose](): void {

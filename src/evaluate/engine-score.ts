@@ -1,7 +1,8 @@
 /**
  * Log-likelihoods of continuations through an engine's executor: a context that several continuations share is computed
  * once into pages of the cache, and every continuation reads those pages. One step runs the contexts of many items, a
- * second one all of their continuations.
+ * second one all of their continuations. In models with recurrent layers a continuation goes on from a copy of its context's
+ * state; states are large, so that few items run at once.
  */
 import { PlanishError } from "../common/errors.js";
 import type { Chunk, Executor } from "../backend/contract/inference.js";
@@ -21,6 +22,8 @@ interface Group {
 
 /** Rows of logits of one step: a vocabulary of 49k takes 100 MB for them. */
 const ROWS_PER_STEP = 512;
+/** States of recurrent layers of one step. */
+const STATES_PER_STEP = 64;
 
 /**
  * Scores of pairs, in their order. Neighbouring pairs with the same context share it.
@@ -34,11 +37,13 @@ export async function scoreWithExecutor(
   const { maxPositions } = executor.shape;
   const groups: Group[] = [];
   let rows = 0;
+  let states = 0;
   const scores = pairs.map(() => ({ logLikelihood: 0, greedy: true }));
   const flush = async (): Promise<void> => {
     if (groups.length > 0) await runGroups(executor, groups, scores, options.greedy ?? false);
     groups.length = 0;
     rows = 0;
+    states = 0;
   };
   let last: readonly number[] | undefined;
   for (const [pair, { context, continuation }] of pairs.entries()) {
@@ -47,12 +52,15 @@ export async function scoreWithExecutor(
         `sequence of ${context.length + continuation.length} tokens is longer than the model's ${maxPositions} positions`,
       );
     const same = last?.length === context.length && last.every((id, i) => id === context[i]);
-    if (!same) {
-      if (rows > ROWS_PER_STEP) await flush();
+    const full = executor.bytesPerState !== undefined && states >= STATES_PER_STEP;
+    if (!same || full) {
+      if (full || rows > ROWS_PER_STEP) await flush();
       groups.push({ context: Int32Array.from(context), members: [] });
+      states += 1;
     }
     groups[groups.length - 1].members.push({ pair, continuation });
     rows += continuation.length;
+    states += 1;
     last = context;
   }
   await flush();
@@ -81,12 +89,19 @@ async function runGroups(
       return { own, whole, all: Int32Array.from([...contextPages[i].slice(0, whole), ...own]) };
     }),
   );
-  executor.reserve(pages);
+  // Of contexts, then of continuations.
+  const recurrent = executor.bytesPerState !== undefined;
+  let states = groups.length;
+  executor.reserve(
+    pages,
+    groups.reduce((sum, { members }) => sum + members.length, states),
+  );
   const firsts = await executor.step(
     groups.map(({ context }, i): Chunk => ({
       tokens: context,
       start: 0,
       pages: contextPages[i],
+      state: i,
       logits: "last",
     })),
   );
@@ -98,10 +113,13 @@ async function runGroups(
       if (continuation.length === 1) continue;
       const { own, whole, all } = branches[i][m];
       if (context.length % pageTokens > 0) executor.copyPage(contextPages[i][whole], own[0]);
+      const state = states++;
+      if (recurrent) executor.copyState?.(i, state);
       chunks.push({
         tokens: Int32Array.from(continuation.slice(0, -1)),
         start: context.length,
         pages: all,
+        state,
         logits: "all",
       });
       owners.push(pair);

@@ -21,6 +21,7 @@ import {
   type Step,
   type ValueName,
 } from "../backend/contract/program.js";
+import type { ConvStep, RecurrenceStep } from "../backend/contract/recurrent.js";
 
 /** A linear or norm of the checkpoint: the part it plays, its path inside the block, and where it is stored otherwise. */
 export interface Named {
@@ -123,6 +124,25 @@ export class BlockBuilder {
   ): ValueName {
     const out = this.fresh("arranged");
     this.steps.push({ op: "arrange", heads, headDim, parts, order, out });
+    return out;
+  }
+
+  /** Each channel by itself, over the positions before. */
+  conv(x: ValueName, options: Omit<ConvStep, "op" | "x" | "out">): ValueName {
+    const out = this.fresh("convolved");
+    this.steps.push({ op: "conv", ...options, x, out });
+    return out;
+  }
+
+  recurrence(options: Omit<RecurrenceStep, "op" | "out">): ValueName {
+    const out = this.fresh("read");
+    this.steps.push({ op: "recurrence", ...options, out });
+    return out;
+  }
+
+  multiply(a: ValueName, b: ValueName): ValueName {
+    const out = this.fresh("product");
+    this.steps.push({ op: "multiply", a, b, out });
     return out;
   }
 

@@ -2,6 +2,7 @@
 
 import type { Range } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
+import type { Mixer, RecurrentConfig } from "./recurrent-config.js";
 import type {
   Activation,
   BlockProgram,
@@ -56,6 +57,8 @@ export interface ModelConfig {
   readonly attention?: { readonly scale?: number; readonly softcap?: number };
   /** Queries, keys and values that pass through narrow latents (DeepSeek's attention). */
   readonly latent?: LatentConfig;
+  /** Sizes of the layers that carry a state. */
+  readonly recurrent?: RecurrentConfig;
   /** Layers after the last that predict further tokens; they are not read. */
   readonly unusedLayers?: number;
   /** Whether attention and MLP read one norm side by side, where an architecture has both forms. */
@@ -113,6 +116,8 @@ export interface ExpertsConfig extends Pick<
 
 /** What a layer has of its own; what is absent is as in the whole model. */
 export interface LayerConfig {
+  /** Attention, unless it says otherwise. */
+  readonly mixer?: Mixer;
   readonly window?: number;
   /** Queries see keys of their own chunk of so many positions only. */
   readonly chunk?: number;
@@ -172,6 +177,8 @@ export interface TensorNames {
   readonly projectIn?: string;
   readonly projectOut?: string;
   readonly blockPrefix: (layer: number) => string;
+  /** Tensors beside the model's, which are not read: of layers that predict further tokens in training, or see pictures. */
+  readonly unused?: RegExp;
 }
 
 /** One row of the architecture table: how to read its config, what its tensors are called, and what a block computes. */

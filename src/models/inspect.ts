@@ -1,7 +1,7 @@
 /** What a checkpoint holds, from its configuration and file headers alone: no weight is read. */
 
 import type { Checkpoint, StoredTensor } from "../checkpoint/checkpoint.js";
-import { blockProgram, blockPrograms, parseModelConfig } from "./architectures/index.js";
+import { blockPrograms, parseModelConfig } from "./architectures/index.js";
 import { expectedNames } from "./source.js";
 import type { ModelConfig } from "./config.js";
 import { sitesOf, type LinearSite } from "../backend/contract/program.js";
@@ -69,14 +69,18 @@ export function inspectModel(checkpoint: Checkpoint): ModelDescription {
   };
 }
 
-/** Of the first block. */
+/** Of the first block that has each. */
 function describeSites(config: ModelConfig): SiteDescription[] {
-  const program = blockProgram(config, 0);
-  return sitesOf(program).map(({ site, width, linears }) => ({
-    site,
-    channels: width,
-    linears: linears.map((name) => program.linears[name]),
-  }));
+  const sites = new Map<string, SiteDescription>();
+  for (const program of blockPrograms(config))
+    for (const { site, width, linears } of sitesOf(program))
+      if (!sites.has(site))
+        sites.set(site, {
+          site,
+          channels: width,
+          linears: linears.map((name) => program.linears[name]),
+        });
+  return [...sites.values()];
 }
 
 function elements({ shape }: StoredTensor): number {

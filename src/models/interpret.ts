@@ -51,6 +51,8 @@ import {
   type Step,
   type ValueName,
 } from "../backend/contract/program.js";
+import type { CarryStep } from "../backend/contract/recurrent.js";
+import { carriedStep, runShared, type RunCarried } from "./carry.js";
 import { rotaryTables, type RotaryTables } from "./rope.js";
 
 export interface LinearWeights {
@@ -89,10 +91,16 @@ export interface BlockHooks {
   values?(g: Graph, v: Tensor, heads: HeadShape): Tensor;
 }
 
-/** Past keys and values of one sequence; `extend` appends and returns all of them. */
-export interface KeyValueCache {
+/** What one sequence leaves behind. */
+export interface SequenceCache {
+  /** Tokens that every block has seen. */
   readonly length: number;
+  /** Appends keys and values of these tokens in a block, and returns all of them. */
   extend(g: Graph, layer: number, k: Tensor, v: Tensor): { k: Tensor; v: Tensor };
+  /** The state of a step that carries one, replaced as it runs. */
+  state(layer: number, step: CarryStep): Buffer;
+  /** So many tokens have gone through all blocks. */
+  advance(tokens: number): void;
 }
 
 /**
@@ -113,7 +121,7 @@ export interface BlockContext {
   readonly batch: number;
   /** Of the rows' positions; by default those of `batch` sequences from their beginnings. */
   readonly rotary?: RotaryTables;
-  readonly cache?: KeyValueCache;
+  readonly cache?: SequenceCache;
   /** Replaces `batch`. */
   readonly shared?: SharedRows;
   /**
@@ -128,6 +136,14 @@ export interface BlockContext {
     k: Tensor,
     v: Tensor,
     sinks?: Tensor,
+  ) => Tensor;
+  /** Replaces a step that carries a state, where `attend` replaces attention: `run` computes it on a sequence's rows. */
+  readonly carry?: (
+    g: Graph,
+    layer: number,
+    step: CarryStep,
+    inputs: readonly Tensor[],
+    run: RunCarried,
   ) => Tensor;
   /** Rows that every expert sees at least, without weight beyond its own: for statistics. */
   readonly leastRows?: number;
@@ -313,10 +329,15 @@ class BlockRun {
       }
       case "attention":
         return [this.attention(step)];
+      case "conv":
+      case "recurrence":
+        return [this.carry(step)];
       case "activation":
         return [this.activation(step)];
       case "add":
         return [add(g, this.value(step.a), this.value(step.b))];
+      case "multiply":
+        return [binary(g, "mul", this.value(step.a), this.value(step.b))];
       case "scale":
         return [this.scaled(step)];
       case "take":
@@ -382,6 +403,16 @@ class BlockRun {
     if (shared) [q, k, v] = [q, k, v].map((rows) => gatherRows(g, rows, shared.spread));
     const mixed = attention(g, q, k, v, { ...step, sinks, batch: shared?.sequences ?? batch });
     return shared ? gatherRows(g, mixed, shared.collect) : mixed;
+  }
+
+  private carry(step: CarryStep): Tensor {
+    const { g, context } = this;
+    const { layer, batch, cache, shared, carry } = context;
+    const inputs = inputsOf(step).map((name) => this.value(name));
+    const run = carriedStep(step, (name) => this.kept(name));
+    if (carry) return carry(g, layer, step, inputs, run);
+    if (shared) return runShared(g, run, inputs, shared);
+    return run(g, inputs, { batch, state: cache?.state(layer, step) });
   }
 
   private activation({ activation, clamp, gate, x }: ActivationStep): Tensor {

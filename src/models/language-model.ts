@@ -25,11 +25,12 @@ import {
   type BlockContext,
   type BlockHooks,
   type BlockWeights,
-  type KeyValueCache,
+  type SequenceCache,
   type NormWeights,
 } from "./interpret.js";
 import type { HostTensor } from "../backend/contract/packed.js";
 import { cacheWidth, type BlockProgram } from "../backend/contract/program.js";
+import { isCarry, stateSize, type CarryStep } from "../backend/contract/recurrent.js";
 import { rotaryTables, rotaryTablesAt } from "./rope.js";
 import { attentionRows, type SequenceTree } from "./sequence-tree.js";
 import { freeBlock, readBlock, readFinalNorm, readTensor, uploadBlock } from "./weights.js";
@@ -197,7 +198,7 @@ export function headLogits(
 export interface SequenceOptions {
   /** Sequences of equal length that the ids hold one after the other (default 1). */
   readonly batch?: number;
-  readonly cache?: KeyValueCache;
+  readonly cache?: SequenceCache;
 }
 
 export class LanguageModel implements Disposable {
@@ -240,18 +241,18 @@ export class LanguageModel implements Disposable {
 
   /**
    * What the head reads of rows at given positions, [rows, embedding], where `attend` says which keys and values each
-   * of them sees. `lengths`: of each row's sequence so far, which some rotary scalings depend on.
+   * of them sees, and `carry` what goes on from which state. `lengths`: of each row's sequence so far, which some rotary scalings depend on.
    */
   hiddenOfRows(
     g: Graph,
     ids: Int32Array,
     positions: Int32Array,
-    attend: BlockContext["attend"],
+    { attend, carry }: Pick<BlockContext, "attend" | "carry">,
     lengths?: Int32Array,
   ): Tensor {
     const x = embedAt(g, this.config, this.endLayers, ids, positions);
     const rotary = rotaryTablesAt(g, this.programs, positions, lengths);
-    return this.normed(g, this.through(g, x, { batch: 1, rotary, attend }));
+    return this.normed(g, this.through(g, x, { batch: 1, rotary, attend, carry }));
   }
 
   /**
@@ -284,6 +285,7 @@ export class LanguageModel implements Disposable {
         this.backend.copy(inner.values(y), out, y.size);
       }
       x = new Tensor(x.shape, out, false);
+      if (layer === this.layers.length - 1) context.cache?.advance(x.rows);
       yield x;
     }
   }
@@ -324,12 +326,13 @@ export class LanguageModel implements Disposable {
   }
 }
 
-/** Keys and values of one sequence in full precision, at a fixed capacity. */
-export class GrowingCache implements KeyValueCache, Disposable {
+/** Keys, values and states of one sequence in full precision, at a fixed capacity. */
+export class GrowingCache implements SequenceCache, Disposable {
   private filled = 0;
   private readonly keys: readonly Buffer[];
   private readonly values: readonly Buffer[];
   private readonly widths: readonly number[];
+  private readonly states = new Map<CarryStep, Buffer>();
 
   /** `programs`: of the model's blocks. */
   constructor(
@@ -338,10 +341,12 @@ export class GrowingCache implements KeyValueCache, Disposable {
     readonly capacity: number,
   ) {
     this.widths = programs.map(cacheWidth);
-    const make = () =>
-      this.widths.map((width) => backend.alloc(backend.realType, capacity * width));
+    const room = (length: number) => backend.alloc(backend.realType, length);
+    const make = () => this.widths.map((width) => room(capacity * width));
     this.keys = make();
     this.values = make();
+    for (const step of programs.flatMap(({ steps }) => steps.filter(isCarry)))
+      this.states.set(step, room(stateSize(step)));
   }
 
   get length(): number {
@@ -352,20 +357,35 @@ export class GrowingCache implements KeyValueCache, Disposable {
     const width = this.widths[layer];
     const time = k.size / width;
     const total = this.filled + time;
-    if (total > this.capacity)
-      throw new PlanishError(
-        `sequence of ${total} tokens exceeds the cache's capacity of ${this.capacity}`,
-      );
+    this.checkRoom(total);
     this.backend.copy(g.values(k), this.keys[layer], k.size, 0, this.filled * width);
     this.backend.copy(g.values(v), this.values[layer], v.size, 0, this.filled * width);
-    if (layer === this.keys.length - 1) this.filled = total;
     return {
       k: new Tensor([total, width], this.keys[layer], false),
       v: new Tensor([total, width], this.values[layer], false),
     };
   }
 
+  state(layer: number, step: CarryStep): Buffer {
+    const found = this.states.get(step);
+    if (!found) throw new PlanishError(`block ${layer} has a step that the cache was not made for`);
+    return found;
+  }
+
+  advance(tokens: number): void {
+    this.checkRoom(this.filled + tokens);
+    this.filled += tokens;
+  }
+
+  private checkRoom(total: number): void {
+    if (total > this.capacity)
+      throw new PlanishError(
+        `sequence of ${total} tokens exceeds the cache's capacity of ${this.capacity}`,
+      );
+  }
+
   [Symbol.dispose](): void {
-    for (const buffer of [...this.keys, ...this.values]) this.backend.free(buffer);
+    for (const buffer of [...this.keys, ...this.values, ...this.states.values()])
+      this.backend.free(buffer);
   }
 }

@@ -51,6 +51,7 @@ function isUnused(
 ): boolean {
   if (architecture.unused?.(config, name)) return true;
   const { numLayers, unusedLayers = 0 } = config;
+  if (architecture.names.unused?.test(name)) return true;
   return Array.from({ length: unusedLayers }, (_, i) =>
     architecture.names.blockPrefix(numLayers + i),
   ).some((prefix) => name.startsWith(prefix));

@@ -12,6 +12,7 @@ import { linearAlgebraGroups } from "./cases/linear-algebra.js";
 import { matmulGroups } from "./cases/matmul.js";
 import { quantizeGroups } from "./cases/quantize.js";
 import { offsetGroups } from "./cases/quantize-offset.js";
+import { recurrentGroups } from "./cases/recurrent.js";
 import { rowGroups } from "./cases/rows.js";
 import { checkCase, type CaseGroup } from "./harness.js";
 
@@ -23,13 +24,21 @@ export const caseGroups: readonly CaseGroup[] = [
   ...rowGroups,
   ...attentionGroups,
   ...elementwiseGroups,
+  ...recurrentGroups,
   ...linearAlgebraGroups,
 ];
 
 const truth = createReferenceBackend({ realType: "f64" });
 
-/** Registers the suite for the backend that `create` makes; a `create` that throws fails every test. */
-export function describeConformance(title: string, create: () => Backend): void {
+/**
+ * Registers the suite for the backend that `create` makes; a `create` that throws fails every test. `refused`: kernels that
+ * the backend has not, which must say so under their own names.
+ */
+export function describeConformance(
+  title: string,
+  create: () => Backend,
+  refused: readonly (keyof Kernels)[] = [],
+): void {
   describe(`${title} against reference-f64 (u = 2⁻²⁴)`, () => {
     let backend: Backend;
     beforeAll(() => {
@@ -37,9 +46,15 @@ export function describeConformance(title: string, create: () => Backend): void 
     });
     afterAll(() => backend?.[Symbol.dispose]());
 
+    test.each(refused.map((name) => [name] as const))("%s is refused by name", (name) => {
+      expect(() => backend.kernels[name]({} as never)).toThrow(`[${name}] `);
+    });
+
     for (const group of caseGroups) {
+      const cases = group.cases.filter(({ kernel }) => !refused.includes(kernel));
+      if (cases.length === 0) continue;
       describe(group.bound, () => {
-        test.each(group.cases.map((item) => [`${item.kernel}: ${item.title}`, item] as const))(
+        test.each(cases.map((item) => [`${item.kernel}: ${item.title}`, item] as const))(
           "%s",
           (_title, item) => checkCase(backend, truth, item),
         );

@@ -11,6 +11,11 @@ import { describe, expect, test } from "vitest";
 import type { Buffer, Kernels, UnaryOp } from "../../src/backend/contract/training.js";
 import { createReferenceBackend } from "../../src/backend/reference/train/backend.js";
 import { roundHalfEven } from "../../src/backend/reference/train/quantize.js";
+import {
+  recurrenceInputs,
+  runRecurrenceBackward,
+  type RecurrenceOptions,
+} from "./cases/recurrent.js";
 import { evaluate, output, Random, real, type Buffers, type BufferSpec } from "./harness.js";
 
 const STEP = 1e-5;
@@ -478,6 +483,67 @@ describe("grids of reference-f64: within 1e-7 of central differences of the stra
     );
     expectGradients(
       { x: result.gradX, clipMax: result.gradClipMax, clipMin: result.gradClipMin },
+      numericGradients(inputs, loss),
+    );
+  });
+});
+
+describe("steps that carry a state", () => {
+  const random = new Random("carry");
+
+  test("causalConv", () => {
+    const [batch, time, channels, taps] = [2, 6, 3, 4];
+    const weight = random.normals(channels * taps);
+    const length = batch * time * channels;
+    const put = (kernels: Kernels, b: Buffers, out: Buffer, from: Buffer) => {
+      const shared = { batch, time, channels, taps, weight: b.weight };
+      if (from === b.x) kernels.causalConv({ ...shared, x: from, out });
+      else kernels.causalConvBackward({ ...shared, grad: from, gradX: out });
+    };
+    const cotangent = random.normals(length);
+    const inputs = { x: random.normals(length) };
+    const loss = (given: Inputs) =>
+      evaluate(
+        backend,
+        { ...specs(given), weight: real(weight), out: output(length) },
+        (kernels, b) => put(kernels, b, b.out, b.x),
+      ).out.reduce((sum, v, i) => sum + v * cotangent[i], 0);
+    const result = evaluate(
+      backend,
+      { ...specs(inputs), weight: real(weight), grad: real(cotangent), gradX: output(length) },
+      (kernels, b) => put(kernels, b, b.gradX, b.grad),
+    );
+    expectGradients({ x: result.gradX }, numericGradients(inputs, loss));
+  });
+
+  const sizes = { batch: 2, time: 5, heads: 4, keyHeads: 2, keyDim: 3, valueDim: 2 };
+  test.each<RecurrenceOptions>([
+    { ...sizes, delta: true, normed: true },
+    { ...sizes, delta: true },
+    { ...sizes, skip: true },
+    { ...sizes, skip: true, limited: true },
+  ])("recurrence %o", (options) => {
+    const { shape, buffers, rows } = recurrenceInputs(options, "gradient");
+    const { heads, valueDim, width } = shape;
+    const length = rows * heads * valueDim;
+    const cotangent = random.normals(length);
+    const learned = ["x", "step", ...(options.delta ? ["beta"] : [])];
+    const inputs = Object.fromEntries(learned.map((name) => [name, buffers[name].data]));
+    const loss = (given: Inputs) =>
+      evaluate(backend, { ...buffers, ...specs(given), out: output(length) }, (kernels, b) =>
+        kernels.recurrence({ ...shape, ...b } as never),
+      ).out.reduce((sum, v, i) => sum + v * cotangent[i], 0);
+    const result = evaluate(
+      backend,
+      {
+        ...{ ...buffers, grad: real(cotangent), gradX: output(rows * width) },
+        ...{ gradStep: output(rows * heads), gradBeta: output(rows * heads) },
+      },
+      (kernels, b) => runRecurrenceBackward(kernels, shape, b),
+    );
+    const actual = { x: result.gradX, step: result.gradStep };
+    expectGradients(
+      options.delta ? { ...actual, beta: result.gradBeta } : actual,
       numericGradients(inputs, loss),
     );
   });

@@ -5,6 +5,7 @@
  * all in this process, one after another and without limits, as sanitizers and debuggers want it.
  */
 import { createCudaBackend } from "../../src/backend/cuda/train/backend.js";
+import { REFUSED_KERNELS } from "../../src/backend/cuda/train/kernels/recurrent.js";
 import { describeConformance } from "../backend/conformance-suite.js";
 import { registerEngineChecks, registerExecutor } from "../backend/cuda/infer/register.js";
 import { registerBlockGoldens } from "./blocks.js";
@@ -21,7 +22,7 @@ const verbose = process.argv.includes("--verbose");
 try {
   const backend = createCudaBackend();
   registerLayerTests(backend);
-  describeConformance("cuda", () => backend);
+  describeConformance("cuda", () => backend, REFUSED_KERNELS);
   registerBlockGoldens(backend, print);
   registerEngineChecks();
   registerExecutor(print);

@@ -1,6 +1,6 @@
 /**
- * An executor whose logits are a hash of the tokens that the pages hold, so that every mistake with pages changes the
- * text; and the same text worked out without pages, chunks or batches.
+ * An executor whose logits are a hash of the tokens that the pages hold, and its states where it has some, so that every
+ * mistake with either changes the text; and the same text worked out without pages, chunks or batches.
  */
 import { MessageChannel } from "node:worker_threads";
 import type { Tokenizer } from "../../src/checkpoint/tokenizer.js";
@@ -9,6 +9,7 @@ import type { ModelSampling } from "../../src/engine/model-sampling.js";
 import { Engine } from "../../src/engine/engine.js";
 import { EngineHost, type HostOptions, type Prompts } from "../../src/engine/host.js";
 import type { Chunk, Executor } from "../../src/backend/contract/inference.js";
+import { SequenceStates } from "../../src/backend/contract/sequence-states.js";
 import { Random } from "../../src/common/random.js";
 
 export const FAKE_VOCABULARY = 24;
@@ -23,6 +24,8 @@ export interface FakeOptions {
   readonly pageTokens?: number;
   readonly maxPositions?: number;
   readonly vocabSize?: number;
+  /** Sequences have states beside their pages, which hold the sum of their tokens' squares. */
+  readonly recurrent?: boolean;
   /** Called before each step; may throw. */
   readonly onStep?: (chunks: readonly Chunk[]) => void;
 }
@@ -31,11 +34,14 @@ export function fakeExecutor({
   pageTokens = 4,
   maxPositions,
   vocabSize = FAKE_VOCABULARY,
+  recurrent = false,
   onStep,
 }: FakeOptions = {}): Executor & {
   disposed: boolean;
 } {
   let memory = new Int32Array();
+  let sums = new Float64Array();
+  let positions = new SequenceStates(0);
   return {
     shape: {
       hiddenSize: 8,
@@ -46,10 +52,17 @@ export function fakeExecutor({
     description: "fake",
     pageTokens,
     bytesPerPage: 4 * pageTokens,
+    bytesPerState: recurrent ? 8 : undefined,
     weightBytes: 0,
     disposed: false,
-    reserve(pages) {
+    reserve(pages, states = 1) {
       memory = new Int32Array(pages * pageTokens).fill(-1);
+      sums = new Float64Array(states);
+      positions = new SequenceStates(recurrent ? states : 0);
+    },
+    copyState(from, to) {
+      positions.copy(from, to);
+      sums[to] = sums[from];
     },
     copyPage(from, to) {
       memory.copyWithin(to * pageTokens, from * pageTokens, (from + 1) * pageTokens);
@@ -61,13 +74,18 @@ export function fakeExecutor({
         pages[Math.floor(position / pageTokens)] * pageTokens + (position % pageTokens);
       for (const { tokens, start, pages } of chunks)
         tokens.forEach((token, i) => (memory[slot(pages, start + i)] = token));
-      return chunks.map(({ tokens, start, pages, logits }) => {
+      const slots = positions.of(chunks);
+      positions.begin(slots);
+      positions.end(slots, chunks);
+      return chunks.map(({ tokens, start, pages, logits }, i) => {
+        if (start === 0) sums[slots[i]] = 0;
+        for (const token of tokens) sums[slots[i]] += token ** 2;
         if (logits === "none") return undefined;
         const length = start + tokens.length;
-        return fakeLogits(
-          Array.from({ length }, (_, i) => memory[slot(pages, i)]),
-          vocabSize,
-        );
+        const held = Array.from({ length }, (_, at) => memory[slot(pages, at)]);
+        if (recurrent && sums[slots[i]] !== held.reduce((sum, token) => sum + token ** 2, 0))
+          throw new Error("a sequence's state is not that of the tokens in its pages");
+        return fakeLogits(held, vocabSize);
       });
     },
     [Symbol.dispose]() {

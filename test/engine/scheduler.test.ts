@@ -133,9 +133,10 @@ describe("Scheduler", () => {
           maxRunning: fc.integer({ min: 1, max: 5 }),
           stepTokens: fc.integer({ min: 1, max: 40 }),
         }),
-        async (events, options) => {
+        fc.boolean(),
+        async (events, options, recurrent) => {
           const contextTokens = options.pages * 4;
-          const scheduler = new Scheduler(fakeExecutor({ pageTokens: 4 }), options);
+          const scheduler = new Scheduler(fakeExecutor({ pageTokens: 4, recurrent }), options);
           const requests: { job: Job; result: Result }[] = [];
           const cancelled = new Set<number>();
           const step = async (): Promise<boolean> => {

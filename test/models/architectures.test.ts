@@ -42,9 +42,6 @@ const UNSUPPORTED: Readonly<Record<string, string>> = {
   lfm2: "short convolutions",
   "lfm2-moe": "experts, short convolutions",
   "nemotron-h": "state-space layers, experts",
-  "qwen3-next": "experts, gated delta net",
-  "qwen3.5": "gated delta net",
-  "qwen3.5-moe": "experts, gated delta net",
 };
 
 /** Of the largest logit, for float32: README of the fixtures; 2e-5 is reachable. */
@@ -115,15 +112,25 @@ function roundingsOf(program: BlockProgram, value: string, seen = new Set<string
  * activations, keys and values; independent errors add by squares, and a residual stream carries them on without growth.
  * Four of them (the weights of q and k, what they read, keys) are errors of scores, and move softmax's weights by so many
  * times more as scores are large: these random models have scores of up to four.
+ *
+ * A recurrence has no scores, but what it reads of its state is a product of queries, keys and values over all tokens before:
+ * an error of what it is made from counts three times, and each time four times as much, since it is one of SiLU's small
+ * values twice over and then of a row that the norm of heads divides by its own small length.
  */
 function bound(config: ModelConfig): number {
   const errors = blockPrograms(config).reduce((sum, program) => {
+    const carried = program.steps
+      .filter(({ op }) => op === "recurrence")
+      .flatMap((step) => inputsOf(step))
+      .reduce((seen, value) => roundingsOf(program, value, seen), new Set<string>()).size;
+    const own = roundingsOf(program, program.out).size - carried + 3 * carried * 4 ** 2;
     const [attention] = attentionsOf(program);
+    if (!attention) return sum + own;
     // Keys pass through the cache with values, which are no errors of scores.
     const cache = flowOf(program).producer(attention.k);
     const keys = cache?.op === "cache" ? cache.k : attention.k;
     const ofScores = roundingsOf(program, keys, roundingsOf(program, attention.q));
-    const all = roundingsOf(program, program.out).size + 2;
+    const all = own + 2;
     const scores = ofScores.size + 1;
     return sum + all - scores + scores * 4 ** 2;
   }, 0);

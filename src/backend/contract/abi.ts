@@ -16,7 +16,7 @@
 /** Words that are numbers in C; their order is their number. */
 export const CODES = {
   /** What is done to each element. */
-  UnaryOp: ["sigmoid", "silu", "relu", "gelu", "geluTanh", "reciprocal", "negate"],
+  UnaryOp: ["sigmoid", "silu", "relu", "gelu", "geluTanh", "reciprocal", "negate", "relu2"],
   BinaryOp: ["add", "sub", "mul"],
   /** How the smaller operand spreads over rows and columns, or which axis a sum keeps. */
   Broadcast: ["full", "row", "column", "scalar"],
@@ -80,6 +80,30 @@ const ATTENTION_SHAPE = {
   kvBatch: "i64",
   kvTime: "i64",
   kvHead: "i64",
+} as const;
+
+/** Sizes, places and inputs of a recurrence (recurrent.ts); epsilon below 0: queries and keys stay as they are. */
+const RECURRENCE_SHAPE = {
+  heads: "i64",
+  keyHeads: "i64",
+  keyDim: "i64",
+  valueDim: "i64",
+  width: "i64",
+  qAt: "i64",
+  kAt: "i64",
+  vAt: "i64",
+  scale: "f32",
+  epsilon: "f32",
+  least: "f32",
+  most: "f32",
+} as const;
+const RECURRENCE_ROWS = {
+  x: "const f32[batch*time*width]",
+  step: "const f32[batch*time*heads]",
+  beta: "const f32[batch*time*heads]?",
+  rate: "const f32[heads]",
+  bias: "const f32[heads]",
+  skip: "const f32[heads]?",
 } as const;
 
 /** Kernels of every instruction-set level; each returns 0 or an error code. */
@@ -401,6 +425,18 @@ export const KERNELS = {
     gradGain: "f32[cols]?",
     gradBias: "f32[cols]?",
   },
+  /** The same of groups of `cols` channels of a row; `gains`: 1, or as many as groups where each has its own. */
+  groupedNorm: {
+    kind: "NormKind",
+    x: "const f32[rows*groups*cols]",
+    rows: "i64",
+    groups: "i64",
+    cols: "i64",
+    gain: "const f32[gains*cols]",
+    gains: "i64",
+    epsilon: "f32",
+    out: "f32[rows*groups*cols]",
+  },
   /** Row r turns by the angles of row r mod `period` of cos and sin [period, headDim/2]. */
   rope: {
     x: "const f32[rows*heads*headDim]",
@@ -443,6 +479,74 @@ export const KERNELS = {
     xStride: "i64",
     out: "f32[reach(rows:outStride,cols:1)]",
     outStride: "i64",
+  },
+
+  // recurrent.h. `carry…`: chunks of sequences, whose states stand in slots `stride` floats apart.
+  causalConv: {
+    batch: "i64",
+    time: "i64",
+    channels: "i64",
+    taps: "i64",
+    x: "const f32[batch*time*channels]",
+    weight: "const f32[channels*taps]",
+    bias: "const f32[channels]?",
+    state: "f32[*]?",
+    out: "f32[batch*time*channels]",
+  },
+  causalConvBackward: {
+    batch: "i64",
+    time: "i64",
+    channels: "i64",
+    taps: "i64",
+    weight: "const f32[channels*taps]",
+    grad: "const f32[batch*time*channels]",
+    gradX: "f32[batch*time*channels]",
+  },
+  carryConv: {
+    chunks: "i64",
+    table: "const i32[4*chunks]",
+    slots: "const i32[chunks]",
+    channels: "i64",
+    taps: "i64",
+    x: "const f32[*]",
+    weight: "const f32[channels*taps]",
+    bias: "const f32[channels]?",
+    state: "f32[*]",
+    stride: "i64",
+    out: "f32[*]",
+  },
+  recurrence: {
+    batch: "i64",
+    time: "i64",
+    ...RECURRENCE_SHAPE,
+    ...RECURRENCE_ROWS,
+    state: "f32[batch*heads*keyDim*valueDim]?",
+    out: "f32[batch*time*heads*valueDim]",
+  },
+  recurrenceBackward: {
+    batch: "i64",
+    time: "i64",
+    ...RECURRENCE_SHAPE,
+    ...RECURRENCE_ROWS,
+    grad: "const f32[batch*time*heads*valueDim]",
+    gradX: "f32[batch*time*width]",
+    gradStep: "f32[batch*time*heads]",
+    gradBeta: "f32[batch*time*heads]?",
+  },
+  carryRecurrence: {
+    chunks: "i64",
+    table: "const i32[4*chunks]",
+    slots: "const i32[chunks]",
+    ...RECURRENCE_SHAPE,
+    x: "const f32[*]",
+    step: "const f32[*]",
+    beta: "const f32[*]?",
+    rate: "const f32[heads]",
+    bias: "const f32[heads]",
+    skip: "const f32[heads]?",
+    state: "f32[*]",
+    stride: "i64",
+    out: "f32[*]",
   },
 
   // attention.h, attention_backward.h
@@ -750,6 +854,9 @@ export const PLAN_OPERATIONS = [
   "groupRows",
   "groupMatmulParts",
   "columns",
+  "groupedNorm",
+  "carryConv",
+  "carryRecurrence",
 ] as const satisfies readonly Plannable[];
 export type PlanOperation = (typeof PLAN_OPERATIONS)[number];
 

@@ -5,6 +5,7 @@
  * in the program's order, with the values that each of them reads for the last time.
  */
 import { PlanishError } from "../../common/errors.js";
+import { carriedWidth, type CarryStep } from "./recurrent.js";
 import {
   BLOCK_INPUT,
   flowOf,
@@ -21,6 +22,7 @@ import {
   type CombineStep,
   type DispatchStep,
   type Flow,
+  type MultiplyStep,
   type NormStep,
   type ProductStep,
   type Rotary,
@@ -95,12 +97,14 @@ export interface FusedAttention {
   readonly frees: readonly ValueName[];
 }
 
-/** A norm that something else than sites reads. */
+/** A norm that something else than sites reads, or of groups of a row's channels. */
 export interface FusedNorm {
   readonly op: "norm";
   readonly step: NormStep;
   /** Groups that a row has. */
   readonly groups: number;
+  /** 1, or as many as groups where each has its own. */
+  readonly gains: number;
   /** Its input is read for the last time: the result can take its place. */
   readonly inPlace: boolean;
   readonly frees: readonly ValueName[];
@@ -113,6 +117,32 @@ export interface FusedAdd {
   readonly width: number;
   /** The summand that is read for the last time: the result takes its place. */
   readonly onto?: ValueName;
+  readonly frees: readonly ValueName[];
+}
+
+/** A product of two values, channel by channel. */
+export interface FusedMultiply {
+  readonly op: "multiply";
+  readonly step: MultiplyStep;
+  readonly width: number;
+  /** The factor that is read for the last time: the result takes its place. */
+  readonly onto?: ValueName;
+  readonly frees: readonly ValueName[];
+}
+
+/** An activation function that something else than sites reads. */
+export interface FusedActivation {
+  readonly op: "activation";
+  readonly step: ActivationStep;
+  readonly width: number;
+  readonly frees: readonly ValueName[];
+}
+
+/** A step that carries a state from row to row. */
+export interface FusedCarry {
+  readonly op: "carry";
+  readonly step: CarryStep;
+  readonly width: number;
   readonly frees: readonly ValueName[];
 }
 
@@ -202,6 +232,9 @@ export type FusedStep =
   | FusedAttention
   | FusedNorm
   | FusedAdd
+  | FusedMultiply
+  | FusedActivation
+  | FusedCarry
   | FusedTransform
   | FusedRoute
   | FusedExperts
@@ -277,11 +310,9 @@ class Fusion {
         this.deferred.set(step.out, step);
         return;
       case "activation":
-        if (!this.flow.consumers(step.out).every(({ op }) => op === "site"))
-          throw new NoKernel(
-            "an activation function that something else than a site reads has no kernel",
-          );
-        this.deferred.set(step.out, step);
+        if (this.flow.consumers(step.out).every(({ op }) => op === "site"))
+          this.deferred.set(step.out, step);
+        else this.activation(step);
         return;
       case "site":
         this.site(step);
@@ -295,7 +326,14 @@ class Fusion {
       case "product":
         throw new NoKernel(`the linear ${step.linear} reads something else than a site`);
       case "add":
-        this.add(step);
+        this.steps.push({ op: "add", step, ...this.pair(step) });
+        return;
+      case "multiply":
+        this.steps.push({ op: "multiply", step, ...this.pair(step) });
+        return;
+      case "conv":
+      case "recurrence":
+        this.carry(step);
         return;
       case "scale":
         this.scale(step);
@@ -340,11 +378,15 @@ class Fusion {
     if (step.out === this.program.out) return false;
     const readers = this.flow.consumers(step.out);
     return (
-      readers.every(({ op }) => op === "site") ||
+      (readers.every(({ op }) => op === "site") && this.isWholeRow(step)) ||
       readers.every(
         (reader) => (reader.op === "rope" || reader.op === "head") && reader.headDim === step.width,
       )
     );
+  }
+
+  private isWholeRow({ norm, width, x }: NormStep): boolean {
+    return (this.width(x) ?? width) === width && this.program.norms[norm].width === width;
   }
 
   private left(value: ValueName): number {
@@ -378,12 +420,12 @@ class Fusion {
   }
 
   private norm(step: NormStep): void {
-    this.checkGain(step);
     this.require(step.x);
     const inPlace = this.overwrites(step.x);
     this.present.add(step.out);
     const groups = (this.width(step.x) ?? step.width) / step.width;
-    this.steps.push({ op: "norm", step, groups, inPlace, frees: this.freed() });
+    const gains = this.program.norms[step.norm].width / step.width;
+    this.steps.push({ op: "norm", step, groups, gains, inPlace, frees: this.freed() });
   }
 
   /** Whether the step that reads a value now is its last reader, whose result can take its place; its reading is done. */
@@ -414,11 +456,35 @@ class Fusion {
     this.steps.push({ op: "splice", step, inPlace, frees: this.freed() });
   }
 
-  private add(step: AddStep): void {
-    const summands = step.a === step.b ? [step.a] : [step.a, step.b];
-    for (const value of summands) this.require(value);
-    const onto = summands.find((value) => this.left(value) === 1 && !this.prepared.has(value));
-    for (const value of summands) {
+  private activation(step: ActivationStep): void {
+    if (step.clamp)
+      throw new NoKernel("a clamped gate that something else than a site reads has no kernel");
+    const width = this.width(step.x);
+    if (width === undefined)
+      throw new NoKernel(
+        "an activation function of a value whose width no step says has no kernel",
+      );
+    for (const value of inputsOf(step)) this.require(value);
+    this.present.add(step.out);
+    for (const value of inputsOf(step)) this.release(value);
+    this.steps.push({ op: "activation", step, width, frees: this.freed() });
+  }
+
+  private carry(step: CarryStep): void {
+    for (const value of inputsOf(step)) this.require(value);
+    this.present.add(step.out);
+    for (const value of inputsOf(step)) this.release(value);
+    this.steps.push({ op: "carry", step, width: carriedWidth(step), frees: this.freed() });
+  }
+
+  /** A sum or product of two values, in the place of one that is read for the last time. */
+  private pair(
+    step: AddStep | MultiplyStep,
+  ): Pick<FusedAdd | FusedMultiply, "width" | "onto" | "frees"> {
+    const values = step.a === step.b ? [step.a] : [step.a, step.b];
+    for (const value of values) this.require(value);
+    const onto = values.find((value) => this.left(value) === 1 && !this.prepared.has(value));
+    for (const value of values) {
       if (value !== onto) this.release(value);
       else {
         this.reads.set(value, 0);
@@ -427,9 +493,11 @@ class Fusion {
     }
     const width = this.width(step.out);
     if (width === undefined)
-      throw new NoKernel("a sum of values whose width no step says has no kernel");
+      throw new NoKernel(
+        `a ${step.op === "add" ? "sum" : "product"} of values whose width no step says has no kernel`,
+      );
     this.present.add(step.out);
-    this.steps.push({ op: "add", step, width, onto, frees: this.freed() });
+    return { width, onto, frees: this.freed() };
   }
 
   /** Channels of a value's rows, where the steps that lead to it say. */
@@ -444,7 +512,11 @@ class Fusion {
       case "arrange":
         return step.heads * step.headDim;
       case "add":
+      case "multiply":
         return this.width(step.a) ?? this.width(step.b);
+      case "conv":
+      case "recurrence":
+        return carriedWidth(step);
       case "norm":
       case "scale":
       case "activation":

@@ -76,6 +76,8 @@ export interface Chunk {
   readonly start: number;
   /** Pages of this sequence in order; together they hold at least `start + tokens.length` positions. */
   readonly pages: Int32Array;
+  /** Which state the sequence has, where the model has recurrent layers; absent: 0, for a chunk that is alone in its step. */
+  readonly state?: number;
   /** Rows of logits wanted: none, the last token's, or every token's. */
   readonly logits: "none" | "last" | "all";
 }
@@ -92,6 +94,8 @@ export interface Executor extends Disposable {
   readonly pageTokens: number;
   /** Bytes of one page: keys and values of all layers, with their scales. */
   readonly bytesPerPage: number;
+  /** Bytes of one sequence's state in recurrent layers; absent: there are none, and a sequence is its pages. */
+  readonly bytesPerState?: number;
   /** Bytes of weights as they lie in memory. */
   readonly weightBytes: number;
   /** Rows depend in their last bits on cuts of a prompt elsewhere than between pages, so prompts should be cut there. */
@@ -100,10 +104,15 @@ export interface Executor extends Disposable {
   freeBytes?(): number;
   /** Bytes that still fit, where less than the machine's memory can be addressed. */
   addressableBytes?(): number;
-  /** Makes room for this many pages; what earlier pages held is lost. @throws PlanishError when memory is short. */
-  reserve(pages: number): void;
+  /**
+   * Makes room for this many pages, and states of as many sequences (default 1) where there are any; what earlier ones held
+   * is lost. @throws PlanishError when memory is short.
+   */
+  reserve(pages: number, states?: number): void;
   /** Copies one page's contents over another's, so that a shared, half-filled page can be continued twice. */
   copyPage(from: number, to: number): void;
+  /** Copies one sequence's state over another's, which then goes on from the same position. Needed with `bytesPerState`. */
+  copyState?(from: number, to: number): void;
   /**
    * Processes the chunks and writes their keys and values into their pages. A step begins when the one before has ended.
    */
@@ -145,8 +154,12 @@ export function checkChunk(
   for (const page of pages.subarray(0, Math.ceil(end / pageTokens))) checkPage(page, reserved);
 }
 
-/** @throws PlanishError for a number of pages that cannot be reserved. */
-export function checkReserve(pages: number): void {
-  if (!Number.isSafeInteger(pages) || pages < 1)
-    throw new PlanishError(`cannot reserve ${pages} pages; give an integer of at least 1`);
+/** @throws PlanishError for a number of pages, or of states, that cannot be reserved. */
+export function checkReserve(pages: number, states = 1): void {
+  for (const [count, what] of [
+    [pages, "pages"],
+    [states, "states"],
+  ] as const)
+    if (!Number.isSafeInteger(count) || count < 1)
+      throw new PlanishError(`cannot reserve ${count} ${what}; give an integer of at least 1`);
 }

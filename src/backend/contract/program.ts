@@ -7,6 +7,7 @@
  * Every value is written once. Rows are tokens: a value is [rows, width] unless its step says otherwise.
  */
 import { PlanishError } from "../../common/errors.js";
+import { isCarry, type ConvStep, type RecurrenceStep } from "./recurrent.js";
 
 /** A value between two steps, named within its block. */
 export type ValueName = string;
@@ -24,7 +25,7 @@ export type SiteName = string;
 /** The value that enters every block. */
 export const BLOCK_INPUT: ValueName = "x";
 
-export type Activation = "silu" | "relu" | "gelu" | "geluTanh";
+export type Activation = "silu" | "relu" | "relu2" | "gelu" | "geluTanh" | "sigmoid";
 
 export type RopeScaling =
   | { readonly type: "default" }
@@ -215,6 +216,14 @@ export interface AddStep {
   readonly out: ValueName;
 }
 
+/** a·b, channel by channel. */
+export interface MultiplyStep {
+  readonly op: "multiply";
+  readonly a: ValueName;
+  readonly b: ValueName;
+  readonly out: ValueName;
+}
+
 /** x · factor, or x times a stored number, [1]. */
 export interface ScaleStep {
   readonly op: "scale";
@@ -316,7 +325,10 @@ export type Step =
   | AttentionStep
   | ActivationStep
   | ArrangeStep
+  | ConvStep
+  | RecurrenceStep
   | AddStep
+  | MultiplyStep
   | ScaleStep
   | TakeStep
   | SpliceStep
@@ -434,7 +446,10 @@ export function inputsOf(step: Step): readonly ValueName[] {
       return [step.q, step.k, step.v];
     case "activation":
       return step.gate === undefined ? [step.x] : [step.gate, step.x];
+    case "recurrence":
+      return step.beta === undefined ? [step.x, step.step] : [step.x, step.step, step.beta];
     case "add":
+    case "multiply":
       return [step.a, step.b];
     case "arrange":
       return step.parts.map(({ x }) => x);
@@ -451,6 +466,7 @@ export function inputsOf(step: Step): readonly ValueName[] {
     case "product":
     case "rope":
     case "head":
+    case "conv":
     case "scale":
     case "take":
       return [step.x];
@@ -544,7 +560,7 @@ function productsOf(flow: Flow, { site, out }: SiteStep): ProductStep[] {
 /** The expert whose rows a value has; undefined for a value of all rows. */
 export function expertOf(flow: Flow, value: ValueName): number | undefined {
   const step = flow.producer(value);
-  if (!step || step.op === "combine" || step.op === "attention") return undefined;
+  if (!step || step.op === "combine" || step.op === "attention" || isCarry(step)) return undefined;
   if (step.op === "dispatch") return step.expert;
   return inputsOf(step)
     .map((input) => expertOf(flow, input))
@@ -613,19 +629,29 @@ export function attentionsOf(program: BlockProgram): readonly AttentionStep[] {
   return program.steps.filter((step) => step.op === "attention");
 }
 
-/** KV heads and their channels that a token leaves in a block's cache. @throws PlanishError unless it has one cache. */
-export function cacheShape(program: BlockProgram): Pick<CacheStep, "heads" | "headDim"> {
+/**
+ * KV heads and their channels that a token leaves in a block's cache; undefined for a block without attention.
+ * @throws PlanishError when it has several caches.
+ */
+export function cacheOf(program: BlockProgram): Pick<CacheStep, "heads" | "headDim"> | undefined {
   const caches = program.steps.filter((step) => step.op === "cache");
-  if (caches.length !== 1)
+  if (caches.length > 1)
     throw new PlanishError(
-      `a block with ${caches.length} caches cannot be run with one; exactly 1 is accepted`,
+      `a block with ${caches.length} caches cannot be run with one; at most 1 is accepted`,
     );
-  return caches[0];
+  return caches.at(0);
 }
 
-/** Channels of keys (and of values) that a token leaves in a block's cache. */
+/** The same of a block that has attention. @throws PlanishError when it has none. */
+export function cacheShape(program: BlockProgram): Pick<CacheStep, "heads" | "headDim"> {
+  const cache = cacheOf(program);
+  if (!cache) throw new PlanishError("a block without attention has no cache of keys and values");
+  return cache;
+}
+
+/** Channels of keys (and of values) that a token leaves in a block's cache; 0 for a block without attention. */
 export function cacheWidth(program: BlockProgram): number {
-  const { heads, headDim } = cacheShape(program);
+  const { heads, headDim } = cacheOf(program) ?? { heads: 0, headDim: 0 };
   return heads * headDim;
 }
 

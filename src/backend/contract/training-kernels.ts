@@ -3,6 +3,12 @@
  * Conventions (layout, overwriting, determinism) are stated in training.ts.
  */
 import type { Buffer } from "./buffer.js";
+import type {
+  CausalConvArgs,
+  CausalConvBackwardArgs,
+  RecurrenceArgs,
+  RecurrenceBackwardArgs,
+} from "./recurrent-kernels.js";
 
 /** How a matrix product is computed; accumulation is always at least f32. */
 export type Precision = "f32" | "bf16";
@@ -362,7 +368,8 @@ export interface AttentionBackwardArgs extends Omit<AttentionArgs, "logSumExp"> 
   readonly gradV: Buffer;
 }
 
-export type UnaryOp = "sigmoid" | "silu" | "relu" | "gelu" | "geluTanh" | "reciprocal" | "negate";
+export type UnaryOp =
+  "sigmoid" | "silu" | "relu" | "gelu" | "geluTanh" | "reciprocal" | "negate" | "relu2";
 export type BinaryOp = "add" | "sub" | "mul";
 
 /** out_i = f(x_i), i < length. */
@@ -563,6 +570,10 @@ export interface Kernels {
   nll(args: NllArgs): void;
   softmaxKl(args: SoftmaxKlArgs): void;
   gatherRows(args: GatherRowsArgs): void;
+  causalConv(args: CausalConvArgs): void;
+  causalConvBackward(args: CausalConvBackwardArgs): void;
+  recurrence(args: RecurrenceArgs): void;
+  recurrenceBackward(args: RecurrenceBackwardArgs): void;
   adamW(args: AdamWArgs): void;
   cayley(args: CayleyArgs): void;
   cayleyBackward(args: CayleyBackwardArgs): void;

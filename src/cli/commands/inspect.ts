@@ -158,7 +158,14 @@ function renderPlan(plan: RunPlan, { bytes, config }: ModelDescription): string[
       `${formatBytes(plan.artifactBytes)} (${((100 * plan.artifactBytes) / bytes).toFixed(0)}% of ${formatBytes(bytes)})`,
     ],
   );
-  const sites = ALL_SITES.map((site) => [site, transformText(plan, site), counts[site] ?? 0]);
+  const others = Object.keys(plan.transforms).filter(
+    (site) => !ALL_SITES.includes(site) && !site.startsWith("experts."),
+  );
+  const sites = [...ALL_SITES, ...others].map((site) => [
+    site,
+    transformText(plan, site),
+    counts[site] ?? 0,
+  ]);
   for (const [group, title] of [
     ["clip", "clipping"],
     ["round", "rounding"],
@@ -177,10 +184,13 @@ function renderVerified({ path, files, tensors, bytes }: VerifiedArtifact): stri
   return `${path}: ${files > 0 ? `${hashed}, ` : ""}${checked}`;
 }
 
-const ALL_SITES = ["attn_in", "k_head", "v_head", "attn_out", "mlp_in", "mlp_down"] as const;
+/** Of the usual block, whether or not something stands there. */
+const ALL_SITES: readonly string[] = [
+  ...["attn_in", "k_head", "v_head", "attn_out", "mlp_in", "mlp_down"],
+];
 
 /** `16×16 Kronecker + diag`, `8×8 over heads`, … */
-function transformText({ transforms }: RunPlan, site: (typeof ALL_SITES)[number]): string {
+function transformText({ transforms }: RunPlan, site: string): string {
   const plan = transforms[site];
   if (!plan) return "none";
   if (plan.factors.length === 0) return "diag";

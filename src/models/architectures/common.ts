@@ -61,6 +61,8 @@ export interface AttentionForm {
   readonly sinks?: string;
   /** What scores of each head gain with every position that a key stands later. */
   readonly slopes?: readonly number[];
+  /** Rows of q are of each head its query and a gate, whose sigmoid multiplies what the head mixes. */
+  readonly gated?: boolean;
 }
 
 /** A layer's rotary positions; undefined for layers without, and models whose positions are learned. */
@@ -94,7 +96,7 @@ export function headOrder({ headDim, rotary }: ModelConfig): readonly number[] |
   return [...first, ...still.slice(0, split), ...second, ...still.slice(split)];
 }
 
-/** Rows of `heads` heads in that order, `skip` rows into a tensor of `rows`. */
+/** Rows of `heads` heads in that order, `skip` rows into a tensor of `rows`; a head begins every `stride` rows. */
 function headRows(
   path: string,
   rows: number,
@@ -102,11 +104,12 @@ function headRows(
   heads: number,
   headDim: number,
   order: readonly number[] | undefined,
+  stride = headDim,
 ): StoredRows | undefined {
   if (!order && rows === heads * headDim) return undefined;
   const channels = order ?? Array.from({ length: headDim }, (_, i) => i);
   const all = Array.from({ length: heads }, (_, head) =>
-    channels.map((i) => skip + head * headDim + i),
+    channels.map((i) => skip + head * stride + i),
   );
   return { parts: [{ path, rows }], order: all.flat() };
 }
@@ -146,7 +149,7 @@ export function attentionMix(
   paths: AttentionPaths,
   form: AttentionForm = {},
 ): ValueName {
-  const { fused, headNorms = "head", sinks, transposed, slopes } = form;
+  const { fused, headNorms = "head", sinks, transposed, slopes, gated = false } = form;
   const { hiddenSize, numHeads, numKvHeads, headDim, norm } = config;
   const rotary = rotaryOf(config, layer);
   // A layer without positions may keep its order, and has the same scores in the other one.
@@ -172,13 +175,19 @@ export function attentionMix(
       stored: transposed ? turned(stored, paths[name], rows) : stored,
     };
   };
-  const [query, key, v] = b.site(
+  const half = (name: string, path: string, skip: number, own: typeof order) => {
+    const [rows, stride] = [2 * numHeads * headDim, 2 * headDim];
+    const stored = headRows(paths.q, rows, skip, numHeads, headDim, own, stride);
+    return { name, path, out: numHeads * headDim, stored };
+  };
+  const [query, key, v, gate] = b.site(
     x,
     "attn_in",
     [
-      linear("q", numHeads, 0),
+      gated ? half("q", paths.q, 0, order) : linear("q", numHeads, 0),
       linear("k", numKvHeads, numHeads),
       linear("v", numKvHeads, numHeads + numKvHeads),
+      ...(gated ? [half("attn_gate", `${paths.q}_gate`, headDim, undefined)] : []),
     ],
     hiddenSize,
   );
@@ -217,7 +226,7 @@ export function attentionMix(
   }
   const own = config.layers?.[layer];
   const { softcap } = config.attention ?? {};
-  return b.attention(
+  const mixed = b.attention(
     { q, k, v },
     {
       heads: numHeads,
@@ -231,6 +240,7 @@ export function attentionMix(
       sinks: sinks === undefined ? undefined : b.kept("sinks", sinks, [numHeads]),
     },
   );
+  return gated ? b.activation("sigmoid", mixed, gate) : mixed;
 }
 
 /** Mixed values through o. */

@@ -25,6 +25,7 @@ import { opt } from "./opt.js";
 import { phi3 } from "./phi3.js";
 import { qwen2, qwen3 } from "./qwen.js";
 import { qwen2Moe, qwen3Moe } from "./qwen-moe.js";
+import { qwen35, qwen35Moe, qwen3Next } from "./qwen-next.js";
 import { smollm3 } from "./smollm3.js";
 import { stablelm } from "./stablelm.js";
 import { starcoder2 } from "./starcoder2.js";
@@ -33,6 +34,7 @@ export const ARCHITECTURES: readonly Architecture[] = [
   ...[llama, mistral, ministral, ministral3, qwen2, qwen3, gemma2, gemma3, phi3],
   ...[olmo2, olmo3, granite, smollm3, exaone4, glm4, stablelm, starcoder2, cohere2, opt],
   ...[mixtral, qwen2Moe, qwen3Moe, gptOss, deepseekV3, llama4, gpt2, bloom, gemma4],
+  ...[qwen3Next, qwen35, qwen35Moe],
 ];
 
 /**
@@ -91,7 +93,10 @@ function refuseOtherHead(
   ];
   if (
     Array.isArray(classes) &&
-    classes.every((item) => typeof item === "string" && accepted.includes(item.toLowerCase()))
+    classes.every(
+      (item) =>
+        typeof item === "string" && accepted.includes(item.toLowerCase().replaceAll("_", "")),
+    )
   )
     return;
   throw new PlanishError(

@@ -8,7 +8,7 @@ import { expertCounts, expertsBlock } from "./experts.js";
 import { qwenLayers } from "./qwen.js";
 import { llamaBiases, llamaShape } from "./shape.js";
 
-const EXPERTS = {
+export const QWEN_EXPERTS = {
   router: "mlp.gate.weight",
   expert: (e: number) => ({
     gate: `mlp.experts.${e}.gate_proj`,
@@ -24,7 +24,7 @@ const EXPERTS = {
 };
 
 /** Layers have experts by `decoder_sparse_step`, unless `mlp_only_layers` lists them. */
-function denseLayers(c: ConfigReader): boolean[] {
+export function denseLayers(c: ConfigReader): boolean[] {
   const layers = c.integer("num_hidden_layers", LIMITS.layers);
   const step = c.integer("decoder_sparse_step", LIMITS.layers, 1);
   const only = c.optional("mlp_only_layers") ?? [];
@@ -68,7 +68,7 @@ export const qwen2Moe: Architecture = {
       sharedGate: true,
     },
   }),
-  lower: (config, layer) => expertsBlock(config, layer, { ...LLAMA_PATHS, experts: EXPERTS }),
+  lower: (config, layer) => expertsBlock(config, layer, { ...LLAMA_PATHS, experts: QWEN_EXPERTS }),
   names: LLAMA_NAMES,
 };
 
@@ -86,6 +86,10 @@ export const qwen3Moe: Architecture = {
     experts: experts(c, { experts: 128, chosen: 8, width: 768 }),
   }),
   lower: (config, layer) =>
-    expertsBlock(config, layer, { ...LLAMA_PATHS, attention: NORMED_ATTENTION, experts: EXPERTS }),
+    expertsBlock(config, layer, {
+      ...LLAMA_PATHS,
+      attention: NORMED_ATTENTION,
+      experts: QWEN_EXPERTS,
+    }),
   names: LLAMA_NAMES,
 };

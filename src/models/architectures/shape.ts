@@ -35,6 +35,7 @@ export interface ShapeOptions extends Partial<
   readonly headDim?: number;
   readonly kvHeads?: number;
   readonly maxPositions?: number;
+  readonly intermediate?: number;
   readonly epsilon?: number;
   readonly activation?: { readonly key: string; readonly fallback: string };
   readonly gated?: boolean;
@@ -90,7 +91,7 @@ export function llamaShape(
   return {
     architecture,
     ...sizes,
-    intermediateSize: c.integer("intermediate_size", LIMITS.width),
+    intermediateSize: c.integer("intermediate_size", LIMITS.width, options.intermediate),
     numLayers,
     vocabSize: c.integer("vocab_size", LIMITS.vocabulary),
     maxPositions,

@@ -1,6 +1,6 @@
 /** A block whose weights stay on the source's own grids, with the rotations that its cache gains by. */
 import type { PackedBlock } from "../../backend/contract/packed.js";
-import { cacheShape } from "../../backend/contract/program.js";
+import { cacheOf } from "../../backend/contract/program.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { halfFloats } from "../../checkpoint/element-types.js";
@@ -26,8 +26,9 @@ export function keptBlock(
   layer: number,
 ): PackedBlock {
   const block = readKeptBlock(checkpoint, architecture, config, layer);
-  const { headDim } = cacheShape(blockProgram(config, layer));
-  if (kvBits > ROTATED_BITS || powerOfTwoPart(headDim) !== headDim) return block;
+  const headDim = cacheOf(blockProgram(config, layer))?.headDim;
+  if (headDim === undefined || kvBits > ROTATED_BITS || powerOfTwoPart(headDim) !== headDim)
+    return block;
   // Keys and queries are turned by one Hadamard matrix: scores stay what they are, and a channel that is large in every
   // key is spread over all.
   const matrix = storedHadamard(headDim);

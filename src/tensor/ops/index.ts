@@ -11,5 +11,6 @@ export * from "./matmul.js";
 export * from "./norm.js";
 export * from "./orthogonal.js";
 export * from "./quantize.js";
+export * from "./recurrent.js";
 export * from "./rope.js";
 export * from "./route.js";

@@ -34,6 +34,7 @@ const UNARY_SIZE: Readonly<
   geluTanh: { value: (x) => 8 * Math.abs(x), slope: (x) => 8 + 16 * Math.abs(x) },
   reciprocal: { value: (x) => 2 / Math.abs(x), slope: (x) => 4 / (x * x) },
   negate: { value: () => 0, slope: () => 0 },
+  relu2: { value: (x) => x * x, slope: (x) => 4 * Math.abs(x) },
 };
 
 /** Terms of σ(x)·(1 + x·(1−σ(x))) in absolute value. */

@@ -10,6 +10,7 @@ import { assembleKernels } from "../../../src/backend/cuda/train/backend.js";
 import type { CudaContext } from "../../../src/backend/cuda/context.js";
 import type { GemmRequest } from "../../../src/backend/cuda/train/cublaslt.js";
 import type { CudaKernel } from "../../../src/backend/cuda/driver.js";
+import { REFUSED_KERNELS } from "../../../src/backend/cuda/train/kernels/recurrent.js";
 import { CudaBuffer } from "../../../src/backend/cuda/memory.js";
 import { kernelSignature } from "../../../src/backend/cuda/modules.js";
 import { declaredKernels } from "../../../scripts/cuda-kernels.js";
@@ -99,8 +100,10 @@ beforeEach(() => {
 describe("CUDA bindings", () => {
   const { kernels, solves } = assembleKernels(lookingContext());
   const byKernel = new Map<keyof Kernels, (typeof caseGroups)[number]["cases"][number][]>();
+  const refused: readonly (keyof Kernels)[] = REFUSED_KERNELS;
   for (const item of caseGroups.flatMap(({ cases }) => cases))
-    byKernel.set(item.kernel, [...(byKernel.get(item.kernel) ?? []), item]);
+    if (!refused.includes(item.kernel))
+      byKernel.set(item.kernel, [...(byKernel.get(item.kernel) ?? []), item]);
 
   it.each([...byKernel.keys()])("%s passes what its kernels take", (name) => {
     for (const item of byKernel.get(name) ?? []) {
@@ -116,6 +119,10 @@ describe("CUDA bindings", () => {
       expect(c.stride).toBeGreaterThanOrEqual(n);
       for (const { pointer } of [a, b, c]) expect(Number.isSafeInteger(pointer)).toBe(true);
     }
+  });
+
+  it.each(REFUSED_KERNELS)("%s is refused by name", (name) => {
+    expect(() => kernels[name]({} as never)).toThrow(`[${name}] `);
   });
 
   it("uses every kernel of the sources that it binds", () => {

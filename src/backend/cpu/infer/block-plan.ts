@@ -13,16 +13,20 @@ import {
   type NormStep,
   type ValueName,
 } from "../../contract/program.js";
+import { recurrenceWords, type CarryStep } from "../../contract/recurrent.js";
 import type { Scheme } from "../../contract/scheme.js";
 import {
   fuse,
   NoKernel,
+  type FusedActivation,
   type FusedAdd,
   type FusedArrange,
   type FusedAttention,
   type FusedCache,
+  type FusedCarry,
   type FusedExperts,
   type FusedInput,
+  type FusedMultiply,
   type FusedNorm,
   type FusedRoute,
   type FusedScale,
@@ -58,6 +62,17 @@ export interface PlanContext {
   readonly address: (slot: Slot) => bigint;
   readonly pages: bigint;
   readonly pageBytes: number;
+  /** Where sequences' states begin, and numbers from one to the next. */
+  readonly states: bigint;
+  readonly stateStride: number;
+}
+
+/** Where a layer's part of what sequences leave behind lies. */
+export interface LayerPlace {
+  /** In page 0. */
+  readonly cache: bigint;
+  /** Numbers into a sequence's state, by step. */
+  readonly states: ReadonlyMap<CarryStep, number>;
 }
 
 /** What a site's kernel reads. */
@@ -78,7 +93,7 @@ interface ProductOutput {
 }
 
 /**
- * Appends a block's calls to the plan. `input`: where the block's input lies; `cache`: this layer's part of page 0.
+ * Appends a block's calls to the plan. `input`: where the block's input lies; `place`: this layer's part of the cache.
  * Returns where its output lies.
  * @throws NoKernel naming what has no kernel.
  */
@@ -87,9 +102,9 @@ export function planBlock(
   program: BlockProgram,
   block: PlacedBlock,
   input: Slot,
-  cache: bigint,
+  place: LayerPlace,
 ): Slot {
-  return new BlockPlanner(context, block, input, cache).run(program);
+  return new BlockPlanner(context, block, input, place).run(program);
 }
 
 class BlockPlanner {
@@ -99,7 +114,7 @@ class BlockPlanner {
     private readonly context: PlanContext,
     private readonly block: PlacedBlock,
     input: Slot,
-    private readonly cache: bigint,
+    private readonly place: LayerPlace,
   ) {
     this.slotOf.set(BLOCK_INPUT, input);
   }
@@ -131,7 +146,14 @@ class BlockPlanner {
         this.norm(step);
         break;
       case "add":
-        this.add(step);
+      case "multiply":
+        this.pair(step);
+        break;
+      case "activation":
+        this.activation(step);
+        break;
+      case "carry":
+        this.carry(step);
         break;
       case "transform":
         this.transform(step);
@@ -174,30 +196,73 @@ class BlockPlanner {
     this.slotOf.set(value, this.context.slots.take(width));
   }
 
-  private norm({ step, groups, inPlace }: FusedNorm): void {
+  private norm({ step, groups, gains, inPlace }: FusedNorm): void {
     const { kind, width, epsilon, x, out } = step;
     const { gain, bias } = this.placedNorm(step);
     const from = this.address(x);
     if (inPlace) this.slotOf.set(out, this.slot(x));
     else this.take(out, groups * width);
-    this.context.plan.add("norm", {
-      kind,
-      x: from,
-      groups,
-      cols: width,
-      gain,
-      bias,
-      epsilon,
-      out: this.address(out),
-    });
+    const shared = { kind, x: from, groups, cols: width, gain, epsilon, out: this.address(out) };
+    const { plan } = this.context;
+    if (gains === 1) plan.add("norm", { ...shared, bias });
+    else if (bias === 0n) plan.add("groupedNorm", { ...shared, gains });
+    else throw new NoKernel("a norm whose groups have gains and biases of their own has no kernel");
   }
 
-  private add({ step, width, onto }: FusedAdd): void {
+  private pair({ op, step, width, onto }: FusedAdd | FusedMultiply): void {
     const [a, b] = [this.address(step.a), this.address(step.b)];
     if (onto === undefined) this.take(step.out, width);
     else this.slotOf.set(step.out, this.slot(onto));
     const out = this.address(step.out);
-    this.context.plan.add("binary", { op: "add", cols: width, a, b, broadcast: "full", out });
+    this.context.plan.add("binary", {
+      op: op === "add" ? "add" : "mul",
+      ...{ cols: width, a, b, broadcast: "full", out },
+    });
+  }
+
+  private activation({ step, width }: FusedActivation): void {
+    const { plan } = this.context;
+    const { activation: op, gate, x } = step;
+    this.take(step.out, width);
+    const out = this.address(step.out);
+    plan.add("unary", { op, x: this.address(gate ?? x), length: width, out });
+    if (gate === undefined) return;
+    const b = this.address(x);
+    plan.add("binary", { op: "mul", cols: width, a: out, b, broadcast: "full", out });
+  }
+
+  private carry({ step, width }: FusedCarry): void {
+    const { plan, buffers, states, stateStride: stride } = this.context;
+    const at = this.place.states.get(step);
+    if (at === undefined) throw new PlanishError("a step's state lies nowhere");
+    this.take(step.out, width);
+    const optional = (name: KeptName | undefined) =>
+      name === undefined ? undefined : this.kept(name);
+    const shared = {
+      table: buffers.chunks.address,
+      slots: buffers.slots.address,
+      state: states + BigInt(4 * at),
+      stride,
+      x: this.address(step.x),
+      out: this.address(step.out),
+    };
+    if (step.op === "conv") {
+      const { channels, taps, weight, bias } = step;
+      const weights = { weight: this.kept(weight), bias: optional(bias) };
+      plan.add("carryConv", { ...shared, channels, taps, ...weights });
+      return;
+    }
+    const { heads, keyHeads, keyDim, valueDim, width: rowWidth, scale } = step;
+    plan.add("carryRecurrence", {
+      ...shared,
+      ...{ heads, keyHeads, keyDim, valueDim, width: rowWidth, scale },
+      ...recurrenceWords(step),
+      step: this.address(step.step),
+      beta: step.beta === undefined ? undefined : this.address(step.beta),
+      rate: this.kept(step.rate),
+      bias: this.kept(step.bias),
+      skip: optional(step.skip),
+    });
   }
 
   /** What a site's linears read, in f32. */
@@ -257,7 +322,7 @@ class BlockPlanner {
     const table = experts.flatMap((expert) => {
       const own = new Plan(memory);
       const context = { ...this.context, plan: own };
-      const planner = new BlockPlanner(context, this.block, gathered, this.cache);
+      const planner = new BlockPlanner(context, this.block, gathered, this.place);
       const result = planner.steps(expert.steps, expert.out);
       slots.release(result);
       return [own.finish(), BigInt(own.length), this.context.address(result)];
@@ -389,7 +454,7 @@ class BlockPlanner {
       queryBits: scheme.queryBits ?? 16,
       bits: scheme.kvBits,
       clips: this.block.cacheClips,
-      cache: this.cache,
+      cache: this.place.cache,
       pageBytes: this.context.pageBytes,
       qScale: grown?.growth?.address,
     });
@@ -411,7 +476,7 @@ class BlockPlanner {
       softcap: softcap ?? 0,
       q: this.address(queries),
       bits: scheme.kvBits,
-      cache: this.cache,
+      cache: this.place.cache,
       pageBytes,
       out: this.address(out),
       sinks: sinks === undefined ? undefined : this.kept(sinks),

@@ -8,7 +8,7 @@ import type { EngineMemory, Place } from "./memory.js";
 /** Rows that go through the blocks together; longer steps are cut. */
 export const STEP_ROWS = 512;
 /** Codes of one site at most: one set for each linear with clips of its own. */
-export const MOST_SETS = 3;
+export const MOST_SETS = 4;
 
 /** Rotary tables of a step's rows, [rows, dims/2], for one kind of rotary positions. */
 export interface RotaryBuffers {
@@ -24,6 +24,8 @@ export interface StepBuffers {
   readonly positions: Place<Int32Array>;
   /** CacheChunk records. */
   readonly chunks: Place<Int32Array>;
+  /** Which state each chunk's sequence has. */
+  readonly slots: Place<Int32Array>;
   readonly embedded: Place<Float32Array>;
   /**
    * Codes that linears read, [MOST_SETS][rows, widest], and their scales. Linears with static grids take turns in it, with
@@ -66,6 +68,7 @@ export function stepBuffers(
     ids: integers(STEP_ROWS),
     positions: integers(STEP_ROWS),
     chunks: integers(STEP_ROWS * 4),
+    slots: integers(STEP_ROWS),
     embedded: rows(Math.max(embeddingSize, stateWidth)),
     codes: memory.alloc<Int8Array>("i8", MOST_SETS * STEP_ROWS * widest),
     scales: rows(perRow),

@@ -11,7 +11,9 @@ import type { PackedKind } from "../../contract/inference-kernels.js";
 import type { NativeLibrary } from "../../contract/native-library.js";
 import { nativeKernels, type NativeKernels } from "../native-kernels.js";
 import { PlanishError } from "../../../common/errors.js";
-import { cacheShape, type BlockProgram } from "../../contract/program.js";
+import { cacheOf, type BlockProgram } from "../../contract/program.js";
+import { stateLayout, type StateLayout } from "../../contract/recurrent.js";
+import { SequenceStates } from "../../contract/sequence-states.js";
 import { formatScheme, type Scheme } from "../../contract/scheme.js";
 import {
   checkChunk,
@@ -49,6 +51,8 @@ interface Piece {
   readonly chunk: Chunk;
   readonly from: number;
   readonly rows: number;
+  /** Which state its sequence has. */
+  readonly slot: number;
 }
 
 export class IntegerExecutor implements Executor {
@@ -56,6 +60,7 @@ export class IntegerExecutor implements Executor {
   readonly description: string;
   readonly pageTokens = PAGE_TOKENS;
   readonly bytesPerPage: number;
+  readonly bytesPerState?: number;
   readonly weightBytes: number;
 
   private readonly memory: EngineMemory;
@@ -72,10 +77,20 @@ export class IntegerExecutor implements Executor {
   private readonly output: Slot;
   /** Where each layer's part of a page begins. */
   private readonly layerOffsets: readonly number[];
+  /** Where each layer's part of a sequence's state begins. */
+  private readonly stateLayout: StateLayout;
   private readonly kernels: NativeKernels;
 
   private cache:
-    { readonly memory: EngineMemory; readonly place: Region; readonly pages: number } | undefined;
+    | {
+        readonly memory: EngineMemory;
+        readonly place: Region;
+        readonly pages: number;
+        /** Of as many sequences as were asked for, in models with recurrent layers. */
+        readonly states?: Region;
+      }
+    | undefined;
+  private positions = new SequenceStates(0);
   private planned:
     { readonly memory: EngineMemory; readonly address: bigint; readonly calls: number } | undefined;
   private pageList: Place<Int32Array> | undefined;
@@ -116,6 +131,8 @@ export class IntegerExecutor implements Executor {
       const pages = this.layOutPages();
       this.layerOffsets = pages.offsets;
       this.bytesPerPage = pages.bytes;
+      this.stateLayout = stateLayout(programs);
+      if (this.stateLayout.size > 0) this.bytesPerState = 4 * this.stateLayout.size;
       const { widths, output } = this.layOutValues();
       this.places = widths.map((width) =>
         this.memory.alloc<Float32Array>("f32", STEP_ROWS * width),
@@ -142,9 +159,9 @@ export class IntegerExecutor implements Executor {
     return this.library.freeBytes?.() ?? Infinity;
   }
 
-  reserve(pages: number): void {
+  reserve(pages: number, states = 1): void {
     this.checkLive();
-    checkReserve(pages);
+    checkReserve(pages, states);
     this.cache?.memory[Symbol.dispose]();
     this.cache = undefined;
     this.dropPlan();
@@ -153,7 +170,10 @@ export class IntegerExecutor implements Executor {
       memory,
       place: memory.reserve(pages * this.bytesPerPage),
       pages,
+      states:
+        this.bytesPerState === undefined ? undefined : memory.reserve(states * this.bytesPerState),
     };
+    if (this.bytesPerState !== undefined) this.positions = new SequenceStates(states);
   }
 
   copyPage(from: number, to: number): void {
@@ -163,6 +183,16 @@ export class IntegerExecutor implements Executor {
     checkPage(to, pages);
     const size = this.bytesPerPage;
     if (from !== to) place.copy(from * size, to * size, size);
+  }
+
+  copyState(from: number, to: number): void {
+    this.checkLive();
+    const { states } = this.requireCache();
+    const size = this.bytesPerState;
+    if (!states || size === undefined)
+      throw new PlanishError("a model without recurrent layers has no states to copy");
+    this.positions.copy(from, to);
+    if (from !== to) states.copy(from * size, to * size, size);
   }
 
   // The kernels run on threads of their own and this one waits for them; what refuses a step rejects.
@@ -180,10 +210,13 @@ export class IntegerExecutor implements Executor {
     const total = wanted.reduce((sum, rows) => sum + rows, 0);
     const all = new Float32Array(total * vocabSize);
     let filled = 0;
-    for (const pieces of cut(chunks)) {
+    const slots = this.positions.of(chunks);
+    this.positions.begin(slots);
+    for (const pieces of cut(chunks, slots)) {
       const rows = this.forward(pieces);
       filled += this.logits(pieces, rows, all.subarray(filled * vocabSize));
     }
+    this.positions.end(slots, chunks);
     let at = 0;
     return wanted.map((rows) => {
       if (rows === 0) return undefined;
@@ -225,11 +258,13 @@ export class IntegerExecutor implements Executor {
     const { address, calls, pages } = this.plan(listed);
     let row = 0;
     let page = 0;
-    pieces.forEach(({ chunk, from, rows }, index) => {
+    pieces.forEach((piece, index) => {
+      const { chunk, from, rows, slot } = piece;
       const start = chunk.start + from;
       const length = chunk.start + chunk.tokens.length;
       buffers.chunks.data.set([row, rows, start, page], index * 4);
-      const count = pagesOf({ chunk, from, rows });
+      buffers.slots.data[index] = slot;
+      const count = pagesOf(piece);
       pages.data.set(chunk.pages.subarray(0, count), page);
       page += count;
       buffers.ids.data.set(chunk.tokens.subarray(from, from + rows), row);
@@ -353,7 +388,7 @@ export class IntegerExecutor implements Executor {
   private plan(listed: number): { address: bigint; calls: number; pages: Place<Int32Array> } {
     if (this.planned && this.pageList && this.pageList.data.length >= listed)
       return { ...this.planned, pages: this.pageList };
-    const { place } = this.requireCache();
+    const { place, states } = this.requireCache();
     this.dropPlan();
     const memory = new EngineMemory(this.library);
     const pages = memory.alloc<Int32Array>("i32", Math.max(2 * listed, 4096));
@@ -366,6 +401,7 @@ export class IntegerExecutor implements Executor {
         slots: new Slots(),
         address: (slot) => this.places[slot].address,
         pages: pages.address,
+        states: states?.address ?? 0n,
       },
       place.address,
     );
@@ -376,20 +412,21 @@ export class IntegerExecutor implements Executor {
 
   /** Plans every block after the other; returns where the last one's output lies. */
   private planBlocks(
-    where: Pick<PlanContext, "memory" | "plan" | "slots" | "address" | "pages">,
+    where: Pick<PlanContext, "memory" | "plan" | "slots" | "address" | "pages" | "states">,
     cache: bigint,
   ): Slot {
     const { scheme, kind, buffers, rotary, bytesPerPage: pageBytes } = this;
-    const context: PlanContext = { ...where, scheme, kind, buffers, rotary, pageBytes };
+    const { size: stateStride } = this.stateLayout;
+    const context: PlanContext = {
+      ...where,
+      ...{ scheme, kind, buffers, rotary, pageBytes, stateStride },
+    };
     return this.blocks.reduce(
       (input, block, layer) =>
-        planBlock(
-          context,
-          this.programs[layer],
-          block,
-          input,
-          cache + BigInt(this.layerOffsets[layer]),
-        ),
+        planBlock(context, this.programs[layer], block, input, {
+          cache: cache + BigInt(this.layerOffsets[layer]),
+          states: this.stateLayout.offsets[layer],
+        }),
       where.slots.take(this.shape.stateWidth ?? this.shape.hiddenSize),
     );
   }
@@ -399,7 +436,8 @@ export class IntegerExecutor implements Executor {
     using memory = new EngineMemory(this.library);
     const slots = new Slots();
     const plan = new Plan(memory);
-    const output = this.planBlocks({ memory, plan, slots, address: () => 0n, pages: 0n }, 0n);
+    const nowhere = { address: () => 0n, pages: 0n, states: 0n };
+    const output = this.planBlocks({ memory, plan, slots, ...nowhere }, 0n);
     return { widths: slots.widths, output };
   }
 
@@ -408,9 +446,11 @@ export class IntegerExecutor implements Executor {
     const size = new BigInt64Array(1);
     let bytes = 0;
     const offsets = this.programs.map((program) => {
-      const { heads, headDim } = cacheShape(program);
-      this.kernels.cacheHeadBytes({ headDim, bits: this.scheme.kvBits, bytes: size });
       const offset = bytes;
+      const cache = cacheOf(program);
+      if (!cache) return offset;
+      const { heads, headDim } = cache;
+      this.kernels.cacheHeadBytes({ headDim, bits: this.scheme.kvBits, bytes: size });
       bytes += heads * Number(size[0]);
       return offset;
     });
@@ -524,17 +564,17 @@ function pagesOf({ chunk, from, rows }: Piece): number {
 }
 
 /** Cuts a step into pieces of at most STEP_ROWS rows together; a chunk's pieces follow one another. */
-function cut(chunks: readonly Chunk[]): Piece[][] {
+function cut(chunks: readonly Chunk[], slots: Int32Array): Piece[][] {
   const steps: Piece[][] = [];
   let room = 0;
-  for (const chunk of chunks)
+  for (const [i, chunk] of chunks.entries())
     for (let from = 0; from < chunk.tokens.length;) {
       if (room === 0) {
         steps.push([]);
         room = STEP_ROWS;
       }
       const rows = Math.min(room, chunk.tokens.length - from);
-      steps[steps.length - 1].push({ chunk, from, rows });
+      steps[steps.length - 1].push({ chunk, from, rows, slot: slots[i] });
       from += rows;
       room -= rows;
     }

@@ -5,6 +5,7 @@
 import type { AttentionArgs, Buffer, HeadLayout, Kernels } from "../../contract/training.js";
 import { PlanishError } from "../../../common/errors.js";
 import { checkFlattenRows } from "../../contract/flatten-check.js";
+import { recurrenceWords } from "../../contract/recurrent.js";
 import type { NativeLibrary } from "../../contract/native-library.js";
 import { copyArrays } from "../mapping.js";
 import { matmulKernels } from "./matmul.js";
@@ -126,6 +127,18 @@ export function cpuKernels(library: NativeLibrary): Kernels {
     attentionBackward(args) {
       checkHeads(args, "attentionBackward");
       native.attentionBackward({ ...args, ...attentionWords(args) });
+    },
+    causalConv(args) {
+      const { batch, taps, channels, state } = args;
+      if (state) checkLength(state, batch * (taps - 1) * channels, "causalConv state");
+      native.causalConv(args);
+    },
+    causalConvBackward: native.causalConvBackward,
+    recurrence(args) {
+      native.recurrence({ ...args, ...recurrenceWords(args) });
+    },
+    recurrenceBackward(args) {
+      native.recurrenceBackward({ ...args, ...recurrenceWords(args) });
     },
     unary: native.unary,
     unaryBackward: native.unaryBackward,

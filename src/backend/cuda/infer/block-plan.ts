@@ -113,6 +113,12 @@ class Planner {
         throw new NoCudaKernel(
           "a norm that something else than a site reads, as after a residual sum, has no CUDA kernel",
         );
+      case "carry":
+      case "multiply":
+      case "activation":
+        throw new NoCudaKernel(
+          "recurrent layers, short convolutions and gates between steps have no CUDA kernel",
+        );
       case "transform":
       case "route":
       case "experts":

@@ -68,6 +68,12 @@ export function stepObstacle(step: Step): string | undefined {
       return step.gate !== undefined && step.activation === "silu"
         ? undefined
         : `${step.gate === undefined ? "an ungated" : "a gated"} MLP with ${step.activation} has no CUDA kernel; gated SiLU has`;
+    case "conv":
+      return "short convolutions have no CUDA kernel";
+    case "recurrence":
+      return step.beta === undefined
+        ? "state-space layers have no CUDA kernel"
+        : "linear attention has no CUDA kernel";
     default:
       return undefined;
   }
@@ -87,6 +93,9 @@ function fusionObstacle(programs: readonly BlockProgram[]): string | undefined {
         else if (op === "scale") return "a block's output times a number has no CUDA kernel";
         else if (op === "take" || op === "splice")
           return "values that lie beside hidden states have no CUDA kernel";
+        else if (op === "multiply") return "a product of two activations has no CUDA kernel";
+        else if (op === "activation")
+          return "an activation function that something else than a site reads has no CUDA kernel";
     return undefined;
   } catch (error) {
     if (error instanceof NoKernel) return error.message;

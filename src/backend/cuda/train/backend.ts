@@ -28,6 +28,7 @@ import { lossKernels } from "./kernels/losses.js";
 import { matmulKernels } from "./kernels/matmul.js";
 import { normKernels } from "./kernels/norm.js";
 import { quantizeKernels } from "./kernels/quantize.js";
+import { recurrentKernels } from "./kernels/recurrent.js";
 import {
   asHostArray,
   checkLength,
@@ -75,6 +76,7 @@ export function assembleKernels(context: CudaContext): { kernels: Kernels; solve
       ...attentionKernels(context),
       ...elementwiseKernels(context),
       ...lossKernels(context),
+      ...recurrentKernels(),
       ...linalg,
     },
   };

@@ -44,6 +44,7 @@ import {
   quantizeRowsBackward,
 } from "./quantize.js";
 import { fakeQuantizeOffset, fakeQuantizeOffsetBackward } from "./quantize-offset.js";
+import { causalConv, causalConvBackward, recurrence, recurrenceBackward } from "./recurrent.js";
 import { rope } from "./rope.js";
 
 const KERNELS: Kernels = {
@@ -78,6 +79,10 @@ const KERNELS: Kernels = {
   nll,
   softmaxKl,
   gatherRows,
+  causalConv,
+  causalConvBackward,
+  recurrence,
+  recurrenceBackward,
   adamW,
   cayley,
   cayleyBackward,

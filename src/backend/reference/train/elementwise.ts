@@ -58,6 +58,7 @@ const UNARY: Readonly<
   },
   reciprocal: { value: (x) => 1 / x, slope: (x) => -1 / (x * x) },
   negate: { value: (x) => -x, slope: () => -1 },
+  relu2: { value: (x) => (x > 0 ? x * x : 0), slope: (x) => (x > 0 ? 2 * x : 0) },
 };
 
 /** d/dx x·σ(x) = σ(x)·(1 + x·(1 − σ(x))). */

@@ -27,6 +27,7 @@ const UNARY: Readonly<Record<UnaryOp, number>> = {
   geluTanh: 4,
   reciprocal: 5,
   negate: 6,
+  relu2: 7,
 };
 const BINARY: Readonly<Record<BinaryOp, number>> = { add: 0, sub: 1, mul: 2 };
 const BROADCAST: Readonly<Record<BinaryArgs["broadcast"], number>> = {
