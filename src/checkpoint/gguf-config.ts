@@ -3,6 +3,7 @@
  * translated, and the row order that llama.cpp gives to query and key weights.
  */
 
+import { rotaryFrequencies } from "../backend/contract/rotary.js";
 import { quoted } from "../common/bounds.js";
 import type { GgufMetadata } from "./gguf-metadata.js";
 import { shortestFloat32 } from "./gguf-metadata.js";
@@ -124,6 +125,17 @@ export function huggingFaceName(name: string, own: Architecture["names"] = {}): 
   return block === undefined
     ? `${names[stem]}.${kind}`
     : `model.layers.${Number(block)}.${names[stem]}.${kind}`;
+}
+
+/** A tensor's GGUF name by Hugging Face's, or undefined where there is none. */
+export function ggufName(name: string, own: Architecture["names"] = {}): string | undefined {
+  const parts = /^(?:model\.layers\.(\d{1,5})\.)?(.+)\.(weight|bias)$/.exec(name);
+  if (!parts) return undefined;
+  const [, block, path, kind] = parts;
+  const names = block === undefined ? OUTER_NAMES : { ...BLOCK_NAMES, ...own };
+  const stem = Object.keys(names).find((each) => names[each] === path);
+  if (stem === undefined) return undefined;
+  return block === undefined ? `${stem}.${kind}` : `blk.${Number(block)}.${stem}.${kind}`;
 }
 
 /**
@@ -303,6 +315,14 @@ export function llama3Factors(factor: number, theta: number, headDim: number): F
 /** The tensor is float32 and may have been computed in it. */
 const FACTOR_TOLERANCE = 1e-4;
 
+/** Whether the factors are what makes the frequencies of models that were trained with them in bfloat16. */
+function followsBfloat16(factors: Float32Array, theta: number): boolean {
+  const plain = { dims: 2 * factors.length, theta, scaling: { type: "default" } } as const;
+  const exact = rotaryFrequencies(plain, 1);
+  const rounded = rotaryFrequencies({ ...plain, frequencyType: "bfloat16" }, 1);
+  return factors.every((factor, i) => Math.abs((factor * rounded[i]) / exact[i] - 1) < 1e-6);
+}
+
 function llama3Scaling(
   metadata: GgufMetadata,
   theta: number,
@@ -316,9 +336,12 @@ function llama3Scaling(
   if (factors.every((value) => value === 1)) return undefined;
   const expected = llama3Factors(factor, theta, headDim);
   const fits = factors.every((value, i) => Math.abs(value / expected[i] - 1) < FACTOR_TOLERANCE);
+  if (!fits && followsBfloat16(factors, theta)) {
+    return { rope_type: "default", rope_theta: theta, frequency_dtype: "bfloat16" };
+  }
   if (!fits) {
     metadata.fail(
-      "rope_freqs.weight does not follow llama3 scaling (low 1, high 4, original context 8192), the only kind that is read",
+      "rope_freqs.weight follows neither llama3 scaling (low 1, high 4, original context 8192) nor frequencies rounded to bfloat16, the only kinds that are read",
     );
   }
   return { rope_type: "llama3", factor, ...LLAMA3 };

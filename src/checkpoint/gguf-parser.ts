@@ -70,6 +70,13 @@ const TENSOR_TYPES: Readonly<Record<number, StoredType>> = {
   30: "BF16",
 };
 
+/** The file's number for a type. @throws PlanishError for types that GGUF has none for. */
+export function ggufTypeCode(type: StoredType): number {
+  const code = Object.entries(TENSOR_TYPES).find(([, name]) => name === type)?.[0];
+  if (code === undefined) throw new PlanishError(`GGUF has no tensors of type ${type}`);
+  return Number(code);
+}
+
 /** Names of types that exist but are not read, for the error. */
 const OTHER_TYPES: Readonly<Record<number, string>> = {
   9: "Q8_1",

@@ -3,15 +3,24 @@
  * SentencePiece BPE ("llama"), with the pre-tokenizers of the supported model families.
  */
 
+import { isDeepStrictEqual } from "node:util";
 import { LIMITS, quoted } from "../common/bounds.js";
+import { PlanishError } from "../common/errors.js";
 import type { TokenizerFiles } from "./checkpoint.js";
 import type { GgufMetadata } from "./gguf-metadata.js";
 
 type Json = Record<string, unknown>;
 
-const TYPE_UNKNOWN = 2;
-const TYPE_CONTROL = 3;
-const TYPE_USER = 4;
+/** What `tokenizer.ggml.token_type` says of a token. */
+export const TOKEN_TYPES = {
+  normal: 1,
+  unknown: 2,
+  control: 3,
+  user: 4,
+  unused: 5,
+  byte: 6,
+} as const;
+const { unknown: TYPE_UNKNOWN, control: TYPE_CONTROL, user: TYPE_USER } = TOKEN_TYPES;
 
 const BYTE_LEVEL: Json = {
   type: "ByteLevel",
@@ -67,6 +76,41 @@ const PRE_TOKENIZERS: Readonly<Record<string, PreTokenizer>> = {
   qwen2: QWEN2,
   default: GPT2,
 };
+
+/**
+ * GGUF's name for the rules by which a byte-level tokenizer cuts text into words.
+ * @throws PlanishError when they are none of those with a name that is read here.
+ */
+export function namedPreTokenizer(tokenizer: Readonly<Json>, file: string): string {
+  const wanted = rules(tokenizer["normalizer"], tokenizer["pre_tokenizer"]);
+  const model = tokenizer["model"] as Json;
+  const ignoresMerges = model["ignore_merges"] === true;
+  const names = Object.keys(PRE_TOKENIZERS).filter((name) => name !== "default");
+  const found = names.find((name) => {
+    const { normalizer, preTokenizer, ignoreMerges = false } = PRE_TOKENIZERS[name];
+    return (
+      ignoreMerges === ignoresMerges && isDeepStrictEqual(rules(normalizer, preTokenizer), wanted)
+    );
+  });
+  if (found === undefined)
+    throw new PlanishError(
+      `${file}: its tokenizer cuts words by rules that are none of ${names.join(", ")}, which are those that GGUF files are written with`,
+    );
+  return found;
+}
+
+/** Normalizers and pre-tokenizers one after the other, with their defaults, and without what does not change tokens. */
+function rules(...parts: readonly unknown[]): unknown[] {
+  return parts.flatMap((part) => {
+    if (part === null || part === undefined) return [];
+    const { type, trim_offsets: _, ...rest } = part as Json;
+    const inner = rest["normalizers"] ?? rest["pretokenizers"];
+    if (type === "Sequence" && Array.isArray(inner)) return rules(...(inner as unknown[]));
+    const defaults =
+      type === "ByteLevel" ? { use_regex: true } : type === "Split" ? { invert: false } : {};
+    return [{ type, ...defaults, ...rest }];
+  });
+}
 
 /** Tokens that end a turn or a text by convention, whatever `eos_token_id` says. */
 const END_TOKENS = [

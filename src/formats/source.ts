@@ -30,9 +30,14 @@ export interface NamedBlock {
 
 /**
  * Opens an artifact to export it; the caller disposes it.
+ * @param can whether the target holds embedding and head of fewer than 16 bits
  * @throws PlanishError when its architecture keeps linears in other tensors than the artifact does.
  */
-export function openForExport(path: string, target: string): OpenArtifact {
+export function openForExport(
+  path: string,
+  target: string,
+  can: { readonly tables?: boolean } = {},
+): OpenArtifact {
   const artifact = openArtifact(path);
   try {
     const { architecture, config, scheme } = artifact;
@@ -53,7 +58,7 @@ export function openForExport(path: string, target: string): OpenArtifact {
       throw new PlanishError(
         `${path}: single linears have grids of their own (planish inspect shows them), and export to ${target} writes one grid for all; export an artifact of another method`,
       );
-    if (scheme.tableBits !== undefined)
+    if (scheme.tableBits !== undefined && !can.tables)
       throw new PlanishError(
         `${path}: embedding and head have ${scheme.tableBits} bits, which ${target} has no place for; quantize again without "h${scheme.tableBits}"`,
       );

@@ -102,13 +102,15 @@ async function measure(running: Running): Promise<RunReport> {
 }
 
 /** The peer's files, made where they are missing. */
-function peerFiles(gguf: string, scratch: string): { name: string; path: string }[] {
+async function peerFiles(gguf: string, scratch: string): Promise<{ name: string; path: string }[]> {
   mkdirSync(scratch, { recursive: true });
-  return PLAIN_TYPES.map((type) => {
+  const files: { name: string; path: string }[] = [];
+  for (const type of PLAIN_TYPES) {
     const path = join(scratch, `${basename(gguf, ".gguf")}.planish-${type}.gguf`);
-    if (!existsSync(path)) requantizeGguf(gguf, path, type);
-    return { name: `node-llama-cpp ${type}`, path };
-  });
+    if (!existsSync(path)) await requantizeGguf(gguf, path, type);
+    files.push({ name: `node-llama-cpp ${type}`, path });
+  }
+  return files;
 }
 
 /** @throws PlanishError when a model does not open; rejects when `signal` aborts. */
@@ -131,7 +133,7 @@ export async function benchEngine(options: EngineBenchOptions): Promise<EngineBe
   else if (!options.gguf) peerMissing = "give --gguf FILE, the same model as GGUF";
   else if (!peerDirectory()) peerMissing = `node-llama-cpp is not installed; ${PEER_INSTALL}`;
   else
-    for (const { name, path } of peerFiles(options.gguf, options.scratch))
+    for (const { name, path } of await peerFiles(options.gguf, options.scratch))
       sides.push({ name, settings: { kind: "node-llama-cpp", path, threads, prompt, generate } });
 
   const running: Running[] = [];

@@ -3,25 +3,18 @@
  * formats. Metadata is copied byte by byte; vectors stay F32; as llama.cpp's own tool does for rows of this length, a
  * 4-bit file keeps its embedding (and tied head) in Q8_0. Block layouts: src/checkpoint/gguf-blocks.ts.
  */
-import { closeSync, openSync, renameSync, writeSync } from "node:fs";
 import { elementsToFloat32, isElementType } from "../checkpoint/element-types.js";
 import { FileReader } from "../checkpoint/file-reader.js";
 import { BLOCK_FORMATS } from "../checkpoint/gguf-blocks.js";
 import { parseGguf, type GgufTensor } from "../checkpoint/gguf-parser.js";
+import { writeGguf } from "../checkpoint/gguf-writer.js";
 import { floatToHalfBits } from "../common/half.js";
 import { PlanishError } from "../common/errors.js";
-import { temporaryName } from "../common/temporary.js";
 import { readUserFile } from "../common/read-file.js";
 
 export const PLAIN_TYPES = ["F16", "Q8_0", "Q4_0"] as const;
 export type PlainType = (typeof PLAIN_TYPES)[number];
 
-const TYPE_CODES: Readonly<Record<PlainType | "F32", number>> = {
-  F32: 0,
-  F16: 1,
-  Q4_0: 2,
-  Q8_0: 8,
-};
 /** Elements and bytes of a block. */
 const BLOCKS: Readonly<Record<PlainType | "F32", readonly [number, number]>> = {
   F32: [1, 4],
@@ -29,7 +22,6 @@ const BLOCKS: Readonly<Record<PlainType | "F32", readonly [number, number]>> = {
   Q8_0: [32, 34],
   Q4_0: [32, 18],
 };
-const ALIGNMENT = 32;
 /** Bytes of GGUF's scalar metadata types by their code; 8 is a string, 9 an array. */
 const SCALAR_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8];
 
@@ -107,52 +99,19 @@ function typeFor(tensor: GgufTensor, wanted: PlainType): PlainType | "F32" {
 const MAX_GGUF_BYTES = 2 ** 31 - 2;
 
 /** Writes `target` with the weights of `source` rounded to `type`. @throws PlanishError when the source is no GGUF file. */
-export function requantizeGguf(source: string, target: string, type: PlainType): void {
+export async function requantizeGguf(
+  source: string,
+  target: string,
+  type: PlainType,
+): Promise<void> {
   const file = readUserFile(source, { most: MAX_GGUF_BYTES });
   if (file.toString("latin1", 0, 4) !== "GGUF")
     throw new PlanishError(`${source} is not a GGUF file; give one, the peers read nothing else`);
   using reader = new FileReader(source);
-  const { tensors } = parseGguf(reader);
-  const front = file.subarray(0, metadataEnd(file));
-  const descriptions: Buffer[] = [];
-  let offset = 0;
-  const padded = (bytes: number) => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
-  const types = tensors.map((tensor) => typeFor(tensor, type));
-  tensors.forEach(({ name, shape }, index) => {
-    const [elements, size] = BLOCKS[types[index]];
-    const label = Buffer.from(name, "utf8");
-    const head = Buffer.alloc(8 + label.length + 4 + 8 * shape.length + 4 + 8);
-    head.writeBigUInt64LE(BigInt(label.length), 0);
-    label.copy(head, 8);
-    let at = 8 + label.length;
-    at = head.writeUInt32LE(shape.length, at);
-    // The fastest extent first.
-    for (const extent of [...shape].reverse()) at = head.writeBigUInt64LE(BigInt(extent), at);
-    at = head.writeUInt32LE(TYPE_CODES[types[index]], at);
-    head.writeBigUInt64LE(BigInt(offset), at);
-    descriptions.push(head);
-    offset = padded(offset + (shape.reduce((a, b) => a * b, 1) / elements) * size);
+  const entries = parseGguf(reader).tensors.map((tensor) => {
+    const rounded = typeFor(tensor, type);
+    const { name, shape } = tensor;
+    return { name, shape, type: rounded, data: () => encoded(decoded(file, tensor), rounded) };
   });
-  const temporary = temporaryName(target);
-  const out = openSync(temporary, "wx");
-  try {
-    let written = 0;
-    const put = (bytes: Uint8Array) => {
-      writeSync(out, bytes);
-      written += bytes.length;
-    };
-    const pad = () => {
-      put(new Uint8Array(padded(written) - written));
-    };
-    put(front);
-    for (const head of descriptions) put(head);
-    pad();
-    tensors.forEach((tensor, index) => {
-      put(encoded(decoded(file, tensor), types[index]));
-      pad();
-    });
-  } finally {
-    closeSync(out);
-  }
-  renameSync(temporary, target);
+  await writeGguf(target, file.subarray(0, metadataEnd(file)), entries);
 }

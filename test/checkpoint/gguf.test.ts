@@ -194,7 +194,7 @@ describe("as a checkpoint", () => {
     const other = Float32Array.from(factors, (value, i) => (i === 4 ? value * 1.01 : value));
     expect(() =>
       openCheckpoint(write(modelBytes("llama", fields, [vector("rope_freqs.weight", other)]))),
-    ).toThrow(/does not follow llama3 scaling/);
+    ).toThrow(/follows neither llama3 scaling/);
   });
 
   it.each<[string, Record<string, GgufField>, unknown]>([

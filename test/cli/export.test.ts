@@ -1,5 +1,5 @@
 /** `planish export` as people call it. */
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { temporaryDirectory } from "./artifacts.js";
@@ -27,6 +27,24 @@ describe("planish export", () => {
     const again = await planish(["export", "models/tiny-llama", ...flags]);
     expect(again.code).not.toBe(0);
     expect(again.stderr).toMatch(/exists/);
+  });
+
+  it("writes an original as GGUF, which runs as it is", async () => {
+    const out = directory.file("tiny.gguf");
+    const flags = ["--to", "gguf", "--type", "q8_0", "--calibration", "LICENSE", "--samples", "2"];
+    const { code, stdout } = await planish([
+      ...["export", "models/tiny-llama", ...flags, "--seq-len", "64", "--out", out, "--json"],
+    ]);
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ format: "gguf", bytes: statSync(out).size });
+    const inspected = await planish(["inspect", out]);
+    expect(inspected.stdout).toMatch(/^format +gguf$/m);
+    expect(inspected.stdout).toMatch(/^use +as an original: quantize, .*generate/m);
+    const elsewhere = await planish([
+      ...["export", "models/tiny-llama", "--to", "flatquant", "--type", "q4_0", "--out", out],
+    ]);
+    expect(elsewhere.code).toBe(2);
+    expect(elsewhere.stderr).toMatch(/--type goes with --to gguf/);
   });
 
   it("asks for a scheme, and for parts and formats that there are", async () => {
