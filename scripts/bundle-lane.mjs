@@ -1,5 +1,5 @@
 /**
- * Bundles a lane into one file and runs it: `node scripts/bundle-lane.mjs cuda|executor|levels|levels-engine|step|layer|engine|groups [--only-bundle FILE]
+ * Bundles a lane into one file and runs it: `node scripts/bundle-lane.mjs cuda|executor|levels|levels-engine|step|layer|engine|groups|cli [--only-bundle FILE]
  * [ARGUMENTS]`. The suites are written for vitest; here a few functions stand in for it (test/cuda/registered-tests.ts), so
  * that a lane runs on a machine that has Node.js and koffi only: one with a GPU, or with another processor.
  */
@@ -36,6 +36,7 @@ const lanes = {
   layer: "bench/cuda-layer.ts",
   engine: "bench/cuda-engine.ts",
   groups: "bench/cuda-groups.ts",
+  cli: "src/cli/main.ts",
 };
 const [name = "cuda", ...rest] = process.argv.slice(2);
 if (!Object.hasOwn(lanes, name)) {
