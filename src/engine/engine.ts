@@ -20,14 +20,21 @@ import {
 } from "./protocol.js";
 import {
   chatRequestSchema,
+  detokenizeRequestSchema,
+  embedRequestSchema,
   EngineError,
   generateRequestSchema,
   parseRequest,
+  tokenizeRequestSchema,
   type ChatRequest,
+  type EmbedRequest,
   type EngineRequest,
   type FinishReason,
   type GenerateEvent,
   type GenerateRequest,
+  type Reply,
+  type TextRequest,
+  type TokenizeRequest,
   type ToolCall,
   type Usage,
 } from "./request.js";
@@ -114,8 +121,20 @@ const CLOSE_PATIENCE = 30_000;
 /** The largest `promptSeconds`. */
 export const MOST_PROMPT_SECONDS = 3600;
 
+type EngineEvent = GenerateEvent | Reply;
+
+/** Events with which a request is over. */
+const LAST: ReadonlySet<EngineEvent["type"]> = new Set(["end", "embedding", "tokens", "text"]);
+
+/** A text as a vector. */
+export interface Embedding {
+  /** Of length 1, as wide as the model's embedding. */
+  readonly vector: Float32Array;
+  readonly promptTokens: number;
+}
+
 export class Engine implements AsyncDisposable {
-  private readonly requests = new Map<number, EventQueue<GenerateEvent>>();
+  private readonly requests = new Map<number, EventQueue<EngineEvent>>();
   private nextId = 1;
   private current: EngineStats;
   private down: EngineError | undefined;
@@ -234,13 +253,51 @@ export class Engine implements AsyncDisposable {
     }));
   }
 
+  /**
+   * A text (or token ids) as a vector of length 1: what the head reads, that is the last norm's output, as the mean over
+   * all tokens or of the last one. Models that were not trained for it say little by that.
+   * @throws EngineError when the request is refused or fails; the signal's reason when it is aborted.
+   */
+  async embed({ signal, ...request }: EmbedRequest): Promise<Embedding> {
+    const parsed = parseRequest(embedRequestSchema, request);
+    const reply = await this.ask({ kind: "embed", ...parsed }, "embedding", signal);
+    return { vector: reply.vector, promptTokens: reply.promptTokens };
+  }
+
+  /**
+   * The token ids that a prompt, or messages as the chat template writes them, are turned into.
+   * @throws EngineError as `embed`
+   */
+  async tokenize({ signal, ...request }: TokenizeRequest): Promise<readonly number[]> {
+    const parsed = parseRequest(tokenizeRequestSchema, request);
+    return (await this.ask({ kind: "tokenize", ...parsed }, "tokens", signal)).tokens;
+  }
+
+  /** The text of token ids, special ones written out. @throws EngineError for ids outside the vocabulary. */
+  async detokenize(tokens: readonly number[]): Promise<string> {
+    const parsed = parseRequest(detokenizeRequestSchema, { tokens });
+    return (await this.ask({ kind: "detokenize", ...parsed }, "text")).text;
+  }
+
+  private async ask<Type extends Reply["type"]>(
+    request: EngineRequest,
+    type: Type,
+    signal?: AbortSignal,
+  ): Promise<Extract<Reply, { type: Type }>> {
+    for await (const event of this.run(request, signal))
+      if (event.type === type) return event as Extract<Reply, { type: Type }>;
+    throw new EngineError(`the engine answered without ${type}`, "failed");
+  }
+
   /** What is wrong with a request is thrown where its first event is asked for. */
   private start<T>(
     schema: z.core.$ZodType<T> | undefined,
     signal: AbortSignal | undefined,
-    parse: () => EngineRequest,
+    parse: () => TextRequest,
   ): Generation<T> {
-    const run = (request: EngineRequest) => this.run(request, signal);
+    // Requests for texts are answered by these events only.
+    const run = (request: TextRequest) =>
+      this.run(request, signal) as AsyncGenerator<GenerateEvent, void>;
     const events = (async function* () {
       yield* run(parse());
     })();
@@ -268,11 +325,11 @@ export class Engine implements AsyncDisposable {
   private async *run(
     request: EngineRequest,
     signal: AbortSignal | undefined,
-  ): AsyncGenerator<GenerateEvent, void> {
+  ): AsyncGenerator<EngineEvent, void> {
     signal?.throwIfAborted();
     if (this.down) throw this.down;
     if (this.closing) throw new EngineError("the engine is closing", "closed");
-    const queue = new EventQueue<GenerateEvent>();
+    const queue = new EventQueue<EngineEvent>();
     const id = this.nextId++;
     const onAbort = (): void => {
       // A reader that never comes back must not keep the request known.
@@ -290,7 +347,7 @@ export class Engine implements AsyncDisposable {
       for (let taken = 1; !ended; taken++) {
         const event = await queue.next();
         signal?.throwIfAborted();
-        ended = event.type === "end";
+        ended = LAST.has(event.type);
         if (taken % TAKEN_AT_ONCE === 0)
           this.host.postMessage({ type: "taken", id, count: TAKEN_AT_ONCE });
         yield event;

@@ -15,6 +15,8 @@ import {
   type ConstraintCompiler,
   type Form,
 } from "./constraint/contract.js";
+import { EmbeddingSequence, type Pooling } from "./embedding.js";
+import { Preparing, type Prompts, type Work, type WorkSink } from "./preparing.js";
 import {
   MOST_UNREAD,
   type EngineInfo,
@@ -22,14 +24,19 @@ import {
   type SentError,
   type ToHost,
 } from "./protocol.js";
-import { EngineError, type EngineRequest, type GenerateEvent } from "./request.js";
+import {
+  EngineError,
+  type EngineRequest,
+  type GenerateEvent,
+  type Reply,
+  type TextRequest,
+} from "./request.js";
 import type { ModelSampling } from "./model-sampling.js";
 import { rootOf } from "./pages.js";
-import { PromptWriter, promptOf } from "./prompt.js";
-import type { PromptPool } from "./prompt-pool.js";
+import { PromptWriter, promptOf, type Prompt } from "./prompt.js";
 import { Sampler } from "./sampling.js";
 import { Scheduler } from "./scheduler.js";
-import { Sequence, type SequenceSink } from "./sequence.js";
+import { TextSequence, type SequenceSink } from "./sequence.js";
 import { TextOutput } from "./text-output.js";
 import { TokenTexts, unspelledTokens } from "./token-texts.js";
 import { Caller, type AnswerReader } from "./tools/caller.js";
@@ -59,9 +66,6 @@ export interface HostParts {
   readonly constraints?: ConstraintCompiler;
 }
 
-/** What the host needs of a pool. */
-export type Prompts = Pick<PromptPool, "write" | typeof Symbol.dispose>;
-
 type HostPort = Pick<MessagePort, "postMessage" | "on" | "close">;
 
 /** A request on its way. */
@@ -74,20 +78,14 @@ interface Active {
   cachedTokens: number;
 }
 
-/** A request whose prompt is being written down, or whose form is being made ready, elsewhere. */
-interface Preparing {
-  readonly client: string;
-  readonly leaving: AbortController;
-}
-
 export class EngineHost {
   private readonly scheduler: Scheduler;
   private readonly writer: PromptWriter;
   private readonly texts: TokenTexts;
   private readonly caller: Caller;
-  private readonly preparing = new Map<number, Preparing>();
+  private readonly preparing: Preparing;
   private readonly active = new Map<number, Active>();
-  private events: { id: number; event: GenerateEvent }[] = [];
+  private events: { id: number; event: GenerateEvent | Reply }[] = [];
   private readonly totals = { promptTokens: 0, cachedTokens: 0, generatedTokens: 0 };
   /** A vocabulary may be padded beyond the tokenizer's ids, which nothing could spell. */
   private readonly candidates: number;
@@ -114,6 +112,8 @@ export class EngineHost {
       const token = tokenizer.tokenToId(spelling);
       return token !== undefined && this.texts.hiddenSpelling(token) !== "" ? token : undefined;
     });
+    const { contextTokens } = this;
+    this.preparing = new Preparing({ ...parts, writer: this.writer, contextTokens });
     this.candidates = Math.min(executor.shape.vocabSize, tokenizer.vocabSize);
     this.unspelled = unspelledTokens(tokenizer, this.candidates);
     port.on("message", (message: ToHost) => this.receive(message));
@@ -139,6 +139,8 @@ export class EngineHost {
       maxWaiting,
       hasChatTemplate: this.writer.hasTemplate,
       toolForm: this.caller.form?.name,
+      embeds: executor.givesHidden === true,
+      fillsIn: this.writer.fillsIn,
       sampling,
     };
   }
@@ -167,7 +169,7 @@ export class EngineHost {
         break;
       case "cancel":
         this.scheduler.cancel(message.id);
-        this.leave(message.id);
+        this.preparing.leave(message.id);
         this.active.delete(message.id);
         this.flush();
         break;
@@ -198,7 +200,7 @@ export class EngineHost {
         await new Promise<void>((resolve) => (this.goOn = resolve));
       }
     }
-    for (const id of [...this.preparing.keys(), ...this.active.keys()])
+    for (const id of [...this.preparing.ids, ...this.active.keys()])
       this.fail(id, new EngineError("the engine is closing", "closed"));
     this.parts.prompts?.[Symbol.dispose]();
     this.parts.constraints?.[Symbol.dispose]();
@@ -240,109 +242,117 @@ export class EngineHost {
   private accept(id: number, request: EngineRequest): void {
     try {
       if (this.closed) throw new EngineError("the engine is closing", "closed");
-      const client = request.client ?? "";
-      const { waiting } = this.stats();
-      if (waiting >= this.options.maxWaiting && !this.makeRoom(client))
-        throw new EngineError(
-          `${waiting} requests are waiting already, the most that may; try again later`,
-          "busy",
-        );
-      const isQuick = this.parts.prompts === undefined || this.writer.isQuick(request);
-      const form = this.caller.formOf(request) ?? request.constraint;
-      if (!isQuick || form !== undefined) this.prepare(id, request, { client, isQuick, form });
-      else this.start(id, request, this.writer.write(request, this.contextTokens));
+      if (request.kind === "detokenize") {
+        this.reply(id, { type: "text", text: this.spell(request.tokens) });
+        return;
+      }
+      const { client = "" } = request;
+      this.takePlace(client);
+      const isText = request.kind === "generate" || request.kind === "chat";
+      const work: Work = {
+        prompt: promptOfAny(request),
+        form: isText ? this.formOf(request) : undefined,
+        client,
+      };
+      const done: WorkSink["done"] = (prompt, form) => {
+        if (request.kind === "tokenize") this.reply(id, { type: "tokens", tokens: prompt });
+        else if (request.kind === "embed") this.embed(id, request.pooling ?? "mean", prompt);
+        else this.start(id, request, prompt, form);
+        this.wake();
+      };
+      if (this.preparing.isQuick(work)) {
+        done(this.preparing.write(work.prompt), undefined);
+        return;
+      }
+      this.preparing.begin(id, work, {
+        done: (prompt, form) => this.attempt(id, () => done(prompt, form)),
+        failed: (error) => {
+          this.fail(id, error);
+          this.wake();
+        },
+      });
+      this.flush();
     } catch (error) {
       this.fail(id, error);
     }
   }
 
-  /** Has done elsewhere what takes long; meanwhile the request counts among those that wait. */
-  private prepare(
-    id: number,
-    request: EngineRequest,
-    { client, isQuick, form: wanted }: { client: string; isQuick: boolean; form?: Form },
-  ): void {
-    const leaving = new AbortController();
-    const { signal } = leaving;
-    this.preparing.set(id, { client, leaving });
-    this.flush();
-    const form = this.compile(wanted, request, client, signal);
-    // Told with the prompt's, unless that fails first.
-    form.catch(() => undefined);
-    const tokens = isQuick
-      ? Promise.resolve(this.writer.write(request, this.contextTokens))
-      : this.writeElsewhere(request, client, signal);
-    Promise.all([tokens, form])
-      .then(([prompt, compiled]) => {
-        if (this.preparing.delete(id)) this.start(id, request, prompt, compiled);
-      })
-      .catch((error: unknown) => {
-        if (!signal.aborted) this.fail(id, error);
-      })
-      .finally(() => {
-        // Its texts keep the form.
-        form.then((compiled) => compiled?.[Symbol.dispose]()).catch(() => undefined);
-        this.wake();
-      });
+  private attempt(id: number, work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.fail(id, error);
+      this.wake();
+    }
   }
 
-  private writeElsewhere(
-    request: EngineRequest,
-    client: string,
-    signal: AbortSignal,
-  ): Promise<readonly number[]> {
-    const { prompts } = this.parts;
-    if (!prompts) throw new EngineError("nobody writes prompts down", "failed");
-    // Only what the prompt is made of goes to another process.
-    return prompts.write(promptOf(request), { client, contextTokens: this.contextTokens }, signal);
+  /** @throws EngineError when too many wait, and none of them has to give way to this client. */
+  private takePlace(client: string): void {
+    const { waiting } = this.stats();
+    if (waiting < this.options.maxWaiting) return;
+    const other = this.preparing.whoGivesWay(client);
+    if (other === undefined)
+      throw new EngineError(
+        `${waiting} requests are waiting already, the most that may; try again later`,
+        "busy",
+      );
+    this.fail(
+      other,
+      new EngineError("too many of your requests are waiting; try again later", "busy"),
+    );
   }
 
-  private async compile(
-    form: Form | undefined,
-    { ignoreEnd }: EngineRequest,
-    client: string,
-    signal: AbortSignal,
-  ): Promise<CompiledConstraint | undefined> {
-    if (form === undefined) return undefined;
-    if (ignoreEnd)
+  /** What the text is held to. @throws EngineError */
+  private formOf(request: TextRequest): Form | undefined {
+    const form = this.caller.formOf(request) ?? request.constraint;
+    if (form !== undefined && request.ignoreEnd)
       throw new EngineError(
         "ignoreEnd: a text that is held to a form ends with it; leave one of the two out",
         "invalid",
       );
-    const { constraints } = this.parts;
-    if (!constraints) throw new EngineError("this engine holds no text to a form", "failed");
-    try {
-      return await constraints.compile(form, client, signal);
-    } catch (error) {
-      if (form.type === "calls" && error instanceof ConstraintError)
-        throw new EngineError(`tools: ${error.message}`, "invalid", { cause: error });
-      throw error;
-    }
+    return form;
   }
 
-  private leave(id: number): void {
-    this.preparing.get(id)?.leaving.abort();
-    this.preparing.delete(id);
+  /** Answers a request that is not for a text. */
+  private reply(id: number, reply: Reply): void {
+    this.events.push({ id, event: reply });
+    this.active.delete(id);
+    this.flush();
   }
 
-  /** Of a full line, whoever has most prompts being written down gives up the latest to one who has fewer. */
-  private makeRoom(client: string): boolean {
-    const latest = new Map<string, { count: number; id: number }>();
-    for (const [id, each] of this.preparing)
-      latest.set(each.client, { count: (latest.get(each.client)?.count ?? 0) + 1, id });
-    const own = latest.get(client)?.count ?? 0;
-    const [most] = [...latest.values()].sort((a, b) => b.count - a.count);
-    if (most === undefined || most.count <= own + 1) return false;
-    this.fail(
-      most.id,
-      new EngineError("too many of your requests are waiting; try again later", "busy"),
+  private spell(tokens: readonly number[]): string {
+    if (tokens.length > this.contextTokens)
+      throw new EngineError(
+        `tokens: there are ${tokens.length}, more than the context of ${this.contextTokens}`,
+        "context",
+      );
+    this.checkTokens(tokens, "tokens");
+    return this.parts.tokenizer.decode(tokens, { skipSpecialTokens: false });
+  }
+
+  private embed(id: number, pooling: Pooling, prompt: readonly number[]): void {
+    const { executor } = this.parts;
+    if (!executor.givesHidden)
+      throw new EngineError(
+        `embeddings cannot be computed on ${executor.description}; run the model on the processor (--device cpu)`,
+        "invalid",
+      );
+    this.checkPrompt(prompt);
+    this.room(prompt.length, undefined);
+    this.totals.promptTokens += prompt.length;
+    this.scheduler.submit(
+      new EmbeddingSequence({ request: id, prompt }, pooling, {
+        done: (vector) =>
+          this.reply(id, { type: "embedding", vector, promptTokens: prompt.length }),
+        fail: (error) => this.fail(id, error),
+      }),
     );
-    return true;
+    this.flush();
   }
 
   private start(
     id: number,
-    request: EngineRequest,
+    request: TextRequest,
     prompt: readonly number[],
     form?: CompiledConstraint,
   ): void {
@@ -367,16 +377,24 @@ export class EngineHost {
     this.flush();
   }
 
-  /** @throws EngineError when a request names tokens that there are not, or none. */
-  private check(request: EngineRequest, prompt: readonly number[]): void {
+  private checkPrompt(prompt: readonly number[]): void {
     if (prompt.length === 0)
       throw new EngineError("the prompt has no tokens; give some text", "invalid");
-    const unknown = prompt.find((token) => token >= this.candidates);
+    this.checkTokens(prompt, "prompt");
+  }
+
+  private checkTokens(tokens: readonly number[], what: string): void {
+    const unknown = tokens.find((token) => token >= this.candidates);
     if (unknown !== undefined)
       throw new EngineError(
-        `prompt: token id ${unknown} is outside the vocabulary of ${this.candidates}`,
+        `${what}: token id ${unknown} is outside the vocabulary of ${this.candidates}`,
         "invalid",
       );
+  }
+
+  /** @throws EngineError when a request names tokens that there are not, or none. */
+  private check(request: TextRequest, prompt: readonly number[]): void {
+    this.checkPrompt(prompt);
     for (const token of Object.keys(request.logitBias ?? {}))
       if (Number(token) >= this.candidates)
         throw new EngineError(
@@ -406,17 +424,17 @@ export class EngineHost {
   private sequence(
     id: number,
     choice: number,
-    request: EngineRequest,
+    request: TextRequest,
     prompt: readonly number[],
     seed: number,
     contextTokens: number,
     form: CompiledConstraint | undefined,
-  ): Sequence {
+  ): TextSequence {
     const { tokenizer } = this.parts;
     const reader = this.caller.reader(request);
     const random =
       choice === 0 ? Random.for(seed, "sampling") : Random.for(seed, "sampling", choice);
-    return new Sequence({
+    return new TextSequence({
       request: id,
       choice,
       prompt,
@@ -491,12 +509,18 @@ export class EngineHost {
   }
 
   private fail(id: number, error: unknown): void {
-    this.leave(id);
+    this.preparing.leave(id);
     this.active.delete(id);
     // What was generated before it comes first.
     if (this.events.length > 0) this.flush();
     this.send({ type: "failed", id, error: sent(error) });
   }
+}
+
+function promptOfAny(request: Exclude<EngineRequest, { kind: "detokenize" }>): Prompt {
+  if (request.kind === "tokenize") return request.prompt;
+  if (request.kind === "embed") return { kind: "generate", prompt: request.prompt };
+  return promptOf(request);
 }
 
 /** Most tokens have no part in a call. */

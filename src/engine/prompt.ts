@@ -4,21 +4,25 @@
  */
 import type { Tokenizer } from "../checkpoint/tokenizer.js";
 import { ChatTemplate, NO_TEMPLATE } from "./chat-template.js";
-import { EngineError, type ChatRequest, type GenerateRequest } from "./request.js";
+import { fillInTokens, type FillInTokens } from "./fill-in.js";
+import { EngineError, type ChatRequest, type TokenizeRequest } from "./request.js";
 import { hasCalls, nativeConversation, plainConversation } from "./tools/conversation.js";
 import { GENERIC_FORM, toolFormOf, type ToolForm } from "./tools/syntax.js";
 
 /** The part of a request that its prompt is made of. */
-export type Prompt =
-  | ({ readonly kind: "generate" } & Pick<GenerateRequest, "prompt">)
+export type Prompt = TokenizeRequest["prompt"];
+
+type PromptSource =
+  | ({ readonly kind: "generate" } & Pick<Prompt & { kind: "generate" }, "prompt" | "suffix">)
   | ({ readonly kind: "chat" } & Pick<
       ChatRequest,
       "messages" | "tools" | "toolChoice" | "continueFinal"
     >);
 
 /** What of a request goes to whoever writes its prompt down. */
-export function promptOf(request: Prompt): Prompt {
-  if (request.kind === "generate") return { kind: "generate", prompt: request.prompt };
+export function promptOf(request: PromptSource): Prompt {
+  if (request.kind === "generate")
+    return { kind: "generate", prompt: request.prompt, suffix: request.suffix };
   const { messages, tools, toolChoice, continueFinal } = request;
   return { kind: "chat", messages, tools, toolChoice, continueFinal };
 }
@@ -36,6 +40,7 @@ interface Templates {
 export class PromptWriter {
   private readonly templates: Templates | undefined;
   private readonly longestToken: number;
+  private readonly fillIn: FillInTokens | undefined;
 
   /**
    * @param chatTemplate Jinja source that takes the place of the model's own
@@ -56,6 +61,12 @@ export class PromptWriter {
       };
     }
     this.longestToken = longestSpelling(tokenizer);
+    this.fillIn = fillInTokens(tokenizer);
+  }
+
+  /** Whether a prompt may have a suffix. */
+  get fillsIn(): boolean {
+    return this.fillIn !== undefined;
   }
 
   get hasTemplate(): boolean {
@@ -70,21 +81,37 @@ export class PromptWriter {
   /** Whether a prompt takes no time worth speaking of. A template may loop, however short the messages are. */
   isQuick(prompt: Prompt): boolean {
     if (prompt.kind === "chat") return !this.hasTemplate;
-    return typeof prompt.prompt !== "string" || prompt.prompt.length <= QUICK_CHARACTERS;
+    const { prompt: text, suffix = "" } = prompt;
+    return (typeof text === "string" ? text.length : 0) + suffix.length <= QUICK_CHARACTERS;
   }
 
   /** @throws EngineError when the template refuses the messages, or the text is too long for so many tokens. */
   write(prompt: Prompt, contextTokens: number): readonly number[] {
     const isChat = prompt.kind === "chat";
     const text = isChat ? this.render(prompt) : prompt.prompt;
+    const suffix = isChat ? undefined : prompt.suffix;
+    const length = text.length + (suffix?.length ?? 0);
     // Spares the tokenizer what cannot fit however it is cut.
-    if (text.length > contextTokens * this.longestToken)
+    if (length > contextTokens * this.longestToken)
       throw new EngineError(
-        `the prompt has ${text.length} ${typeof text === "string" ? "characters" : "tokens"}, too many for the context of ${contextTokens} tokens; shorten it`,
+        `the prompt has ${length} ${typeof text === "string" ? "characters" : "tokens"}, too many for the context of ${contextTokens} tokens; shorten it`,
         "context",
       );
+    if (suffix !== undefined) return this.fill(text, suffix);
     if (typeof text !== "string") return text;
-    return this.tokenizer.encode(text, { addSpecialTokens: !isChat });
+    const addSpecialTokens = isChat ? false : (prompt.addSpecialTokens ?? true);
+    return this.tokenizer.encode(text, { addSpecialTokens });
+  }
+
+  private fill(prefix: string | readonly number[], suffix: string): readonly number[] {
+    if (!this.fillIn)
+      throw new EngineError(
+        "suffix: the model's tokenizer has no tokens for filling in; leave it out, or take a model that was taught it",
+        "invalid",
+      );
+    const plain = { addSpecialTokens: false };
+    const before = typeof prefix === "string" ? this.tokenizer.encode(prefix, plain) : prefix;
+    return this.fillIn(before, this.tokenizer.encode(suffix, plain));
   }
 
   private render(prompt: Prompt & { kind: "chat" }): string {

@@ -4,7 +4,7 @@
  */
 import type { ModelSampling } from "./model-sampling.js";
 import type { Prompt } from "./prompt.js";
-import type { EngineErrorCode, EngineRequest, GenerateEvent } from "./request.js";
+import type { EngineErrorCode, EngineRequest, GenerateEvent, Reply } from "./request.js";
 import type { SchedulerStats } from "./scheduler.js";
 import type { ToolForm } from "./tools/syntax.js";
 
@@ -29,7 +29,7 @@ export type FromHost =
   | { readonly type: "unloadable"; readonly message: string; readonly exitCode: 1 | 2 }
   | {
       readonly type: "progress";
-      readonly events: readonly { readonly id: number; readonly event: GenerateEvent }[];
+      readonly events: readonly { readonly id: number; readonly event: GenerateEvent | Reply }[];
       readonly stats: EngineStats;
     }
   | { readonly type: "failed"; readonly id: number; readonly error: SentError };
@@ -62,6 +62,10 @@ export interface EngineInfo {
    * tools; absent: it is not asked to.
    */
   readonly toolForm?: ToolForm["name"];
+  /** Whether texts can be made vectors of. */
+  readonly embeds: boolean;
+  /** Whether the tokenizer has tokens for filling in between a prompt and a suffix. */
+  readonly fillsIn: boolean;
   /** How the model's authors would have its texts drawn; requests that want that must say it. */
   readonly sampling: ModelSampling;
 }

@@ -85,7 +85,18 @@ const settings = {
 export const generateRequestSchema = z.strictObject({
   /** Text, or token ids. */
   prompt: z.union([z.string(), z.array(z.int().min(0))]),
+  /** What comes behind the text that is wanted, for models that were taught to fill in. */
+  suffix: z.string().optional(),
   ...settings,
+});
+
+const client = settings.client;
+
+export const embedRequestSchema = z.strictObject({
+  prompt: generateRequestSchema.shape.prompt,
+  /** The mean over what the head reads of all tokens (default), or the last one's. */
+  pooling: z.enum(["mean", "last"]).optional(),
+  client,
 });
 
 /** What stands in a call's syntax as it is, without escapes. */
@@ -138,6 +149,30 @@ export const chatRequestSchema = z.strictObject({
   ...settings,
 });
 
+/** What the prompt of a request is made of, to be told as tokens. */
+export const tokenizeRequestSchema = z.strictObject({
+  prompt: z.union([
+    z.strictObject({
+      kind: z.literal("generate"),
+      ...generateRequestSchema.pick({ prompt: true, suffix: true }).shape,
+      /** With what the tokenizer puts around a text (default true). */
+      addSpecialTokens: z.boolean().optional(),
+    }),
+    z.strictObject({
+      kind: z.literal("chat"),
+      ...chatRequestSchema.pick({
+        messages: true,
+        tools: true,
+        toolChoice: true,
+        continueFinal: true,
+      }).shape,
+    }),
+  ]),
+  client,
+});
+
+export const detokenizeRequestSchema = z.strictObject({ tokens: z.array(z.int().min(0)) });
+
 /** What only this side of the engine knows of a request. */
 export interface RequestExtras<T = unknown> {
   /** Ends the generation and frees what it holds; the iterator throws the signal's reason. */
@@ -152,10 +187,26 @@ export type ChatMessage = z.infer<typeof messageSchema>;
 export type Tool = z.infer<typeof toolSchema>;
 export type ToolCall = z.infer<typeof toolCallSchema>;
 
-/** A request as it goes to the engine's thread. */
-export type EngineRequest =
+export type EmbedRequest = z.infer<typeof embedRequestSchema> & Pick<RequestExtras, "signal">;
+export type TokenizeRequest = z.infer<typeof tokenizeRequestSchema> & Pick<RequestExtras, "signal">;
+
+/** A request for a text as it goes to the engine's thread. */
+export type TextRequest =
   | ({ readonly kind: "generate" } & z.infer<typeof generateRequestSchema>)
   | ({ readonly kind: "chat" } & z.infer<typeof chatRequestSchema>);
+
+/** Any request, likewise. */
+export type EngineRequest =
+  | TextRequest
+  | ({ readonly kind: "embed" } & z.infer<typeof embedRequestSchema>)
+  | ({ readonly kind: "tokenize" } & z.infer<typeof tokenizeRequestSchema>)
+  | ({ readonly kind: "detokenize" } & z.infer<typeof detokenizeRequestSchema>);
+
+/** What answers a request that is not for a text: one event, and no other. */
+export type Reply =
+  | { readonly type: "embedding"; readonly vector: Float32Array; readonly promptTokens: number }
+  | { readonly type: "tokens"; readonly tokens: readonly number[] }
+  | { readonly type: "text"; readonly text: string };
 
 /** @throws EngineError (`invalid`) naming the field. */
 export function parseRequest<T>(schema: z.ZodType<T>, request: unknown): T {

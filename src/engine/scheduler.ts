@@ -13,6 +13,7 @@
  */
 import { PlanishError } from "../common/errors.js";
 import type { Chunk, Executor, StepLogits } from "../backend/contract/inference.js";
+import { EmbeddingSequence } from "./embedding.js";
 import { PagePool } from "./pages.js";
 import type { Sequence } from "./sequence.js";
 
@@ -234,10 +235,14 @@ export class Scheduler {
   }
 
   /** Takes over what a step computed of a sequence, and the token that followed from it. */
-  private settle(sequence: Sequence, count: number, logits: Float32Array | undefined): void {
+  private settle(sequence: Sequence, count: number, rows: Float32Array | undefined): void {
+    if (sequence instanceof EmbeddingSequence && rows) sequence.take(rows, count);
     sequence.computed += count;
+    const logits = sequence.pending === 0 ? rows : undefined;
     const { pageTokens } = this.pool;
-    while (!this.freeStates && (sequence.knownPages + 1) * pageTokens <= sequence.computed) {
+    // What is computed for a vector is of no use to a text that begins alike.
+    const isKnown = !this.freeStates && sequence.wants !== "hidden";
+    while (isKnown && (sequence.knownPages + 1) * pageTokens <= sequence.computed) {
       const start = sequence.knownPages * pageTokens;
       const page = sequence.pages[sequence.knownPages];
       sequence.node = this.pool.register(page, sequence.node, sequence.tokens, start);
@@ -341,13 +346,14 @@ export class Scheduler {
 }
 
 function chunkOf(sequence: Sequence, count: number): Chunk {
-  const { tokens, computed, pages, state } = sequence;
+  const { tokens, computed, pages, state, wants } = sequence;
+  const isLast = computed + count === tokens.length;
   return {
     tokens: Int32Array.from(tokens.slice(computed, computed + count)),
     start: computed,
     pages: Int32Array.from(pages),
     state,
-    logits: computed + count === tokens.length ? "last" : "none",
+    logits: wants === "hidden" ? wants : isLast ? "last" : "none",
   };
 }
 

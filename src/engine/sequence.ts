@@ -1,4 +1,4 @@
-/** One text in the making: its tokens, what of them is in the cache, and how the next one is chosen. */
+/** What the scheduler runs: tokens, what of them is in the cache, and what becomes of what a step gives. */
 import type { Guide } from "./constraint/contract.js";
 import type { OutputToken, TextOutput } from "./text-output.js";
 import { logProbabilities, type LogProbability, type Sampler } from "./sampling.js";
@@ -11,11 +11,15 @@ export interface TokenExtra {
   readonly top?: readonly LogProbability[];
 }
 
-/** Where a sequence's results go; called from within a step, and must not throw. */
-export interface SequenceSink {
-  tokens(choice: number, tokens: readonly OutputToken<TokenExtra>[]): void;
-  finish(choice: number, reason: FinishReason, sequence: Sequence): void;
+/** Who is told that a sequence cannot go on; called from within a step, and must not throw. */
+export interface FailureSink {
   fail(error: Error): void;
+}
+
+/** Where a text goes; called from within a step, and must not throw. */
+export interface SequenceSink extends FailureSink {
+  tokens(choice: number, tokens: readonly OutputToken<TokenExtra>[]): void;
+  finish(choice: number, reason: FinishReason, sequence: TextSequence): void;
 }
 
 export interface SequenceLimits {
@@ -37,17 +41,20 @@ export interface SequenceParts {
   readonly request: number;
   readonly choice: number;
   readonly prompt: readonly number[];
+  /** Where its beginnings are known from (default: where all are). */
+  readonly root?: PrefixNode;
+}
+
+export interface TextParts extends SequenceParts {
   readonly sampler: Sampler;
   readonly output: TextOutput<TokenExtra>;
   readonly limits: SequenceLimits;
   readonly sink: SequenceSink;
   /** What holds the text to its form. */
   readonly guide?: Guide;
-  /** Where its beginnings are known from (default: where all are). */
-  readonly root?: PrefixNode;
 }
 
-export class Sequence {
+export abstract class Sequence {
   readonly request: number;
   readonly choice: number;
   readonly promptTokens: number;
@@ -69,12 +76,14 @@ export class Sequence {
   held: Float32Array | undefined;
   /** Further choices of the request, which start from this one's prompt. */
   siblings: Sequence[] = [];
+  readonly root: PrefixNode;
 
-  constructor(private readonly parts: SequenceParts) {
-    this.request = parts.request;
-    this.choice = parts.choice;
-    this.tokens = [...parts.prompt];
-    this.promptTokens = parts.prompt.length;
+  constructor({ request, choice, prompt, root = ROOT }: SequenceParts) {
+    this.request = request;
+    this.choice = choice;
+    this.tokens = [...prompt];
+    this.promptTokens = prompt.length;
+    this.root = root;
   }
 
   get generated(): number {
@@ -86,26 +95,43 @@ export class Sequence {
     return this.tokens.length - this.computed;
   }
 
-  get root(): PrefixNode {
-    return this.parts.root ?? ROOT;
-  }
+  abstract get sink(): FailureSink;
 
-  get sink(): SequenceSink {
-    return this.parts.sink;
+  /** What is wanted of each step: the last token's logits, or what the head reads of every token. */
+  get wants(): "last" | "hidden" {
+    return "last";
   }
 
   /** What holds the text to its form, if something does. */
   get guide(): Guide | undefined {
-    return this.parts.guide;
+    return undefined;
   }
 
   /** Frees what the sequence holds outside the engine's thread. */
   dispose(): void {
-    this.parts.guide?.[Symbol.dispose]();
+    this.guide?.[Symbol.dispose]();
+  }
+
+  /** Takes what a step gave; returns whether the sequence has ended. A guide must be ready. */
+  abstract advance(rows: Float32Array): boolean;
+}
+
+/** One text in the making. */
+export class TextSequence extends Sequence {
+  constructor(private readonly parts: TextParts) {
+    super(parts);
+  }
+
+  override get sink(): SequenceSink {
+    return this.parts.sink;
+  }
+
+  override get guide(): Guide | undefined {
+    return this.parts.guide;
   }
 
   /** Chooses the next token and reports it; returns whether the text has ended. A guide must be ready. */
-  advance(logits: Float32Array): boolean {
+  override advance(logits: Float32Array): boolean {
     const { sampler, output, limits, sink, guide } = this.parts;
     if (guide?.isComplete) return this.end("stop");
     maskTokens(logits, limits.impossible);

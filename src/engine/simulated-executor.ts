@@ -35,6 +35,7 @@ interface PageMemory {
 export class SimulatedExecutor implements Executor {
   readonly shape: ModelShape;
   readonly pageTokens = SIMULATED_PAGE_TOKENS;
+  readonly givesHidden = true;
   readonly bytesPerPage: number;
   readonly bytesPerState?: number;
   readonly weightBytes: number;
@@ -276,6 +277,7 @@ export class SimulatedExecutor implements Executor {
     }
   }
 
+  /** What each chunk asks for, from what the head reads of every row. */
   private logits(
     g: Graph,
     chunks: readonly Chunk[],
@@ -283,20 +285,26 @@ export class SimulatedExecutor implements Executor {
   ): readonly (Float32Array | undefined)[] {
     const wanted: number[] = [];
     const counts: number[] = [];
+    const inputs: (Float32Array | undefined)[] = [];
+    const rows = chunks.some(({ logits }) => logits === "hidden") ? g.read(hidden) : undefined;
     let row = 0;
     for (const { tokens, logits } of chunks) {
-      const count = logits === "none" ? 0 : logits === "last" ? 1 : tokens.length;
+      const count = logits === "last" ? 1 : logits === "all" ? tokens.length : 0;
       for (let r = tokens.length - count; r < tokens.length; r++) wanted.push(row + r);
       counts.push(count);
+      const [from, to] = [row * hidden.cols, (row + tokens.length) * hidden.cols];
+      inputs.push(
+        logits === "hidden" ? Float32Array.from(rows?.subarray(from, to) ?? []) : undefined,
+      );
       row += tokens.length;
     }
-    if (wanted.length === 0) return chunks.map(() => undefined);
+    if (wanted.length === 0) return inputs;
     const padded = new Int32Array(Math.max(wanted.length, this.fewestRows));
     padded.set(wanted);
     const all = g.read(this.model.logits(g, gatherRows(g, hidden, g.indices(padded))));
     let at = 0;
-    return counts.map((count) => {
-      if (count === 0) return undefined;
+    return counts.map((count, i) => {
+      if (count === 0) return inputs[i];
       const size = count * this.shape.vocabSize;
       at += size;
       return Float32Array.from(all.subarray(at - size, at));

@@ -2,7 +2,8 @@
 import type { Choice, Completion } from "../engine/engine.js";
 import type { FinishReason, GenerateEvent, TokenText, Usage } from "../engine/request.js";
 
-type TokenEvent = Extract<GenerateEvent, { type: "token" }>;
+export type TokenEvent = Extract<GenerateEvent, { type: "token" }>;
+export type FinishEvent = Extract<GenerateEvent, { type: "finish" }>;
 
 /** What all parts of one answer have in common. */
 export interface AnswerHead {
@@ -11,12 +12,36 @@ export interface AnswerHead {
   readonly model: string;
   /** Whether log-probabilities were asked for. */
   readonly logprobs: boolean;
+  /** Whether a streamed answer ends with its usage, where the API leaves that open. */
+  readonly includeUsage: boolean;
 }
 
-/** How one endpoint writes its answers. `index` counts choices over all prompts of the request. */
+/** One server-sent event. */
+export interface Chunk {
+  /** Its name, in APIs whose events have names. */
+  readonly event?: string;
+  readonly data: unknown;
+}
+
+/** How one endpoint writes its answers. Choices are counted over all prompts of the request. */
 export interface AnswerStyle {
   readonly prefix: string;
   whole(head: AnswerHead, choices: readonly Choice[], usage: Usage): unknown;
+  /** A streamed answer of so many choices. */
+  stream(head: AnswerHead, choices: number): AnswerStream;
+}
+
+/** A streamed answer in the making: what is sent when the engine has said something. */
+export interface AnswerStream {
+  /** Before the first token; of one prompt only where there are several. */
+  begin(promptTokens: number): readonly Chunk[];
+  token(index: number, event: TokenEvent): readonly Chunk[];
+  finish(index: number, event: FinishEvent): readonly Chunk[];
+  end(usage: Usage): readonly Chunk[];
+}
+
+/** An API whose events are chunks of OpenAI's older kind: each stands for itself, and `[DONE]` comes last. */
+interface ChunkWriter {
   /** Sent before a choice's first token; nothing where undefined. */
   begin(head: AnswerHead, index: number): unknown;
   /** `offset`: characters of the choice before this token. */
@@ -24,6 +49,26 @@ export interface AnswerStyle {
   /** `called`: the choice has called functions. */
   finish(head: AnswerHead, index: number, reason: FinishReason, called: boolean): unknown;
   usage(head: AnswerHead, usage: Usage): unknown;
+}
+
+const DONE: Chunk = { data: "[DONE]" };
+
+function chunkStream(writer: ChunkWriter, head: AnswerHead, choices: number): AnswerStream {
+  const offsets = new Array<number>(choices).fill(0);
+  const called = new Set<number>();
+  const chunk = (data: unknown): readonly Chunk[] => (data === undefined ? [] : [{ data }]);
+  return {
+    begin: () => offsets.flatMap((_, index) => chunk(writer.begin(head, index))),
+    token: (index, event) => {
+      const offset = offsets[index];
+      offsets[index] += event.text.length;
+      if (event.calls) called.add(index);
+      const isHeard = event.text !== "" || event.calls !== undefined || head.logprobs;
+      return isHeard ? chunk(writer.token(head, index, event, offset)) : [];
+    },
+    finish: (index, { reason }) => chunk(writer.finish(head, index, reason, called.has(index))),
+    end: (usage) => (head.includeUsage ? [...chunk(writer.usage(head, usage)), DONE] : [DONE]),
+  };
 }
 
 export function usageOf({ promptTokens, generatedTokens, cachedTokens }: Usage) {
@@ -47,7 +92,10 @@ export function addUsage(parts: readonly Completion[]): Usage {
 }
 
 /** The API knows no third reason: a full context is a length. */
-function finishReason(reason: FinishReason, called = false): "stop" | "length" | "tool_calls" {
+export function finishReason(
+  reason: FinishReason,
+  called = false,
+): "stop" | "length" | "tool_calls" {
   if (reason !== "stop") return "length";
   return called ? "tool_calls" : "stop";
 }
@@ -81,7 +129,7 @@ function byName(chosen: TokenText, top: readonly TokenText[]): Record<string, nu
   return Object.fromEntries(named);
 }
 
-const chatLogprob = (token: TokenText) => ({
+export const chatLogprob = (token: TokenText) => ({
   token: nameOf(token),
   logprob: token.logprob,
   bytes: token.bytes ?? null,
@@ -143,8 +191,21 @@ function chatDelta({ text, calls = [] }: TokenEvent): object {
   };
 }
 
+const chatChunks: ChunkWriter = {
+  begin: (answer, index) => chatChunk(answer, index, { role: "assistant", content: "" }, null),
+  token: (answer, index, event) =>
+    chatChunk(answer, index, chatDelta(event), null, chatLogprobs(answer, [event])),
+  finish: (answer, index, reason, called) =>
+    chatChunk(answer, index, {}, finishReason(reason, called)),
+  usage: (answer, usage) => ({
+    ...head("chat.completion.chunk", answer),
+    choices: [],
+    usage: usageOf(usage),
+  }),
+};
+
 export const chatStyle: AnswerStyle = {
-  prefix: "chatcmpl",
+  prefix: "chatcmpl-",
   whole: (answer, choices, usage) => ({
     ...head("chat.completion", answer),
     choices: choices.map((choice, index) => ({
@@ -160,16 +221,7 @@ export const chatStyle: AnswerStyle = {
     })),
     usage: usageOf(usage),
   }),
-  begin: (answer, index) => chatChunk(answer, index, { role: "assistant", content: "" }, null),
-  token: (answer, index, event) =>
-    chatChunk(answer, index, chatDelta(event), null, chatLogprobs(answer, [event])),
-  finish: (answer, index, reason, called) =>
-    chatChunk(answer, index, {}, finishReason(reason, called)),
-  usage: (answer, usage) => ({
-    ...head("chat.completion.chunk", answer),
-    choices: [],
-    usage: usageOf(usage),
-  }),
+  stream: (answer, choices) => chunkStream(chatChunks, answer, choices),
 };
 
 const completionChunk = (
@@ -183,8 +235,20 @@ const completionChunk = (
   choices: [{ index, text, logprobs, finish_reason: reason }],
 });
 
+const completionChunks: ChunkWriter = {
+  begin: () => undefined,
+  token: (answer, index, event, offset) =>
+    completionChunk(answer, index, event.text, null, completionLogprobs(answer, [event], offset)),
+  finish: (answer, index, reason) => completionChunk(answer, index, "", finishReason(reason)),
+  usage: (answer, usage) => ({
+    ...head("text_completion", answer),
+    choices: [],
+    usage: usageOf(usage),
+  }),
+};
+
 export const completionStyle: AnswerStyle = {
-  prefix: "cmpl",
+  prefix: "cmpl-",
   whole: (answer, choices, usage) => ({
     ...head("text_completion", answer),
     choices: choices.map((choice, index) => ({
@@ -195,13 +259,5 @@ export const completionStyle: AnswerStyle = {
     })),
     usage: usageOf(usage),
   }),
-  begin: () => undefined,
-  token: (answer, index, event, offset) =>
-    completionChunk(answer, index, event.text, null, completionLogprobs(answer, [event], offset)),
-  finish: (answer, index, reason) => completionChunk(answer, index, "", finishReason(reason)),
-  usage: (answer, usage) => ({
-    ...head("text_completion", answer),
-    choices: [],
-    usage: usageOf(usage),
-  }),
+  stream: (answer, choices) => chunkStream(completionChunks, answer, choices),
 };

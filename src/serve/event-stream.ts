@@ -34,8 +34,10 @@ export class EventStream {
     this.response.flushHeaders();
   }
 
-  send(data: unknown): Promise<void> {
-    return this.write(`data: ${typeof data === "string" ? data : JSON.stringify(data)}\n\n`);
+  /** @param event its name, where it has one */
+  send(data: unknown, event?: string): Promise<void> {
+    const name = event === undefined ? "" : `event: ${event}\n`;
+    return this.write(`${name}data: ${typeof data === "string" ? data : JSON.stringify(data)}\n\n`);
   }
 
   /** The next item of an iterator, with comments sent while it takes long. */

@@ -3,7 +3,13 @@ import { randomUUID } from "node:crypto";
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { collect } from "../engine/engine.js";
 import type { GenerateEvent, Usage } from "../engine/request.js";
-import { addUsage, type AnswerHead, type AnswerStyle } from "./answers.js";
+import {
+  addUsage,
+  type AnswerHead,
+  type AnswerStream,
+  type AnswerStyle,
+  type Chunk,
+} from "./answers.js";
 import { describeError } from "./errors.js";
 import { ClientGone, EventStream, type EventStreamOptions } from "./event-stream.js";
 import { merge } from "./merge.js";
@@ -27,40 +33,54 @@ export async function answer<Request>(
   request: FastifyRequest,
   reply: FastifyReply,
 ): Promise<unknown> {
+  const { metrics } = context;
+  const head: AnswerHead = {
+    id: `${style.prefix}${randomUUID()}`,
+    created: Math.floor(Date.now() / 1000),
+    model: context.model,
+    logprobs: translated.logprobs,
+    includeUsage: translated.includeUsage,
+  };
+  metrics.generations(1);
+  try {
+    return await whileThere(reply, async (signal) => {
+      const sources = translated.requests.map((each) => timed(start({ ...each, signal }), metrics));
+      try {
+        if (translated.stream) {
+          await stream(context, style, head, translated, sources, request, reply);
+          return undefined;
+        }
+        const parts = await Promise.all(sources.map((source) => collect(source)));
+        return style.whole(
+          head,
+          parts.flatMap(({ choices }) => choices),
+          addUsage(parts),
+        );
+      } finally {
+        // A sequence that was left in the middle cleans up when it is told that nobody goes on.
+        for (const source of sources) source.return().catch(() => undefined);
+      }
+    });
+  } finally {
+    metrics.generations(-1);
+  }
+}
+
+/** Does some work, whose signal ends it when the client goes; one part's failure ends the others. */
+export async function whileThere<T>(
+  reply: FastifyReply,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
   const controller = new AbortController();
   const onClose = (): void => {
     if (!reply.raw.writableFinished) controller.abort(new ClientGone("the client has gone"));
   };
   reply.raw.on("close", onClose);
-  const { metrics } = context;
-  const head: AnswerHead = {
-    id: `${style.prefix}-${randomUUID()}`,
-    created: Math.floor(Date.now() / 1000),
-    model: context.model,
-    logprobs: translated.logprobs,
-  };
-  metrics.generations(1);
-  const sources = translated.requests.map((each) =>
-    timed(start({ ...each, signal: controller.signal }), metrics),
-  );
   try {
-    if (translated.stream) {
-      await stream(context, style, head, translated, sources, request, reply);
-      return undefined;
-    }
-    const parts = await Promise.all(sources.map((source) => collect(source)));
-    return style.whole(
-      head,
-      parts.flatMap(({ choices }) => choices),
-      addUsage(parts),
-    );
+    return await work(controller.signal);
   } finally {
-    // One prompt's failure ends the others.
     controller.abort(new ClientGone("the request has ended"));
-    // A sequence that was left in the middle cleans up when it is told that nobody goes on.
-    for (const source of sources) source.return().catch(() => undefined);
     reply.raw.off("close", onClose);
-    metrics.generations(-1);
   }
 }
 
@@ -82,13 +102,10 @@ async function stream<Request>(
   const out = new EventStream(reply.raw, context.stream);
   try {
     out.open(Object.fromEntries(headers) as Record<string, string>);
-    for (let index = 0; index < accepted.length * perPrompt; index++) {
-      const beginning = style.begin(head, index);
-      if (beginning !== undefined) await out.send(beginning);
-    }
-    const usage = await sendEvents(style, head, perPrompt, sources, out);
-    if (translated.includeUsage) await out.send(style.usage(head, usage));
-    await out.send("[DONE]");
+    const answer = style.stream(head, accepted.length * perPrompt);
+    const promptTokens = accepted.reduce((sum, first) => sum + promptTokensOf(first), 0);
+    await send(out, answer.begin(promptTokens));
+    await send(out, answer.end(await sendEvents(answer, perPrompt, sources, out)));
     out.end();
   } catch (error) {
     if (error instanceof ClientGone) {
@@ -102,32 +119,32 @@ async function stream<Request>(
   }
 }
 
+async function send(out: EventStream, chunks: readonly Chunk[]): Promise<void> {
+  for (const { event, data } of chunks) await out.send(data, event);
+}
+
+function promptTokensOf(first: IteratorResult<GenerateEvent, void>): number {
+  const event = first.value;
+  return event?.type === "accepted" ? event.promptTokens : 0;
+}
+
 async function sendEvents(
-  style: AnswerStyle,
-  head: AnswerHead,
+  answer: AnswerStream,
   perPrompt: number,
   sources: readonly Events[],
   out: EventStream,
 ): Promise<Usage> {
   const usage = { promptTokens: 0, cachedTokens: 0, generatedTokens: 0 };
-  const offsets = new Map<number, number>();
-  const called = new Set<number>();
   const merged = merge(sources);
   for (;;) {
     const next = await out.awaiting(merged.next());
     if (next.done) return usage;
     const { source, item } = next.value;
-    if (item.type === "token") {
-      const index = source * perPrompt + item.choice;
-      const offset = offsets.get(index) ?? 0;
-      offsets.set(index, offset + item.text.length);
-      if (item.calls) called.add(index);
-      if (item.text !== "" || item.calls || head.logprobs)
-        await out.send(style.token(head, index, item, offset));
-    } else if (item.type === "finish") {
-      const index = source * perPrompt + item.choice;
-      await out.send(style.finish(head, index, item.reason, called.has(index)));
-    } else if (item.type === "end") {
+    if (item.type === "token")
+      await send(out, answer.token(source * perPrompt + item.choice, item));
+    else if (item.type === "finish")
+      await send(out, answer.finish(source * perPrompt + item.choice, item));
+    else if (item.type === "end") {
       usage.promptTokens += item.usage.promptTokens;
       usage.cachedTokens += item.usage.cachedTokens;
       usage.generatedTokens += item.usage.generatedTokens;

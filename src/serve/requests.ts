@@ -20,10 +20,10 @@ import { ApiError } from "./errors.js";
 /** Prompts that one completion request may hold. */
 const MOST_PROMPTS = 32;
 
-const dropped = z.unknown().optional();
+export const dropped = z.unknown().optional();
 
 /** Accepted only with the value that changes nothing. */
-const only = <T extends z.ZodType>(schema: T): z.ZodOptional<z.ZodNullable<T>> =>
+export const only = <T extends z.ZodType>(schema: T): z.ZodOptional<z.ZodNullable<T>> =>
   schema.nullable().optional();
 
 const stopString = z.string().max(REQUEST_LIMITS.stopCharacters);
@@ -63,7 +63,7 @@ const common = {
   prompt_cache_key: dropped,
 };
 
-const formSchema = z.union([z.boolean(), z.record(z.string(), z.unknown())]);
+export const formSchema = z.union([z.boolean(), z.record(z.string(), z.unknown())]);
 
 /** Forms of an answer: OpenAI's, and a pattern or grammar besides. */
 const responseFormatSchema = z.discriminatedUnion("type", [
@@ -83,24 +83,34 @@ const responseFormatSchema = z.discriminatedUnion("type", [
   z.strictObject({ type: z.literal("grammar"), grammar: z.string() }),
 ]);
 
-const completionSchema = z.strictObject({
-  ...common,
-  prompt: z.union(
+/** One or several, to so many, each as text or as token ids. */
+export const promptsSchema = (most: number) =>
+  z.union(
     [
       z.string(),
-      z.array(z.string()).min(1).max(MOST_PROMPTS),
+      z.array(z.string()).min(1).max(most),
       z.array(z.int().min(0)).min(1),
       z
         .array(z.array(z.int().min(0)).min(1))
         .min(1)
-        .max(MOST_PROMPTS),
+        .max(most),
     ],
-    { error: `give a text, token ids, or a list of 1 to ${MOST_PROMPTS} of either; none empty` },
-  ),
+    { error: `give a text, token ids, or a list of 1 to ${most} of either; none empty` },
+  );
+
+/** Prompts that one request holds. */
+export function promptsOf(given: z.infer<ReturnType<typeof promptsSchema>>): (string | number[])[] {
+  const isOne = typeof given === "string" || typeof given[0] === "number";
+  return (isOne ? [given] : given) as (string | number[])[];
+}
+
+const completionSchema = z.strictObject({
+  ...common,
+  prompt: promptsSchema(MOST_PROMPTS),
   logprobs: z.int().min(0).max(REQUEST_LIMITS.topLogprobs).nullish(),
   response_format: responseFormatSchema.nullish(),
   echo: only(z.literal(false)),
-  suffix: only(z.literal("")),
+  suffix: z.string().nullish(),
   best_of: z.int().min(1).nullish(),
 });
 
@@ -138,7 +148,7 @@ const chatSchema = z.strictObject({
   verbosity: dropped,
 });
 
-type Common = Pick<z.infer<typeof completionSchema>, keyof typeof common>;
+type Common = Partial<Pick<z.infer<typeof completionSchema>, keyof typeof common>>;
 
 /** What the engine is asked, and how the answer is to be written. */
 export interface Translated<Request> {
@@ -165,7 +175,7 @@ export function translateCompletion(
   options: TranslateOptions = {},
 ): Translated<GenerateRequest> {
   const { request, ignored } = check(completionSchema, body, options);
-  const { prompt, n, best_of: bestOf, logprobs, max_tokens: maxTokens } = request;
+  const { prompt, suffix, n, best_of: bestOf, logprobs, max_tokens: maxTokens } = request;
   if (bestOf !== undefined && bestOf !== null && bestOf !== (n ?? 1))
     throw new ApiError(400, "best_of: only the value of n is supported", { param: "best_of" });
   const settings = {
@@ -175,11 +185,13 @@ export function translateCompletion(
     maxTokens: maxTokens ?? 16,
     logprobs: logprobs ?? undefined,
   };
-  const one = typeof prompt === "string" || typeof prompt[0] === "number";
-  const prompts = (one ? [prompt] : prompt) as (string | number[])[];
   return {
     ...translateOutput(request),
-    requests: prompts.map((each) => ({ prompt: each, ...settings })),
+    requests: promptsOf(prompt).map((each) => ({
+      prompt: each,
+      suffix: suffix || undefined,
+      ...settings,
+    })),
     logprobs: logprobs !== undefined && logprobs !== null,
     ignored,
   };
@@ -275,7 +287,11 @@ export function translateFormat(
   }
 }
 
-function translateCommon(request: Common, { sampling = {} }: TranslateOptions) {
+/** Settings of sampling, whichever a request has. */
+export function translateCommon(
+  request: Omit<Common, "stream_options">,
+  { sampling = {} }: TranslateOptions,
+) {
   const { stop, top_p: topP, top_k: topK, logit_bias: biases } = request;
   const stops = typeof stop === "string" ? [stop] : (stop ?? []);
   return {
@@ -305,7 +321,7 @@ const MOST_TOLD = 20;
 const LONGEST_NAME = 60;
 
 /** A body's known settings, and the names of the others. @throws ApiError (400) naming the field. */
-function check<Shape extends z.ZodRawShape>(
+export function check<Shape extends z.ZodRawShape>(
   schema: z.ZodObject<Shape, z.core.$strict>,
   body: unknown,
   { strict = false }: TranslateOptions,

@@ -14,10 +14,20 @@ import type { Engine } from "../engine/engine.js";
 import { REQUEST_LIMITS } from "../engine/request.js";
 import { chatStyle, completionStyle } from "./answers.js";
 import { ApiError, describeError, describeParserError } from "./errors.js";
-import { answer, type GenerationContext } from "./generation.js";
+import { answer, whileThere, type GenerationContext } from "./generation.js";
 import { checkHost, isLoopback, Keys } from "./guards.js";
 import { Metrics } from "./metrics.js";
 import { translateChat, translateCompletion, type Translated } from "./requests.js";
+import { responseStyle } from "./responses/answer.js";
+import { translateResponse } from "./responses/request.js";
+import { ResponseStore } from "./responses/store.js";
+import {
+  embedAll,
+  embeddingsBody,
+  translateDetokenize,
+  translateEmbeddings,
+  translateTokenize,
+} from "./vectors.js";
 
 export interface ServerOptions {
   /** Name that requests call the model by. */
@@ -50,6 +60,8 @@ const LONGEST_PARAMETER = 500;
 /** Seconds for which a browser need not ask again whether a page may call. */
 const PREFLIGHT_SECONDS = 600;
 const HEARTBEAT = 15_000;
+/** Bytes of conversations that are kept to be continued. */
+const STORED_RESPONSES = 64 * 1024 ** 2;
 /** Milliseconds that connections without answers under way get when the server closes. */
 const LAST_MOMENT = 200;
 /** What the metrics call the status of an answer whose client did not wait for it (as nginx does). */
@@ -124,7 +136,7 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
   if (corsOrigins.length > 0)
     await app.register(cors, {
       origin: corsOrigins.includes("*") ? "*" : [...corsOrigins],
-      methods: ["GET", "POST"],
+      methods: ["GET", "POST", "DELETE"],
       exposedHeaders: ["x-request-id", "retry-after"],
       maxAge: PREFLIGHT_SECONDS,
     });
@@ -189,16 +201,13 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
         return work(request, reply);
       });
     };
+    const translation = { strict, sampling };
     const askerOf = (request: FastifyRequest): { client: string; cacheSalt?: string } => {
       const client = keys.clientOf(request);
       return options.separateKeys === true ? { client, cacheSalt: client } : { client };
     };
     post("/v1/completions", (request, reply) => {
-      const translated = checked(
-        translateCompletion(request.body, { strict, sampling }),
-        options,
-        request,
-      );
+      const translated = checked(translateCompletion(request.body, translation), options, request);
       const asker = askerOf(request);
       return answer(
         context,
@@ -210,11 +219,7 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
       );
     });
     post("/v1/chat/completions", (request, reply) => {
-      const translated = checked(
-        translateChat(request.body, { strict, sampling }),
-        options,
-        request,
-      );
+      const translated = checked(translateChat(request.body, translation), options, request);
       const asker = askerOf(request);
       return answer(
         context,
@@ -224,6 +229,63 @@ export async function createServer(engine: Engine, options: ServerOptions): Prom
         request,
         reply,
       );
+    });
+    const responses = new ResponseStore(STORED_RESPONSES);
+    post("/v1/responses", (request, reply) => {
+      const asker = askerOf(request);
+      const { client } = asker;
+      const translated = checked(
+        translateResponse(request.body, translation, responses, client),
+        options,
+        request,
+      );
+      const { asked, items } = translated;
+      const style = responseStyle(asked, (id, body, output) => {
+        if (asked.store !== false)
+          responses.add(client, id, { body, items: [...items, ...output] });
+      });
+      return answer(
+        context,
+        style,
+        translated,
+        (each) => engine.chat({ ...each, ...asker }),
+        request,
+        reply,
+      );
+    });
+    type ById = { Params: { id: string } };
+    const noResponse = (id: string): ApiError =>
+      new ApiError(404, `there is no response ${id.slice(0, 100)} here (any more)`);
+    api.get<ById>("/v1/responses/:id", (request) => {
+      const { id } = request.params;
+      const found = responses.get(keys.clientOf(request), id);
+      if (!found) throw noResponse(id);
+      return found.body;
+    });
+    api.delete<ById>("/v1/responses/:id", (request) => {
+      const { id } = request.params;
+      if (!responses.delete(keys.clientOf(request), id)) throw noResponse(id);
+      return { id, object: "response", deleted: true };
+    });
+    post("/v1/embeddings", async (request, reply) => {
+      const translated = checked(translateEmbeddings(request.body, translation), options, request);
+      const { client } = askerOf(request);
+      const vectors = await whileThere(reply, (signal) =>
+        embedAll(translated.requests, (each) => engine.embed({ ...each, client, signal })),
+      );
+      return embeddingsBody(options.model, vectors, translated.base64);
+    });
+    post("/tokenize", async (request, reply) => {
+      const translated = checked(translateTokenize(request.body, translation), options, request);
+      const { client } = askerOf(request);
+      const tokens = await whileThere(reply, (signal) =>
+        engine.tokenize({ ...translated.request, client, signal }),
+      );
+      return { tokens, count: tokens.length, max_model_len: engine.info.contextTokens };
+    });
+    post("/detokenize", async (request) => {
+      const translated = checked(translateDetokenize(request.body, translation), options, request);
+      return { prompt: await engine.detokenize(translated.tokens) };
     });
   });
 
@@ -303,11 +365,11 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   void reply.code(status).type("application/json; charset=utf-8").send(body);
 }
 
-function checked<T>(
-  translated: Translated<T>,
+function checked<T extends Pick<Translated<unknown>, "model" | "ignored">>(
+  translated: T,
   { model }: ServerOptions,
   { log }: FastifyRequest,
-): Translated<T> {
+): T {
   if (translated.model !== undefined) checkModel(translated.model, model);
   const { ignored } = translated;
   if (ignored.length > 0) log.warn({ ignored }, "settings that are not known were ignored");

@@ -19,7 +19,7 @@ import {
   type LanguageModel,
 } from "ai";
 import type OpenAI from "openai";
-import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { temporaryDirectory } from "./artifacts.js";
@@ -117,6 +117,161 @@ describe("openai", () => {
   });
 });
 
+describe("openai, responses", () => {
+  const asking = { model: MODEL, input: QUESTION, max_output_tokens: 400 };
+
+  it("answers, streams the same, and goes on from what it remembers", async () => {
+    const { responses } = server.client;
+    const request = { ...asking, max_output_tokens: 8, temperature: 0, instructions: "Be brief." };
+    const whole = await responses.create(request);
+    expect(whole).toMatchObject({ status: "incomplete", object: "response" });
+    expect(whole.output_text.length).toBeGreaterThan(0);
+    const types: string[] = [];
+    const numbers: number[] = [];
+    let text = "";
+    const stream = await responses.create({ ...request, stream: true });
+    for await (const event of stream) {
+      types.push(event.type);
+      numbers.push(event.sequence_number);
+      if (event.type === "response.output_text.delta") text += event.delta;
+      if (event.type === "response.incomplete")
+        expect(event.response.output_text ?? text).toBe(text);
+    }
+    expect(text).toBe(whole.output_text);
+    expect(numbers).toEqual(numbers.map((_, i) => i));
+    expect([...new Set(types)]).toEqual([
+      "response.created",
+      "response.in_progress",
+      "response.output_item.added",
+      "response.content_part.added",
+      "response.output_text.delta",
+      "response.output_text.done",
+      "response.content_part.done",
+      "response.output_item.done",
+      "response.incomplete",
+    ]);
+    const next = { ...request, input: "And then?" };
+    const remembered = await responses.create({ ...next, previous_response_id: whole.id });
+    const said = await responses.create({
+      ...next,
+      input: [
+        { role: "user", content: QUESTION },
+        { role: "assistant", content: whole.output_text },
+        { role: "user", content: "And then?" },
+      ],
+    });
+    expect(remembered.output_text).toBe(said.output_text);
+    expect(remembered.usage!.input_tokens).toBe(said.usage!.input_tokens);
+    expect((await responses.retrieve(whole.id)).output_text).toBe(whole.output_text);
+    await responses.delete(whole.id);
+    await expect(responses.retrieve(whole.id)).rejects.toMatchObject({ status: 404 });
+    await expect(
+      responses.create({ ...next, previous_response_id: whole.id }),
+    ).rejects.toMatchObject({ status: 404, code: "previous_response_not_found" });
+  });
+
+  it("calls a tool, is told the result, and gives typed objects", async () => {
+    const { responses } = server.client;
+    const route = {
+      type: "function" as const,
+      name: "plan_route",
+      parameters: z.toJSONSchema(Route),
+      strict: true,
+    };
+    const request = { ...asking, tools: [route], parallel_tool_calls: false };
+    const stream = responses.stream({ ...request, tool_choice: "required" });
+    const called = await stream.finalResponse();
+    const [call] = called.output;
+    if (call.type !== "function_call") throw new Error(`it answered with ${call.type}`);
+    expect(Route.parse(JSON.parse(call.arguments))).toBeTruthy();
+    const after = await responses.create({
+      ...request,
+      tool_choice: "none",
+      previous_response_id: called.id,
+      input: [{ type: "function_call_output", call_id: call.call_id, output: "To sea." }],
+    });
+    expect(after.output_text.length).toBeGreaterThan(0);
+    const typed = await responses.parse({
+      ...asking,
+      text: { format: zodTextFormat(Ship, "ship") },
+    });
+    expect(Ship.parse(typed.output_parsed)).toBeTruthy();
+  });
+
+  it("is refused in the same words as elsewhere", async () => {
+    const { responses } = server.client;
+    await expect(
+      responses.create({ ...asking, tools: [{ type: "web_search" }] }),
+    ).rejects.toMatchObject({ status: 400, param: "tools.0.type" });
+    await expect(
+      responses.create({ ...asking, input: [{ type: "item_reference", id: "msg_x" }] }),
+    ).rejects.toMatchObject({ status: 404, param: "input" });
+  });
+});
+
+describe("openai, vectors and tokens", () => {
+  it("embeds texts: the same in every encoding and company, of length 1", async () => {
+    const { embeddings } = server.client;
+    const input = ["The ship was bound for London.", "A cat.", "The ship was bound for London."];
+    const { data, usage } = await embeddings.create({ model: MODEL, input });
+    const floats = await embeddings.create({ model: MODEL, input, encoding_format: "float" });
+    expect(data.map(({ embedding }) => embedding)).toEqual(
+      floats.data.map(({ embedding }) => embedding),
+    );
+    const [ship, cat, again] = data.map(({ embedding }) => embedding);
+    expect(ship).toHaveLength(256);
+    const dot = (a: number[], b: number[]) => a.reduce((sum, value, i) => sum + value * b[i], 0);
+    expect(dot(ship, ship)).toBeCloseTo(1, 5);
+    expect(again).toEqual(ship);
+    expect(dot(ship, cat)).toBeLessThan(0.999);
+    expect(usage.prompt_tokens).toBeGreaterThan(6);
+    const lasts = await embeddings.create({ model: MODEL, input, pooling: "last" } as never);
+    expect(lasts.data[0].embedding).not.toEqual(ship);
+    await expect(embeddings.create({ model: MODEL, input, dimensions: 5 })).rejects.toMatchObject({
+      status: 400,
+      param: "dimensions",
+    });
+  });
+
+  it("tells a text's tokens, and a chat's, and writes them out again", async () => {
+    const post = async (path: string, body: object): Promise<unknown> =>
+      (
+        await fetch(`${server.url}/${path}`, {
+          method: "POST",
+          headers: { "content-type": "application/json" },
+          body: JSON.stringify(body),
+        })
+      ).json();
+    const prompt = "The ship was bound for London.";
+    const { tokens, count } = (await post("tokenize", { prompt })) as {
+      tokens: number[];
+      count: number;
+    };
+    expect(count).toBe(tokens.length);
+    expect(await post("detokenize", { tokens })).toEqual({ prompt });
+    const { usage } = await server.client.completions.create({
+      model: MODEL,
+      prompt,
+      max_tokens: 1,
+    });
+    expect(usage!.prompt_tokens).toBe(count);
+    const messages = [{ role: "user", content: QUESTION }];
+    const chat = (await post("tokenize", { messages })) as { tokens: number[] };
+    expect(await post("detokenize", { tokens: chat.tokens })).toEqual({
+      prompt: `"${QUESTION}" he asked.\n\n`,
+    });
+    expect(await post("detokenize", { tokens: [999_999] })).toMatchObject({
+      error: { type: "invalid_request_error", param: "tokens" },
+    });
+  });
+
+  it("refuses a suffix where the tokenizer has no tokens for it", async () => {
+    await expect(
+      server.client.completions.create({ model: MODEL, prompt: "a", suffix: "b" }),
+    ).rejects.toMatchObject({ status: 400, param: "suffix" });
+  });
+});
+
 /** A model that knows nothing would call on and on. */
 const ONE_CALL = {
   openai: { parallelToolCalls: false },
@@ -132,6 +287,11 @@ const providers: [string, () => LanguageModel][] = [
         baseURL: `${server.url}/v1`,
         supportsStructuredOutputs: true,
       })(MODEL),
+  ],
+  // What `openai()` uses unless it is told otherwise.
+  [
+    "@ai-sdk/openai, responses",
+    () => createOpenAI({ baseURL: `${server.url}/v1`, apiKey: "any" })(MODEL),
   ],
   [
     "@ai-sdk/openai, chat",

@@ -1,7 +1,7 @@
 /** Requests whose prompts are being written down elsewhere: they wait, can be left, and hold nobody up. */
 import { describe, expect, it } from "vitest";
 import { collect } from "../../src/engine/engine.js";
-import type { Prompts } from "../../src/engine/host.js";
+import type { Prompts } from "../../src/engine/preparing.js";
 import { EngineError } from "../../src/engine/request.js";
 import { until } from "../until.js";
 import { fakeEngine, fakeExecutor, fakeTokenizer } from "./fake-executor.js";

@@ -4,7 +4,7 @@ import { Random } from "../../src/common/random.js";
 import type { Chunk } from "../../src/backend/contract/inference.js";
 import { Sampler, type SamplingOptions } from "../../src/engine/sampling.js";
 import { Scheduler } from "../../src/engine/scheduler.js";
-import { Sequence } from "../../src/engine/sequence.js";
+import { TextSequence, type Sequence } from "../../src/engine/sequence.js";
 import { TextOutput } from "../../src/engine/text-output.js";
 import { FAKE_VOCABULARY, fakeExecutor, fakeLogits } from "./fake-executor.js";
 
@@ -37,7 +37,7 @@ function sequencesOf(
   const result: Result = { tokens: [], reasons: [] };
   const sequences = Array.from({ length: job.n }, (_, choice) => {
     result.tokens[choice] = [];
-    return new Sequence({
+    return new TextSequence({
       request,
       choice,
       prompt: job.prompt,

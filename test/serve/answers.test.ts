@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import { chatStyle, completionStyle } from "../../src/serve/answers.js";
 import type { TokenText } from "../../src/engine/request.js";
 
-const head = { id: "x", created: 0, model: "m", logprobs: true };
+const head = { id: "x", created: 0, model: "m", logprobs: true, includeUsage: false };
 const usage = { promptTokens: 1, cachedTokens: 0, generatedTokens: 1 };
 
 interface Written {

@@ -78,11 +78,14 @@ export interface Chunk {
   readonly pages: Int32Array;
   /** Which state the sequence has, where the model has recurrent layers; absent: 0, for a chunk that is alone in its step. */
   readonly state?: number;
-  /** Rows of logits wanted: none, the last token's, or every token's. */
-  readonly logits: "none" | "last" | "all";
+  /** Rows of logits wanted: none, the last token's, or every token's; or instead what the head reads of every token. */
+  readonly logits: "none" | "last" | "all" | "hidden";
 }
 
-/** Per chunk the logits asked for, [rows, vocabSize] row-major; undefined for "none". The arrays are the caller's. */
+/**
+ * Per chunk what was asked for, row-major: logits [rows, vocabSize], or for "hidden" rows as wide as the embedding;
+ * undefined for "none". The arrays are the caller's.
+ */
 export type StepLogits = readonly (Float32Array | undefined)[];
 
 /** A model that is ready to run. */
@@ -100,6 +103,8 @@ export interface Executor extends Disposable {
   readonly weightBytes: number;
   /** Rows depend in their last bits on cuts of a prompt elsewhere than between pages, so prompts should be cut there. */
   readonly cutAtPages?: boolean;
+  /** Chunks may ask for what the head reads. */
+  readonly givesHidden?: boolean;
   /** Bytes that the device has left for pages; absent: they lie in the machine's own memory. */
   freeBytes?(): number;
   /** Bytes that still fit, where less than the machine's memory can be addressed. */

@@ -1,6 +1,6 @@
 /** What a request's tools mean for its answer: the form that it is held to, and how it is taken apart. */
 import type { CalledFunction, CallsForm, Constraint } from "../constraint/contract.js";
-import { EngineError, type EngineRequest } from "../request.js";
+import { EngineError, type TextRequest } from "../request.js";
 import type { OutputToken } from "../text-output.js";
 import { CallReader, type Spoken } from "./reader.js";
 import type { CallSyntax, ToolForm } from "./syntax.js";
@@ -30,7 +30,7 @@ export class Caller {
   }
 
   /** What holds the answer, its own `constraint` included; undefined where it cannot call. @throws EngineError */
-  formOf(request: EngineRequest): CallsForm | undefined {
+  formOf(request: TextRequest): CallsForm | undefined {
     const calls = this.callsOf(request);
     if (!calls) return undefined;
     const { syntax, functions, mustCall, several } = calls;
@@ -51,7 +51,7 @@ export class Caller {
   }
 
   /** Undefined where the answer is text, whatever it looks like. */
-  reader(request: EngineRequest): AnswerReader | undefined {
+  reader(request: TextRequest): AnswerReader | undefined {
     const calls = this.callsOf(request);
     if (!calls) return undefined;
     const { syntax, mustCall } = calls;
@@ -66,7 +66,7 @@ export class Caller {
     };
   }
 
-  private callsOf(request: EngineRequest) {
+  private callsOf(request: TextRequest) {
     if (request.kind !== "chat") return undefined;
     const { tools = [], toolChoice = "auto", parallelToolCalls = true } = request;
     const wanted = typeof toolChoice === "object" ? toolChoice.name : undefined;

@@ -59,6 +59,7 @@ export class IntegerExecutor implements Executor {
   readonly shape: ModelShape;
   readonly description: string;
   readonly pageTokens = PAGE_TOKENS;
+  readonly givesHidden = true;
   readonly bytesPerPage: number;
   readonly bytesPerState?: number;
   readonly weightBytes: number;
@@ -209,17 +210,22 @@ export class IntegerExecutor implements Executor {
     );
     const total = wanted.reduce((sum, rows) => sum + rows, 0);
     const all = new Float32Array(total * vocabSize);
+    const width = this.endLayers.embedding.shape[1];
+    const hidden = chunks.map(({ logits, tokens }) =>
+      logits === "hidden" ? new Float32Array(tokens.length * width) : undefined,
+    );
     let filled = 0;
     const slots = this.positions.of(chunks);
     this.positions.begin(slots);
     for (const pieces of cut(chunks, slots)) {
       const rows = this.forward(pieces);
       filled += this.logits(pieces, rows, all.subarray(filled * vocabSize));
+      this.hidden(pieces, rows, (chunk) => hidden[chunks.indexOf(chunk)]);
     }
     this.positions.end(slots, chunks);
     let at = 0;
-    return wanted.map((rows) => {
-      if (rows === 0) return undefined;
+    return wanted.map((rows, i) => {
+      if (rows === 0) return hidden[i];
       const part = total === rows ? all : all.slice(at * vocabSize, (at + rows) * vocabSize);
       at += rows;
       return part;
@@ -282,7 +288,7 @@ export class IntegerExecutor implements Executor {
 
   /** Logits of the rows that the pieces ask for, into `out`; returns their number. */
   private logits(pieces: readonly Piece[], rows: number, out: Float32Array): number {
-    const { buffers, shape, endLayers, kernels } = this;
+    const { buffers, shape, endLayers } = this;
     const started = this.seconds ? performance.now() : 0;
     let count = 0;
     let row = 0;
@@ -293,7 +299,39 @@ export class IntegerExecutor implements Executor {
           buffers.chosen.data[count++] = row;
     }
     if (count === 0) return 0;
-    const { hiddenSize, vocabSize, stateWidth } = shape;
+    const { address } = this.headInput(rows, count);
+    const logits = out.subarray(0, count * shape.vocabSize);
+    if (endLayers.head.groups) this.headProduct(endLayers.head, address, count, logits);
+    else this.multiply(endLayers.head, count, address, logits);
+    if (endLayers.logitSoftcap !== undefined) this.cap(logits, endLayers.logitSoftcap);
+    if (this.seconds) this.logitSeconds += (performance.now() - started) / 1000;
+    return count;
+  }
+
+  /** Copies what the head reads of the pieces' rows to where `sink` says their chunk's lie, if it asks for them. */
+  private hidden(
+    pieces: readonly Piece[],
+    rows: number,
+    sink: (chunk: Chunk) => Float32Array | undefined,
+  ): void {
+    const { chosen } = this.buffers;
+    const width = this.endLayers.embedding.shape[1];
+    let row = 0;
+    for (const { chunk, from, rows: length } of pieces) {
+      const to = sink(chunk);
+      if (to) {
+        for (let t = 0; t < length; t++) chosen.data[t] = row + t;
+        const { data } = this.headInput(rows, length);
+        to.set(data.subarray(0, length * width), from * width);
+      }
+      row += length;
+    }
+  }
+
+  /** What the head reads of the first `count` rows listed as chosen, of `rows` in all: normed, in the embedding's width. */
+  private headInput(rows: number, count: number): Place<Float32Array> {
+    const { buffers, shape, endLayers, kernels } = this;
+    const { hiddenSize, stateWidth } = shape;
     kernels.gatherRows({
       table: this.places[this.output].address,
       tableRows: rows,
@@ -302,17 +340,17 @@ export class IntegerExecutor implements Executor {
       rows: count,
       out: buffers.last.address,
     });
-    let { address } = buffers.last;
+    let place = buffers.last;
     if (stateWidth !== undefined) {
       const narrow = { cols: hiddenSize, xStride: stateWidth, outStride: hiddenSize };
-      kernels.columns({ x: address, rows: count, ...narrow, out: buffers.normed.address });
-      ({ address } = buffers.normed);
+      kernels.columns({ x: place.address, rows: count, ...narrow, out: buffers.normed.address });
+      place = buffers.normed;
     }
     if (endLayers.finalNorm) {
       const { kind, epsilon, gain, bias } = endLayers.finalNorm;
       kernels.norm({
         kind,
-        x: address,
+        x: place.address,
         rows: count,
         groups: 1,
         cols: hiddenSize,
@@ -321,23 +359,22 @@ export class IntegerExecutor implements Executor {
         epsilon,
         out: buffers.normed.address,
       });
-      ({ address } = buffers.normed);
+      place = buffers.normed;
     }
-    const multiply = (
-      { kind, shape: [n, k], address: packed }: PackedMatrix,
-      a: bigint,
-      to: Float32Array,
-    ) => kernels.packedMatmul({ kind, m: count, n, k, a, packed, out: to, accumulate: false });
     if (endLayers.projectOut) {
-      multiply(endLayers.projectOut, address, buffers.embedded.data);
-      ({ address } = buffers.embedded);
+      this.multiply(endLayers.projectOut, count, place.address, buffers.embedded.data);
+      place = buffers.embedded;
     }
-    const logits = out.subarray(0, count * vocabSize);
-    if (endLayers.head.groups) this.headProduct(endLayers.head, address, count, logits);
-    else multiply(endLayers.head, address, logits);
-    if (endLayers.logitSoftcap !== undefined) this.cap(logits, endLayers.logitSoftcap);
-    if (this.seconds) this.logitSeconds += (performance.now() - started) / 1000;
-    return count;
+    return place;
+  }
+
+  private multiply(
+    { kind, shape: [n, k], address: packed }: PackedMatrix,
+    m: number,
+    a: bigint,
+    out: Float32Array,
+  ): void {
+    this.kernels.packedMatmul({ kind, m, n, k, a, packed, out, accumulate: false });
   }
 
   /** Logits by a head of few bits: rows become 8-bit codes with as large groups as it has. */
