@@ -30,6 +30,8 @@ import { decimal, integer } from "../flags.js";
 import { addExamples } from "../program.js";
 import { workerProcesses } from "../worker-process.js";
 import { keptKvBitsOption } from "./engine-flags.js";
+import { gainOf, gainText } from "../../experiments/auto/gain.js";
+import { autoOption, chosenBy, checkAutoFlags, timeOption } from "./auto-flags.js";
 import { budgetOption } from "./budget-flag.js";
 import { linearSections, ownGridSections } from "./linear-table.js";
 import { labelOption, queueOption, remoteBlocks, storeOption } from "./queue-flags.js";
@@ -44,7 +46,9 @@ import {
 
 interface QuantizeFlags extends DeviceFlags {
   readonly out: string;
-  readonly method: string;
+  readonly method?: string;
+  readonly auto?: boolean;
+  readonly time?: number;
   readonly scheme?: string;
   readonly kvBits?: Bits;
   readonly budget?: Budget;
@@ -85,9 +89,10 @@ export function register(program: Command): void {
     .argument("<model>", MODEL_ARGUMENT)
     .requiredOption("--out <dir>", "the artifact's directory; must not exist")
     .addOption(
-      new Option("--method <name>", METHODS.map((m) => `${m.name}: ${m.summary}`).join("; "))
-        .choices(METHODS.map(({ name }) => name))
-        .default("flatquant"),
+      new Option(
+        "--method <name>",
+        `${METHODS.map((m) => `${m.name}: ${m.summary}`).join("; ")} (default: flatquant)`,
+      ).choices(METHODS.map(({ name }) => name)),
     )
     .option(
       "--scheme <scheme>",
@@ -113,6 +118,8 @@ export function register(program: Command): void {
     .option("--gamma <x>", "4 bits below this divergence (flattenquant)", decimal({ min: 0 }))
     .option("--max-expansion <x>", "largest K'/K (flattenquant)", decimal({ min: 1 }))
     .addOption(keptKvBitsOption())
+    .addOption(autoOption())
+    .addOption(timeOption())
     .addOption(budgetOption())
     .addOption(seedOption())
     .addOption(deviceOption())
@@ -147,6 +154,7 @@ export function register(program: Command): void {
       perform<QuantizeFlags, [string]>(async ({ reporter, signal }, flags, model) => {
         const scheme = flags.scheme === undefined ? undefined : parseScheme(flags.scheme);
         const recipe = { ...readRecipe(flags.recipe), ...recipeFlags(flags) };
+        checkAutoFlags({ ...flags, given: recipeFlags(flags) });
         const remote = remoteBlocks(flags);
         // Before a model is fetched. (Workers write into the place of the run that started them.)
         if (!flags.blocks)
@@ -170,7 +178,11 @@ export function register(program: Command): void {
           await calibrateBlocks(options, flags.blocks);
           return;
         }
-        const result = await quantize(options);
+        const result = await quantize(
+          flags.auto
+            ? { ...options, ...(await chosenBy(flags, { ...options, seconds: flags.time })) }
+            : options,
+        );
         const moved = result.layers.map((layer, index) =>
           movedGroups(layer.moved, result.info.layers[index].parameters),
         );
@@ -178,13 +190,21 @@ export function register(program: Command): void {
           ? await verdictOn({ backend, source, artifact: result.out, progress: reporter, signal })
           : undefined;
         if (verdict?.warning) reporter.warn(warningOf(verdict, result));
-        reporter.result({ ...result, moved, verdict }, () =>
-          [render(result, moved), ...(verdict ? [verdictText(verdict)] : [])].join("\n\n"),
+        const gain = flags.auto
+          ? await gainOf(result.out, source.path, result, flags.threads)
+          : undefined;
+        reporter.result({ ...result, moved, verdict, gain }, () =>
+          [
+            render(result, moved),
+            ...(verdict ? [verdictText(verdict)] : []),
+            ...(gain ? [gainText(gain)] : []),
+          ].join("\n\n"),
         );
       }),
     );
   addExamples(command, [
     "planish quantize models/tiny-llama --out tiny-w4a4kv4",
+    "planish quantize model.gguf --out model-auto --auto --budget size=90MB --time 15m",
     "planish quantize smollm2-135m-instruct --out smollm2-w4a4kv4 --preset paper --seed 1",
     "planish quantize models/tiny-llama --out tiny-rtn --method rtn --scheme w4a16kv16",
     "planish quantize models/tiny-opt --out tiny-flat --method flattenquant --scheme w4a4kv8",

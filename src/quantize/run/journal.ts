@@ -127,6 +127,12 @@ export class Journal {
     return new Journal(directory);
   }
 
+  /** What an unfinished run was begun with; undefined where there is none. @throws PlanishError when it is damaged. */
+  static settingsAt(out: string): JournalSettings | undefined {
+    const file = join(Journal.pathFor(out), SETTINGS_FILE);
+    return existsSync(file) ? readSettings(file) : undefined;
+  }
+
   private blockFile(layer: number, extension: string): string {
     return join(this.directory, `block-${String(layer).padStart(3, "0")}.${extension}`);
   }

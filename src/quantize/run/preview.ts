@@ -21,6 +21,8 @@ export interface PlanOptions {
   /** Default: w4a4kv4; of methods that keep a source's grids none is taken. */
   readonly scheme?: Scheme;
   readonly preset?: string;
+  /** Fields that replace the preset's. */
+  readonly recipe?: Readonly<Record<string, unknown>>;
 }
 
 export interface RunPlan extends BlockPlan {
@@ -41,7 +43,7 @@ export interface RunPlan extends BlockPlan {
 /** @throws UsageError for an unknown method or preset, PlanishError when the method cannot serve the model. */
 export function planRun({ backend, source, ...options }: PlanOptions): RunPlan {
   const method = findMethod(options.method);
-  const { preset, recipe } = resolveRecipe(method, options.preset);
+  const { preset, recipe } = resolveRecipe(method, options.preset, options.recipe);
   const { architecture, config } = parseSource(source);
   const { scheme } = schemeFor(method, { source, architecture, config }, recipe, options);
   const programs = blockPrograms(config);
