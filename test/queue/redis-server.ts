@@ -52,7 +52,7 @@ export class RedisServer {
         ["--appendonly", "yes", "--appendfsync", "always"],
         this.flags,
       ),
-      { stdio: ["ignore", "pipe", "inherit"] },
+      { stdio: ["ignore", "pipe", "ignore"] },
     );
     this.child = child;
     await new Promise<void>((resolve, reject) => {

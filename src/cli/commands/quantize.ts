@@ -159,6 +159,7 @@ export function register(program: Command): void {
         // Before a model is fetched. (Workers write into the place of the run that started them.)
         if (!flags.blocks)
           outputPlace(flags.out, { kind: "new directory", mayExist: flags.resume });
+        await remote?.ready();
         const path = await resolveModel(model, { progress: reporter, signal });
         using source = openCheckpoint(path);
         using backend = openBackend({ ...flags, progress: reporter });

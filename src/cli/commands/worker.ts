@@ -1,12 +1,14 @@
 /** `planish worker`: serves blocks of runs that other machines have put on a queue. */
 import { Option, type Command } from "commander";
-import { LIMITS } from "../../common/bounds.js";
+import { LIMITS, oneLine } from "../../common/bounds.js";
+import { PlanishError } from "../../common/errors.js";
 import { formatBytes } from "../../common/format.js";
 import { deviceClass } from "../../quantize/queue/documents.js";
 import { queueAddress } from "../../quantize/queue/redis.js";
 import { serveBlocks, type ServeSummary } from "../../quantize/queue/worker.js";
 import { perform } from "../action.js";
-import { decimal } from "../flags.js";
+import { WorkerMetrics } from "../../serve/worker-metrics.js";
+import { decimal, integer } from "../flags.js";
 import { addExamples } from "../program.js";
 import {
   deviceUnit,
@@ -29,6 +31,8 @@ interface WorkerFlags {
   readonly takeover: number;
   readonly patience: number;
   readonly scratch?: string;
+  readonly metricsPort?: number;
+  readonly metricsHost: string;
 }
 
 const seconds = decimal({ min: 1, max: LIMITS.samples });
@@ -70,21 +74,39 @@ export function register(program: Command): void {
       "--scratch <dir>",
       "where fetched data lie while they are used (default: the system's temporary directory)",
     )
+    .option(
+      "--metrics-port <n>",
+      "serve /metrics for Prometheus, and /health",
+      integer({ min: 1, max: 65535 }),
+    )
+    .option("--metrics-host <address>", "where --metrics-port listens", "127.0.0.1")
     .action(
       perform<WorkerFlags, []>(
         async ({ reporter, signal }, flags) => {
-          const summary = await serveBlocks({
-            ...flags,
-            ...flags.device,
-            device: flags.device?.device,
-            queue: queueAddress(givenQueue(flags.queue)),
-            store: storePlace(flags.store),
-            idleSeconds: flags.idle,
-            takeoverSeconds: flags.takeover,
-            progress: reporter,
-            signal,
-          });
-          reporter.result(summary, () => render(summary));
+          const metrics = new WorkerMetrics();
+          const queue = queueAddress(givenQueue(flags.queue));
+          const store = storePlace(flags.store);
+          const server =
+            flags.metricsPort === undefined
+              ? undefined
+              : await listen(metrics, flags.metricsPort, flags.metricsHost);
+          try {
+            const summary = await serveBlocks({
+              ...flags,
+              ...flags.device,
+              device: flags.device?.device,
+              queue,
+              store,
+              idleSeconds: flags.idle,
+              takeoverSeconds: flags.takeover,
+              progress: reporter,
+              observe: (event) => metrics.observe(event),
+              signal,
+            });
+            reporter.result(summary, () => render(summary));
+          } finally {
+            await server?.close();
+          }
         },
         { signalsEndNormally: true },
       ),
@@ -93,6 +115,17 @@ export function register(program: Command): void {
     "planish worker --queue redis://head:6379 --store /shared/planish",
     "planish worker --queue rediss://head:6379 --store s3://bucket/planish --device cuda:1 --idle 600",
   ]);
+}
+
+async function listen(metrics: WorkerMetrics, port: number, host: string) {
+  try {
+    return await metrics.listen(port, host);
+  } catch (cause) {
+    throw new PlanishError(
+      `--metrics-port ${port} cannot be used: ${oneLine((cause as Error).message)}; choose another port, or another --metrics-host`,
+      { cause },
+    );
+  }
 }
 
 function render({ machine, blocks, failed, bytesRead, bytesWritten }: ServeSummary): string {

@@ -11,7 +11,7 @@ import type { Queue, QueueEvents } from "bullmq";
 import type { Redis } from "ioredis";
 import { InterruptedError, PlanishError } from "../../common/errors.js";
 import { oneLine } from "../../common/bounds.js";
-import type { ProgressTask } from "../../common/progress.js";
+import { silentProgress, type ProgressTask } from "../../common/progress.js";
 import { finiteJson } from "../../common/ratio.js";
 import type { TokenWindows } from "../schema/windows.js";
 import { blockLine } from "../run/block-unit.js";
@@ -61,6 +61,11 @@ const LONELY_AFTER = 5000;
 /** Blocks by the workers of a queue, for `quantize`'s `remote`. */
 export function queueBlocks(options: QueueOptions): RemoteBlocks {
   return {
+    async ready() {
+      (await connectQueue(options.queue)).disconnect();
+      const store = await BlobStore.open(options.store, { progress: silentProgress, patience: 0 });
+      store.close();
+    },
     async calibrate(job, windows) {
       const { config, journal } = job;
       const missing = Array.from({ length: config.numLayers }, (_, l) => l).filter(
@@ -121,6 +126,7 @@ class Coordinator {
   private readonly task: ProgressTask;
   private wake: () => void = () => undefined;
   private producer: Producer | undefined;
+  private description = "";
   private workers = 1;
   private lonelySince: number | undefined;
   private toldLonely = false;
@@ -147,12 +153,13 @@ class Coordinator {
     job.progress.note(
       `run ${this.id}: ${missing.length} of ${job.config.numLayers} blocks for ${this.options.mixed ? "any device" : deviceClass(machineOf(job))}, queue ${this.options.queue.shown}, store ${this.store.name}`,
     );
+    this.description = finiteJson(this.describe(windows));
     const producer = (this.producer = new Producer({
       job,
       windows,
       store: this.store,
       run: this.id,
-      description: await this.store.keepText(this.id, finiteJson(this.describe(windows))),
+      description: await this.store.keepText(this.id, this.description),
       statesEvery: this.options.statesEvery,
       signal: this.signal,
       room: () => this.room(),
@@ -340,11 +347,13 @@ class Coordinator {
     this.damage.set(layer, times);
     if (times > MOST_DAMAGE)
       throw new PlanishError(
-        `run ${this.id}, block ${layer}: ${what}, ${times} times; look at the disks and the network behind ${this.store.name}`,
+        `run ${this.id}, block ${layer}: ${what}, ${times} times; see that all workers use the store ${this.store.name}, and look at the disks and the network behind it`,
         { resumable: true },
       );
     this.job.progress.warn(`block ${layer}: ${what}; they are made again`);
     if (sha256 !== undefined) await this.store.discard(sha256);
+    // The producer makes states and weights again, and not this.
+    await this.store.keepText(this.id, this.description);
     await this.queue.remove(jobIdOf(this.id, layer));
     this.queued.delete(layer);
     this.wanted.add(layer);

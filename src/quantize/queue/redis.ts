@@ -90,7 +90,7 @@ export async function connectQueue({ shown, options }: QueueAddress): Promise<Re
     const said = code === "ECONNREFUSED" ? "nobody answers there" : oneLine(reason.message, 200);
     throw new PlanishError(
       `the queue at ${shown} cannot be used: ${said}; start Redis or Valkey there, or give another --queue`,
-      { cause: error },
+      { cause: error, resumable: true },
     );
   } finally {
     probe.disconnect();

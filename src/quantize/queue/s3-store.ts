@@ -55,7 +55,7 @@ export class S3Store implements ObjectStore {
       client.destroy();
       throw new PlanishError(
         `--store ${address} cannot be used: ${store.describe(cause)}; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile) give access, AWS_ENDPOINT_URL_S3 names a server other than Amazon's`,
-        { cause },
+        { cause, resumable: true },
       );
     }
     return store;

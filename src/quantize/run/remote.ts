@@ -18,6 +18,8 @@ export type RemoteSettings = Pick<
 >;
 
 export interface RemoteBlocks {
+  /** @throws PlanishError when those who calibrate cannot be reached: asked before any work. */
+  ready(): Promise<void>;
   /**
    * Resolves when every block is in the journal. @throws PlanishError, resumable, when one cannot be had;
    * InterruptedError on the job's signal. What came back before is in the journal.
