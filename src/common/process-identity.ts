@@ -1,6 +1,6 @@
 /** Which process wrote a file, so that another can tell whether it still runs: pids are used again, start times are not. */
 import { spawnSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { readFileSync, readlinkSync } from "node:fs";
 import { hostname } from "node:os";
 import { z } from "zod";
 
@@ -9,6 +9,8 @@ export const processSchema = z.object({
   /** When it started, in the system's own words; absent where the system does not say. */
   start: z.string().optional(),
   host: z.string(),
+  /** Tells machines and containers of one name apart, which share a directory all the same; absent where nothing does. */
+  machine: z.string().optional(),
 });
 
 export type ProcessIdentity = z.infer<typeof processSchema>;
@@ -17,16 +19,40 @@ let own: ProcessIdentity | undefined;
 
 /** This process. */
 export function thisProcess(): ProcessIdentity {
-  own ??= { pid: process.pid, start: startTime(process.pid), host: hostname() };
+  own ??= {
+    pid: process.pid,
+    start: startTime(process.pid),
+    host: hostname(),
+    machine: machineIdentity(),
+  };
   return own;
 }
 
+/** Linux: the machine's own number and the namespace that pids count in. */
+function machineIdentity(): string | undefined {
+  if (process.platform !== "linux") return undefined;
+  const parts = [
+    () => readFileSync("/etc/machine-id", "utf8").trim(),
+    () => readlinkSync("/proc/self/ns/pid"),
+  ].map((read) => {
+    try {
+      return read();
+    } catch {
+      return "";
+    }
+  });
+  return parts.join(" ").trim() || undefined;
+}
+
 /**
- * Whether a process still runs: "unknown" on another machine, where nobody can look. A process that has ended and that
+ * Whether a process still runs: "unknown" on another machine or in another container, where nobody can look. A process that has ended and that
  * its parent has not asked about counts as ended.
  */
 export function processState(other: ProcessIdentity): "running" | "ended" | "unknown" {
   if (other.host !== hostname()) return "unknown";
+  const { machine } = thisProcess();
+  if (machine !== undefined && other.machine !== undefined && machine !== other.machine)
+    return "unknown";
   if (!processExists(other.pid)) return "ended";
   const start = startTime(other.pid);
   if (start === undefined && process.platform === "linux") return "ended";

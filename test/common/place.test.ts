@@ -250,6 +250,12 @@ describe("a lock", () => {
     expect(processState({ ...thisProcess(), pid: 2 ** 22 + 1 })).toBe("ended");
     expect(processState({ ...thisProcess(), host: "elsewhere" })).toBe("unknown");
   });
+
+  it.runIf(process.platform === "linux")("on a machine or in a container of one name", () => {
+    const namesake = { ...thisProcess(), start: "another boot:1", machine: "another" };
+    expect(processState(namesake)).toBe("unknown");
+    expect(processState({ ...thisProcess(), machine: undefined })).toBe("running");
+  });
 });
 
 describe("temporary names", () => {
