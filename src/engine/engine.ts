@@ -6,7 +6,7 @@ import { Worker } from "node:worker_threads";
 import type { z } from "zod";
 import type { Bits } from "../backend/contract/scheme.js";
 import type { Device } from "../backend/open.js";
-import { finiteIn } from "../common/bounds.js";
+import { countIn, finiteIn, LIMITS, shown } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import { startedFile } from "../common/paths.js";
 import { silentProgress, type ProgressSink } from "../common/progress.js";
@@ -118,6 +118,8 @@ export interface HostConnection {
 
 /** Milliseconds that a closing thread has before it is ended: the longest step, with much to spare. */
 const CLOSE_PATIENCE = 30_000;
+/** The largest `maxRunning`: each sequence has a row in every step. */
+const MOST_SEQUENCES = 65536;
 /** The largest `promptSeconds`. */
 export const MOST_PROMPT_SECONDS = 3600;
 
@@ -171,7 +173,7 @@ export class Engine implements AsyncDisposable {
    * Loads a checkpoint or artifact from a local path (`resolveModel` turns names into paths) in a thread of its own.
    * @throws PlanishError when the path holds no model, or it does not fit.
    */
-  static load(path: string, options: EngineOptions = {}): Promise<Engine> {
+  static async load(path: string, options: EngineOptions = {}): Promise<Engine> {
     const { progress, ...rest } = options;
     const input: WorkerInput = {
       maxRunning: 32,
@@ -182,10 +184,7 @@ export class Engine implements AsyncDisposable {
       ...withoutUndefined(rest),
       path,
     };
-    for (const name of ["maxRunning", "stepTokens"] as const)
-      if (!Number.isInteger(input[name]) || input[name] < 1)
-        throw new PlanishError(`${name} is ${input[name]}; give an integer of at least 1`);
-    finiteIn(input.promptSeconds, "promptSeconds", { above: 0, max: MOST_PROMPT_SECONDS });
+    checkOptions(input);
     const file = startedFile("engineThread", "./worker", import.meta.url);
     const worker = new Worker(file, { workerData: input, name: "planish-engine" });
     return Engine.connect(connectionOf(worker), progress);
@@ -458,6 +457,21 @@ function withForm(
   if (request.constraint !== undefined)
     throw new EngineError("constraint: the schema is one already; leave one out", "invalid");
   return { ...request, constraint: constraintOf(schema) };
+}
+
+/** @throws PlanishError naming the option that cannot be meant. */
+function checkOptions(options: WorkerInput): void {
+  countIn(options.maxRunning, "maxRunning", MOST_SEQUENCES, 1);
+  countIn(options.maxWaiting, "maxWaiting", LIMITS.samples);
+  countIn(options.stepTokens, "stepTokens", LIMITS.tokens, 1);
+  finiteIn(options.promptSeconds, "promptSeconds", { above: 0, max: MOST_PROMPT_SECONDS });
+  const { threads, kvMemory, chatTemplate } = options;
+  if (threads !== undefined) countIn(threads, "threads", LIMITS.threads, 1);
+  if (kvMemory !== undefined) finiteIn(kvMemory, "kvMemory", { min: 1, max: LIMITS.bytes });
+  if (chatTemplate !== undefined && typeof chatTemplate !== "string")
+    throw new PlanishError(
+      `chatTemplate must be the source of a Jinja template, found ${shown(chatTemplate)}`,
+    );
 }
 
 function asError(reason: unknown): Error {

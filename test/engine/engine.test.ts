@@ -256,9 +256,17 @@ describe("Engine", () => {
     expect(executor.disposed).toBe(true);
   });
 
-  it("refuses options that make no sense", () => {
-    expect(() => Engine.load("x", { maxRunning: 0 })).toThrow(
-      "maxRunning is 0; give an integer of at least 1",
+  it.each([
+    ...[0, 1.5, NaN, 1e9, "1"].map((value) => ["maxRunning", value]),
+    ...[-1, Infinity, "a"].map((value) => ["maxWaiting", value]),
+    ...[0, 1e12].map((value) => ["stepTokens", value]),
+    ...[NaN, -1, 0, Infinity, "5GB"].map((value) => ["kvMemory", value]),
+    ...[-1, 2.5, 1e9].map((value) => ["threads", value]),
+    ...[0, NaN, "x"].map((value) => ["promptSeconds", value]),
+    ["chatTemplate", 5],
+  ])("refuses %s %j by name, before a thread is started", async (name, value) => {
+    await expect(Engine.load("x", { [name]: value })).rejects.toThrow(
+      new RegExp(`^${name} must be [^\\n]+, found [^\\n]+$`),
     );
   });
 });
