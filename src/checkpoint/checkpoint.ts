@@ -7,7 +7,7 @@ import type { ElementType } from "./element-types.js";
 
 /** Element types found in checkpoint files. GGUF block types keep their GGUF names. */
 export type StoredType =
-  ElementType | "Q8_0" | "Q4_0" | "Q4_1" | "Q5_0" | "Q5_1" | "Q4_K" | "Q5_K" | "Q6_K";
+  ElementType | "Q8_0" | "Q4_0" | "Q4_1" | "Q5_0" | "Q5_1" | "Q4_K" | "Q5_K" | "Q6_K" | "MXFP4";
 
 export interface StoredTensor {
   readonly name: string;

@@ -151,6 +151,24 @@ function decodeQ6_K(bytes: Uint8Array, at: number, out: Float32Array, to: number
   });
 }
 
+/** Twice the numbers that 4 bits of MXFP4 stand for: one bit of sign, two of exponent, one of fraction. */
+const MXFP4_DOUBLES = [0, 1, 2, 3, 4, 6, 8, 12];
+
+/** Twice the number that 4 bits of MXFP4 stand for, a whole one. */
+export function mxfp4Code(bits: number): number {
+  return bits & 8 ? -MXFP4_DOUBLES[bits & 7] : MXFP4_DOUBLES[bits];
+}
+
+/** `y = 2^(e − 127)·v`; bytes: e, then pairs as in Q4_0 (OCP Microscaling Formats 1.0). */
+function decodeMXFP4(bytes: Uint8Array, at: number, out: Float32Array, to: number): void {
+  const scale = 2 ** (bytes[at] - 128);
+  for (let i = 0; i < 16; i++) {
+    const pair = bytes[at + 1 + i];
+    out[to + i] = scale * mxfp4Code(pair & 15);
+    out[to + 16 + i] = scale * mxfp4Code(pair >> 4);
+  }
+}
+
 function format(
   blockElements: number,
   blockBytes: number,
@@ -178,4 +196,5 @@ export const BLOCK_FORMATS: Readonly<Record<BlockType, BlockFormat>> = {
   Q4_K: format(256, 144, decodeQ4_K),
   Q5_K: format(256, 176, decodeQ5_K),
   Q6_K: format(256, 210, decodeQ6_K),
+  MXFP4: format(32, 17, decodeMXFP4),
 };

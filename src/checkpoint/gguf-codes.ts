@@ -12,6 +12,7 @@ import {
   int8,
   kMin,
   kScale,
+  mxfp4Code,
   sixBits,
   type BlockType,
 } from "./gguf-blocks.js";
@@ -128,6 +129,18 @@ const GRIDS: Readonly<Record<BlockType, Grid>> = {
     group: 32,
     offset: true,
     read: (bytes, at, out, to, first) => superBlock(bytes, at, out, to, first, at + 16),
+  },
+  MXFP4: {
+    bits: 5,
+    group: 32,
+    offset: false,
+    read(bytes, at, { codes, scale }, to, first) {
+      scale[first] = 2 ** (bytes[at] - 128);
+      for (let i = 0; i < 16; i++) {
+        codes[to + i] = mxfp4Code(bytes[at + 1 + i] & 15);
+        codes[to + 16 + i] = mxfp4Code(bytes[at + 1 + i] >> 4);
+      }
+    },
   },
   Q6_K: {
     bits: 6,

@@ -7,19 +7,13 @@ import { rotaryFrequencies } from "../backend/contract/rotary.js";
 import { quoted } from "../common/bounds.js";
 import type { GgufMetadata } from "./gguf-metadata.js";
 import { shortestFloat32 } from "./gguf-metadata.js";
-
-interface Architecture {
-  readonly className: string;
-  readonly modelType: string;
-  /** Whether the converter interleaved the two halves of each head of q and k for its own rotary layout. */
-  readonly permuted: boolean;
-  /** Names of a block's tensors that are others than those of BLOCK_NAMES. */
-  readonly names?: Readonly<Record<string, string>>;
-  /** What the converter added to norms' gains. */
-  readonly addedToGains?: number;
-  /** What the configuration has beside the usual keys. Settings that it reads are not refused. */
-  readonly config?: (metadata: GgufMetadata, name: string) => Readonly<Record<string, unknown>>;
-}
+import {
+  GGUF_FAMILIES,
+  GGUF_MIXTRAL,
+  plainYarn,
+  type GgufArchitecture,
+  type GgufShapes,
+} from "./gguf-families.js";
 
 /** Norms before and after attention and MLP. */
 const SANDWICH = {
@@ -47,7 +41,7 @@ function gemmaConfig(metadata: GgufMetadata, name: "gemma2" | "gemma3") {
 }
 
 /** By `general.architecture`. Mistral models are stored as "llama". */
-const ARCHITECTURES: Readonly<Record<string, Architecture>> = {
+const ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   llama: { className: "LlamaForCausalLM", modelType: "llama", permuted: true },
   qwen2: { className: "Qwen2ForCausalLM", modelType: "qwen2", permuted: false },
   qwen3: { className: "Qwen3ForCausalLM", modelType: "qwen3", permuted: false },
@@ -57,6 +51,7 @@ const ARCHITECTURES: Readonly<Record<string, Architecture>> = {
     permuted: false,
     names: SANDWICH,
     addedToGains: 1,
+    reads: ["attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"],
     config: (metadata) => ({
       ...gemmaConfig(metadata, "gemma2"),
       attn_logit_softcapping: metadata.number("gemma2.attn_logit_softcapping") ?? 50,
@@ -69,6 +64,7 @@ const ARCHITECTURES: Readonly<Record<string, Architecture>> = {
     permuted: false,
     names: SANDWICH,
     addedToGains: 1,
+    reads: ["attention.sliding_window"],
     config: (metadata) => ({
       ...gemmaConfig(metadata, "gemma3"),
       rope_theta: shortestFloat32(metadata.number("gemma3.rope.freq_base") ?? 1e6),
@@ -76,23 +72,21 @@ const ARCHITECTURES: Readonly<Record<string, Architecture>> = {
       sliding_window_pattern: 6,
     }),
   },
-};
-
-/** Settings beside UNREAD's that architectures with a configuration of their own read. */
-const READ_BY: Readonly<Record<string, readonly string[]>> = {
-  gemma2: ["attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"],
-  gemma3: ["attention.sliding_window"],
+  ...GGUF_FAMILIES,
 };
 
 /** The architecture's entry. Throws PlanishError naming the accepted ones. */
-export function ggufArchitecture(metadata: GgufMetadata): Architecture & { readonly name: string } {
+export function ggufArchitecture(
+  metadata: GgufMetadata,
+): GgufArchitecture & { readonly name: string } {
   const name = metadata.required("general.architecture", metadata.string("general.architecture"));
   if (!Object.hasOwn(ARCHITECTURES, name)) {
     metadata.fail(
       `architecture ${quoted(name, 80)} is not supported in GGUF files (accepted: ${Object.keys(ARCHITECTURES).join(", ")})`,
     );
   }
-  return { name, ...ARCHITECTURES[name] };
+  const mixtral = name === "llama" && (metadata.count("llama.expert_count") ?? 0) > 0;
+  return { name, ...(mixtral ? GGUF_MIXTRAL : ARCHITECTURES[name]) };
 }
 
 const OUTER_NAMES: Readonly<Record<string, string>> = {
@@ -116,11 +110,17 @@ const BLOCK_NAMES: Readonly<Record<string, string>> = {
 };
 
 /** Hugging Face's name of a GGUF tensor, or undefined where there is none. */
-export function huggingFaceName(name: string, own: Architecture["names"] = {}): string | undefined {
+export function huggingFaceName(
+  name: string,
+  own: GgufArchitecture["names"] = {},
+): string | undefined {
   const parts = /^(?:blk\.(\d{1,5})\.)?([a-z_]+)\.(weight|bias)$/.exec(name);
   if (!parts) return undefined;
   const [, block, stem, kind] = parts;
   const names = block === undefined ? OUTER_NAMES : { ...BLOCK_NAMES, ...own };
+  const whole = `${stem}.${kind}`;
+  if (block !== undefined && Object.hasOwn(names, whole))
+    return `model.layers.${Number(block)}.${names[whole]}`;
   if (!Object.hasOwn(names, stem)) return undefined;
   return block === undefined
     ? `${names[stem]}.${kind}`
@@ -146,16 +146,6 @@ export function rotateHalfRow(row: number, headDim: number): number {
   const within = row % headDim;
   const halfDim = headDim / 2;
   return row - within + 2 * (within % halfDim) + Math.floor(within / halfDim);
-}
-
-export interface GgufShapes {
-  /** Rows of the embedding. */
-  readonly vocabSize: number;
-  /** Whether there is an output matrix apart from the embedding. */
-  readonly hasOutput: boolean;
-  readonly hasAttentionBias: boolean;
-  /** Contents of `rope_freqs.weight`: a divisor for each rotary frequency. */
-  readonly ropeFactors: Float32Array | undefined;
 }
 
 /** Number of rows of a head of q and k. */
@@ -189,12 +179,21 @@ const UNREAD: Readonly<Record<string, readonly (number | boolean)[]>> = {
   embedding_scale: [0, 1],
   use_parallel_residual: [false],
   expert_used_count: [0],
+  expert_weights_scale: [0, 1],
+  nextn_predict_layers: [0],
+  "attention.temperature_scale": [0],
+  "attention.shared_kv_layers": [0],
   "rope.scaling.attn_factor": [0, 1],
+  "rope.scaling.yarn_log_multiplier": [0],
 };
 
 /** Throws PlanishError naming the setting that is not carried out. */
-function refuseUnread(metadata: GgufMetadata, architecture: string, positions: number): void {
-  const read = Object.hasOwn(READ_BY, architecture) ? READ_BY[architecture] : [];
+function refuseUnread(
+  metadata: GgufMetadata,
+  architecture: string,
+  positions: number,
+  read: readonly string[],
+): void {
   for (const [suffix, neutral] of Object.entries(UNREAD)) {
     const key = `${architecture}.${suffix}`;
     if (!metadata.has(key) || read.includes(suffix)) continue;
@@ -213,49 +212,72 @@ function refuseUnread(metadata: GgufMetadata, architecture: string, positions: n
 
 /** `config.json` as Hugging Face would write it. Throws PlanishError on what cannot be expressed. */
 export function rebuildConfig(metadata: GgufMetadata, shapes: GgufShapes): Record<string, unknown> {
-  const { name, className, modelType, config: further } = ggufArchitecture(metadata);
+  const architecture = ggufArchitecture(metadata);
+  const { name, className, modelType, reads = [], layerNorms } = architecture;
   const key = (suffix: string): string => `${name}.${suffix}`;
-  if ((metadata.count(key("expert_count")) ?? 0) > 0) {
-    metadata.fail("mixture-of-experts models are not supported in GGUF files");
+  if (!architecture.experts && (metadata.count(key("expert_count")) ?? 0) > 0) {
+    metadata.fail(`mixtures of experts are not supported in GGUF files of architecture ${name}`);
   }
-  refuseUnread(metadata, name, positive(metadata, key("context_length")));
+  refuseUnread(metadata, name, positive(metadata, key("context_length")), reads);
   const headDim = ggufHeadDim(metadata, name);
-  const valueLength = metadata.count(key("attention.value_length")) ?? headDim;
-  if (valueLength !== headDim) {
-    metadata.fail(`value heads of ${valueLength} beside key heads of ${headDim} are not supported`);
-  }
   const rotary = metadata.count(key("rope.dimension_count")) ?? headDim;
-  if (rotary !== headDim) {
-    metadata.fail(`rotary embedding of ${rotary} of ${headDim} dimensions is not supported`);
-  }
+  if (!architecture.latent)
+    checkHeads(metadata, name, headDim, architecture.partialRotary ? 0 : rotary);
   const heads = positive(metadata, key("attention.head_count"));
-  const epsilonKey = key("attention.layer_norm_rms_epsilon");
+  const epsilonKey = key(
+    layerNorms === undefined ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon",
+  );
   const ropeTheta = shortestFloat32(metadata.number(key("rope.freq_base")) ?? 10000);
   const config: Record<string, unknown> = {
     architectures: [className],
     model_type: modelType,
     hidden_size: positive(metadata, key("embedding_length")),
-    intermediate_size: positive(metadata, key("feed_forward_length")),
+    intermediate_size: feedForward(metadata, name),
+    ...(architecture.partialRotary && { partial_rotary_factor: rotary / headDim }),
     num_hidden_layers: positive(metadata, key("block_count")),
     num_attention_heads: heads,
     num_key_value_heads: metadata.count(key("attention.head_count_kv")) ?? heads,
     head_dim: headDim,
     hidden_act: "silu",
     max_position_embeddings: positive(metadata, key("context_length")),
-    rms_norm_eps: shortestFloat32(metadata.required(epsilonKey, metadata.number(epsilonKey))),
+    [layerNorms ?? "rms_norm_eps"]: shortestFloat32(
+      metadata.required(epsilonKey, metadata.number(epsilonKey)),
+    ),
     rope_theta: ropeTheta,
     attention_bias: shapes.hasAttentionBias,
     tie_word_embeddings: !shapes.hasOutput,
     vocab_size: shapes.vocabSize,
-    ...further?.(metadata, name),
+    ...architecture.config?.(metadata, name, shapes),
   };
-  const scaling = ropeScaling(metadata, name, ropeTheta, headDim, shapes.ropeFactors);
-  if (scaling) config["rope_scaling"] = scaling;
+  if (config["rope_scaling"] === undefined && config["rope_parameters"] === undefined) {
+    const scaling = ropeScaling(metadata, name, ropeTheta, headDim, shapes.ropeFactors);
+    if (scaling) config["rope_scaling"] = scaling;
+  }
   for (const id of ["bos", "eos"]) {
     const value = metadata.tokenId(`tokenizer.ggml.${id}_token_id`, shapes.vocabSize);
     if (value !== undefined) config[`${id}_token_id`] = value;
   }
   return config;
+}
+
+/** Refuses heads of values that are others than those of keys, and a part of heads that turns: `rotary`, unless 0. */
+function checkHeads(metadata: GgufMetadata, name: string, headDim: number, rotary: number): void {
+  const valueLength = metadata.count(`${name}.attention.value_length`) ?? headDim;
+  if (valueLength !== headDim) {
+    metadata.fail(`value heads of ${valueLength} beside key heads of ${headDim} are not supported`);
+  }
+  if (rotary !== 0 && rotary !== headDim) {
+    metadata.fail(`rotary embedding of ${rotary} of ${headDim} dimensions is not supported`);
+  }
+}
+
+/** Channels inside MLPs; files of experts alone may have only those of an expert. */
+function feedForward(metadata: GgufMetadata, name: string): number {
+  const inside = metadata.count(`${name}.feed_forward_length`) ?? 0;
+  const key = `${name}.${inside > 0 ? "" : "expert_"}feed_forward_length`;
+  return metadata.has(key)
+    ? positive(metadata, key)
+    : positive(metadata, `${name}.feed_forward_length`);
 }
 
 function positive(metadata: GgufMetadata, key: string): number {
@@ -283,10 +305,9 @@ function ropeScaling(
   if (factor === 1 || factor === 0) return undefined;
   if (factor < 0) metadata.fail(`rope scaling factor ${factor} is impossible; it must be above 0`);
   if (type === "linear") return { rope_type: "linear", factor };
-  if (type === "yarn") {
-    const original = metadata.count(`${architecture}.rope.scaling.original_context_length`);
-    return { rope_type: "yarn", factor, original_max_position_embeddings: original };
-  }
+  if (type === "yarn") return plainYarn(metadata, architecture);
+  // Without its factors it changes nothing.
+  if (type === "longrope") return undefined;
   return metadata.fail(
     `rope scaling ${quoted(type, 40)} is not supported (accepted: none, linear, yarn, and llama3 by its rope_freqs tensor)`,
   );

@@ -78,6 +78,20 @@ export class GgufMetadata {
     );
   }
 
+  /** Switches, one for each of some things. */
+  flags(key: string): boolean[] | undefined {
+    const value = this.#values.get(key);
+    if (value === undefined) return undefined;
+    const list: unknown[] = ArrayBuffer.isView(value)
+      ? [...(value as Uint8Array)]
+      : Array.isArray(value)
+        ? value
+        : [];
+    const known = list.every((item) => typeof item === "boolean" || item === 0 || item === 1);
+    if (list.length === 0 || !known) this.fail(`metadata ${key} must be a list of booleans`);
+    return list.map((item) => item === true || item === 1);
+  }
+
   /** The value of a getter, or an error when the key is not there. */
   required<T>(key: string, value: T | undefined): T {
     return value ?? this.fail(`metadata ${key} is missing; the file cannot be used as a model`);

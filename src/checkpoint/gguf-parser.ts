@@ -63,6 +63,7 @@ const TENSOR_TYPES: Readonly<Record<number, StoredType>> = {
   12: "Q4_K",
   13: "Q5_K",
   14: "Q6_K",
+  39: "MXFP4",
   24: "I8",
   26: "I32",
   27: "I64",
@@ -95,7 +96,6 @@ const OTHER_TYPES: Readonly<Record<number, string>> = {
   29: "IQ1_M",
   34: "TQ1_0",
   35: "TQ2_0",
-  39: "MXFP4",
 };
 
 const VALUE_BYTES: readonly number[] = [1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8];

@@ -68,10 +68,40 @@ const SMOLLM: PreTokenizer = {
   },
 };
 
-/** By `tokenizer.ggml.pre`. "default" stands in files older than that key, and is GPT-2's. */
+/** Words as Llama 3 has them, all of them built up by merges. */
+const WORDS: PreTokenizer = { preTokenizer: wordSplit("\\p{N}{1,3}") };
+/** DeepSeek V3: digits by threes, then runs of Chinese and Japanese, then words. */
+const DEEPSEEK3: PreTokenizer = {
+  preTokenizer: {
+    type: "Sequence",
+    pretokenizers: [
+      ...[
+        "\\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|" +
+          "[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|" +
+          "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+      ].map((pattern) => ({
+        type: "Split",
+        pattern: { Regex: pattern },
+        behavior: "Isolated",
+        invert: false,
+      })),
+      WITHOUT_REGEX,
+    ],
+  },
+};
+
+/**
+ * By `tokenizer.ggml.pre`; which of them split alike is llama.cpp's reading. "default" stands in files older than that key, and is
+ * GPT-2's.
+ */
 const PRE_TOKENIZERS: Readonly<Record<string, PreTokenizer>> = {
-  smollm: SMOLLM,
-  "gpt-2": GPT2,
+  ...{ smollm: SMOLLM, starcoder: SMOLLM, refact: SMOLLM, "command-r": SMOLLM, exaone: SMOLLM },
+  ...{ dbrx: WORDS, "smaug-bpe": WORDS, glm4: WORDS, "chatglm-bpe": WORDS },
+  stablelm2: { preTokenizer: QWEN2.preTokenizer },
+  "deepseek-v3": DEEPSEEK3,
+  ...{ "gpt-2": GPT2, olmo: GPT2 },
   "llama-bpe": LLAMA3,
   qwen2: QWEN2,
   default: GPT2,

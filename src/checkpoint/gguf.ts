@@ -23,6 +23,9 @@ import { quoteName } from "./safetensors-header.js";
 import { TensorStore, type LocatedTensor } from "./tensor-store.js";
 
 const ROPE_FACTORS = "rope_freqs.weight";
+const SHORT_FACTORS = "rope_factors_short.weight";
+const LONG_FACTORS = "rope_factors_long.weight";
+const ALONE = [ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS];
 const GAIN = /norm\.weight$/;
 const PERMUTED = /\.self_attn\.[qk]_proj\.(weight|bias)$/;
 
@@ -46,11 +49,12 @@ function build({ path, parts, ...file }: GgufParts): Checkpoint {
   const architecture = ggufArchitecture(metadata);
   const headDim = ggufHeadDim(metadata, architecture.name);
   const located = new Map<string, LocatedTensor>();
-  let ropeFactors: Float32Array | undefined;
+  const alone = new Map<string, Float32Array>();
+  const names = new Set(parts.flatMap(({ tensors }) => tensors.map(({ name }) => name)));
   const all = parts.flatMap(({ reader, tensors }) => tensors.map((tensor) => ({ reader, tensor })));
   for (const { reader, tensor: stored } of all) {
-    if (stored.name === ROPE_FACTORS) {
-      ropeFactors = readAlone(stored, reader);
+    if (ALONE.includes(stored.name)) {
+      alone.set(stored.name, readAlone(stored, reader));
       continue;
     }
     const name = huggingFaceName(stored.name, architecture.names);
@@ -60,6 +64,13 @@ function build({ path, parts, ...file }: GgufParts): Checkpoint {
       );
     }
     const { position, ...tensor } = stored;
+    if (name.includes(ENTRY)) {
+      for (const entry of entriesOf(stored, name, reader.path)) {
+        const { position: at, ...own } = entry;
+        located.set(own.name, { tensor: own, reader, position: at });
+      }
+      continue;
+    }
     const permuted = architecture.permuted && PERMUTED.test(name);
     if (permuted && (tensor.shape[0] ?? 0) % headDim !== 0) {
       throw new PlanishError(
@@ -67,7 +78,7 @@ function build({ path, parts, ...file }: GgufParts): Checkpoint {
       );
     }
     located.set(name, {
-      tensor: { ...tensor, name },
+      tensor: { ...tensor, shape: shapeOf(stored), name },
       reader,
       position,
       rowOrder: permuted ? (row) => rotateHalfRow(row, headDim) : undefined,
@@ -81,7 +92,10 @@ function build({ path, parts, ...file }: GgufParts): Checkpoint {
     vocabSize: embedding.shape[0],
     hasOutput: located.has("lm_head.weight"),
     hasAttentionBias: located.has("model.layers.0.self_attn.q_proj.bias"),
-    ropeFactors,
+    ropeFactors: alone.get(ROPE_FACTORS),
+    shortFactors: alone.get(SHORT_FACTORS),
+    longFactors: alone.get(LONG_FACTORS),
+    has: (name) => names.has(name),
   });
   const store = new TensorStore(
     path,
@@ -116,6 +130,31 @@ function build({ path, parts, ...file }: GgufParts): Checkpoint {
     hash: () => store.hash(),
     [Symbol.dispose]: () => store[Symbol.dispose](),
   };
+}
+
+/** Stands in a name for the number of an entry of a stack. */
+const ENTRY = "{e}";
+
+/** The entries of a stack, each a tensor of its own: they follow one another in the file. */
+function entriesOf(stored: GgufTensor, name: string, path: string): GgufTensor[] {
+  const [count, ...shape] = stored.shape;
+  if (shape.length === 0 || !Number.isInteger(stored.bytes / count))
+    throw new PlanishError(
+      `${path}: tensor ${quoteName(stored.name)} is [${stored.shape.join(", ")}], and no stack`,
+    );
+  const bytes = stored.bytes / count;
+  return Array.from({ length: count }, (_, entry) => ({
+    ...stored,
+    name: name.replace(ENTRY, String(entry)),
+    shape,
+    bytes,
+    position: stored.position + entry * bytes,
+  }));
+}
+
+/** The converter drops axes of one element: a gate of one row comes as its columns. */
+function shapeOf({ name, shape }: GgufTensor): readonly number[] {
+  return name.endsWith("ffn_gate_inp_shexp.weight") && shape.length === 1 ? [1, ...shape] : shape;
 }
 
 /** Reads a tensor of the file that is not one of the checkpoint's. */

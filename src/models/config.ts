@@ -79,6 +79,8 @@ export interface ModelConfig {
   readonly stateWidth?: number;
   /** A second table of embeddings, whose rows stand behind the first one's in what enters the first block. */
   readonly side?: { readonly rows: number; readonly width: number; readonly scale: number };
+  /** Whether experts are stored one by one, where an architecture has them in stacks. */
+  readonly singleExperts?: boolean;
   /** Experts in the place of the MLP. */
   readonly experts?: ExpertsConfig;
   /** Names of the block's linears that have a bias, e.g. "q"; undefined: the checkpoint's tensors say. */
@@ -95,6 +97,8 @@ export interface LatentConfig {
   readonly turning: number;
   readonly values: number;
   readonly interleaved: boolean;
+  /** Whether keys' and values' linears are stored apart, as stacks of heads, keys' as [in, out]. */
+  readonly split?: boolean;
 }
 
 /** A mixture of experts: gated MLPs of which a row goes through a few (`RouteStep`). */

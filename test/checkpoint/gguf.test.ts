@@ -230,7 +230,30 @@ describe("as a checkpoint", () => {
       modelBytes("gemma"),
       /architecture "gemma" is not supported.*llama, qwen2, qwen3/,
     ],
-    ["experts", modelBytes("llama", { "llama.expert_count": { u32: 8 } }), /mixture-of-experts/],
+    [
+      "experts where the family has none",
+      modelBytes("qwen2", { "qwen2.expert_count": { u32: 8 } }),
+      /mixtures of experts are not supported in GGUF files of architecture qwen2/,
+    ],
+    [
+      "experts without their number a token",
+      modelBytes("llama", { "llama.expert_count": { u32: 8 } }),
+      /llama.expert_used_count is missing/,
+    ],
+    [
+      "another way of scoring experts",
+      modelBytes("llama", {
+        "llama.expert_count": { u32: 8 },
+        "llama.expert_used_count": { u32: 2 },
+        "llama.expert_gating_func": { u32: 2 },
+      }),
+      /llama.expert_gating_func is 2; of this architecture only 1 is read/,
+    ],
+    [
+      "further layers that predict",
+      modelBytes("llama", { "llama.nextn_predict_layers": { u32: 1 } }),
+      /llama.nextn_predict_layers is 1/,
+    ],
     [
       "a tensor of no known place",
       modelBytes("llama", {}, [matrix("blk.0.ffn_gate_inp.weight", 8, 64)]),

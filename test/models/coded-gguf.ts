@@ -11,12 +11,12 @@ const HEADS = 4;
 const KV = 128;
 const CODES: Readonly<Record<BlockType, number>> = {
   ...{ Q4_0: 2, Q4_1: 3, Q5_0: 6, Q5_1: 7 },
-  ...{ Q8_0: 8, Q4_K: 12, Q5_K: 13, Q6_K: 14 },
+  ...{ Q8_0: 8, Q4_K: 12, Q5_K: 13, Q6_K: 14, MXFP4: 39 },
 };
 /** Where halves lie in a block: scales and offsets, which must be sensible numbers. */
 const HALVES: Readonly<Record<BlockType, readonly number[]>> = {
   ...{ Q4_0: [0], Q4_1: [0, 2], Q5_0: [0], Q5_1: [0, 2] },
-  ...{ Q8_0: [0], Q4_K: [0, 2], Q5_K: [0, 2], Q6_K: [208] },
+  ...{ Q8_0: [0], Q4_K: [0, 2], Q5_K: [0, 2], Q6_K: [208], MXFP4: [] },
 };
 
 /** Random blocks: scales of 2^−11 … 2^−10 (of K-quants 2^−17, for they multiply), either sign for offsets. */
@@ -28,9 +28,11 @@ function blocks(type: BlockType, name: string, rows: number, random: Random): Gg
   );
   const view = new DataView(data.buffer);
   const exponent = type === "Q8_0" ? 2 : type.endsWith("K") ? 3 : 6;
-  for (let at = 0; at < data.length; at += blockBytes)
+  for (let at = 0; at < data.length; at += blockBytes) {
+    if (type === "MXFP4") data[at] = 118 + (data[at] & 3);
     for (const [i, half] of HALVES[type].entries())
       view.setUint16(at + half, (i << 15) | (exponent << 10) | random.below(1024), true);
+  }
   return { name, extents: [WIDTH, rows], type: CODES[type], data };
 }
 

@@ -53,6 +53,8 @@ function latentOf(c: ConfigReader): LatentConfig {
     turning: width("qk_rope_head_dim", 64),
     values: width("v_head_dim", 128),
     interleaved: c.boolean("rope_interleave", true),
+    // As GGUF files have them, which are made for products absorbed into queries.
+    split: c.optional("latent_stored") === "split" ? true : undefined,
   };
   const headDim = latent.still + latent.turning;
   if (latent.still % 2 !== 0 || latent.turning % 2 !== 0)

@@ -48,7 +48,9 @@ function lower(config: ModelConfig, layer: number): BlockProgram {
       up: `mlp.experts.${e}.up_proj`,
       down: `mlp.experts.${e}.down_proj`,
     }),
-    stored: (e: number, part: keyof GatedPaths) => stored(config, e, part),
+    stored: config.singleExperts
+      ? undefined
+      : (e: number, part: keyof GatedPaths) => stored(config, e, part),
   };
   return expertsBlock(config, layer, { ...LLAMA_PATHS, experts }, { sinks: "self_attn.sinks" });
 }
@@ -85,6 +87,8 @@ export const gptOss: Architecture = {
     });
     return {
       ...base,
+      // GGUF has each expert's matrices by themselves.
+      singleExperts: c.optional("experts_stored") === "single",
       mlp: {
         ...base.mlp,
         clamp: {

@@ -5,7 +5,7 @@
  */
 import type { BlockBuilder } from "../builder.js";
 import type { LatentConfig, ModelConfig } from "../config.js";
-import type { ValueName } from "../../backend/contract/program.js";
+import type { StoredPart, ValueName } from "../../backend/contract/program.js";
 import { rotaryOf } from "./common.js";
 
 /** Epsilon of the latents' norms, whatever the configuration says. */
@@ -30,6 +30,22 @@ function headOrder({ still, turning, interleaved }: LatentConfig): readonly numb
 /** Rows of every head, `from` … `from + order.length` of its `size`, in an order. */
 function headRows(heads: number, size: number, order: readonly number[]): number[] {
   return Array.from({ length: heads }, (_, head) => order.map((i) => head * size + i)).flat();
+}
+
+/** The heads of a linear that is stored as a stack of them. */
+function headStack(
+  path: string,
+  count: number,
+  rows: number,
+  transposed: boolean,
+): readonly StoredPart[] {
+  const stack = { count, weight: `${path}.weight`, bias: `${path}.bias` };
+  return Array.from({ length: count }, (_, index) => ({
+    path,
+    rows,
+    transposed,
+    stack: { index, ...stack },
+  }));
 }
 
 const range = (from: number, count: number): number[] =>
@@ -88,13 +104,17 @@ export function latentAttention(
         name: "k",
         path: "self_attn.k_b_proj",
         out: heads * still,
-        stored: { parts: [expanded], order: headRows(heads, still + values, range(0, still)) },
+        stored: latent.split
+          ? { parts: headStack("self_attn.k_b_proj", heads, still, true) }
+          : { parts: [expanded], order: headRows(heads, still + values, range(0, still)) },
       },
       {
         name: "v",
         path: "self_attn.v_b_proj",
         out: heads * values,
-        stored: { parts: [expanded], order: headRows(heads, still + values, range(still, values)) },
+        stored: latent.split
+          ? { parts: headStack("self_attn.v_b_proj", heads, values, false) }
+          : { parts: [expanded], order: headRows(heads, still + values, range(still, values)) },
       },
     ],
     keys,
