@@ -11,6 +11,8 @@ import { halfFloats, type ElementType } from "./element-types.js";
 import type { BlockFormat } from "./tensor-store.js";
 
 export type BlockType = Exclude<StoredType, ElementType>;
+/** Those that are written too. */
+export type WrittenType = Exclude<BlockType, "MXFP4">;
 
 function half(bytes: Uint8Array, at: number): number {
   return halfFloats()[bytes[at] | (bytes[at + 1] << 8)];

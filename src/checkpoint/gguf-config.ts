@@ -128,7 +128,7 @@ export function huggingFaceName(
 }
 
 /** A tensor's GGUF name by Hugging Face's, or undefined where there is none. */
-export function ggufName(name: string, own: Architecture["names"] = {}): string | undefined {
+export function ggufName(name: string, own: GgufArchitecture["names"] = {}): string | undefined {
   const parts = /^(?:model\.layers\.(\d{1,5})\.)?(.+)\.(weight|bias)$/.exec(name);
   if (!parts) return undefined;
   const [, block, path, kind] = parts;

@@ -4,7 +4,7 @@
  */
 import { floatToHalfBits } from "../common/half.js";
 import { storedGrid } from "./gguf-codes.js";
-import { BLOCK_FORMATS, type BlockType } from "./gguf-blocks.js";
+import { BLOCK_FORMATS, type WrittenType } from "./gguf-blocks.js";
 
 /** Types with one scale, and perhaps an offset, for each block of 32, both halves. */
 export type PlainBlockType = "Q4_0" | "Q4_1" | "Q5_0" | "Q5_1" | "Q8_0";
@@ -59,7 +59,7 @@ function putSixBits(bytes: Uint8Array, at: number, codes: Int8Array, from: numbe
 
 type PutCodes = (bytes: Uint8Array, at: number, codes: Int8Array, from: number) => void;
 
-const PUT: Readonly<Record<BlockType, PutCodes>> = {
+const PUT: Readonly<Record<WrittenType, PutCodes>> = {
   Q8_0: (bytes, at, codes, from) => {
     for (let i = 0; i < 32; i++) bytes[at + 2 + i] = codes[from + i] & 255;
   },
@@ -75,7 +75,7 @@ const PUT: Readonly<Record<BlockType, PutCodes>> = {
 };
 
 /** Lays codes, in the range that the type's grid has, into blocks whose scales stand already and whose codes are 0 bytes. */
-export function putCodes(type: BlockType, bytes: Uint8Array, codes: Int8Array): void {
+export function putCodes(type: WrittenType, bytes: Uint8Array, codes: Int8Array): void {
   const { blockElements, blockBytes } = BLOCK_FORMATS[type];
   for (let block = 0, at = 0; at < bytes.byteLength; block++, at += blockBytes)
     PUT[type](bytes, at, codes, block * blockElements);

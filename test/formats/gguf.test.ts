@@ -4,7 +4,7 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { beforeAll, describe, expect, it } from "vitest";
 import { openBackend } from "../../src/backend/open.js";
-import { BLOCK_FORMATS, type BlockType } from "../../src/checkpoint/gguf-blocks.js";
+import { BLOCK_FORMATS, type WrittenType } from "../../src/checkpoint/gguf-blocks.js";
 import { storedCodes, storedGrid } from "../../src/checkpoint/gguf-codes.js";
 import { putCodes, putKScales, putSteps } from "../../src/checkpoint/gguf-encode.js";
 import { kMin, kScale } from "../../src/checkpoint/gguf-blocks.js";
@@ -29,7 +29,7 @@ import { writeFirstBlocks } from "../models/first-blocks.js";
 
 const root = temporaryDirectory();
 const source = join(root, "source");
-const TYPES = Object.keys(BLOCK_FORMATS) as BlockType[];
+const TYPES = Object.keys(BLOCK_FORMATS).filter((type) => type !== "MXFP4") as WrittenType[];
 
 async function artifactOf(name: string, options: Partial<QuantizeOptions>): Promise<string> {
   const out = join(root, name);
@@ -192,7 +192,7 @@ describe("rounding onto blocks", () => {
   const { moment, times } = correlated(cols);
   const factor = factorMoment(moment, cols, { damping: 0.01, actOrder: true });
   const importance = Float32Array.from({ length: cols }, (_, i) => moment[i * cols + i]);
-  const cost = (type: BlockType, bytes: Uint8Array): number => {
+  const cost = (type: WrittenType, bytes: Uint8Array): number => {
     const values = new Float32Array(weight.length);
     BLOCK_FORMATS[type].decode(bytes, values, 0);
     const error = weight.map((w, i) => w - values[i]);

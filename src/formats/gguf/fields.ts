@@ -108,6 +108,7 @@ function refuseOther(
     hasOutput,
     hasAttentionBias,
     ropeFactors: ropeFactors(config),
+    has: () => false,
   });
   const read: object = parseModelConfig(rebuilt).config;
   const names = new Set([...Object.keys(config), ...Object.keys(read)]);

@@ -6,7 +6,7 @@ import type { Backend } from "../../backend/contract/training.js";
 import { openCheckpoint } from "../../checkpoint/open.js";
 import { isElementType } from "../../checkpoint/element-types.js";
 import { loadTokenizer } from "../../checkpoint/tokenizer.js";
-import type { Checkpoint, StoredType } from "../../checkpoint/checkpoint.js";
+import type { Checkpoint } from "../../checkpoint/checkpoint.js";
 import { PlanishError } from "../../common/errors.js";
 import { floatsToHalfBytes } from "../../common/half.js";
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
@@ -32,7 +32,7 @@ import { gptqSolver } from "../../quantize/rounding/native.js";
 import { randomWindows } from "../../quantize/schema/windows.js";
 import type { ExportResult } from "../export-options.js";
 import { writeGgufModel, type GgufBlock } from "./file.js";
-import { FILE_TYPES, linearType, tableType, type GgufFileType } from "./types.js";
+import { FILE_TYPES, linearType, tableType, type GgufFileType, type StoredAs } from "./types.js";
 
 export interface GgufRounding {
   readonly backend: Backend;
@@ -60,7 +60,7 @@ export async function exportGgufModel(path: string, options: GgufRounding): Prom
   const rounder = new ModelRounder(checkpoint, architecture, config, options, progress);
   const { names } = architecture;
   const { numLayers, tiedEmbeddings } = config;
-  const typeOfTable = (name: string): StoredType =>
+  const typeOfTable = (name: string): StoredAs =>
     tableType(type, name === names.lmHead || tiedEmbeddings, config.hiddenSize);
   const { bytes } = await writeGgufModel(
     {
@@ -91,7 +91,7 @@ function roundTable(
   checkpoint: Checkpoint,
   { vocabSize, hiddenSize }: ModelConfig,
   name: string,
-  type: StoredType,
+  type: StoredAs,
 ): Uint8Array {
   if (checkpoint.tensors.get(name)?.type === type) return checkpoint.readBytes(name);
   const { data } = readTensor(checkpoint, name, [vocabSize, hiddenSize]);

@@ -1,13 +1,16 @@
 /** Which type each tensor of a GGUF file gets, by the file's type: the same choices, and so the same bytes, as llama-quantize. */
 import type { StoredType } from "../../checkpoint/checkpoint.js";
-import { BLOCK_FORMATS, type BlockType } from "../../checkpoint/gguf-blocks.js";
+import { BLOCK_FORMATS, type WrittenType } from "../../checkpoint/gguf-blocks.js";
+
+/** Types that are written. */
+export type StoredAs = Exclude<StoredType, "MXFP4">;
 
 interface FileType {
   /** `general.file_type`. */
   readonly code: number;
-  readonly base: BlockType;
+  readonly base: WrittenType;
   /** Values' and MLP outputs' weights get more bits in some layers. */
-  readonly more?: BlockType;
+  readonly more?: WrittenType;
 }
 
 export const FILE_TYPES = {
@@ -24,13 +27,13 @@ export type GgufFileType = keyof typeof FILE_TYPES;
 export const FILE_TYPE_NAMES = Object.keys(FILE_TYPES) as readonly GgufFileType[];
 
 /** Types for rows that are no whole number of blocks of 256. */
-const NARROWER: Readonly<Partial<Record<BlockType, BlockType>>> = {
+const NARROWER: Readonly<Partial<Record<WrittenType, WrittenType>>> = {
   Q4_K: "Q5_0",
   Q5_K: "Q5_1",
   Q6_K: "Q8_0",
 };
 
-function fitting(type: BlockType, columns: number): StoredType {
+function fitting(type: WrittenType, columns: number): StoredAs {
   if (columns % BLOCK_FORMATS[type].blockElements === 0) return type;
   const narrower = NARROWER[type];
   return narrower && columns % BLOCK_FORMATS[narrower].blockElements === 0 ? narrower : "F16";
@@ -49,14 +52,14 @@ export function linearType(
   columns: number,
   layer: number,
   layers: number,
-): StoredType {
+): StoredAs {
   const { base, more }: FileType = FILE_TYPES[file];
   const chosen = more && /\.(?:v_proj|down_proj)$/.test(path) && hasMore(layer, layers);
   return fitting(chosen ? more : base, columns);
 }
 
 /** The type of the embedding, or of the head: what makes logits has 6 bits at least. */
-export function tableType(file: GgufFileType, makesLogits: boolean, columns: number): StoredType {
+export function tableType(file: GgufFileType, makesLogits: boolean, columns: number): StoredAs {
   const { base } = FILE_TYPES[file];
   return fitting(makesLogits && base !== "Q8_0" ? "Q6_K" : base, columns);
 }

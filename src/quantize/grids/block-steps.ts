@@ -8,7 +8,7 @@
  */
 import type { RealArray } from "../../backend/contract/buffer.js";
 import { halfFloats } from "../../checkpoint/element-types.js";
-import { BLOCK_FORMATS, type BlockType } from "../../checkpoint/gguf-blocks.js";
+import { BLOCK_FORMATS, type WrittenType } from "../../checkpoint/gguf-blocks.js";
 import { storedGrid } from "../../checkpoint/gguf-codes.js";
 import {
   putHalf,
@@ -116,7 +116,7 @@ function errorOf(group: Group, scale: number, offset: number, low: number, high:
 }
 
 /** Range of a type's codes. */
-export function codeRange(type: BlockType): { readonly low: number; readonly high: number } {
+export function codeRange(type: WrittenType): { readonly low: number; readonly high: number } {
   const grid = storedGrid(type);
   if (!grid) throw new Error(`${type} has no codes`);
   const low = grid.offset ? 0 : -(2 ** (grid.bits - 1));
@@ -128,7 +128,7 @@ export function codeRange(type: BlockType): { readonly low: number; readonly hig
  * counts, by column, above 0.
  */
 export function fitBlocks(
-  type: BlockType,
+  type: WrittenType,
   x: RealArray,
   cols: number,
   importance: RealArray,

@@ -7,7 +7,7 @@
  */
 import type { RealArray } from "../../backend/contract/buffer.js";
 import type { StoredCodes } from "../../checkpoint/checkpoint.js";
-import { BLOCK_FORMATS, type BlockType } from "../../checkpoint/gguf-blocks.js";
+import { BLOCK_FORMATS, type WrittenType } from "../../checkpoint/gguf-blocks.js";
 import { storedCodes } from "../../checkpoint/gguf-codes.js";
 import { putCodes, putSteps, type PlainBlockType } from "../../checkpoint/gguf-encode.js";
 import { dequantized } from "../grids/groups.js";
@@ -15,7 +15,7 @@ import { codeRange, fitBlocks } from "../grids/block-steps.js";
 import { roundWithFactor, type FactoredMoment } from "./gptq.js";
 
 export interface BlockProblem {
-  readonly type: BlockType;
+  readonly type: WrittenType;
   /** [rows, cols], row-major. */
   readonly weight: RealArray;
   readonly rows: number;
@@ -33,7 +33,7 @@ const STEPS = 6;
 const PLAIN = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"] as const satisfies readonly PlainBlockType[];
 
 /** Steps as GPTQ takes them: a group without a scale holds one value, whatever its codes. */
-function stepsOf(type: BlockType, bytes: Uint8Array): StoredCodes {
+function stepsOf(type: WrittenType, bytes: Uint8Array): StoredCodes {
   const shape = [
     (bytes.byteLength / BLOCK_FORMATS[type].blockBytes) * BLOCK_FORMATS[type].blockElements,
   ];
@@ -45,7 +45,7 @@ function stepsOf(type: BlockType, bytes: Uint8Array): StoredCodes {
 }
 
 /** Blocks of the type with each weight at the nearest point of the scales that the search finds. */
-export function roundToNearest(type: BlockType, weight: RealArray, cols: number): Uint8Array {
+export function roundToNearest(type: WrittenType, weight: RealArray, cols: number): Uint8Array {
   const bytes = fitBlocks(type, weight, cols, new Float32Array(cols).fill(1));
   const { scale, offset, group } = stepsOf(type, bytes);
   const { low, high } = codeRange(type);
