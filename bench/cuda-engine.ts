@@ -113,6 +113,8 @@ const factors = device.put(new Float32Array(4).fill(0.98));
 function block(sets: boolean): CudaBlock {
   return {
     gains: { input: ones, post: ones },
+    biases: {},
+    factors: {},
     sites: {
       attn_in: site(64, 64, true, [hiddenSize, hiddenSize, hiddenSize], false, sets),
       attn_out: site(numHeads, headDim, false, [hiddenSize], false, sets),
@@ -134,7 +136,7 @@ function modelOf(sets: boolean): CudaModel {
     programs: blockPrograms(config),
     scheme: { weightBits: 4, activationBits: 4, kvBits: 4 },
     blocks: Array.from({ length: layers }, () => block(sets)),
-    endLayers: { embedding, head, finalNorm: { gain: ones, epsilon: 1e-5 } },
+    endLayers: { embedding, head, finalNorm: { kind: "rms", gain: ones, epsilon: 1e-5 } },
     weightBytes: 0,
   };
 }

@@ -134,6 +134,7 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["NT=4", "NORM=0", "WBITS=8"],
     ["NT=8", "BF16=1", "GATED=1"],
   ],
+  "engine/rows": [[], ["KIND=1", "OP=1"], ["OP=2"], ["OP=3"], ["OP=4"], ["OP=5"], ["OP=6"]],
   "engine/tables": [
     [],
     ["BITS=4", "SPAN=64", "NT=8"],

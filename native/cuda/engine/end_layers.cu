@@ -5,7 +5,7 @@
 // with halves, 16 with bfloat16), so that logits are those of f32 rows to some 2⁻¹⁷; every logit is summed in the order of
 // its columns, whatever else is multiplied, so that it does not depend on the other rows of a step.
 //
-// Macros: BF16 1: 16-bit numbers are bfloat16, else halves; NORM 0 none, 1 RMS; NT: eights of tokens per block of `head`;
+// Macros: BF16 1: 16-bit numbers are bfloat16, else halves; NORM 0 none, 1 RMS, 2 layer; NT: eights of tokens per block of `head`;
 // WBITS and GATED of `pack_weights`.
 #include "engine/engine.cuh"
 
@@ -47,22 +47,28 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // The rows `chosen` of x after the final norm, as high and low parts: out [2][rows][cols]. A block per row.
 extern "C" __global__ void __launch_bounds__(256)
-    final_rows(const float* x, const int* chosen, i64 cols, const float* gain, double epsilon, u16* out) {
+    final_rows(const float* x, const int* chosen, i64 cols, const float* gain, const float* bias, double epsilon,
+               u16* out) {
   __shared__ float shared[8];
   release_next();
   wait_for_earlier();
   const float* const from = x + chosen[blockIdx.x] * cols;
   u16* const high = out + blockIdx.x * cols;
   u16* const low = high + gridDim.x * cols;
-  float inverse = 1.f;
+  float inverse = 1.f, mean = 0.f;
+  if (NORM == 2) {
+    for (i64 i = threadIdx.x; i < cols; i += 256) mean += from[i];
+    mean = group_reduce<Sum, 256>(mean, shared) / cols;
+  }
   if (NORM) {
     float square = 0.f;
-    for (i64 i = threadIdx.x; i < cols; i += 256) square += from[i] * from[i];
+    for (i64 i = threadIdx.x; i < cols; i += 256) square += (from[i] - mean) * (from[i] - mean);
     square = group_reduce<Sum, 256>(square, shared);
     inverse = rsqrtf(square / cols + (float)epsilon);
   }
   for (i64 i = threadIdx.x; i < cols; i += 256) {
-    const float value = NORM ? from[i] * inverse * gain[i] : from[i];
+    float value = NORM ? (from[i] - mean) * inverse * gain[i] : from[i];
+    if (NORM && bias) value += bias[i];
     const u16 head = to16(value);
     high[i] = head, low[i] = to16(value - from16(head));
   }

@@ -53,9 +53,9 @@ export function growthAt({ growth }: Pick<Rotary, "growth">, position: number): 
   return 1 + beta * Math.log(1 + Math.floor((position + first) / length));
 }
 
-/** Whether cos and sin are those of plain angles, the same for sequences of all lengths. */
-export function hasPlainAngles({ scaling, growth }: Rotary): boolean {
-  return !growth && ["default", "linear", "llama3"].includes(scaling.type);
+/** Whether a position alone decides cos and sin: they are those of its angles, times a number where the scaling has one. */
+export function hasFixedAngles({ scaling, growth }: Rotary): boolean {
+  return !growth && ["default", "linear", "llama3", "yarn"].includes(scaling.type);
 }
 
 /** Cos and sin of positions, row by row; frequencies are computed once for each that a length asks for. */

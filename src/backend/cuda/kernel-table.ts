@@ -52,7 +52,7 @@ export const CUDA_KERNELS: Readonly<Record<string, Readonly<Record<string, strin
   },
   "engine/end_layers": {
     embed: "pppidpippp",
-    final_rows: "ppipdp",
+    final_rows: "ppippdp",
     head: "ppiiidp",
     pack_weights: "piiiiip",
   },
@@ -82,6 +82,13 @@ export const CUDA_KERNELS: Readonly<Record<string, Readonly<Record<string, strin
   },
   "engine/queries_keys_values": {
     queries_keys_values: "pppiipippippdpppppippii",
+  },
+  "engine/rows": {
+    norm_rows: "piippidpi",
+    pair_rows: "pipiiipi",
+    activate_rows: "pipiiiddpi",
+    scale_rows: "piiidppi",
+    rotary_tables: "ppiidpp",
   },
   "engine/site": {
     site: "ppiipdpppiippip",

@@ -5,8 +5,10 @@
  */
 import {
   BLOCK_INPUT,
+  type ActivationStep,
   type AttentionStep,
   type BlockProgram,
+  type KeptName,
   type NormStep,
   type ValueName,
 } from "../../contract/program.js";
@@ -46,7 +48,38 @@ export type PlannedCall =
       readonly k: Region;
       readonly v: Region;
     }
-  | { readonly op: "attention"; readonly step: AttentionStep; readonly out: Region };
+  | { readonly op: "attention"; readonly step: AttentionStep; readonly out: Region }
+  | {
+      readonly op: "norm";
+      readonly step: NormStep;
+      readonly groups: number;
+      readonly gains: number;
+      readonly x: Region;
+      readonly out: Region;
+    }
+  | {
+      readonly op: "pair";
+      readonly kind: "add" | "multiply";
+      readonly width: number;
+      readonly a: Region;
+      readonly b: Region;
+      readonly out: Region;
+    }
+  | {
+      readonly op: "activation";
+      readonly step: ActivationStep;
+      readonly width: number;
+      readonly gate?: Region;
+      readonly x: Region;
+      readonly out: Region;
+    }
+  | {
+      readonly op: "scale";
+      readonly factor: number | KeptName;
+      readonly width: number;
+      readonly x: Region;
+      readonly out: Region;
+    };
 
 export interface PlannedBlock {
   readonly calls: readonly PlannedCall[];
@@ -54,10 +87,13 @@ export interface PlannedBlock {
   readonly output: Region;
 }
 
+/** What a plan depends on of a block's weights. */
+export type PlannableBlock = Pick<CudaBlock, "sites"> & Partial<Pick<CudaBlock, "biases">>;
+
 /** `input`: where the block's input lies. @throws NoCudaKernel naming what has no kernel. */
 export function planCudaBlock(
   program: BlockProgram,
-  block: Pick<CudaBlock, "sites">,
+  block: PlannableBlock,
   slots: Slots,
   input: Region,
 ): PlannedBlock {
@@ -69,9 +105,11 @@ class Planner {
   /** Values that share a slot and are still to be read. */
   private readonly tenants = new Map<Slot, number>();
   private readonly mixed = new Set<ValueName>();
+  /** Slots of what one step reads, and nothing else. */
+  private passing: Slot[] = [];
 
   constructor(
-    private readonly block: Pick<CudaBlock, "sites">,
+    private readonly block: PlannableBlock,
     private readonly slots: Slots,
     input: Region,
   ) {
@@ -79,63 +117,113 @@ class Planner {
   }
 
   run(program: BlockProgram): PlannedBlock {
-    const calls = fuse(program).map((fused): PlannedCall => {
-      const call = this.call(fused);
+    const calls = fuse(program).flatMap((fused): readonly PlannedCall[] => {
+      const planned = this.call(fused);
       for (const value of fused.frees) this.free(value);
-      return call;
+      for (const slot of this.passing) this.slots.release(slot);
+      this.passing = [];
+      return planned;
     });
     return { calls, output: this.region(program.out) };
   }
 
-  private call(fused: ReturnType<typeof fuse>[number]): PlannedCall {
+  private call(fused: ReturnType<typeof fuse>[number]): readonly PlannedCall[] {
     switch (fused.op) {
       case "site":
         return this.site(fused);
       case "cache":
-        return {
-          op: "cache",
-          fused,
-          q: this.region(fused.queries.root),
-          k: this.region(fused.keys.root),
-          v: this.region(fused.step.v),
-        };
+        return [this.cache(fused)];
       case "attention": {
         const { step } = fused;
-        const width = step.heads * step.headDim;
-        const out = { slot: this.slots.take(width), column: 0, stride: width };
-        this.place(step.out, out);
+        const out = this.take(step.out, step.heads * step.headDim);
         this.mixed.add(step.out);
-        return { op: "attention", step, out };
+        return [{ op: "attention", step, out }];
+      }
+      case "norm": {
+        const { step, groups, gains, inPlace } = fused;
+        const x = this.rows(step.x);
+        const out = this.result(step.out, groups * step.width, inPlace ? x : undefined);
+        return [{ op: "norm", step, groups, gains, x, out }];
       }
       case "add":
-        throw new NoCudaKernel("a sum that no product computes has no CUDA kernel");
-      case "norm":
-        throw new NoCudaKernel(
-          "a norm that something else than a site reads, as after a residual sum, has no CUDA kernel",
-        );
-      case "carry":
-      case "multiply":
-      case "activation":
-        throw new NoCudaKernel(
-          "recurrent layers, short convolutions and gates between steps have no CUDA kernel",
-        );
+      case "multiply": {
+        const { op, step, width, onto } = fused;
+        const [a, b] = [this.rows(step.a), this.rows(step.b)];
+        const place = onto === undefined ? undefined : this.region(onto);
+        return [{ op: "pair", kind: op, width, a, b, out: this.result(step.out, width, place) }];
+      }
+      case "activation": {
+        const { step, width } = fused;
+        return [this.activation(step, width, this.take(step.out, width))];
+      }
+      case "scale": {
+        const { step, width, inPlace } = fused;
+        const x = this.rows(step.x);
+        const out = this.result(step.out, width, inPlace ? x : undefined);
+        return [{ op: "scale", factor: step.factor, width, x, out }];
+      }
       case "transform":
       case "route":
       case "experts":
       case "weigh":
+        throw new NoCudaKernel("a mixture of experts has no CUDA kernel");
       case "arrange":
-      case "scale":
       case "take":
       case "splice":
-        throw new NoCudaKernel(
-          "a mixture of experts, or values made of parts, have no CUDA kernel",
-        );
+      case "carry":
+        throw new NoCudaKernel(`a step "${fused.op}" has no CUDA kernel`);
     }
   }
 
-  private site(fused: FusedSite): PlannedCall {
+  private cache(fused: FusedCache): PlannedCall {
+    const [q, k, v] = [fused.queries.root, fused.keys.root, fused.step.v].map((value) =>
+      this.rows(value),
+    );
+    if (k.stride !== v.stride)
+      throw new NoCudaKernel("keys and values of different strides have no CUDA kernel");
+    for (const { norm } of [fused.queries, fused.keys]) if (norm) this.checkHeadNorm(norm);
+    return { op: "cache", fused, q, k, v };
+  }
+
+  private checkHeadNorm(step: NormStep): void {
+    if (step.kind === "layer") throw new NoCudaKernel("layer norms of heads have no CUDA kernel");
+    this.checkBias(step);
+  }
+
+  private checkBias({ norm }: NormStep): void {
+    if (this.block.biases?.[norm] !== undefined)
+      throw new NoCudaKernel(`the RMS norm ${norm} has a bias, which no CUDA kernel adds`);
+  }
+
+  private activation(step: ActivationStep, width: number, out: Region): PlannedCall {
+    const gate = step.gate === undefined ? undefined : this.rows(step.gate);
+    return { op: "activation", step, width, gate, x: this.rows(step.x), out };
+  }
+
+  /** A region of its own for a value. */
+  private take(value: ValueName, width: number): Region {
+    const out = { slot: this.slots.take(width), column: 0, stride: width };
+    this.place(value, out);
+    return out;
+  }
+
+  /** The same, or the place of what is read for the last time. */
+  private result(value: ValueName, width: number, place: Region | undefined): Region {
+    if (!place) return this.take(value, width);
+    this.regions.set(value, place);
+    return place;
+  }
+
+  /** A value that lies as rows, also while attention's splits do not. */
+  private rows(value: ValueName): Region {
+    if (this.mixed.has(value))
+      throw new NoCudaKernel("attention's output read by something else than a site has no kernel");
+    return this.region(value);
+  }
+
+  private site(fused: FusedSite): readonly PlannedCall[] {
     const { products, accumulate, gated, step } = fused;
-    const input = this.input(fused);
+    const { input, before } = this.input(fused);
     const common = { op: "site", site: step.site, input, accumulate } as const;
     if (accumulate) {
       const [product, ...others] = products;
@@ -143,7 +231,7 @@ class Planner {
         throw new NoCudaKernel("several products that add themselves to a sum have no CUDA kernel");
       const out = this.region(product.onto ?? product.out);
       this.place(product.out, out);
-      return { ...common, out };
+      return [...before, { ...common, out }];
     }
     const activated =
       gated && this.block.sites[step.site]?.products.some(({ order }) => order.gated);
@@ -157,24 +245,48 @@ class Planner {
       column += width;
     }
     if (gated && activated) this.regions.set(gated.out, out);
-    return { ...common, out };
+    return [...before, { ...common, out }];
   }
 
-  private input({ input }: FusedSite): PlannedInput {
+  /** What a site's kernel reads, and calls before it that make this from what a site's kernel does not compute itself. */
+  private input({ input, place }: FusedSite): {
+    readonly input: PlannedInput;
+    readonly before: readonly PlannedCall[];
+  } {
+    const { width } = place;
     if (input.kind === "plain") {
       const x = this.region(input.x);
-      return { kind: this.mixed.has(input.x) ? "attention" : "plain", x };
+      return { input: { kind: this.mixed.has(input.x) ? "attention" : "plain", x }, before: [] };
     }
-    if (input.kind === "norm")
-      return { kind: "norm", x: this.region(input.step.x), step: input.step };
-    const activated = this.regions.get(input.step.out);
-    if (activated) return { kind: "plain", x: activated };
-    const { activation, gate, x } = input.step;
-    if (gate === undefined || activation !== "silu")
-      throw new NoCudaKernel(
-        `${gate === undefined ? "an ungated" : "a gated"} MLP with ${activation} has no CUDA kernel; gated SiLU has`,
-      );
-    return { kind: "gated", gate: this.region(gate), up: this.region(x) };
+    if (input.kind === "norm") {
+      const { step } = input;
+      const x = this.rows(step.x);
+      if (step.kind === "rms" && step.width === width) {
+        this.checkBias(step);
+        return { input: { kind: "norm", x, step }, before: [] };
+      }
+      const out = this.pass(width);
+      const groups = width / step.width;
+      return {
+        input: { kind: "plain", x: out },
+        before: [{ op: "norm", step, groups, gains: 1, x, out }],
+      };
+    }
+    const { step } = input;
+    const activated = this.regions.get(step.out);
+    if (activated) return { input: { kind: "plain", x: activated }, before: [] };
+    const { activation, gate, x, clamp } = step;
+    if (gate !== undefined && activation === "silu" && !clamp)
+      return { input: { kind: "gated", gate: this.rows(gate), up: this.rows(x) }, before: [] };
+    const out = this.pass(width);
+    return { input: { kind: "plain", x: out }, before: [this.activation(step, width, out)] };
+  }
+
+  /** A place for what the step being planned reads itself. */
+  private pass(width: number): Region {
+    const slot = this.slots.take(width);
+    this.passing.push(slot);
+    return { slot, column: 0, stride: width };
   }
 
   private region(value: ValueName): Region {

@@ -85,7 +85,10 @@ export class EndLayerKernels {
     readonly chosen: DevicePointer;
     readonly rows: number;
     readonly cols: number;
+    /** "rms" when absent. */
+    readonly kind?: "rms" | "layer";
     readonly gain?: DevicePointer;
+    readonly bias?: DevicePointer;
     readonly epsilon: number;
     readonly table: Table;
     readonly cap?: number;
@@ -93,13 +96,14 @@ export class EndLayerKernels {
     readonly parts: DevicePointer;
     readonly out: DevicePointer;
   }): void {
+    const { kind, bias } = request;
     const { x, chosen, rows, cols, gain, epsilon, table, vocab, cap = 0, parts, out } = request;
     const type = `BF16=${"bf16" in table && table.bf16 ? 1 : 0}`;
     this.launch(
       "final_rows",
-      [type, `NORM=${gain === undefined ? 0 : 1}`],
+      [type, `NORM=${gain === undefined ? 0 : kind === "layer" ? 2 : 1}`],
       [rows],
-      [x, chosen, cols, gain ?? 0, epsilon, parts],
+      [x, chosen, cols, gain ?? 0, bias ?? 0, epsilon, parts],
     );
     let eights = 1;
     while (eights < 8 && 8 * eights < rows) eights *= 2;

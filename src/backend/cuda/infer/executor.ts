@@ -45,6 +45,7 @@ import {
   type TableLayout,
   type Tables,
 } from "./tables.js";
+import { RowKernels } from "./row-kernels.js";
 import type { MemoryDevice } from "./memory-device.js";
 import type { CudaModel } from "./weights.js";
 
@@ -88,8 +89,14 @@ export class CudaExecutor implements Executor {
   private readonly runner: PassRunner;
   private readonly plan: PassPlan;
   private readonly buffers: PassBuffers;
-  private readonly frequencies: DevicePointer;
-  private readonly half: number;
+  private readonly rowKernels: RowKernels;
+  /** Kinds of rotary positions, in the order of their tables. */
+  private readonly rotaries: readonly {
+    readonly frequencies: DevicePointer;
+    readonly half: number;
+    readonly turning: number;
+    readonly factor: number;
+  }[];
   private readonly parts: DevicePointer;
   private readonly logitBuffer: DevicePointer;
   private readonly splits: number;
@@ -114,8 +121,6 @@ export class CudaExecutor implements Executor {
     this.shape = shape;
     const { hiddenSize, vocabSize, maxPositions } = shape;
     const [attention] = model.programs.flatMap(attentionsOf);
-    const [rotary] = rotariesOf(model.programs);
-    if (!rotary) throw new PlanishError("learned positions have no CUDA kernel");
     const pages = Math.ceil(maxPositions / PAGE_TOKENS);
     this.splits =
       options.splits ?? Math.min(MOST_SPLITS, device.kernels.splitsFor(attention, 1, pages));
@@ -137,14 +142,19 @@ export class CudaExecutor implements Executor {
       scales: allocate(scales),
       sums: allocate(sums),
       partial: allocate(partial),
-      cosine: allocate(cosine),
-      sine: allocate(sine),
+      cosine: cosine.map(allocate),
+      sine: sine.map(allocate),
     };
-    this.runner = new PassRunner(device.kernels, model, this.plan, this.buffers);
+    this.runner = new PassRunner(device, model, this.plan, this.buffers);
     this.parts = device.allocate(LOGIT_ROWS * hiddenSize * 4);
     this.logitBuffer = device.allocate(LOGIT_ROWS * vocabSize * 4);
-    this.half = rotary.dims / 2;
-    this.frequencies = device.put(rotaryFrequencies(rotary, 1));
+    this.rowKernels = new RowKernels(device);
+    this.rotaries = rotariesOf(model.programs).map((rotary) => ({
+      frequencies: device.put(rotaryFrequencies(rotary, 1)),
+      half: rotary.dims / 2,
+      turning: (rotary.turning ?? rotary.dims) / 2,
+      factor: "attentionFactor" in rotary.scaling ? rotary.scaling.attentionFactor : 1,
+    }));
     this.sent = device.driver.createEvent(false);
     device.driver.record(this.sent, device.stream);
     this.tables = this.makeTables(FIRST_WORDS);
@@ -212,7 +222,7 @@ export class CudaExecutor implements Executor {
   release(): void {
     if (this.disposed) return;
     this.disposed = true;
-    const { device, buffers, cache, tables, parts, logitBuffer, frequencies } = this;
+    const { device, buffers, cache, tables, parts, logitBuffer, rotaries } = this;
     device.synchronize();
     this.dropGraphs();
     device.driver.freePinned(tables.host);
@@ -222,7 +232,7 @@ export class CudaExecutor implements Executor {
       tables.device,
       parts,
       logitBuffer,
-      frequencies,
+      ...rotaries.map(({ frequencies }) => frequencies),
     ])
       device.free(pointer);
     if (cache) device.free(cache.pointer);
@@ -322,20 +332,32 @@ export class CudaExecutor implements Executor {
 
   /** Enqueues embedding and blocks. */
   private forward(layout: TableLayout, pass: Pass): void {
-    const { buffers, shape, frequencies, half, model, endLayers, tables } = this;
+    const { buffers, shape, rotaries, model, endLayers, tables } = this;
+    const { rows } = layout;
+    const positions = tables.device + 4 * layout.positions;
+    // The embedding's kernel fills the first kind's tables, where these are sines and cosines as they are.
+    const [first] = rotaries;
+    const plain = first.factor === 1;
     endLayers.embed({
       table: model.endLayers.embedding,
       factor: model.endLayers.embeddingScale,
       ids: tables.device + 4 * layout.ids,
-      positions: tables.device + 4 * layout.positions,
-      rows: layout.rows,
+      positions,
+      rows,
       cols: shape.hiddenSize,
-      frequencies,
-      half,
+      frequencies: first.frequencies,
+      half: plain ? first.half : 0,
       x: buffers.slots[0],
-      cosine: buffers.cosine,
-      sine: buffers.sine,
+      cosine: buffers.cosine[0],
+      sine: buffers.sine[0],
     });
+    for (const [kind, rotary] of rotaries.entries())
+      if (kind > 0 || !plain)
+        this.rowKernels.rotary({
+          ...{ ...rotary, positions, rows },
+          cosine: buffers.cosine[kind],
+          sine: buffers.sine[kind],
+        });
     this.runner.run(pass, this.requireCache().pointer);
   }
 
@@ -347,8 +369,8 @@ export class CudaExecutor implements Executor {
       chosen: tables.device + 4 * (layout.chosen + first),
       rows: count,
       cols: shape.hiddenSize,
-      gain: model.endLayers.finalNorm?.gain,
-      epsilon: model.endLayers.finalNorm?.epsilon ?? 0,
+      epsilon: 0,
+      ...model.endLayers.finalNorm,
       table: model.endLayers.head,
       cap: model.endLayers.logitSoftcap,
       vocab: shape.vocabSize,

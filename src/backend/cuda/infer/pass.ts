@@ -4,6 +4,7 @@ import {
   attentionsOf,
   cacheShape,
   rotariesOf,
+  rotaryKey,
   sitesOf,
   type BlockProgram,
 } from "../../contract/program.js";
@@ -11,14 +12,16 @@ import type { GroupSize } from "../../contract/scheme.js";
 import { Slots } from "../../contract/slots.js";
 import {
   planCudaBlock,
+  type PlannableBlock,
   type PlannedBlock,
   type PlannedCall,
   type PlannedInput,
   type Region,
 } from "./block-plan.js";
-import type { EngineKernels } from "./kernels.js";
+import type { EngineDevice, EngineKernels } from "./kernels.js";
 import { codeBytes, groupCount, pageLayout, roundUp, type SiteGrid } from "./layout.js";
 import type { ProductGroups, SiteRequest } from "./requests.js";
+import { RowKernels } from "./row-kernels.js";
 import type { CudaBlock, CudaModel, CudaProduct } from "./weights.js";
 
 /** Most rows of one pass; longer steps are cut. */
@@ -38,14 +41,16 @@ export interface PassBuffers {
   readonly sums: DevicePointer;
   /** Splits of decoding's attention. */
   readonly partial: DevicePointer;
-  /** Rotary tables, f32 [rows, headDim/2]. */
-  readonly cosine: DevicePointer;
-  readonly sine: DevicePointer;
+  /** Rotary tables by kind (`rotariesOf`), f32 [rows, headDim/2]. */
+  readonly cosine: readonly DevicePointer[];
+  readonly sine: readonly DevicePointer[];
 }
 
 /** Sizes in bytes of the same buffers. */
-export type PassBytes = Readonly<Record<Exclude<keyof PassBuffers, "slots">, number>> & {
-  readonly slots: readonly number[];
+export type PassBytes = {
+  readonly [Name in keyof PassBuffers]: PassBuffers[Name] extends number
+    ? number
+    : readonly number[];
 };
 
 /** A model's blocks as calls, and the columns of the slots that they use. */
@@ -87,7 +92,7 @@ function scalesOf(group: GroupSize | undefined, width: number, capacity: number)
 /** @throws NoCudaKernel naming what has no kernel. */
 export function planPass(
   programs: readonly BlockProgram[],
-  blocks: readonly Pick<CudaBlock, "sites">[],
+  blocks: readonly PlannableBlock[],
   hiddenSize: number,
 ): PassPlan {
   const slots = new Slots();
@@ -117,7 +122,7 @@ export function passBytes(
       grid: blocks[layer].sites[place.site].grid,
     })),
   );
-  const half = Math.max(...rotariesOf(programs).map(({ dims }) => dims / 2));
+  const turns = rotariesOf(programs).map(({ dims }) => rows(dims / 2));
   return {
     slots: widths.map(rows),
     q: Math.max(PASS_ROWS * 2, DECODE_ROWS * 4) * width,
@@ -135,25 +140,32 @@ export function passBytes(
       splits *
       4 *
       Math.max(...attentions.map(({ heads, headDim }) => heads * (headDim + 2))),
-    cosine: rows(half),
-    sine: rows(half),
+    cosine: turns,
+    sine: turns,
   };
 }
 
 /** Enqueues blocks. */
 export class PassRunner {
+  private readonly kernels: EngineKernels;
   private readonly kept: 4 | 16;
+  /** Which rotary tables each kind has. */
+  private readonly kinds: ReadonlyMap<string, number>;
+  private readonly rowKernels: RowKernels;
   /** Where each layer's keys and values lie in a page. */
   private readonly layerOffsets: readonly number[];
   /** Bytes of a page: keys and values of every layer. */
   readonly pageBytes: number;
 
   constructor(
-    private readonly kernels: EngineKernels,
+    device: EngineDevice & { readonly kernels: EngineKernels },
     private readonly model: CudaModel,
     private readonly plan: PassPlan,
     private readonly buffers: PassBuffers,
   ) {
+    this.kernels = device.kernels;
+    this.rowKernels = new RowKernels(device);
+    this.kinds = new Map(rotariesOf(model.programs).map((kind, i) => [rotaryKey(kind), i]));
     this.kept = model.scheme.kvBits >= 16 ? 16 : 4;
     let bytes = 0;
     this.layerOffsets = model.programs.map((program) => {
@@ -173,13 +185,51 @@ export class PassRunner {
         const at = cache + this.layerOffsets[layer];
         if (call.op === "site") this.site(block, call, pass);
         else if (call.op === "cache") this.heads(block, call, pass, at);
-        else this.attention(call, pass, at);
+        else if (call.op === "attention") this.attention(call, pass, at);
+        else this.rows(block, call, pass);
       }
     });
   }
 
   private at({ slot, column }: Region): DevicePointer {
     return this.buffers.slots[slot] + 4 * column;
+  }
+
+  /** Steps on rows that no other kernel computes. */
+  private rows(
+    block: CudaBlock,
+    call: Extract<PlannedCall, { readonly op: "norm" | "pair" | "activation" | "scale" }>,
+    { rows }: Pass,
+  ): void {
+    const { rowKernels } = this;
+    const of = (region: Region) => ({ at: this.at(region), stride: region.stride });
+    const out = of(call.out);
+    switch (call.op) {
+      case "norm": {
+        const { groups, gains, step } = call;
+        const { kind, width, epsilon, norm } = step;
+        const [gain, bias] = [block.gains[norm], block.biases[norm]];
+        const x = of(call.x);
+        rowKernels.norm({ kind, x, out, rows, groups, width, gain, bias, gains, epsilon });
+        return;
+      }
+      case "pair":
+        rowKernels.pair(call.kind, of(call.a), of(call.b), out, { rows, width: call.width });
+        return;
+      case "activation": {
+        const { activation, clamp } = call.step;
+        const gate = call.gate && of(call.gate);
+        const { width } = call;
+        rowKernels.activate({ activation, clamp, gate, x: of(call.x), out, rows, width });
+        return;
+      }
+      case "scale": {
+        const { factor, width } = call;
+        const by = typeof factor === "number" ? factor : { at: block.factors[factor] ?? 0 };
+        rowKernels.scale(of(call.x), by, out, { rows, width });
+        return;
+      }
+    }
   }
 
   private heads(
@@ -190,7 +240,7 @@ export class PassRunner {
   ): void {
     const { buffers, kept, model } = this;
     const { attention, queries, keys } = fused;
-    const rotary = queries.rotary !== undefined;
+    const rotary = queries.rotary && this.kinds.get(rotaryKey(queries.rotary));
     this.kernels.queriesKeysValues({
       headDim: attention.headDim,
       heads: attention.heads,
@@ -209,8 +259,8 @@ export class PassRunner {
       qGain: queries.norm && block.gains[queries.norm.norm],
       kGain: keys.norm && block.gains[keys.norm.norm],
       epsilon: (queries.norm ?? keys.norm)?.epsilon ?? 0,
-      cosine: rotary ? buffers.cosine : undefined,
-      sine: rotary ? buffers.sine : undefined,
+      cosine: rotary === undefined ? undefined : buffers.cosine[rotary],
+      sine: rotary === undefined ? undefined : buffers.sine[rotary],
       qMatrix: block.queryMatrix,
       kMatrix: block.keyMatrix,
       factors: block.cacheFactors,

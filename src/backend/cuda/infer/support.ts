@@ -2,7 +2,7 @@
 import { PlanishError } from "../../../common/errors.js";
 import type { InferenceSource, EndLayerSource } from "../../contract/inference.js";
 import { rotariesOf, type BlockProgram, type Step } from "../../contract/program.js";
-import { hasPlainAngles } from "../../contract/rotary.js";
+import { hasFixedAngles } from "../../contract/rotary.js";
 import { fuse, NoKernel } from "../../contract/fuse.js";
 import { siteGeometry, siteSharedBytes, type SiteGrid, type SiteShape } from "./layout.js";
 
@@ -12,7 +12,7 @@ export class NoCudaKernel extends PlanishError {}
 /** The first reason why a model of this scheme cannot run on the kernels; undefined when it can. */
 export function cudaObstacle(
   source: Pick<InferenceSource, "shape" | "programs" | "scheme"> & {
-    readonly endLayers: Pick<EndLayerSource, "projectIn" | "finalNorm">;
+    readonly endLayers: Pick<EndLayerSource, "projectIn">;
   },
 ): string | undefined {
   const { shape, programs, scheme, endLayers } = source;
@@ -29,7 +29,6 @@ export function cudaObstacle(
   const { hiddenSize, learnedPositions, stateWidth } = shape;
   if (stateWidth !== undefined)
     return "embeddings of layers, and keys and values that layers share, have no CUDA kernel";
-  if (endLayers.finalNorm?.kind === "layer") return "layer norms have no CUDA kernel";
   for (const program of programs)
     for (const step of program.steps) {
       const reason = stepObstacle(step);
@@ -39,12 +38,8 @@ export function cudaObstacle(
   if (notFused !== undefined) return notFused;
   if (learnedPositions || rotariesOf(programs).length === 0)
     return "learned positions have no CUDA kernel";
-  if (!rotariesOf(programs).every(hasPlainAngles))
-    return "rotary scaling that changes magnitudes, or depends on a sequence's length, has no CUDA kernel";
-  if (programs.some(({ steps }) => steps.every(({ op }) => op !== "rope")))
-    return "layers without positions have no CUDA kernel";
-  if (rotariesOf(programs).length > 1)
-    return "rotary positions of several kinds have no CUDA kernel";
+  if (!rotariesOf(programs).every(hasFixedAngles))
+    return "rotary scaling that depends on a sequence's length, or grows queries, has no CUDA kernel";
   if (endLayers.projectIn) return "an embedding with a width of its own has no CUDA kernel";
   if (hiddenSize % 8 !== 0) return `hidden states of ${hiddenSize} columns are no multiple of 8`;
   return undefined;
@@ -61,13 +56,6 @@ export function stepObstacle(step: Step): string | undefined {
       if (step.headDim % 32 !== 0 || step.headDim > 128)
         return `heads of ${step.headDim} columns have no CUDA kernel; multiples of 32 up to 128 have`;
       return undefined;
-    case "norm":
-      return step.kind === "rms" ? undefined : "layer norms have no CUDA kernel";
-    case "activation":
-      if (step.clamp) return "a clamped gate has no CUDA kernel";
-      return step.gate !== undefined && step.activation === "silu"
-        ? undefined
-        : `${step.gate === undefined ? "an ungated" : "a gated"} MLP with ${step.activation} has no CUDA kernel; gated SiLU has`;
     case "conv":
       return "short convolutions have no CUDA kernel";
     case "recurrence":
@@ -84,18 +72,11 @@ function fusionObstacle(programs: readonly BlockProgram[]): string | undefined {
   try {
     for (const program of programs)
       for (const { op } of fuse(program))
-        if (op === "add") return "a sum that no product computes has no CUDA kernel";
-        else if (op === "norm")
-          return "a norm that something else than a site reads, as after a residual sum, has no CUDA kernel";
-        else if (op === "route" || op === "experts" || op === "weigh" || op === "transform")
+        if (op === "route" || op === "experts" || op === "weigh" || op === "transform")
           return "a mixture of experts has no CUDA kernel";
         else if (op === "arrange") return "heads made of parts have no CUDA kernel";
-        else if (op === "scale") return "a block's output times a number has no CUDA kernel";
         else if (op === "take" || op === "splice")
           return "values that lie beside hidden states have no CUDA kernel";
-        else if (op === "multiply") return "a product of two activations has no CUDA kernel";
-        else if (op === "activation")
-          return "an activation function that something else than a site reads has no CUDA kernel";
     return undefined;
   } catch (error) {
     if (error instanceof NoKernel) return error.message;

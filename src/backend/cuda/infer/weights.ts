@@ -4,7 +4,6 @@
  */
 import type {
   ClipLogits,
-  HostNorm,
   PackedBlock,
   PackedLinear,
   PackedTransform,
@@ -16,7 +15,9 @@ import { PlanishError } from "../../../common/errors.js";
 import { mapValues } from "../../../common/records.js";
 import {
   cacheShape,
+  type ActivationStep,
   type BlockProgram,
+  type KeptName,
   type LinearName,
   type LinearSite,
   type NormName,
@@ -83,6 +84,10 @@ export interface CudaSite {
 export interface CudaBlock {
   /** Gains of the norms. */
   readonly gains: Readonly<Record<NormName, DevicePointer>>;
+  /** Of the norms that have any but zero. */
+  readonly biases: Readonly<Partial<Record<NormName, DevicePointer>>>;
+  /** Numbers that the block's values are multiplied by. */
+  readonly factors: Readonly<Partial<Record<KeptName, DevicePointer>>>;
   readonly sites: Readonly<Record<LinearSite, CudaSite>>;
   /** P_k⁻ᵀ and P_k, padded halves. */
   readonly queryMatrix?: DevicePointer;
@@ -94,7 +99,12 @@ export interface CudaBlock {
 export interface CudaEndLayers {
   readonly embedding: Table;
   readonly head: Table;
-  readonly finalNorm?: { readonly gain: DevicePointer; readonly epsilon: number };
+  readonly finalNorm?: {
+    readonly kind: "rms" | "layer";
+    readonly gain: DevicePointer;
+    readonly bias?: DevicePointer;
+    readonly epsilon: number;
+  };
   readonly embeddingScale?: number;
   readonly logitSoftcap?: number;
 }
@@ -187,7 +197,19 @@ export class WeightPlacer implements Disposable {
       return device.put(paddedHalves(matrix, headDim, headDim));
     };
     return {
-      gains: mapValues(block.norms, (norm) => this.gain(norm)),
+      gains: mapValues(block.norms, ({ gain }) => device.put(Float32Array.from(gain.data))),
+      biases: mapValues(block.norms, ({ bias }) =>
+        bias?.data.some((value) => value !== 0)
+          ? device.put(Float32Array.from(bias.data))
+          : undefined,
+      ),
+      factors: Object.fromEntries(
+        program.steps.flatMap((step) =>
+          step.op === "scale" && typeof step.factor !== "number"
+            ? [[step.factor, device.put(Float32Array.from(block.kept[step.factor].data))] as const]
+            : [],
+        ),
+      ),
       sites: Object.fromEntries(
         fuse(program).flatMap((step) =>
           step.op === "site" ? [[step.step.site, this.site(block, step)] as const] : [],
@@ -207,7 +229,9 @@ export class WeightPlacer implements Disposable {
       embedding,
       head: head ? this.table(head) : embedding,
       finalNorm: finalNorm && {
+        kind: finalNorm.kind,
         gain: this.device.put(Float32Array.from(finalNorm.gain.data)),
+        bias: finalNorm.bias && this.device.put(Float32Array.from(finalNorm.bias.data)),
         epsilon: finalNorm.epsilon,
       },
       embeddingScale,
@@ -228,12 +252,6 @@ export class WeightPlacer implements Disposable {
     return { pointer: this.device.put(bytes), bf16: matrix.type === "BF16" };
   }
 
-  private gain({ gain, bias, path }: HostNorm): DevicePointer {
-    if (bias?.data.some((value) => value !== 0))
-      throw new NoCudaKernel(`the norm ${path} has a bias, which no CUDA kernel adds`);
-    return this.device.put(Float32Array.from(gain.data));
-  }
-
   private site(block: PackedBlock, fused: FusedSite): CudaSite {
     const { device } = this;
     const { place, products: read } = fused;
@@ -247,7 +265,7 @@ export class WeightPlacer implements Disposable {
     const { setOf, factors: sets } = codeSets(linears.map((linear) => linear.activationClip));
     const counts = linears.map((linear) => linear.shape[0]);
     const grids = linears.map((linear) => gridKey(linear, (own) => this.bitsOf(own)));
-    const products = groupLinears(counts, setOf, fused.gated?.activation === "silu", grids).map(
+    const products = groupLinears(counts, setOf, isSilu(fused.gated), grids).map(
       (group): CudaProduct => {
         const [first] = group.members;
         return {
@@ -355,6 +373,11 @@ export class WeightPlacer implements Disposable {
     if (this.staging) this.device.free(this.staging.pointer);
     this.staging = undefined;
   }
+}
+
+/** Whether a product computes a gate in its epilogue. */
+function isSilu(gated: ActivationStep | undefined): boolean {
+  return gated?.activation === "silu" && !gated.clamp;
 }
 
 function requirePart(block: PackedBlock, role: LinearName): PackedLinear {

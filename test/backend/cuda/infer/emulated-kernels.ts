@@ -11,6 +11,7 @@ import {
 } from "../../../../src/backend/cuda/infer/layout.js";
 import { EmulatedTables, multiplyGroups, type EmulatedWeights } from "./emulated-groups.js";
 import { silu, type Launch } from "./emulated-launch.js";
+import { centre, normalize, runRows } from "./emulated-rows.js";
 import type { EmulatedMemory } from "./emulated-memory.js";
 
 export class EmulatedKernels {
@@ -59,6 +60,13 @@ export class EmulatedKernels {
       case "pack_table":
         this.tables.pack(launch);
         break;
+      case "norm_rows":
+      case "pair_rows":
+      case "activate_rows":
+      case "scale_rows":
+      case "rotary_tables":
+        runRows(this.memory, launch);
+        break;
       case "queries_keys_values":
         this.queriesKeysValues(launch);
         break;
@@ -105,12 +113,15 @@ export class EmulatedKernels {
 
   /** Here a row's two parts are one f32, in the room of both. */
   private finalRows({ kernel, grid: [rows], args }: Launch): void {
-    const [x, chosen, cols, gain, epsilon, out] = args;
+    const [x, chosen, cols, gain, bias, epsilon, out] = args;
     for (let i = 0; i < rows; i++) {
       const row = this.memory.rest(Int32Array, chosen)[i];
       const values = Float64Array.from(this.memory.view(Float32Array, x + 4 * row * cols, cols));
+      if (kernel.defines.NORM === 2) centre(values);
       if (kernel.defines.NORM)
         normalize(values, this.memory.view(Float32Array, gain, cols), epsilon);
+      if (kernel.defines.NORM && bias)
+        this.memory.view(Float32Array, bias, cols).forEach((add, c) => (values[c] += add));
       this.memory.view(Float32Array, out + 4 * i * cols, cols).set(values);
     }
   }
@@ -364,6 +375,7 @@ export class EmulatedKernels {
       const x = Float64Array.from(this.memory.view(Float32Array, from, DIM));
       if (gain !== 0) normalize(x, this.memory.view(Float32Array, gain, DIM), epsilon);
       const half = DIM / 2;
+      if (cosine === 0) return kronecker(x, 1, DIM, undefined, matrix);
       const c = this.memory.view(Float32Array, cosine + 4 * row * half, half);
       const s = this.memory.view(Float32Array, sine + 4 * row * half, half);
       const y = x.map((value, i) =>
@@ -528,11 +540,6 @@ function unsignedGrid(hi: number, lo: number, levels: number): [number, number, 
   const [top, low] = hi === 0 && lo === 0 ? [1, 1] : [hi, lo];
   const scale = Math.fround((top + low) / levels);
   return [scale, roundEven(low / scale), 0, levels];
-}
-
-function normalize(row: Float64Array, gain: Float32Array, epsilon: number): void {
-  const square = row.reduce((sum, value) => sum + value * value, 0) / row.length;
-  row.forEach((value, i) => (row[i] = (value / Math.sqrt(square + epsilon)) * gain[i]));
 }
 
 /** leftᵀ · X · right of a row as X [left, right]. */

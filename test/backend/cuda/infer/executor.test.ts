@@ -13,6 +13,8 @@ import {
   writeRandomLlama,
   type LlamaVariant,
 } from "../../cpu/infer/random-llama.js";
+import { writeRandomModel } from "../../../models/random-model.js";
+import { KIN, kinFolder } from "./random-kin.js";
 import { roundedModel } from "../../../engine/rounded.js";
 import { EmulatedDevice } from "./emulated-device.js";
 import { describeExecutor } from "./executor-suite.js";
@@ -32,6 +34,8 @@ const pathOf = (name: string) => join(directory, name);
 beforeAll(async () => {
   for (const [name, variant] of Object.entries(VARIANTS))
     await writeRandomLlama(pathOf(name), variant, 5);
+  for (const [name, { json, biases }] of Object.entries(KIN))
+    await writeRandomModel(pathOf(kinFolder(name)), json, 5, biases);
 });
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
 
@@ -62,6 +66,22 @@ describeExecutor({
   ],
 });
 
+describe("blocks of other kinds", () => {
+  describeExecutor({
+    device: () => new EmulatedDevice(),
+    backend: () => createReferenceBackend({ realType: "f64" }),
+    rounds: false,
+    tokens: 45,
+    brief: true,
+    cases: Object.keys(KIN).map((name) => ({
+      name,
+      scheme: "w4a4kv4",
+      transforms: true,
+      ...random(kinFolder(name)),
+    })),
+  });
+});
+
 describe("before Hopper", () => {
   describeExecutor({
     device: () => new EmulatedDevice(80),
@@ -89,7 +109,7 @@ describe("what the executor refuses", () => {
 
   it("models that no kernel takes, and gives the device back", () => {
     for (const [path, scheme, reason] of [
-      [join(packageRoot, "models", "tiny-opt"), "w4a4kv4", /layer norms/],
+      [join(packageRoot, "models", "tiny-opt"), "w4a4kv4", /learned positions/],
       [pathOf("window"), "w4a4kv8", /cache of 8 bits/],
       [pathOf("window"), "w4a16kv4", /activations of 16 bits/],
     ] as const) {

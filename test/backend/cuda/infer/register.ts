@@ -14,6 +14,8 @@ import {
   type LlamaVariant,
 } from "../../cpu/infer/random-llama.js";
 import { cudaExecutorOf } from "../../../../src/engine/gpu.js";
+import { writeRandomModel } from "../../../models/random-model.js";
+import { KIN, kinFolder } from "./random-kin.js";
 import { roundedModel } from "../../../engine/rounded.js";
 import { describeInference } from "../../inference-suite.js";
 import { CHECKS } from "./checks.js";
@@ -76,6 +78,8 @@ export function registerExecutor(print: (line: string) => void): void {
   beforeAll(async () => {
     for (const [name, variant] of Object.entries(VARIANTS))
       await writeRandomLlama(join(directory, name), variant, 5);
+    for (const [name, { json, biases }] of Object.entries(KIN))
+      await writeRandomModel(join(directory, kinFolder(name)), json, 5, biases);
   });
   describeInference({
     name: "cuda",
@@ -112,6 +116,9 @@ export function registerExecutor(print: (line: string) => void): void {
         ...trained,
       },
       { name: "window", scheme: "w6g16oa4g16okv4h6g16", ...random("window") },
+      ...Object.keys(KIN).map((name) => ({
+        ...{ name, scheme: "w4a4kv4", transforms: true, ...random(kinFolder(name)) },
+      })),
     ],
   });
 }

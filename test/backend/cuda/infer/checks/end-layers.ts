@@ -9,6 +9,7 @@ import {
 } from "../../../../../src/backend/cuda/infer/end-layer-kernels.js";
 import { placeTable } from "../../../../../src/backend/cuda/infer/code-table.js";
 import { parseScheme, type GroupSize } from "../../../../../src/backend/contract/scheme.js";
+import { ROW_CHECKS } from "./rows.js";
 import { roundHalf, type Check } from "./support.js";
 
 function numbers(length: number, seed: number): Float32Array {
@@ -293,4 +294,5 @@ export const END_LAYER_CHECKS: readonly Check[] = [
   embed(true),
   embed(false),
   ...CODE_TABLE_CHECKS,
+  ...ROW_CHECKS,
 ];
