@@ -103,6 +103,116 @@
   const channelAt = (point, points, channels) =>
     Math.round((point / (points - 1)) ** 2 * (channels - 1)) + 1;
 
+  /** Divergence against size and against speed: what is best in either stands out, and is joined by a line. */
+  function planeSection() {
+    const points = data.plane ?? [];
+    if (points.length < 3) return;
+    const named = points.map(({ name }, index) => ({ name, color: methodColor(index) }));
+    const colors = new Map(named.map(({ name, color }) => [name, color]));
+    /**
+     * @param {string} title @param {"size" | "speed"} of @param {string} label
+     * @param {(point: (typeof points)[number]) => number | undefined} x
+     */
+    const plane = (title, of, label, x) =>
+      figure(title, () => {
+        const some = points.flatMap((point) => {
+          const place = x(point);
+          return place === undefined ? [] : [{ ...point, place }];
+        });
+        if (some.length < 3) return undefined;
+        const best = some
+          .filter((point) => point.best.includes(of))
+          .sort((a, b) => a.place - b.place);
+        return {
+          options: {
+            height: 320,
+            x: { label, grid: true, nice: true },
+            y: { label: "KL to the original (nats a token)", grid: true, zero: true, nice: true },
+            marks: [
+              Plot.line(best, {
+                x: "place",
+                y: "kl",
+                stroke: "var(--muted)",
+                strokeDasharray: "4 3",
+              }),
+              Plot.dot(some, {
+                x: "place",
+                y: "kl",
+                r: (d) => (d.best.includes(of) ? 7 : 4),
+                fill: (d) => colors.get(d.name),
+                fillOpacity: (d) => (d.best.includes(of) ? 1 : 0.5),
+              }),
+              Plot.text(some, {
+                x: "place",
+                y: "kl",
+                text: "name",
+                dy: -13,
+                fill: "var(--ink)",
+              }),
+              Plot.tip(
+                some,
+                Plot.pointer({
+                  x: "place",
+                  y: "kl",
+                  fill: "var(--bg)",
+                  stroke: "var(--line)",
+                  title: (d) =>
+                    `${d.name}\nKL ${d.kl.toPrecision(3)}${d.perplexity === undefined ? "" : `, perplexity ${d.perplexity.toFixed(2)}`}\n${label}: ${d.place.toPrecision(4)}`,
+                }),
+              ),
+            ],
+            color: { type: "identity" },
+            r: { type: "identity" },
+            opacity: { type: "identity" },
+          },
+          caption: [`best in ${of}: ${best.map(({ name }) => name).join(", ")}`],
+          text: some
+            .map((d) => `${d.name}: KL ${d.kl.toPrecision(3)}, ${label} ${d.place.toPrecision(4)}`)
+            .join("; "),
+        };
+      });
+    section(
+      "What to choose",
+      "Lower is nearer to the original. Large dots: no other method is as near and as small, or as near and as fast.",
+      [
+        element("div", { class: "pair" }, [
+          plane("Divergence against size", "size", "size (MB)", ({ bytes }) => bytes / 1e6),
+          plane("Divergence against decoding speed", "speed", "tokens/s", ({ decode }) => decode),
+        ]),
+      ],
+    );
+  }
+
+  function tasksSection() {
+    const scores = data.tasks ?? [];
+    if (scores.length === 0) return;
+    const names = [...new Set(scores.map(({ name }) => name))];
+    const colors = new Map(names.map((name, index) => [name, methodColor(index)]));
+    section("Zero-shot tasks", "The customary metric of each task, by method.", [
+      legend(names.map((name) => ({ name, color: colors.get(name) ?? "" }))),
+      figure("Share of items answered right", () => ({
+        options: {
+          height: 300,
+          fx: { label: null },
+          x: { axis: null, domain: names },
+          y: { label: "right", tickFormat: ".0%", grid: true, zero: true },
+          marks: [
+            Plot.barY(scores, {
+              fx: "task",
+              x: "name",
+              y: "value",
+              fill: (d) => colors.get(d.name),
+            }),
+            Plot.ruleY([0], { stroke: "var(--line)" }),
+          ],
+          color: { type: "identity" },
+        },
+        caption: [],
+        text: scores.map((d) => `${d.task}, ${d.name}: ${percent(d.value)}`).join("; "),
+      })),
+    ]);
+  }
+
   function depthSection() {
     const series = methods.flatMap(({ name, depth }, index) =>
       (depth ?? []).map((error, block) => ({ name, index, block, error })),
@@ -508,6 +618,8 @@
   }
 
   if (methods.length > 0) {
+    planeSection();
+    tasksSection();
     depthSection();
     // The method that was named last is usually the one that is asked about.
     shown.method = methods.length - 1;

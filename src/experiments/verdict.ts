@@ -23,8 +23,8 @@ const WINDOW_TOKENS = 512;
 const CHARACTERS = 120_000;
 /** The mean divergence, in nats a token, above which people notice: half of the likeliest tokens' margin is gone. */
 export const WORRYING_KL = 0.2;
-const PROMPT = "The capital of France is";
-const ANSWER_TOKENS = 24;
+export const PROMPT = "The capital of France is";
+export const ANSWER_TOKENS = 24;
 
 export interface Verdict {
   /** Mean KL(original ‖ quantized) in nats a token, and the share of tokens whose likeliest next one is the same. */

@@ -236,6 +236,36 @@ describe.skipIf(noChromium)(
       await page.close();
     });
 
+    it("tells what to choose, in words, in a plane and by answers", async () => {
+      const { page, faults } = await open("light");
+      await expect
+        .poll(() => page.locator(".verdict").textContent())
+        .toMatch(/nearest to the original/);
+      const plane = page.getByRole("img", { name: /^Divergence against size/ });
+      await expect.poll(() => plane.getAttribute("aria-label")).toMatch(/quarot: KL \d/);
+      // No speed was measured, so there is no plane of it.
+      expect(await page.getByRole("img", { name: /^Divergence against decoding/ }).count()).toBe(0);
+      await expect.poll(() => page.locator(".prose tbody tr").count()).toBe(4);
+      expect(await page.locator(".prose td").first().textContent()).toMatch(/^The capital of/);
+      expect(faults).toEqual([]);
+      await page.close();
+    });
+
+    it("keeps the names of rows in sight while a table is scrolled on a phone", async () => {
+      const { page } = await open("light", 360);
+      const [left, scrolled] = await page.evaluate<[number, number]>(
+        `(() => {
+          const box = document.querySelector(".scroll");
+          box.scrollLeft = 200;
+          const name = box.querySelector("tbody th").getBoundingClientRect();
+          return [name.left - box.getBoundingClientRect().left, box.scrollLeft];
+        })()`,
+      );
+      expect(scrolled).toBeGreaterThan(100);
+      expect(Math.abs(left)).toBeLessThan(1);
+      await page.close();
+    });
+
     it("fits a phone: nothing but tables is wider than the screen", async () => {
       const { page } = await open("light", 360);
       const widths = await page.evaluate<[number, number]>(

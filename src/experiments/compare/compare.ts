@@ -23,6 +23,8 @@ import { describedWriteError, isWriteError, lockedPlace } from "../../common/pla
 import { silentProgress, type ProgressSink } from "../../common/progress.js";
 import { evaluateDivergence } from "../../evaluate/divergence.js";
 import { captureReference, type ReferenceStates } from "../../evaluate/reference.js";
+import { generate } from "../../engine/generate.js";
+import { ANSWER_TOKENS, PROMPT } from "../verdict.js";
 import type { Executor } from "../../backend/contract/inference.js";
 import { openIntegerExecutor } from "../../engine/processor.js";
 import type { TaskData } from "../../evaluate/tasks/index.js";
@@ -215,7 +217,8 @@ class Run implements Disposable {
     const { method, preset, recipe } = wanted;
     try {
       const resolved = resolveRecipe(method, preset, { ...recipe, ...this.overrides(wanted) });
-      const { config } = parseSource(this.source);
+      const { architecture, config } = parseSource(this.source);
+      method.keep?.({ source: this.source, architecture, config }, resolved.recipe);
       method.check?.(blockPrograms(config), this.scheme, resolved.recipe);
       return undefined;
     } catch (error) {
@@ -282,7 +285,8 @@ class Run implements Disposable {
       sourceName: modelName,
       out,
       method: method.name,
-      scheme: this.scheme,
+      // A source's own grids are what they are.
+      scheme: method.keep ? undefined : this.scheme,
       preset,
       recipe: { ...recipe, ...this.overrides(way.quantize) },
       calibration,
@@ -327,7 +331,12 @@ class Run implements Disposable {
     const reference = await this.referenceStates();
     if (!way.quantize) {
       const { perplexity, seconds } = reference.perplexity;
-      return { perplexity, evaluateSeconds: seconds };
+      using original = this.load(way);
+      return {
+        perplexity,
+        evaluateSeconds: seconds,
+        answer: await this.answerOf(original.model),
+      };
     }
     using loaded = this.load(way);
     const found = await evaluateDivergence(loaded.model, reference, this.tokens, {
@@ -342,7 +351,16 @@ class Run implements Disposable {
       topAgreement,
       blockErrors: blockErrors && [...blockErrors],
       evaluateSeconds: model.seconds,
+      answer: await this.answerOf(loaded.model),
     };
+  }
+
+  private async answerOf(model: LanguageModel): Promise<MethodResult["answer"]> {
+    const { signal } = this.options;
+    const request = { prompt: PROMPT, maxTokens: ANSWER_TOKENS, temperature: 0, signal };
+    const { text, finishReason } = await generate(model, this.tokenizer, request);
+    if (finishReason === "interrupted") throw new InterruptedError("stopped in a sample answer");
+    return { prompt: PROMPT, text };
   }
 
   private load(way: Way) {

@@ -43,6 +43,8 @@ export const methodResultSchema = z.object({
   /** Mean relative error of states after each block. */
   blockErrors: z.array(z.number()).optional(),
   evaluateSeconds: z.number().optional(),
+  /** What it continues a prompt with, its likeliest token every time. */
+  answer: z.object({ prompt: z.string(), text: z.string() }).optional(),
   /** Tokens per second in the engine, and how many times as fast as the original in the same run. */
   speed: z
     .object({ prefill: rate, decode: rate, prefillRatio: z.number(), decodeRatio: z.number() })

@@ -8,6 +8,7 @@ import {
   type Column,
 } from "../../common/format.js";
 import type { Measure } from "../../evaluate/statistics.js";
+import { planePoints, planeVerdict } from "./plane.js";
 import type { Comparison } from "./result.js";
 
 export interface TableParts {
@@ -17,6 +18,7 @@ export interface TableParts {
 
 /** One row per method. */
 export function mainTable({ methods }: Comparison): TableParts {
+  const points = planePoints({ methods });
   const withTasks = methods.some(({ average }) => average !== undefined);
   const withSpeed = methods.some(({ speed }) => speed !== undefined);
   const columns = [
@@ -28,6 +30,7 @@ export function mainTable({ methods }: Comparison): TableParts {
     "size",
     "quantized in",
     ...(withSpeed ? ["prefill (tokens/s)", "decode (tokens/s)"] : []),
+    ...(points.length > 2 ? ["best in"] : []),
   ];
   const rows = methods.map((m): Cell[] => [
     m.name,
@@ -43,8 +46,17 @@ export function mainTable({ methods }: Comparison): TableParts {
           m.speed && rateText(m.speed.decode.median, m.speed.decodeRatio),
         ]
       : []),
+    ...(points.length > 2 ? [points.find(({ name }) => name === m.name)?.best.join(", ")] : []),
   ]);
   return { columns, rows };
+}
+
+/** What each method continues the prompt with; nothing for comparisons of versions that did not ask. */
+export function answerTable({ methods }: Comparison): TableParts | undefined {
+  const rows = methods.flatMap(({ name, answer }): Cell[][] =>
+    answer ? [[name, `${answer.prompt}${answer.text}`.replace(/\s+/g, " ").trimEnd()]] : [],
+  );
+  return rows.length === 0 ? undefined : { columns: ["method", "answer"], rows };
 }
 
 /** One row per method, one column per task: the customary metric in percent. */
@@ -107,6 +119,11 @@ export function comparisonNotes(comparison: Comparison): string[] {
     ...methods.flatMap(({ name, speedReason }) =>
       speedReason === undefined ? [] : [`${name} has no speed: ${speedReason}`],
     ),
+    ...(planePoints({ methods }).length > 2
+      ? [
+          "Best in size (speed): no other method is as near to the original in KL and as small (as fast at decoding), the model as it is included.",
+        ]
+      : []),
     ...remarks.map((remark) => `${remark[0].toUpperCase()}${remark.slice(1)}.`),
     `${machine.backend}; Node ${machine.node}, Planish ${comparison.planishVersion}.`,
   ];
@@ -115,9 +132,13 @@ export function comparisonNotes(comparison: Comparison): string[] {
 export function comparisonText(comparison: Comparison): string {
   const { columns, rows } = mainTable(comparison);
   const tasks = taskTable(comparison);
+  const answers = answerTable(comparison);
+  const verdict = planeVerdict(comparison);
   return [
+    ...(verdict.length > 0 ? [verdict.join("\n")] : []),
     formatTable(columns, rows),
     ...(tasks ? [formatTable(tasks.columns, tasks.rows)] : []),
+    ...(answers ? [formatTable(answers.columns, answers.rows)] : []),
     comparisonNotes(comparison).join("\n"),
   ].join("\n\n");
 }
@@ -125,10 +146,14 @@ export function comparisonText(comparison: Comparison): string {
 export function comparisonMarkdown(comparison: Comparison): string {
   const { columns, rows } = mainTable(comparison);
   const tasks = taskTable(comparison);
+  const answers = answerTable(comparison);
+  const verdict = planeVerdict(comparison);
   return `${[
     `# ${comparison.model.name}, ${comparison.scheme}`,
+    ...(verdict.length > 0 ? [verdict.join(" ")] : []),
     formatMarkdownTable(columns, rows),
     ...(tasks ? [formatMarkdownTable(tasks.columns, tasks.rows)] : []),
+    ...(answers ? [formatMarkdownTable(answers.columns, answers.rows)] : []),
     comparisonNotes(comparison)
       .map((note) => `- ${note}`)
       .join("\n"),

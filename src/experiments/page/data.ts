@@ -44,7 +44,26 @@ export interface MethodView {
   readonly finalError?: readonly number[];
 }
 
+/** A method on the plane of divergence against size and speed; the model as it is has none of either. */
+export interface PlaneView {
+  readonly name: string;
+  readonly kl: number;
+  readonly perplexity?: number;
+  readonly bytes: number;
+  readonly decode?: number;
+  readonly best: readonly ("size" | "speed")[];
+}
+
+/** A task's customary metric for one method. */
+export interface TaskView {
+  readonly name: string;
+  readonly task: string;
+  readonly value: number;
+}
+
 export interface PageData {
+  readonly plane?: readonly PlaneView[];
+  readonly tasks?: readonly TaskView[];
   readonly siteNames: readonly string[];
   readonly layers: number;
   /** Of the model as it is, by layer and site, with plain grids. */

@@ -12,12 +12,16 @@ import type { PageData } from "./data.js";
 
 export interface PageTable extends TableParts {
   readonly caption: string;
+  /** Cells are sentences, which wrap. */
+  readonly prose?: boolean;
 }
 
 export interface PageContent {
   readonly title: string;
   /** Below the title, in a line. */
   readonly subtitle: string;
+  /** What it comes to, in sentences, above everything. */
+  readonly verdict?: readonly string[];
   /** First the table that matters most. */
   readonly tables: readonly PageTable[];
   /** Remarks below the tables: conditions, methods left out, fallbacks. */
@@ -63,9 +67,10 @@ ${plotScripts(readAsset(page.script, "page.js"))}
 }
 
 export function renderPage(content: PageContent): string {
-  const { title, subtitle, tables, notes, details, data } = content;
+  const { title, subtitle, verdict = [], tables, notes, details, data } = content;
   const main = `<section aria-labelledby="results">
 <h2 id="results">Results</h2>
+${verdict.length > 0 ? `<p class="verdict">${verdict.map(escape).join(" ")}</p>` : ""}
 ${tables.map(renderTable).join("\n")}
 <ul class="notes">
 ${notes.map((note) => `<li>${escape(note)}</li>`).join("\n")}
@@ -81,7 +86,7 @@ ${details.map((d) => `<details><summary>${escape(d.title)}</summary><pre tabinde
 }
 
 /** Numeric columns stand right; a wide table scrolls by itself, and can be scrolled with the keyboard. */
-export function renderTable({ caption, columns, rows }: PageTable): string {
+export function renderTable({ caption, columns, rows, prose }: PageTable): string {
   const specs = columns.map((c): Column => (typeof c === "string" ? { title: c } : c));
   const head = specs.map(({ title }) => `<th scope="col">${escape(title)}</th>`).join("");
   const body = rows
@@ -90,7 +95,7 @@ export function renderTable({ caption, columns, rows }: PageTable): string {
       return `<tr><th scope="row">${first}</th>${rest.map((cell) => `<td>${cell}</td>`).join("")}</tr>`;
     })
     .join("\n");
-  return `<div class="scroll" tabindex="0" role="region" aria-label="${escape(caption)}">
+  return `<div class="scroll${prose ? " prose" : ""}" tabindex="0" role="region" aria-label="${escape(caption)}">
 <table><caption>${escape(caption)}</caption>
 <thead><tr>${head}</tr></thead>
 <tbody>

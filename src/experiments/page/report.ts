@@ -15,7 +15,8 @@ import {
 } from "../../quantize/artifact/artifact.js";
 import { COMPARISON_FILE, isComparison, readComparison } from "../compare/directory.js";
 import type { Comparison } from "../compare/result.js";
-import { comparisonNotes, mainTable, taskTable } from "../compare/table.js";
+import { planePoints, planeVerdict } from "../compare/plane.js";
+import { answerTable, comparisonNotes, mainTable, taskTable } from "../compare/table.js";
 import { capture, type Capture } from "./capture.js";
 import type { MethodView } from "./data.js";
 import { renderPage, type PageContent, type PageTable } from "./html.js";
@@ -66,13 +67,18 @@ async function ofComparison(options: ReportOptions): Promise<PageContent> {
   const found = await look(options, source, artifacts);
   const infos = new Map(artifacts.map(({ name, path }) => [name, readQuantizationInfo(path)]));
   const tasks = taskTable(comparison);
+  const answers = answerTable(comparison);
   const tables: PageTable[] = [
     { caption: "Methods side by side", ...mainTable(comparison) },
     ...(tasks ? [{ caption: "Zero-shot tasks (percent)", ...tasks }] : []),
+    ...(answers
+      ? [{ caption: "What each continues the prompt with", prose: true, ...answers }]
+      : []),
   ];
   return {
     title: `${comparison.model.name}, ${comparison.scheme}: ${comparison.methods.length} methods`,
     subtitle: `planish compare ${comparison.model.name} --scheme ${comparison.scheme} --methods ${comparison.methods.map(({ name }) => name).join(",")}`,
+    verdict: planeVerdict(comparison),
     tables,
     notes: [...comparisonNotes(comparison), ...missing(found, source, artifacts.length)],
     details: [
@@ -80,6 +86,13 @@ async function ofComparison(options: ReportOptions): Promise<PageContent> {
       { title: "Machine and versions", text: machineOf(comparison) },
     ],
     data: {
+      plane: planePoints(comparison),
+      tasks: comparison.methods.flatMap(({ name, tasks: done = [] }) =>
+        done.flatMap(({ task, metrics, customary }) => {
+          const value = metrics[customary]?.value;
+          return value === undefined ? [] : [{ name, task, value: short(value) }];
+        }),
+      ),
       siteNames: found?.siteNames ?? [],
       layers: found?.before.length ?? [...infos.values()][0]?.layers.length ?? 0,
       before: found?.before,
