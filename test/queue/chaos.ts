@@ -128,9 +128,13 @@ function command({ directory, model }: ChaosOptions, out: string): string[] {
   return ["quantize", model, "--out", join(directory, out), "--no-verdict", ...SMALL_RUN];
 }
 
+/** Milliseconds until a worker that ended is started again. */
+const REST = 300;
+
 /** The workers, and what happens to them. */
 class Troupe {
   private readonly workers = new Set<ChildProcess>();
+  private dismissed = false;
 
   constructor(
     private readonly url: string,
@@ -142,6 +146,7 @@ class Troupe {
   }
 
   hire(): void {
+    if (this.dismissed) return;
     const child = spawn(
       process.execPath,
       [join(root, "dist", "cli", "main.js"), "worker", "--queue", this.url].concat([
@@ -156,7 +161,11 @@ class Troupe {
       { cwd: root, env: { ...process.env, NODE_OPTIONS: "", ...this.store.env }, stdio: "ignore" },
     );
     this.workers.add(child);
-    child.once("exit", () => this.workers.delete(child));
+    child.once("exit", () => {
+      this.workers.delete(child);
+      // One that begins while Redis is away ends at once, and whatever keeps services alive starts it again.
+      if (!this.dismissed) setTimeout(() => this.hire(), REST).unref();
+    });
   }
 
   /** What happened, in words; undefined when there was nothing that it could happen to. */
@@ -171,7 +180,6 @@ class Troupe {
         const all = [...this.workers];
         if (all.length === 0) return undefined;
         all[random.below(all.length)].kill("SIGKILL");
-        this.hire();
         return "a worker is killed";
       }
       case "redis":
@@ -211,6 +219,7 @@ class Troupe {
   }
 
   async dismiss(): Promise<void> {
+    this.dismissed = true;
     await Promise.all(
       [...this.workers].map(
         (child) =>

@@ -12,6 +12,7 @@ import { parseWays, wayNames } from "../../experiments/compare/ways.js";
 import { perform } from "../action.js";
 import { integer, nameList } from "../flags.js";
 import { addExamples } from "../program.js";
+import { addQueueFlags, remoteBlocks, type QueueFlags } from "./queue-flags.js";
 import {
   deviceOption,
   MODEL_ARGUMENT,
@@ -20,7 +21,7 @@ import {
   type DeviceFlags,
 } from "./shared.js";
 
-interface CompareFlags extends DeviceFlags {
+interface CompareFlags extends DeviceFlags, QueueFlags {
   readonly methods: string[];
   readonly scheme: string;
   readonly out: string;
@@ -96,8 +97,10 @@ export function register(program: Command): void {
         const tasks: TaskData[] = [];
         for (const source of flags.tasks === undefined ? [] : parseTasks(flags.tasks))
           tasks.push(await readTask(source, { limit: flags.limit }));
+        const remote = remoteBlocks(flags);
         // Before a model is fetched.
         outputPlace(flags.out, { kind: "directory" });
+        await remote?.ready();
         const model = await resolveModel(name, { progress: reporter, signal });
         using backend = openBackend({ ...flags, progress: reporter });
         reporter.debug(backend.description);
@@ -105,6 +108,7 @@ export function register(program: Command): void {
           ...flags,
           backend,
           model,
+          remote,
           modelName: modelTitle(name),
           text: flags.ppl,
           tasks,
@@ -114,6 +118,7 @@ export function register(program: Command): void {
         reporter.result(comparison, () => comparisonText(comparison));
       }),
     );
+  addQueueFlags(command);
   addExamples(command, [
     "planish compare models/tiny-llama --out tiny-comparison",
     "planish compare models/tiny-llama --methods fp16,rtn,flatquant:fast,flatquant:paper --out tiny-flatquant",

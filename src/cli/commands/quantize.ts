@@ -34,7 +34,7 @@ import { gainOf, gainText } from "../../experiments/auto/gain.js";
 import { autoOption, chosenBy, checkAutoFlags, timeOption } from "./auto-flags.js";
 import { budgetOption } from "./budget-flag.js";
 import { linearSections, ownGridSections } from "./linear-table.js";
-import { labelOption, queueOption, remoteBlocks, storeOption } from "./queue-flags.js";
+import { addQueueFlags, remoteBlocks, type QueueFlags } from "./queue-flags.js";
 import { readRecipe } from "./recipe-file.js";
 import {
   deviceOption,
@@ -44,7 +44,7 @@ import {
   type DeviceFlags,
 } from "./shared.js";
 
-interface QuantizeFlags extends DeviceFlags {
+interface QuantizeFlags extends DeviceFlags, Omit<QueueFlags, "workers"> {
   readonly out: string;
   readonly method?: string;
   readonly auto?: boolean;
@@ -69,11 +69,6 @@ interface QuantizeFlags extends DeviceFlags {
   readonly keepParameters?: boolean;
   readonly workers: number;
   readonly blocks?: BlockRange;
-  readonly queue?: string | true;
-  readonly store?: string;
-  readonly label?: string;
-  readonly mix?: boolean;
-  readonly statesEvery?: number;
 }
 
 const count = integer({ min: 1, max: LIMITS.samples });
@@ -136,15 +131,6 @@ export function register(program: Command): void {
       count,
       1,
     )
-    .addOption(queueOption("have the blocks calibrated by the workers of a queue"))
-    .addOption(storeOption())
-    .addOption(labelOption("only by workers with this label"))
-    .option("--mix", "take workers of every device, instruction set and number of threads")
-    .option(
-      "--states-every <n>",
-      "with --queue: keep the states of every n-th block in the store, and have the rest computed again (default: by measured cost)",
-      integer({ min: 1, max: LIMITS.layers }),
-    )
     .addOption(
       new Option("--blocks <range>", "calibrate these blocks of a prepared run, and stop")
         .argParser(blockRange)
@@ -203,6 +189,7 @@ export function register(program: Command): void {
         );
       }),
     );
+  addQueueFlags(command);
   addExamples(command, [
     "planish quantize models/tiny-llama --out tiny-w4a4kv4",
     "planish quantize model.gguf --out model-auto --auto --budget size=90MB --time 15m",

@@ -1,10 +1,12 @@
 /** Flags of runs on many machines, and what they mean together. */
-import { InvalidArgumentError, Option } from "commander";
+import { InvalidArgumentError, Option, type Command } from "commander";
 import { DEVICES, type Device } from "../../backend/open.js";
+import { LIMITS } from "../../common/bounds.js";
 import { UsageError } from "../../common/errors.js";
 import { queueBlocks } from "../../quantize/queue/coordinator.js";
 import { queueAddress } from "../../quantize/queue/redis.js";
 import type { RemoteBlocks } from "../../quantize/run/remote.js";
+import { integer } from "../flags.js";
 
 export const queueOption = (purpose: string): Option =>
   new Option(
@@ -33,6 +35,20 @@ export interface QueueFlags {
   readonly mix?: boolean;
   readonly statesEvery?: number;
   readonly workers?: number;
+}
+
+/** Adds what runs on a queue take beside `--queue`. */
+export function addQueueFlags(command: Command): Command {
+  return command
+    .addOption(queueOption("have blocks calibrated by the workers of a queue"))
+    .addOption(storeOption())
+    .addOption(labelOption("only by workers with this label"))
+    .option("--mix", "take workers of every device, instruction set and number of threads")
+    .option(
+      "--states-every <n>",
+      "with --queue: keep the states of every n-th block in the store, and have the rest computed again (default: by measured cost)",
+      integer({ min: 1, max: LIMITS.layers }),
+    );
 }
 
 /** The store of a queue. @throws UsageError when none is given. */

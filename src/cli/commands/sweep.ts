@@ -12,6 +12,7 @@ import { sweepText } from "../../experiments/sweep/output.js";
 import { perform } from "../action.js";
 import { integer } from "../flags.js";
 import { addExamples } from "../program.js";
+import { addQueueFlags, remoteBlocks, type QueueFlags } from "./queue-flags.js";
 import { readRecipe } from "./recipe-file.js";
 import {
   deviceOption,
@@ -21,7 +22,7 @@ import {
   type DeviceFlags,
 } from "./shared.js";
 
-interface SweepFlags extends DeviceFlags {
+interface SweepFlags extends DeviceFlags, QueueFlags {
   readonly out: string;
   readonly grid: readonly GridField[];
   readonly method: string;
@@ -79,17 +80,20 @@ export function register(program: Command): void {
         const { samples, seqLen, ppl: text } = flags;
         const windows = Object.entries({ samples, seqLen }).filter(([, n]) => n !== undefined);
         const recipe = { ...readRecipe(flags.recipe), ...Object.fromEntries(windows) };
+        const remote = remoteBlocks(flags);
         // Before a model is fetched.
         outputPlace(flags.out, { kind: "directory" });
+        await remote?.ready();
         const model = await resolveModel(name, { progress: reporter, signal });
         using backend = openBackend({ ...flags, progress: reporter });
         reporter.debug(backend.description);
         const modelName = name.replace(/\/+$/, "").replace(/^.*\//, "");
-        const options = { ...flags, backend, model, modelName, recipe, text };
+        const options = { ...flags, backend, model, modelName, recipe, text, remote };
         const result = await sweep({ ...options, progress: reporter, signal });
         reporter.result(result, () => sweepText(result));
       }),
     );
+  addQueueFlags(command);
   addExamples(command, [
     "planish sweep models/tiny-opt --out tiny-sweep --grid gamma=0.01,0.02,0.05",
     "planish sweep models/tiny-opt --out tiny-sweep2 --grid alpha=0.4,0.5,0.6 beta=1.2,1.3,1.4 --windows 40",

@@ -39,6 +39,7 @@ import { StateStore } from "../../quantize/calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
 import { quantize, resolveRecipe } from "../../quantize/run/pipeline.js";
 import { Journal } from "../../quantize/run/journal.js";
+import type { RemoteBlocks } from "../../quantize/run/remote.js";
 import { loadModel } from "../../quantize/artifact/load.js";
 import { formatScheme, parseScheme, type Scheme } from "../../backend/contract/scheme.js";
 import { ComparisonDirectory } from "./directory.js";
@@ -84,6 +85,8 @@ export interface CompareOptions {
   readonly resume?: boolean;
   /** Memory for states that are shared between methods, bytes (default: a quarter of what is free, at most 2 GB). */
   readonly sharedBytes?: number;
+  /** Calibrates the methods' blocks elsewhere. */
+  readonly remote?: RemoteBlocks;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
 }
@@ -293,6 +296,7 @@ class Run implements Disposable {
       seed,
       resume: existsSync(Journal.pathFor(out)),
       states: this.states,
+      remote: this.options.remote,
       progress: this.progress,
       signal,
     });

@@ -38,6 +38,7 @@ import { StateStore } from "../../quantize/calibration/prefix.js";
 import { readDocuments, tokenizeCorpus } from "../../quantize/calibration/text.js";
 import { limitedNeed, quantize, resolveRecipe } from "../../quantize/run/pipeline.js";
 import { Journal } from "../../quantize/run/journal.js";
+import type { RemoteBlocks } from "../../quantize/run/remote.js";
 import { summarizeBits } from "../../quantize/schema/linear-reports.js";
 import { loadModel } from "../../quantize/artifact/load.js";
 import { findMethod } from "../../quantize/methods/index.js";
@@ -67,6 +68,8 @@ export interface SweepOptions {
   readonly resume?: boolean;
   /** Memory for shared states, bytes (default: a quarter of what is free, at most 2 GB). */
   readonly sharedBytes?: number;
+  /** Calibrates the points' blocks elsewhere. */
+  readonly remote?: RemoteBlocks;
   readonly progress?: ProgressSink;
   readonly signal?: AbortSignal;
 }
@@ -170,6 +173,7 @@ export async function sweep(options: SweepOptions): Promise<Sweep> {
         ...{ backend, source, out: artifact, method: method.name, scheme, preset },
         ...{ recipe: { ...options.recipe, ...point.recipe }, calibration, seed, states, progress },
         signal: options.signal,
+        remote: options.remote,
         resume: existsSync(Journal.pathFor(artifact)),
       });
     const quantizeSeconds = (performance.now() - started) / 1000;
