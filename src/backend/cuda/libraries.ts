@@ -62,6 +62,8 @@ export interface SearchEnvironment {
   readonly home: string;
   /** Folders that Python installations may have beside those derived from the environment. */
   readonly pythonRoots: readonly string[];
+  /** Default: this process's. */
+  readonly platform?: NodeJS.Platform;
 }
 
 const processEnvironment = (): SearchEnvironment => ({
@@ -142,6 +144,11 @@ export function openCudaLibrary(
   environment: SearchEnvironment = processEnvironment(),
 ): OpenLibrary {
   const { title, install } = FACTS[library];
+  const { platform = process.platform } = environment;
+  if (platform !== "linux")
+    throw new PlanishError(
+      `--device cuda needs Linux, and this is ${platform}; leave --device out, and the processor computes`,
+    );
   const koffi = require("koffi") as typeof Koffi;
   const candidates = libraryCandidates(library, environment);
   let handle: Koffi.LibraryHandle | undefined;

@@ -155,7 +155,7 @@ function diagnose(): Diagnosis {
 
 /** Paths and the loader's bare names have no spaces before a dot; reasons are sentences. */
 function isPresent(library: string): boolean {
-  return !library.includes("was not found");
+  return !/was not found|needs Linux/.test(library);
 }
 
 function render(diagnosis: Diagnosis): string {

@@ -29,6 +29,14 @@ const environment = (env: Record<string, string> = {}): SearchEnvironment => ({
   env,
   home: join(root, "home"),
   pythonRoots: [],
+  platform: "linux",
+});
+
+it.each(["win32", "darwin"] as const)("CUDA on %s is refused without a search", (platform) => {
+  for (const library of ["driver", "nvrtc", "cublasLt"] as const)
+    expect(() => openCudaLibrary(library, { ...environment(), platform })).toThrow(
+      `--device cuda needs Linux, and this is ${platform}`,
+    );
 });
 
 describe("libraryCandidates", () => {
