@@ -19,6 +19,7 @@ const TOOLS = {
     pnpm: "^10.0.0",
     "@yarnpkg/cli-dist": "^4.9.0",
     bun: "^1.3.0",
+    deno: "^2.9.0",
   },
   overrides: { "node-fetch": "2.7.0" },
 };

@@ -7,7 +7,8 @@
  *
  * For every manager: `planish doctor` has to find the packaged kernels, `planish generate tiny-llama` has to fetch the demo
  * model and write the text that this clone's build writes, `require` and `import` have to load the library. With npm also:
- * types without skipLibCheck, the bundler examples of examples/bundlers, and speed beside the clone's build, alternating.
+ * types without skipLibCheck, the bundler examples of examples/bundlers, Bun and Deno as runtimes, and speed beside the clone's
+ * build, alternating.
  * The last line is "N passed, N failed".
  */
 import { spawnSync } from "node:child_process";
@@ -181,6 +182,24 @@ function tryManager(name, url, bin, expected) {
   return { folder, environment };
 }
 
+/** The installed program on other runtimes, with the native kernels and with WebAssembly's, beside Node.js. */
+function tryRuntimes({ folder, environment }) {
+  const program = join(folder, "node_modules", "planish", "bin", "planish.mjs");
+  const runtimes = { bun: ["bun"], deno: ["deno", "run", "-A"] };
+  for (const device of ["cpu", "wasm"]) {
+    const args = [program, "generate", "tiny-llama", "--max-tokens", "16", ...PROMPT];
+    const textOf = (command, flags) =>
+      JSON.parse(run(folder, command, [...flags, ...args, "--device", device], environment)).text;
+    const expected = textOf("node", []);
+    for (const [name, [command, ...flags]] of Object.entries(runtimes))
+      check(`${name} runs it with --device ${device}`, () => {
+        const text = textOf(join(installTools(), command), flags);
+        if (text !== expected)
+          throw new Error(`${JSON.stringify(text)}, not ${JSON.stringify(expected)}`);
+      });
+  }
+}
+
 /** Tokens per second of the installed package over the clone's, as the median of alternating rounds. */
 function compareSpeed({ folder, environment }, rounds) {
   const args = ["generate", "tiny-llama", "--max-tokens", "400", ...PROMPT];
@@ -271,6 +290,7 @@ try {
     if (name !== "npm" || !made) continue;
     tryTypes(made);
     tryBundlers(made, registry.url);
+    tryRuntimes(made);
     compareSpeed(made, Number(values.rounds));
   }
 } catch (error) {

@@ -47,4 +47,7 @@ async function main(port: MessagePort, input: WorkerInput): Promise<void> {
   }
 }
 
+// Deno's port of a thread cannot be closed: there a thread closes itself.
+if (parentPort && !Reflect.has(parentPort, "close"))
+  Object.assign(parentPort, { close: () => (globalThis as unknown as { close(): void }).close() });
 if (parentPort) await main(parentPort, workerData as WorkerInput);
