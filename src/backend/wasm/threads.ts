@@ -19,16 +19,20 @@ export interface ThreadStart {
   readonly variables: number;
 }
 
-/** As text: a file would have to be found by bundlers, and read by whatever runs TypeScript. */
+/**
+ * As text: a file would have to be found by bundlers, and read by whatever runs TypeScript. Not every runtime lets a program
+ * have a `module` and `exports` of its own.
+ */
 const PROGRAM = `
-const { workerData: { module, memory, number, stackTop, variables } } = require("node:worker_threads");
-const { exports } = new WebAssembly.Instance(module, {
+const { workerData } = require("node:worker_threads");
+const { memory, number, stackTop, variables } = workerData;
+const { exports: kernels } = new WebAssembly.Instance(workerData.module, {
   env: { memory },
   wasi_snapshot_preview1: { clock_time_get: () => 52 },
 });
-exports.__stack_pointer.value = stackTop;
-exports.__wasm_init_tls(variables);
-exports.pl_wasm_work(number);
+kernels.__stack_pointer.value = stackTop;
+kernels.__wasm_init_tls(variables);
+kernels.pl_wasm_work(number);
 `;
 
 const STACK_BYTES = 2 ** 20;
