@@ -4,7 +4,7 @@
  */
 
 import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
-import { shown } from "../common/bounds.js";
+import { shown, type JsonLimits } from "../common/bounds.js";
 import { PlanishError } from "../common/errors.js";
 import {
   MAX_JSON_BYTES,
@@ -88,9 +88,15 @@ export function isJsonObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-/** Parses a JSON file that must hold an object. Throws PlanishError naming the file, or what lies in its place. */
-export function readJsonObject(path: string): Record<string, unknown> {
-  const limit = { most: MAX_JSON_BYTES };
+/**
+ * Parses a JSON file that must hold an object. Throws PlanishError naming the file, or what lies in its place.
+ * `python`: whether it may hold numbers as Python's json writes them.
+ */
+export function readJsonObject(
+  path: string,
+  { python }: Pick<JsonLimits, "python"> = {},
+): Record<string, unknown> {
+  const limit = { most: MAX_JSON_BYTES, python };
   const foreign = (): string | undefined =>
     foreignKind(readUserFile(path, limit).subarray(0, SIGNATURE_BYTES));
   let value: unknown;

@@ -30,7 +30,7 @@ export function openHfDirectory(directory: string, weightsFile?: string): Checkp
       `${directory} has no config.json; a model directory holds config.json, ${SINGLE_FILE} (or ${INDEX_FILE} and its shards) and tokenizer.json`,
     );
   }
-  const config = readJsonObject(configPath);
+  const config = readJsonObject(configPath, { python: true });
   // Before the weights: their types may be ones that only this format has.
   const quantization = findQuantization(directory, config);
   if (existsSync(join(directory, MODEL_OPT)))
@@ -123,7 +123,7 @@ export function readTokenizerFiles(directory: string): TokenizerFiles {
   const configPath = join(directory, "tokenizer_config.json");
   const mapPath = join(directory, "special_tokens_map.json");
   const config = mergeSpecialTokensMap(
-    existsSync(configPath) ? readJsonObject(configPath) : {},
+    existsSync(configPath) ? readJsonObject(configPath, { python: true }) : {},
     existsSync(mapPath) ? readJsonObject(mapPath) : {},
   );
   if (config["chat_template"] === undefined) {

@@ -206,6 +206,20 @@ export interface JsonLimits {
   readonly depth?: number;
   /** Most characters of the text (default: as many as a string has). */
   readonly length?: number;
+  /**
+   * Reads numbers that Python writes and JSON has not, `Infinity`, `-Infinity` and `NaN`, as transformers writes them since
+   * version 5: `{"__float__": "Infinity"}`.
+   */
+  readonly python?: boolean;
+}
+
+/** A string of JSON, or a number that JSON has not. */
+const STRING_OR_NAME = /"(?:[^"\\]|\\.)*"|-?\b(?:Infinity|NaN)\b/gs;
+
+function withoutPython(text: string): string {
+  return text.replace(STRING_OR_NAME, (found) =>
+    found.startsWith('"') ? found : `{"__float__":"${found}"}`,
+  );
 }
 
 /** Deeper than any configuration, tokenizer or tool schema that people publish. */
@@ -218,7 +232,7 @@ const MAX_DEPTH = 64;
  * @throws PlanishError saying what is wrong with it, in one line.
  */
 export function parseJson(text: string, what: string, limits: JsonLimits = {}): unknown {
-  const { depth = MAX_DEPTH, length = Infinity } = limits;
+  const { depth = MAX_DEPTH, length = Infinity, python = false } = limits;
   if (text.length > length)
     throw new PlanishError(
       `${what} is ${plain(text.length)} characters long; at most ${plain(length)} are accepted`,
@@ -226,7 +240,7 @@ export function parseJson(text: string, what: string, limits: JsonLimits = {}): 
   // Before it is parsed: values nested by the million take `JSON.parse` seconds, and gigabytes.
   checkJson(text, what, depth);
   try {
-    return JSON.parse(text) as unknown;
+    return JSON.parse(python ? withoutPython(text) : text) as unknown;
   } catch (cause) {
     const reason = oneLine((cause as Error).message);
     throw new PlanishError(`${what} is not valid JSON (${reason})`, { cause });

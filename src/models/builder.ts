@@ -30,7 +30,8 @@ export interface Named {
   readonly stored?: StoredRows;
 }
 
-export interface NamedLinear extends Named, Pick<LinearPlace, "factor" | "scaledBy"> {
+export interface NamedLinear
+  extends Named, Pick<LinearPlace, "factor" | "rowFactors" | "scaledBy"> {
   /** Output features. */
   readonly out: number;
 }

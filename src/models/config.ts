@@ -59,6 +59,8 @@ export interface ModelConfig {
   readonly latent?: LatentConfig;
   /** Sizes of the layers that carry a state. */
   readonly recurrent?: RecurrentConfig;
+  /** What multiplies what linears give, by their names, and what parts of a block read. */
+  readonly multipliers?: Readonly<Record<string, number>>;
   /** Layers after the last that predict further tokens; they are not read. */
   readonly unusedLayers?: number;
   /** Whether attention and MLP read one norm side by side, where an architecture has both forms. */

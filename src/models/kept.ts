@@ -50,6 +50,7 @@ export function keptScheme(
     for (const place of Object.values(program.linears)) {
       if (place.scaledBy ?? partsOf(place).some(({ transposed, stack }) => transposed ?? stack))
         return { obstacle: `${place.path} is one of several in a tensor, or stored by columns` };
+      if (place.rowFactors) return { obstacle: `${place.path} is multiplied row by row` };
       const tensors = weightsOf(place).map((path) => names.blockPrefix(layer) + path);
       const grids = tensors.map(grid);
       const [first] = grids;

@@ -147,20 +147,22 @@ class BlockReader {
     private readonly prefix: string,
   ) {}
 
-  /** Weights [rows, cols] or biases [rows] of a place in the program's order, times its factor; of norms `cols` is absent. */
+  /** Weights [rows, cols] or biases [rows] of a place in the program's order, times its factors; of norms `cols` is absent. */
   rows(place: LinearPlace | NormPlace, kind: "weight" | "bias", cols?: number): HostTensor {
     const names = storedNames(place);
     const read = partsOf(place).map((part, i) => this.part(part, names[i][kind], cols));
     const width = cols ?? 1;
     const order = place.stored?.order;
     const factor = "shape" in place ? this.factor(place) : 1;
-    if (read.length === 1 && !order && factor === 1) return read[0];
+    const rowFactors = "shape" in place ? place.rowFactors : undefined;
+    if (read.length === 1 && !order && factor === 1 && !rowFactors) return read[0];
     const all = read.length === 1 ? read[0].data : concatenated(read);
     const count = order?.length ?? all.length / width;
     const data = new Float32Array(count * width);
     for (let row = 0; row < count; row++) {
       const from = (order?.[row] ?? row) * width;
-      for (let i = 0; i < width; i++) data[row * width + i] = factor * all[from + i];
+      const times = factor * (rowFactors?.[row] ?? 1);
+      for (let i = 0; i < width; i++) data[row * width + i] = times * all[from + i];
     }
     return { shape: cols === undefined ? [count] : [count, cols], data };
   }

@@ -87,6 +87,18 @@ describe("JSON of strangers", () => {
     });
   });
 
+  it("reads numbers of Python's only where they may stand, and never inside strings", () => {
+    const text = '{"a": [0.0, Infinity], "b": -Infinity, "c": "Infinity, \\"NaN", "NaN": NaN}';
+    expect(() => parseJson(text, "it")).toThrow(/not valid JSON/);
+    expect(parseJson(text, "it", { python: true })).toEqual({
+      a: [0, { __float__: "Infinity" }],
+      b: { __float__: "-Infinity" },
+      c: 'Infinity, "NaN',
+      NaN: { __float__: "NaN" },
+    });
+    expect(() => parseJson('{"a": Infinityx}', "it", { python: true })).toThrow(/not valid JSON/);
+  });
+
   it("is refused for its depth before anything is made of it", () => {
     const parse = vi.spyOn(JSON, "parse");
     expect(() => parseJson("[".repeat(1_000_000), "it")).toThrow(/nested more than 64 levels/);

@@ -15,13 +15,16 @@ function simulated(name: string): Executor {
   return new SimulatedExecutor(loadModel(backend, path(name)).model, "test");
 }
 
-const FIXTURES = ["qwen3.5"];
+const FIXTURES = ["qwen3.5", "lfm2", "falcon-h1", "nemotron-h"];
 const EXECUTORS = {
   cpu: (name: string) => openIntegerExecutor(path(name)),
   simulated,
 };
 const cases = FIXTURES.flatMap((name) =>
-  Object.entries(EXECUTORS).map(([kind, open]) => [name, kind, open] as const),
+  Object.entries(EXECUTORS)
+    // Nemotron's experts see few rows, and the tape's products of few rows sum in an order of their own.
+    .filter(([kind]) => kind === "cpu" || name !== "nemotron-h")
+    .map(([kind, open]) => [name, kind, open] as const),
 );
 
 const tokens = (length: number, seed: number): Int32Array =>

@@ -36,12 +36,7 @@ const ROOT =
 
 /** Folders whose architecture is not supported, with the reason. A folder that is not here must pass. */
 const UNSUPPORTED: Readonly<Record<string, string>> = {
-  "falcon-h1": "state-space layers",
   gemma3n: "AltUp streams, embeddings of layers, shared keys and values",
-  granitemoehybrid: "experts, state-space layers",
-  lfm2: "short convolutions",
-  "lfm2-moe": "experts, short convolutions",
-  "nemotron-h": "state-space layers, experts",
 };
 
 /** Of the largest logit, for float32: README of the fixtures; 2e-5 is reachable. */

@@ -3,7 +3,14 @@ import { describe, expect, it } from "vitest";
 import { isCarry } from "../../src/backend/contract/recurrent.js";
 import { blockJob, CALIBRATED, quantizedBlock } from "./block-job.js";
 
-describe.each([["qwen3.5", 2]] as const)("%s, layer %i", (name, layer) => {
+const FIXTURES = [
+  ["qwen3.5", 2],
+  ["lfm2", 2],
+  ["falcon-h1", 1],
+  ["nemotron-h", 4],
+] as const;
+
+describe.each(FIXTURES)("%s, layer %i", (name, layer) => {
   const parts = blockJob(name, layer);
 
   it("has a state", () => {

@@ -374,6 +374,8 @@ export interface LinearPlace {
   readonly stored?: StoredRows;
   /** Multiplies weights and bias when they are read from a checkpoint. */
   readonly factor?: number;
+  /** Multiplies rows and their biases, one for each of the program's rows. */
+  readonly rowFactors?: readonly number[];
   /** A number of a stored list that does too. */
   readonly scaledBy?: { readonly name: string; readonly length: number; readonly index: number };
 }

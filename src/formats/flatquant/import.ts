@@ -121,7 +121,9 @@ export async function importFlatQuant(
 
 /** A directory whose config.json may name a quantization that its own loader reads. */
 function openDirectory(path: string): Checkpoint {
-  const { quantization_config: _, ...config } = readJsonObject(join(path, "config.json"));
+  const { quantization_config: _, ...config } = readJsonObject(join(path, "config.json"), {
+    python: true,
+  });
   const weights = [SINGLE_FILE, INDEX_FILE].find((name) => existsSync(join(path, name)));
   if (weights === undefined)
     throw new PlanishError(`${path} has neither ${SINGLE_FILE} nor ${INDEX_FILE}`);

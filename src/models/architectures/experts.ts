@@ -19,9 +19,9 @@ import {
 } from "./common.js";
 import { latentAttention } from "./latent.js";
 
-/** Where the parts of one gated MLP are stored. */
+/** Where the parts of one MLP are stored; without a gate it is act(up) through down. */
 export interface GatedPaths {
-  readonly gate: string;
+  readonly gate?: string;
   readonly up: string;
   readonly down: string;
 }
@@ -36,6 +36,7 @@ export interface ExpertsPaths {
   readonly stored?: (expert: number, part: keyof GatedPaths) => StoredRows;
   /** An MLP that all rows go through. */
   readonly shared?: GatedPaths;
+  readonly sharedStored?: (part: keyof GatedPaths) => StoredRows;
   /** What weighs it, [1, hidden]. */
   readonly sharedGate?: string;
 }
@@ -156,7 +157,7 @@ function mixture(
   const activated =
     sharedWidth === undefined || paths.shared === undefined
       ? undefined
-      : gated(b, config, site, sharedWidth, "shared_", paths.shared);
+      : gated(b, config, site, sharedWidth, "shared_", paths.shared, paths.sharedStored);
   const parts = Array.from({ length: count }, (_, expert) => {
     const own = b.dispatch(routing, site, expert);
     const name = `experts.${expert}.`;
@@ -167,7 +168,15 @@ function mixture(
   });
   const z = b.add(y, b.combine(routing, parts, hiddenSize));
   if (activated === undefined || sharedWidth === undefined || paths.shared === undefined) return z;
-  const shared = down(b, config, activated, sharedWidth, "shared_", paths.shared);
+  const shared = down(
+    b,
+    config,
+    activated,
+    sharedWidth,
+    "shared_",
+    paths.shared,
+    paths.sharedStored,
+  );
   return b.add(z, gate === undefined ? shared : b.weigh(gate, shared));
 }
 
@@ -183,14 +192,17 @@ export function gated(
   paths: GatedPaths,
   stored?: Stored,
 ): ValueName {
-  const linear = (part: "gate" | "up"): NamedLinear => ({
+  const linear = (part: "gate" | "up", path: string): NamedLinear => ({
     name: `${prefix}${part}`,
-    path: paths[part],
+    path,
     out: width,
     stored: stored?.(part),
   });
-  const [gate, up] = b.products(read, [linear("gate"), linear("up")], hiddenSize);
-  return b.activation(mlp.activation, up, gate, mlp.clamp);
+  const up = linear("up", paths.up);
+  if (paths.gate === undefined)
+    return b.activation(mlp.activation, b.products(read, [up], hiddenSize)[0]);
+  const [gate, value] = b.products(read, [linear("gate", paths.gate), up], hiddenSize);
+  return b.activation(mlp.activation, value, gate, mlp.clamp);
 }
 
 /** An expert's last linear. */

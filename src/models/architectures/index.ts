@@ -26,6 +26,10 @@ import { phi3 } from "./phi3.js";
 import { qwen2, qwen3 } from "./qwen.js";
 import { qwen2Moe, qwen3Moe } from "./qwen-moe.js";
 import { qwen35, qwen35Moe, qwen3Next } from "./qwen-next.js";
+import { falconH1 } from "./falcon-h1.js";
+import { graniteHybrid } from "./granite-hybrid.js";
+import { lfm2, lfm2Moe } from "./lfm2.js";
+import { nemotronH } from "./nemotron-h.js";
 import { smollm3 } from "./smollm3.js";
 import { stablelm } from "./stablelm.js";
 import { starcoder2 } from "./starcoder2.js";
@@ -34,7 +38,7 @@ export const ARCHITECTURES: readonly Architecture[] = [
   ...[llama, mistral, ministral, ministral3, qwen2, qwen3, gemma2, gemma3, phi3],
   ...[olmo2, olmo3, granite, smollm3, exaone4, glm4, stablelm, starcoder2, cohere2, opt],
   ...[mixtral, qwen2Moe, qwen3Moe, gptOss, deepseekV3, llama4, gpt2, bloom, gemma4],
-  ...[qwen3Next, qwen35, qwen35Moe],
+  ...[qwen3Next, qwen35, qwen35Moe, lfm2, lfm2Moe, graniteHybrid, falconH1, nemotronH],
 ];
 
 /**
@@ -54,7 +58,7 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>): {
     const near = typeof type === "string" ? nearest(type, accepted) : undefined;
     const nearby = near === undefined ? "" : `the nearest that is read is ${near}; `;
     throw new PlanishError(
-      `architecture ${shown(type ?? null)} is not supported; ${nearby}accepted model_type: ${accepted.join(", ")}`,
+      `architecture ${shown(type ?? null)} is not supported; ${nearby}docs/models.md lists the ${accepted.length} values of model_type that are accepted, such as llama, qwen3 and gemma3_text`,
     );
   }
   refuseQuantizedConfig(config, "config.json");

@@ -40,6 +40,8 @@ export function activation(name: string): ModelConfig["mlp"]["activation"] {
       return "silu";
     case "relu":
       return "relu";
+    case "relu2":
+      return "relu2";
     case "gelu":
       return "gelu";
     case "gelu_new":
@@ -47,7 +49,7 @@ export function activation(name: string): ModelConfig["mlp"]["activation"] {
       return "geluTanh";
     default:
       throw new PlanishError(
-        `activation ${quoted(name)} is not supported; accepted: silu, relu, gelu, gelu_new, gelu_pytorch_tanh`,
+        `activation ${quoted(name)} is not supported; accepted: silu, relu, relu2, gelu, gelu_new, gelu_pytorch_tanh`,
       );
   }
 }
