@@ -25,7 +25,7 @@ import { opt } from "./opt.js";
 import { phi3 } from "./phi3.js";
 import { qwen2, qwen3 } from "./qwen.js";
 import { qwen2Moe, qwen3Moe } from "./qwen-moe.js";
-import { qwen35, qwen35Moe, qwen3Next } from "./qwen-next.js";
+import { qwen35, qwen35Inner, qwen35Moe, qwen35MoeInner, qwen3Next } from "./qwen-next.js";
 import { falconH1 } from "./falcon-h1.js";
 import { graniteHybrid } from "./granite-hybrid.js";
 import { lfm2, lfm2Moe } from "./lfm2.js";
@@ -38,7 +38,8 @@ export const ARCHITECTURES: readonly Architecture[] = [
   ...[llama, mistral, ministral, ministral3, qwen2, qwen3, gemma2, gemma3, phi3],
   ...[olmo2, olmo3, granite, smollm3, exaone4, glm4, stablelm, starcoder2, cohere2, opt],
   ...[mixtral, qwen2Moe, qwen3Moe, gptOss, deepseekV3, llama4, gpt2, bloom, gemma4],
-  ...[qwen3Next, qwen35, qwen35Moe, lfm2, lfm2Moe, graniteHybrid, falconH1, nemotronH],
+  ...[qwen3Next, qwen35, qwen35Inner, qwen35Moe, qwen35MoeInner],
+  ...[lfm2, lfm2Moe, graniteHybrid, falconH1, nemotronH],
 ];
 
 /**

@@ -2,7 +2,8 @@
  * Qwen3-Next and Qwen3.5 (text): gated delta nets in most layers, in the others attention whose output a gate of q's tensor
  * weighs; partial rotary positions, gains stored as differences from 1. Dense, or experts beside a shared one.
  */
-import { LIMITS } from "../../common/bounds.js";
+import { LIMITS, shown } from "../../common/bounds.js";
+import { PlanishError } from "../../common/errors.js";
 import { BlockBuilder } from "../builder.js";
 import type {
   Architecture,
@@ -17,11 +18,20 @@ import { attentionPart, blockNorms, LLAMA_NAMES, LLAMA_PATHS, NORMED_ATTENTION }
 import { deltaNet, type DeltaStorage } from "./delta-net.js";
 import { expertCounts, feedForward } from "./experts.js";
 import { checkShared, layerMixers, requireValue } from "./hybrid.js";
+import { refuseUnreadKeys } from "./keys.js";
 import { denseLayers, QWEN_EXPERTS } from "./qwen-moe.js";
-import { activation } from "./reader.js";
+import { activation, configReader } from "./reader.js";
 import { llamaShape } from "./shape.js";
 
 const NAMES = { ...LLAMA_NAMES, unused: /^mtp\./ };
+/** The language model inside one that sees pictures, whose part for that is not read. */
+const INNER_NAMES = {
+  embedding: "model.language_model.embed_tokens.weight",
+  finalNorm: "model.language_model.norm.weight",
+  lmHead: "lm_head.weight",
+  blockPrefix: (layer: number) => `model.language_model.layers.${layer}.`,
+  unused: /^(?:mtp|model\.visual)\./,
+};
 
 function layers(c: ConfigReader): LayerConfig[] {
   const interval = c.integer("full_attention_interval", LIMITS.layers, 4);
@@ -104,22 +114,53 @@ export const qwen3Next: Architecture = {
   names: NAMES,
 };
 
+/**
+ * The same model inside one that sees pictures: everything that is said of it stands in `text_config`, but for tied embeddings,
+ * which may stand outside.
+ */
+function inner(text: Architecture, name: string): Architecture {
+  return {
+    name,
+    modelTypes: [name],
+    classes: [`${name.replaceAll("_", "")}ForConditionalGeneration`],
+    parse(c) {
+      const given = c.optional("text_config");
+      c.optional("vision_config");
+      if (typeof given !== "object" || given === null || Array.isArray(given))
+        throw new PlanishError(
+          `config.json: text_config must be an object that describes the language model, found ${shown(given)}`,
+        );
+      const json = given as Readonly<Record<string, unknown>>;
+      const { reader, read } = configReader(json);
+      const parsed = text.parse(reader);
+      refuseUnreadKeys(json, read, parsed);
+      const tiedEmbeddings = c.boolean("tie_word_embeddings", parsed.tiedEmbeddings);
+      return { ...parsed, architecture: name, tiedEmbeddings };
+    },
+    lower: (config, layer) => text.lower(config, layer),
+    names: INNER_NAMES,
+  };
+}
+
 export const qwen35: Architecture = {
-  name: "qwen3_5",
+  name: "qwen3_5_text",
   modelTypes: ["qwen3_5_text"],
-  parse: (c) => shape(c, "qwen3_5", 4),
+  parse: (c) => shape(c, "qwen3_5_text", 4),
   lower: (config, layer) => lower(config, layer, "separate"),
   names: NAMES,
 };
 
 export const qwen35Moe: Architecture = {
-  name: "qwen3_5_moe",
+  name: "qwen3_5_moe_text",
   modelTypes: ["qwen3_5_moe_text"],
   parse: (c) => {
     // Without layers of another kind, the width of a dense one plays no part.
-    const config = shape(c, "qwen3_5_moe", 2, 512);
+    const config = shape(c, "qwen3_5_moe_text", 2, 512);
     return { ...config, experts: experts(c, 256, 8) };
   },
   lower: (config, layer) => lower(config, layer, "separate"),
   names: NAMES,
 };
+
+export const qwen35Inner = inner(qwen35, "qwen3_5");
+export const qwen35MoeInner = inner(qwen35Moe, "qwen3_5_moe");
