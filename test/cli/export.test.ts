@@ -47,6 +47,28 @@ describe("planish export", () => {
     expect(elsewhere.stderr).toMatch(/--type goes with --to gguf/);
   });
 
+  it("writes FlatQuant's own layout, which comes back as an artifact", async () => {
+    const [out, back] = [directory.file("flatquant"), directory.file("imported")];
+    const made = await planish([
+      ...["export", "models/tiny-llama", "--scheme", "w4a4kv4", "--to", "flatquant", "--out", out],
+    ]);
+    expect(made.code).toBe(0);
+    const flags = ["--scheme", "w4a4kv4", "--out", back];
+    const { code, stdout } = await planish(["import", out, ...flags]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^imported +\S*imported$/m);
+    const inspected = await planish(["inspect", back]);
+    expect(inspected.stdout).toMatch(/^format +artifact of planish quantize$/m);
+    expect(inspected.stdout).toMatch(/^scheme +w4a4kv4$/m);
+    const plain = await planish([
+      ...["import", "models/tiny-llama", "--scheme", "w4a4kv4", "--out", directory.file("no")],
+    ]);
+    expect(plain.code).toBe(2);
+    expect(plain.stderr).toMatch(
+      /has no quantization_config\.json: it is no checkpoint of FlatQuant/,
+    );
+  });
+
   it("asks for a scheme, and for parts and formats that there are", async () => {
     const out = ["--out", directory.file("none")];
     const bare = await planish([

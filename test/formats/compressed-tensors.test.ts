@@ -5,14 +5,17 @@ import fc from "fast-check";
 import { beforeAll, describe, expect, it } from "vitest";
 import { openBackend } from "../../src/backend/open.js";
 import { openCheckpoint } from "../../src/checkpoint/open.js";
+import { openSafetensors } from "../../src/checkpoint/safetensors.js";
 import { unpackFields } from "../../src/checkpoint/quantized/codes.js";
 import { packageRoot } from "../../src/common/package.js";
 import { exportCompressedTensors } from "../../src/formats/compressed-tensors/export.js";
 import { packWords } from "../../src/formats/compressed-tensors/pack.js";
 import { siteMatrix } from "../../src/formats/compressed-tensors/transforms.js";
+import { LanguageModel } from "../../src/models/language-model.js";
 import { parseSource } from "../../src/models/source.js";
-import { openArtifact } from "../../src/quantize/artifact/artifact.js";
+import { loadArtifact, openArtifact } from "../../src/quantize/artifact/artifact.js";
 import { quantize, type QuantizeOptions } from "../../src/quantize/run/pipeline.js";
+import { Graph } from "../../src/tensor/tensor.js";
 import { temporaryDirectory } from "../checkpoint/files.js";
 import { writeFirstBlocks } from "../models/first-blocks.js";
 
@@ -126,6 +129,52 @@ describe("export to compressed-tensors", () => {
     ]);
     // Its weights alone are those of rotated activations: nobody takes them for an original.
     expect(() => openCheckpoint(out)).toThrow(/transform_config rotates activations/);
+  });
+
+  it("holds all that the preset vllm learns: one matrix for each run of channels", async () => {
+    const short = { calibration: join(packageRoot, "LICENSE"), preset: "vllm" };
+    const recipe = { samples: 2, seqLen: 64, epochs: 1, batch: 2 };
+    const from = await artifact("w4a4kv16", "flatquant", { ...short, recipe });
+    const out = join(root, "vllm");
+    expect((await exportCompressedTensors(from, { out })).dropped).toEqual([]);
+    const config = JSON.parse(readFileSync(join(out, "config.json"), "utf8")) as {
+      quantization_config: {
+        transform_config: { config_groups: Record<string, { head_dim: number }> };
+      };
+    };
+    const groups = config.quantization_config.transform_config.config_groups;
+    const sites = ["attn_in", "mlp_in", "mlp_down"].map((site) => `layer0_${site}`);
+    expect(Object.keys(groups)).toEqual(sites);
+    expect(Object.values(groups).map((group) => group.head_dim)).toEqual([64, 64, 64]);
+    using packed = openArtifact(from);
+    const { mlp_down: down } = packed.block(0).transforms;
+    expect([down?.left, down?.right?.length]).toEqual([undefined, 64 * 64]);
+    const { store } = openSafetensors(join(out, "model.safetensors"));
+    const stored = store.read("model.layers.0.mlp.down_proj.layer0_mlp_down_input.weight");
+    store[Symbol.dispose]();
+    // Whoever loads it divides by √64.
+    expect(stored).toEqual(down?.right?.map((value) => 8 * value));
+    // With the transforms and their inverses in the weights it is the original up to its rounding.
+    using backend = openBackend();
+    using original = openCheckpoint(source);
+    const ids = Int32Array.of(1, 300, 17, 900, 2201, 44, 3999, 1024);
+    const logitsOf = (lm: LanguageModel): Float64Array => {
+      using g = new Graph(backend);
+      return Float64Array.from(g.read(lm.logits(g, lm.hidden(g, ids))));
+    };
+    const { model: quantized, checkpoint } = loadArtifact(backend, from);
+    const [a, b] = [quantized, LanguageModel.load(backend, original)].map(logitsOf);
+    checkpoint[Symbol.dispose]();
+    const power = (x: Float64Array): number => x.reduce((sum, v) => sum + v * v, 0);
+    expect(power(a.map((v, i) => v - b[i])) / power(b)).toBeLessThan(0.1);
+  });
+
+  it("refuses blocks that do not divide a site's channels", async () => {
+    const recipe = { samples: 2, seqLen: 64, epochs: 1, batch: 2, blockSize: 128 };
+    const options = { calibration: join(packageRoot, "LICENSE"), preset: "vllm", recipe };
+    await expect(artifact("w8a8kv16", "flatquant", options)).rejects.toThrow(
+      /blocks of 128 channels do not divide the 704 of mlp_down; give a blockSize that does/,
+    );
   });
 
   it("names what it cannot hold, and leaves it out when told to", async () => {

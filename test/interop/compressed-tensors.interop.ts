@@ -31,8 +31,20 @@ const source = join(root, "source");
 const TOKENS = [1, 300, 17, 900, 2201, 44, 3999, 1024, 77, 5, 2048, 612, 9, 1300, 31, 256];
 
 const METHODS = ["rtn", "quarot"];
-const SCHEMES = ["w4a16kv16", "w3a16kv16", "w8a16kv16", "w8a8kv16", "w4a8kv16", "w4a4kv4"];
-const cases = METHODS.flatMap((method) => SCHEMES.map((scheme) => [method, scheme] as const));
+const SCHEMES = [
+  ...["w4a16kv16", "w3a16kv16", "w8a16kv16", "w8a8kv16", "w4a8kv16", "w4a4kv4"],
+  ...["w4g64a16kv16", "w4g32a8kv16"],
+];
+const cases = [
+  ...METHODS.flatMap((method) => SCHEMES.map((scheme) => [method, scheme] as const)),
+  // One matrix for each run of channels.
+  ...["w4a4kv16", "w4g64a8kv16"].map((scheme) => ["flatquant", scheme] as const),
+];
+const LEARNED = {
+  preset: "vllm",
+  calibration: join(packageRoot, "LICENSE"),
+  recipe: { samples: 4, seqLen: 128, epochs: 1 },
+};
 const place = (method: string, scheme: string, ending = ""): string =>
   join(root, `${method}-${scheme}${ending}`);
 
@@ -48,7 +60,8 @@ beforeAll(async () => {
     using backend = openBackend();
     using checkpoint = openCheckpoint(source);
     const out = place(method, scheme);
-    await quantize({ backend, source: checkpoint, out, method, scheme });
+    const learned = method === "flatquant" ? LEARNED : {};
+    await quantize({ backend, source: checkpoint, out, method, scheme, ...learned });
     await exportCompressedTensors(out, { out: place(method, scheme, "-ct"), drop: ["cache"] });
   }
   const places = cases.flatMap((c) => [place(...c, "-ct"), place(...c, ".safetensors")]);
@@ -159,11 +172,10 @@ describe("compressed-tensors loaded by transformers", () => {
             }
             compared++;
             const expected = new Float64Array(rows);
-            for (let i = 0; i < rows; i++) {
-              let sum = 0;
-              for (let j = 0; j < columns; j++) sum += quantized!.codes[i * columns + j] * row[j];
-              expected[i] = quantized!.scale[i] * sum;
-            }
+            const { codes, scale, group = columns } = quantized!;
+            for (let i = 0; i < codes.length; i++)
+              expected[Math.floor(i / columns)] +=
+                scale[Math.floor(i / group)] * codes[i] * row[i % columns];
             expect(
               distance(expected, y.slice(token * rows, (token + 1) * rows)),
               name,

@@ -144,10 +144,12 @@ export function bindSimulated(
       return t.right ? kronecker(g, x, { left: t.right.p, nRight: attention.headDim }) : x;
     if (!t.left && !t.right && carrier(place)) return x;
     if (!t.left && !t.right) return t.diag ? binary(g, "mul", x, t.diag, "row") : x;
-    return kronecker(g, x, { left: t.left?.p, right: t.right?.p, diag: t.diag });
+    const nLeft = runs(place, t);
+    return kronecker(g, x, { left: t.left?.p, right: t.right?.p, diag: t.diag, nLeft });
   };
 
-  const weightTransform = ({ site: name, attention }: SitePlace, weight: Tensor): Tensor => {
+  const weightTransform = (place: SitePlace, weight: Tensor): Tensor => {
+    const { site: name, attention } = place;
     const factor = gridFactor(name);
     if (factor) return binary(g, "mul", weight, unary(g, "reciprocal", factor), "row");
     const t: BoundTransform | undefined = site[name];
@@ -166,6 +168,7 @@ export function bindSimulated(
       left: t.left?.inverseT,
       right: t.right?.inverseT,
       diag: t.inverseDiag,
+      nLeft: runs(place, t),
     });
   };
 
@@ -277,6 +280,11 @@ export function bindSimulated(
     },
     values: (_g, v, { headDim }) => quantizeCache(g, v, scheme, headDim, clip("v", "a")),
   };
+}
+
+/** How many runs of channels a single matrix serves. */
+function runs({ width }: SitePlace, { left, right }: BoundTransform): number | undefined {
+  return left || !right ? undefined : width / right.p.shape[0];
 }
 
 /** The reach of one copy exactly as the grid has it: whole steps. */

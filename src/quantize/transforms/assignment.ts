@@ -9,6 +9,8 @@ import { activeSites, kroneckerSites, matrixPlaces } from "./sites.js";
 export interface TransformKinds {
   /** How the matrices at every place are held; absent: there are none. */
   readonly matrices?: Parametrisation | "orthogonal";
+  /** Channels that one matrix serves, run by run (default: Kronecker pairs over all). */
+  readonly blockSize?: number;
   /** A factor per channel at every site where it folds. */
   readonly diag?: boolean;
 }
@@ -17,11 +19,11 @@ export interface TransformKinds {
 export function planTransforms(
   program: BlockProgram,
   scheme: Scheme,
-  { matrices, diag }: TransformKinds,
+  { matrices, blockSize, diag }: TransformKinds,
 ): BlockPlan {
   const transforms: Partial<Record<SiteName, SitePlan>> = {};
   const parameters: Record<string, readonly number[]> = {};
-  for (const { site, side, size } of matrices ? matrixPlaces(program, scheme) : []) {
+  for (const { site, side, size } of matrices ? matrixPlaces(program, scheme, blockSize) : []) {
     const factors = [...(transforms[site]?.factors ?? []), size];
     transforms[site] = { factors, diag: false };
     if (matrices === "direct") parameters[`${site}.p${side}`] = [size, size];

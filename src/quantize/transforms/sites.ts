@@ -10,10 +10,12 @@ import {
   type BlockProgram,
   type LinearSite,
   type SiteName,
+  type SitePlace,
 } from "../../backend/contract/program.js";
 import type { HostBlock } from "../../models/weights.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
 import { kroneckerFactors } from "./affine.js";
+import { UsageError } from "../../common/errors.js";
 import type { Side } from "../schema/parameters.js";
 
 /** Which transforms a scheme needs. */
@@ -41,20 +43,26 @@ export interface MatrixPlace {
 }
 
 /**
- * The matrices that a scheme asks for, in a fixed order: Kronecker pairs, heads, keys, values.
- * @throws PlanishError naming a site whose size has no factors and is too large for one matrix.
+ * The matrices that a scheme asks for, in a fixed order: Kronecker pairs, heads, keys, values. With a block size a site has
+ * one matrix for every run of so many channels instead (I ⊗ R), and none over heads.
+ * @throws PlanishError naming a site whose size has no factors and is too large for one matrix, UsageError one that is no
+ * whole number of blocks.
  */
-export function matrixPlaces(program: BlockProgram, scheme: Scheme): MatrixPlace[] {
+export function matrixPlaces(program: BlockProgram, scheme: Scheme, blockSize = 0): MatrixPlace[] {
   const active = activeSites(scheme);
   const places: MatrixPlace[] = [];
   if (active.linears) {
     for (const site of kroneckerSites(program)) {
+      if (blockSize > 0) {
+        places.push({ site, side: "", size: blockOf(siteNamed(program, site), blockSize) });
+        continue;
+      }
       const [left, right] = kroneckerFactors(siteNamed(program, site).width, site);
       if (left > 1) places.push({ site, side: "_left", size: left });
       places.push({ site, side: left > 1 ? "_right" : "", size: right });
     }
     for (const { site, attention } of sitesOf(program))
-      if (attention) places.push({ site, side: "", size: attention.heads });
+      if (attention && blockSize === 0) places.push({ site, side: "", size: attention.heads });
   }
   // The values' matrix is undone by what reads attention's output, where nothing stands between.
   const folds = sitesOf(program).some(({ attention }) => attention);
@@ -63,4 +71,12 @@ export function matrixPlaces(program: BlockProgram, scheme: Scheme): MatrixPlace
     if (active.values && folds) places.push({ site: "v_head", side: "", size: headDim });
   }
   return places;
+}
+
+/** The block size, where it divides a site's width. */
+function blockOf({ site, width }: SitePlace, blockSize: number): number {
+  if (width % blockSize === 0) return blockSize;
+  throw new UsageError(
+    `blocks of ${blockSize} channels do not divide the ${width} of ${site}; give a blockSize that does, or 0 for Kronecker pairs`,
+  );
 }

@@ -14,6 +14,7 @@ export function planBlock(
 ): BlockPlan {
   const { transforms, parameters: small } = planTransforms(program, scheme, {
     matrices: recipe.parametrisation,
+    blockSize: recipe.blockSize,
     diag: recipe.diag,
   });
   const parameters: Record<string, readonly number[]> = { ...small };

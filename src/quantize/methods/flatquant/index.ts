@@ -30,8 +30,8 @@ export const flatquant: Method<FlatQuantRecipe> = {
     secondMoments: recipe.rounding === "gptq",
   }),
   gptq: gptqOf,
-  check: (programs, scheme) => {
-    for (const program of programs) matrixPlaces(program, scheme);
+  check: (programs, scheme, { blockSize }) => {
+    for (const program of programs) matrixPlaces(program, scheme, blockSize);
   },
   plan: planBlock,
   calibrateBlock,

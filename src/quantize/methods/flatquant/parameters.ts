@@ -24,7 +24,7 @@ export function initialParameters(
   random: Random,
 ): InitialValues {
   const values: InitialValues = new Map();
-  for (const { site, side, size } of matrixPlaces(program, scheme))
+  for (const { site, side, size } of matrixPlaces(program, scheme, recipe.blockSize))
     initMatrix(values, site, side, size, recipe.parametrisation, random);
   if (recipe.diag && maxima && activeSites(scheme).linears)
     for (const site of kroneckerSites(program))

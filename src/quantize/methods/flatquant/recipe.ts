@@ -1,5 +1,6 @@
 /** FlatQuant's settings as data. Source: docs/methods.md, flatquant. */
 import { z } from "zod";
+import { LIMITS } from "../../../common/bounds.js";
 import { passCount, tokenCount, windowCount } from "../../schema/recipe-counts.js";
 import { roundingDefaults, roundingFields } from "../../schema/gptq-settings.js";
 
@@ -18,6 +19,8 @@ const fields = z.strictObject({
   finalLearningRate: z.number().nonnegative(),
   weightDecay: z.number().nonnegative(),
   parametrisation: z.enum(["svd", "direct"]),
+  /** Channels of a site's one matrix, which serves each run of so many; 0: a Kronecker pair over all channels. */
+  blockSize: z.number().int().min(0).max(LIMITS.width),
   diag: z.boolean(),
   /** Exponent of the diag's initialisation. */
   diagAlpha: z.number().min(0).max(1),
@@ -62,6 +65,7 @@ const paper: FlatQuantRecipe = {
   finalLearningRate: 5e-6,
   weightDecay: 0.01,
   parametrisation: "svd",
+  blockSize: 0,
   diag: true,
   diagAlpha: 0.3,
   weightClip: true,
@@ -89,5 +93,16 @@ export const flatQuantPresets = {
     ...paper,
     learnedRounding: { enabled: true, learningRate: 3e-3 },
     distillation: { ...paper.distillation, steps: 384 },
+  },
+  // What vLLM runs of it: transforms that repeat one matrix, each token's whole range (docs/formats/compressed-tensors.md).
+  vllm: {
+    ...paper,
+    samples: 40,
+    epochs: 4,
+    batch: 2,
+    learnedRounding: { enabled: true, learningRate: 5e-3 },
+    blockSize: 64,
+    activationClip: false,
+    kvClip: false,
   },
 } as const satisfies Record<string, FlatQuantRecipe>;
