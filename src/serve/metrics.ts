@@ -6,6 +6,8 @@ import type { EngineStats } from "../engine/protocol.js";
 /** Seconds; from a cached prompt to a long one that waits its turn. */
 const WAIT_BUCKETS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100];
 
+const VLLM = "vllm:";
+
 export class Metrics {
   private readonly registry = new Registry();
   private readonly requests: Counter<"route" | "status">;
@@ -51,9 +53,14 @@ export class Metrics {
         },
       });
     };
-    const gauge = (name: string, help: string, value: (stats: EngineStats) => number): void => {
+    const gauge = (
+      name: string,
+      help: string,
+      value: (stats: EngineStats) => number,
+      prefix = "planish_",
+    ): void => {
       new Gauge({
-        name: `planish_${name}`,
+        name: prefix + name,
         help,
         registers,
         collect() {
@@ -71,6 +78,15 @@ export class Metrics {
     gauge("cache_pages", "Pages of the KV cache", (s) => s.pagesTotal);
     gauge("cache_pages_used", "Pages that sequences hold", (s) => s.pagesUsed);
     gauge("cache_pages_reusable", "Pages kept for prompts to come", (s) => s.pagesCached);
+    // What gateways choose a server by, under the names that they look for unless they are told others (docs/serve.md).
+    gauge("num_requests_running", "Sequences that take part in steps", (s) => s.running, VLLM);
+    gauge("num_requests_waiting", "Sequences that wait for a place", (s) => s.waiting, VLLM);
+    gauge(
+      "kv_cache_usage_perc",
+      "Share of the KV cache's pages that sequences hold, 0 to 1",
+      (s) => s.pagesUsed / s.pagesTotal,
+      VLLM,
+    );
   }
 
   get contentType(): string {

@@ -458,6 +458,9 @@ describe("what it shows", () => {
     expect(value("time_to_first_token_seconds_count")).toBe(1);
     expect(value('http_requests_total{route="/v1/chat/completions",status="200"}')).toBe(1);
     expect(text).toContain("process_resident_memory_bytes");
+    // The names by which gateways find a server that has room.
+    for (const name of ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"])
+      expect(text).toMatch(new RegExp(`^# TYPE vllm:${name} gauge\\nvllm:${name} 0$`, "m"));
   });
 
   it("is not healthy when its engine has failed", async () => {
