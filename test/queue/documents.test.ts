@@ -121,6 +121,8 @@ describe("addresses of queues", () => {
     expect(options.password).toBe("secret");
     expect(options.tls).toEqual({ servername: "head" });
     expect(shown).toBe("rediss://head:7000/2");
+    // No server name goes with an address: RFC 6066.
+    expect(queueAddress("rediss://[::1]", {}).options.tls).toEqual({});
     const whole = queueAddress(undefined, { PLANISH_QUEUE: "redis://u:p%40ss@[::1]" });
     expect(whole.options).toMatchObject({ host: "::1", port: 6379, password: "p@ss" });
     expect(whole.shown).toBe("redis://[::1]:6379");

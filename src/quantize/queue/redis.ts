@@ -2,6 +2,7 @@
  * Where the queue is: an address, and passwords from the environment only, since everybody on a machine sees the arguments
  * of its processes.
  */
+import { isIP } from "node:net";
 import type { RedisOptions } from "bullmq";
 import type { Redis } from "ioredis";
 import { oneLine, quoted } from "../../common/bounds.js";
@@ -48,17 +49,18 @@ export function queueAddress(
     );
   const username = decodeURIComponent(url.username) || env.PLANISH_QUEUE_USER;
   const password = decodeURIComponent(url.password) || env.PLANISH_QUEUE_PASSWORD;
+  const host = url.hostname.replace(/^\[|\]$/g, "");
   const port = url.port === "" ? 6379 : Number(url.port);
   return {
     shown: `${url.protocol}//${url.hostname}:${port}${database ? `/${database}` : ""}`,
     options: {
-      host: url.hostname.replace(/^\[|\]$/g, ""),
+      host,
       port,
       db: Number(database || 0),
       ...(username && { username }),
       ...(password && { password }),
       // Certificates of an authority of one's own: NODE_EXTRA_CA_CERTS.
-      ...(url.protocol === "rediss:" && { tls: { servername: url.hostname } }),
+      ...(url.protocol === "rediss:" && { tls: isIP(host) ? {} : { servername: host } }),
       connectTimeout: 5000,
       // Commands wait while the server is away.
       maxRetriesPerRequest: null,
@@ -88,10 +90,15 @@ export async function connectQueue({ shown, options }: QueueAddress): Promise<Re
     const reason = first ?? (error as Error);
     const code = (reason as NodeJS.ErrnoException).code;
     const said = code === "ECONNREFUSED" ? "nobody answers there" : oneLine(reason.message, 200);
-    throw new PlanishError(
-      `the queue at ${shown} cannot be used: ${said}; start Redis or Valkey there, or give another --queue`,
-      { cause: error, resumable: true },
-    );
+    const advice = /WRONGPASS|NOAUTH/.test(said)
+      ? "give its user and password in PLANISH_QUEUE_USER and PLANISH_QUEUE_PASSWORD"
+      : /certificate/.test(said)
+        ? "give its authority's certificate in NODE_EXTRA_CA_CERTS"
+        : "start Redis or Valkey there, or give another --queue";
+    throw new PlanishError(`the queue at ${shown} cannot be used: ${said}; ${advice}`, {
+      cause: error,
+      resumable: true,
+    });
   } finally {
     probe.disconnect();
   }
