@@ -98,7 +98,13 @@ export default defineConfig(
     // Scripts of pages; types are checked by assets/tsconfig.json.
     files: ["assets/**/*.js"],
     languageOptions: {
-      globals: { document: "readonly", addEventListener: "readonly", Plot: "readonly" },
+      globals: {
+        ...Object.fromEntries(
+          "document addEventListener localStorage navigator fetch performance setTimeout requestAnimationFrame AbortController TextDecoderStream Plot marked DOMPurify"
+            .split(" ")
+            .map((name) => [name, "readonly"]),
+        ),
+      },
     },
   },
   ...downwardOnly,

@@ -1,6 +1,4 @@
 /** The HTTP server: OpenAI's API over one engine, health, metrics, and a chat page. */
-import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
 import cors from "@fastify/cors";
 import bearerAuth from "@fastify/bearer-auth";
 import rateLimit from "@fastify/rate-limit";
@@ -17,6 +15,7 @@ import { ApiError, describeError, describeParserError } from "./errors.js";
 import { answer, whileThere, type GenerationContext } from "./generation.js";
 import { checkHost, isLoopback, Keys } from "./guards.js";
 import { Metrics } from "./metrics.js";
+import { servePage } from "./page.js";
 import { translateChat, translateCompletion, type Translated } from "./requests.js";
 import { responseStyle } from "./responses/answer.js";
 import { translateResponse } from "./responses/request.js";
@@ -382,29 +381,4 @@ function checkModel(asked: string, served: string): void {
       code: "model_not_found",
       param: "model",
     });
-}
-
-/** The page talks to this server only, runs its own script only, and may not be framed. */
-function servePage(app: FastifyInstance): void {
-  const page = readFileSync(new URL("./page.html", import.meta.url), "utf8");
-  const hashes = (tag: string): string =>
-    [...page.matchAll(new RegExp(`<${tag}>([\\s\\S]*?)</${tag}>`, "g"))]
-      .map(([, text]) => `'sha256-${createHash("sha256").update(text).digest("base64")}'`)
-      .join(" ");
-  const policy = [
-    "default-src 'none'",
-    "connect-src 'self'",
-    `script-src ${hashes("script")}`,
-    `style-src ${hashes("style")}`,
-    "img-src data:",
-    "base-uri 'none'",
-    "form-action 'none'",
-    "frame-ancestors 'none'",
-  ].join("; ");
-  app.get("/", (_request, reply) =>
-    reply
-      .headers({ "content-security-policy": policy, "referrer-policy": "no-referrer" })
-      .type("text/html; charset=utf-8")
-      .send(page),
-  );
 }

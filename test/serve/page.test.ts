@@ -95,6 +95,137 @@ describe.skipIf(noChromium !== undefined)(
       await page.close();
     });
 
+    /** What the next question gets, in place of the model's answer. */
+    async function answerWith(page: Page, content: string): Promise<void> {
+      const top_logprobs = [
+        { token: "a", logprob: -0.1 },
+        { token: "b", logprob: -3 },
+      ];
+      const chunks = Array.from(content.match(/[^]{1,7}/g) ?? [], (piece) => ({
+        choices: [
+          {
+            delta: { content: piece },
+            logprobs: { content: [{ token: piece, logprob: -2, top_logprobs }] },
+          },
+        ],
+      }));
+      const usage = { choices: [], usage: { completion_tokens: chunks.length } };
+      const body = [...chunks, usage].map((each) => `data: ${JSON.stringify(each)}\n\n`);
+      await page.route("**/v1/chat/completions", (route) =>
+        route.fulfill({
+          contentType: "text/event-stream",
+          body: `${body.join("")}data: [DONE]\n\n`,
+        }),
+      );
+    }
+
+    async function send(page: Page, text: string): Promise<void> {
+      await page.getByLabel("Message", { exact: true }).fill(text);
+      await page.keyboard.press("Enter");
+      await page
+        .getByRole("status")
+        .filter({ hasText: /^\d+ tokens/ })
+        .waitFor();
+    }
+
+    const MARKDOWN = `# Ships
+
+A **bold** one, <img src="x" onerror="window.hacked = 1"><script>window.hacked = 1</script>
+and [a link](javascript:window.hacked=1) and [another](https://example.org/).
+
+\`\`\`js
+let masts = 3;
+\`\`\`
+
+| port | days |
+| ---- | ---- |
+| Oslo | 2    |
+`;
+
+    it("shows Markdown, of which nothing runs and nothing is fetched", async () => {
+      const page = await open();
+      await enterKey(page);
+      await answerWith(page, MARKDOWN);
+      await send(page, "<b>Ships?</b>");
+      const log = page.getByRole("log");
+      await log.getByRole("heading", { name: "Ships", exact: true }).waitFor();
+      await log.getByRole("cell", { name: "Oslo" }).waitFor();
+      // A question is text, whatever it looks like.
+      await log.getByText("<b>Ships?</b>").waitFor();
+      expect(await log.locator("pre").textContent()).toContain("let masts = 3;");
+      await log.getByRole("button", { name: "Copy" }).waitFor();
+      expect(await log.locator("img, script, iframe, form").count()).toBe(0);
+      expect(await log.locator("[onerror], [style]").count()).toBe(0);
+      expect(await log.locator('a[href^="javascript"]').count()).toBe(0);
+      expect(await log.getByRole("link", { name: "another" }).getAttribute("rel")).toContain(
+        "noopener",
+      );
+      expect(await page.evaluate("window.hacked")).toBeUndefined();
+      await page.getByText("Conversations").click();
+      await page.evaluate(axe.source);
+      const { violations } = await page.evaluate<AxeResults>("axe.run()");
+      expect(violations.map(({ id, nodes }) => [id, nodes[0].html])).toEqual([]);
+      await page.close();
+    });
+
+    it("tells what else was likely, regenerates, edits, and keeps conversations in the browser", async () => {
+      const page = await open();
+      await enterKey(page);
+      await page.getByLabel("Keep the probabilities of tokens").check();
+      await answerWith(page, "first answer");
+      await send(page, "one?");
+      await page.getByRole("button", { name: "Probabilities" }).click();
+      await page.getByRole("group", { name: "Tokens of the answer" }).press("Home");
+      await page.getByText('"first a" 13.5 %; likeliest: "a" 90.5 %, "b" 5.0 %').waitFor();
+      await page.unroute("**/v1/chat/completions");
+      await answerWith(page, "second answer");
+      await page.getByRole("button", { name: "Regenerate this answer" }).click();
+      await page.getByText("second answer").waitFor();
+      expect(await page.getByRole("log").locator(".turn").count()).toBe(2);
+      await page.getByRole("button", { name: "Edit this message" }).click();
+      expect(await page.getByLabel("Message", { exact: true }).inputValue()).toBe("one?");
+      expect(await page.getByRole("log").locator(".turn").count()).toBe(0);
+      await send(page, "two?");
+      await page.reload();
+      await page.getByText("Conversations").click();
+      await page.getByRole("button", { name: "Open: two?" }).click();
+      await page.getByText("second answer").waitFor();
+      await page.getByRole("button", { name: "Delete: two?" }).click();
+      expect(await page.getByRole("log").locator(".turn").count()).toBe(0);
+      await page.reload();
+      expect(await page.getByRole("button", { name: "Open: two?" }).count()).toBe(0);
+      await page.close();
+    });
+
+    it("asks with the settings that were given, and remembers them but the key", async () => {
+      const page = await open();
+      await enterKey(page);
+      const asked = page.waitForRequest("**/v1/chat/completions");
+      await page.getByLabel("Answer as a JSON object").check();
+      await page.getByLabel("Seed").fill("7");
+      await page.getByLabel("Top k").fill("5");
+      await page.getByLabel("System message").fill("Be brief.");
+      await page.getByLabel("New tokens at most").fill("4");
+      await answerWith(page, "{}");
+      await send(page, "a");
+      expect((await asked).postDataJSON()).toMatchObject({
+        response_format: { type: "json_object" },
+        seed: 7,
+        top_k: 5,
+        max_tokens: 4,
+        messages: [
+          { role: "system", content: "Be brief." },
+          { role: "user", content: "a" },
+        ],
+      });
+      await page.reload();
+      await page.getByText("Settings").click();
+      expect(await page.getByLabel("Seed").inputValue()).toBe("7");
+      expect(await page.getByLabel("API key").inputValue()).toBe("");
+      expect(JSON.stringify(await page.evaluate("({ ...localStorage })"))).not.toContain(KEY);
+      await page.close();
+    });
+
     it.each([
       ["light, wide", { colorScheme: "light", viewport: { width: 1200, height: 800 } }],
       ["dark, on a phone", { colorScheme: "dark", viewport: { width: 360, height: 640 } }],
