@@ -67,6 +67,11 @@ export interface EngineOptions {
   /** Jinja source of a chat template, in place of the model's own. */
   readonly chatTemplate?: string;
   /**
+   * Guesses what comes next from what came before, and asks the model about several tokens in one step (default false).
+   * Texts are the same; copies and summaries come faster. Has no effect on a GPU, nor with recurrent layers.
+   */
+  readonly lookUp?: boolean;
+  /**
    * Tools are told in plain messages where the chat template has no form for them (default true); otherwise requests with
    * tools are then refused.
    */

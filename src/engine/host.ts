@@ -32,6 +32,7 @@ import {
   type TextRequest,
 } from "./request.js";
 import type { ModelSampling } from "./model-sampling.js";
+import { LookUp } from "./look-up.js";
 import { rootOf } from "./pages.js";
 import { PromptWriter, promptOf, type Prompt } from "./prompt.js";
 import { Sampler } from "./sampling.js";
@@ -50,6 +51,8 @@ export interface HostOptions {
   readonly stepTokens: number;
   /** Jinja source that takes the place of the model's own. */
   readonly chatTemplate?: string;
+  /** Guesses what comes next from what came before; the texts are the same (default false). */
+  readonly lookUp?: boolean;
   /** Tools are told in plain messages where the chat template has no form for them (default: such requests are refused). */
   readonly toolFallback?: boolean;
 }
@@ -468,6 +471,7 @@ export class EngineHost {
         this.wake();
       }),
       root: rootOf(request.cacheSalt),
+      lookUp: this.options.lookUp ? new LookUp() : undefined,
     });
   }
 

@@ -37,10 +37,23 @@ export interface SchedulerStats {
   readonly pagesCached: number;
   readonly steps: number;
   readonly preemptions: number;
+  /** Tokens guessed by look-up, and those of them that were right. */
+  readonly guessed: number;
+  readonly guessedRight: number;
 }
 
 /** Prompt tokens that a step takes at least, however many sequences decode in it. */
 const LEAST_PREFILL = 32;
+
+/** Guessed tokens that a step takes at most, over all sequences. */
+const GUESSED_ROWS = 8;
+
+/** A sequence's part in a step: so many of its tokens, and what may follow them. */
+interface Planned {
+  readonly sequence: Sequence;
+  readonly count: number;
+  readonly guess: readonly number[];
+}
 
 export class Scheduler {
   readonly pool: PagePool;
@@ -53,6 +66,8 @@ export class Scheduler {
   private arrivals = 0;
   private steps = 0;
   private preemptions = 0;
+  private guessed = 0;
+  private guessedRight = 0;
 
   constructor(
     private readonly executor: Executor,
@@ -73,6 +88,8 @@ export class Scheduler {
       pagesCached: this.pool.cached,
       steps: this.steps,
       preemptions: this.preemptions,
+      guessed: this.guessed,
+      guessedRight: this.guessedRight,
     };
   }
 
@@ -105,7 +122,7 @@ export class Scheduler {
     this.admit();
     const planned = this.plan();
     if (planned.length === 0) return released;
-    const chunks = planned.map(({ sequence, count }) => chunkOf(sequence, count));
+    const chunks = planned.map(chunkOf);
     let results: StepLogits;
     try {
       results = await this.executor.step(chunks);
@@ -114,9 +131,11 @@ export class Scheduler {
       return true;
     }
     this.steps += 1;
-    planned.forEach(({ sequence, count }, i) => {
+    planned.forEach((each, i) => {
       // It may have been cancelled while the step ran.
-      if (this.running.includes(sequence)) this.settle(sequence, count, results[i]);
+      if (!this.running.includes(each.sequence)) return;
+      if (each.guess.length > 0 && results[i]) this.settleGuess(each, results[i]);
+      else this.settle(each.sequence, each.count, results[i]);
     });
     return true;
   }
@@ -152,7 +171,7 @@ export class Scheduler {
   }
 
   /** The chunks of the next step, with their pages. */
-  private plan(): { sequence: Sequence; count: number }[] {
+  private plan(): Planned[] {
     const ready = this.running.filter(({ paused, held }) => !paused && held === undefined);
     const prefilling = ready.filter(({ pending }) => pending > 1);
     const decoding = ready.length - prefilling.length;
@@ -167,14 +186,36 @@ export class Scheduler {
       budget -= count;
       wanted.set(sequence, count);
     });
-    const planned: { sequence: Sequence; count: number }[] = [];
+    // Where many rows share a step already, further ones cost what they take.
+    // Rows must be the same bits however they come, and states that have gone on cannot go back.
+    const isExact = !this.freeStates && !this.executor.cutAtPages;
+    const guesses = isExact ? Math.floor(GUESSED_ROWS / ready.length) : 0;
+    const planned: Planned[] = [];
     for (const sequence of ready) {
       const count = wanted.get(sequence) ?? 0;
       // An earlier one in this loop may have taken its pages.
       if (count === 0 || !this.running.includes(sequence)) continue;
-      if (this.makeRoom(sequence, sequence.computed + count)) planned.push({ sequence, count });
+      if (!this.makeRoom(sequence, sequence.computed + count)) continue;
+      const isDecoding = sequence.pending === 1 && sequence.siblings.length === 0;
+      const guess = isDecoding && guesses > 0 ? sequence.guess(guesses) : [];
+      planned.push({ sequence, count, guess: this.fitting(sequence, guess) });
     }
     return planned;
+  }
+
+  /** As much of a guess as has pages without anybody giving up theirs. */
+  private fitting(sequence: Sequence, guess: readonly number[]): readonly number[] {
+    const { pages, computed } = sequence;
+    let fits = 0;
+    while (fits < guess.length) {
+      if (pages.length < this.pagesFor(computed + 2 + fits)) {
+        const page = this.pool.allocate();
+        if (page === undefined) break;
+        pages.push(page);
+      }
+      fits += 1;
+    }
+    return guess.slice(0, fits);
   }
 
   /** For executors that ask for it, a part of a prompt that ends with a page, where the share has room for that. */
@@ -251,6 +292,24 @@ export class Scheduler {
     if (logits === undefined) return;
     for (const sibling of sequence.siblings.splice(0)) this.fork(sequence, sibling, logits);
     this.advance(sequence, logits);
+  }
+
+  /** Goes through the rows of a guess for as long as what is chosen is what was guessed. */
+  private settleGuess({ sequence, guess }: Planned, rows: Float32Array): void {
+    const width = rows.length / (guess.length + 1);
+    let right = 0;
+    for (let goesOn = true; goesOn;) {
+      this.settle(sequence, 1, rows.subarray(right * width, (right + 1) * width));
+      // The keys and values of what was guessed are there already.
+      goesOn =
+        this.running.includes(sequence) &&
+        right < guess.length &&
+        sequence.tokens.at(-1) === guess[right];
+      if (goesOn) right += 1;
+    }
+    this.guessed += guess.length;
+    this.guessedRight += right;
+    sequence.learn(guess.length, right);
   }
 
   /** A further choice goes on from the same prompt, on the same pages; where the house is full it waits. */
@@ -345,15 +404,15 @@ export class Scheduler {
   }
 }
 
-function chunkOf(sequence: Sequence, count: number): Chunk {
+function chunkOf({ sequence, count, guess }: Planned): Chunk {
   const { tokens, computed, pages, state, wants } = sequence;
   const isLast = computed + count === tokens.length;
   return {
-    tokens: Int32Array.from(tokens.slice(computed, computed + count)),
+    tokens: Int32Array.from([...tokens.slice(computed, computed + count), ...guess]),
     start: computed,
     pages: Int32Array.from(pages),
     state,
-    logits: wants === "hidden" ? wants : isLast ? "last" : "none",
+    logits: wants === "hidden" ? wants : guess.length > 0 ? "all" : isLast ? "last" : "none",
   };
 }
 

@@ -1,5 +1,6 @@
 /** What the scheduler runs: tokens, what of them is in the cache, and what becomes of what a step gives. */
 import type { Guide } from "./constraint/contract.js";
+import type { LookUp } from "./look-up.js";
 import type { OutputToken, TextOutput } from "./text-output.js";
 import { logProbabilities, type LogProbability, type Sampler } from "./sampling.js";
 import { ROOT, type PrefixNode } from "./pages.js";
@@ -52,6 +53,8 @@ export interface TextParts extends SequenceParts {
   readonly sink: SequenceSink;
   /** What holds the text to its form. */
   readonly guide?: Guide;
+  /** What guesses what comes next (default: nothing does). */
+  readonly lookUp?: LookUp;
 }
 
 export abstract class Sequence {
@@ -107,6 +110,16 @@ export abstract class Sequence {
     return undefined;
   }
 
+  /** Tokens that may come next, to be computed with the last one; see look-up.ts. */
+  guess(_most: number): readonly number[] {
+    return [];
+  }
+
+  /** How many tokens of a guess proved right. */
+  learn(_guessed: number, _right: number): void {
+    // Nothing guesses.
+  }
+
   /** Frees what the sequence holds outside the engine's thread. */
   dispose(): void {
     this.guide?.[Symbol.dispose]();
@@ -128,6 +141,20 @@ export class TextSequence extends Sequence {
 
   override get guide(): Guide | undefined {
     return this.parts.guide;
+  }
+
+  override guess(most: number): readonly number[] {
+    const { lookUp, limits, guide } = this.parts;
+    // A guide must see each token before it says which may come next.
+    if (!lookUp || guide) return [];
+    const { contextTokens, maxTokens } = limits;
+    // Every guess takes a position, and the token behind the last one too.
+    const room = Math.min(contextTokens - this.tokens.length, maxTokens - this.generated - 1);
+    return room > 0 ? lookUp.guess(this.tokens, Math.min(most, room)) : [];
+  }
+
+  override learn(guessed: number, right: number): void {
+    this.parts.lookUp?.learn(guessed, right);
   }
 
   /** Chooses the next token and reports it; returns whether the text has ended. A guide must be ready. */

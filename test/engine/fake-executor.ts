@@ -25,6 +25,8 @@ export interface FakeOptions {
   readonly pageTokens?: number;
   readonly maxPositions?: number;
   readonly vocabSize?: number;
+  /** Logits after some tokens (default: a hash of them). */
+  readonly logitsOf?: (tokens: readonly number[], vocabSize: number) => Float32Array;
   /** Sequences have states beside their pages, which hold the sum of their tokens' squares. */
   readonly recurrent?: boolean;
   /** Called before each step; may throw. */
@@ -35,6 +37,7 @@ export function fakeExecutor({
   pageTokens = 4,
   maxPositions,
   vocabSize = FAKE_VOCABULARY,
+  logitsOf = fakeLogits,
   recurrent = false,
   onStep,
 }: FakeOptions = {}): Executor & {
@@ -86,7 +89,11 @@ export function fakeExecutor({
         const held = Array.from({ length }, (_, at) => memory[slot(pages, at)]);
         if (recurrent && sums[slots[i]] !== held.reduce((sum, token) => sum + token ** 2, 0))
           throw new Error("a sequence's state is not that of the tokens in its pages");
-        return fakeLogits(held, vocabSize);
+        const rows = logits === "all" ? tokens.length : 1;
+        const all = new Float32Array(rows * vocabSize);
+        for (let row = 0; row < rows; row++)
+          all.set(logitsOf(held.slice(0, length - rows + 1 + row), vocabSize), row * vocabSize);
+        return all;
       });
     },
     [Symbol.dispose]() {

@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Random } from "../../src/common/random.js";
 import type { Chunk } from "../../src/backend/contract/inference.js";
+import { LookUp } from "../../src/engine/look-up.js";
 import { Sampler, type SamplingOptions } from "../../src/engine/sampling.js";
 import { Scheduler } from "../../src/engine/scheduler.js";
 import { TextSequence, type Sequence } from "../../src/engine/sequence.js";
@@ -33,6 +34,7 @@ function sequencesOf(
   job: Job,
   request: number,
   contextTokens: number,
+  lookUp = false,
 ): { first: Sequence; result: Result } {
   const result: Result = { tokens: [], reasons: [] };
   const sequences = Array.from({ length: job.n }, (_, choice) => {
@@ -43,6 +45,7 @@ function sequencesOf(
       prompt: job.prompt,
       sampler: sampler(job, choice),
       output: new TextOutput(decoder, []),
+      lookUp: lookUp ? new LookUp() : undefined,
       limits: {
         maxTokens: job.maxTokens,
         contextTokens,
@@ -134,7 +137,8 @@ describe("Scheduler", () => {
           stepTokens: fc.integer({ min: 1, max: 40 }),
         }),
         fc.boolean(),
-        async (events, options, recurrent) => {
+        fc.boolean(),
+        async (events, options, recurrent, lookUp) => {
           const contextTokens = options.pages * 4;
           const scheduler = new Scheduler(fakeExecutor({ pageTokens: 4, recurrent }), options);
           const requests: { job: Job; result: Result }[] = [];
@@ -149,7 +153,7 @@ describe("Scheduler", () => {
           for (const { kind, job, which, steps } of events) {
             const id = requests.length === 0 ? 0 : which % requests.length;
             if (kind === "submit") {
-              const { first, result } = sequencesOf(job, requests.length, contextTokens);
+              const { first, result } = sequencesOf(job, requests.length, contextTokens, lookUp);
               requests.push({ job, result });
               scheduler.submit(first);
             } else if (kind === "cancel") {

@@ -20,6 +20,7 @@ import {
   engineOptions,
   kvBitsOption,
   kvMemoryOption,
+  lookUpOption,
   simulatedOption,
   type EngineFlags,
 } from "./engine-flags.js";
@@ -94,6 +95,7 @@ export function register(program: Command): void {
     .addOption(kvBitsOption())
     .addOption(kvMemoryOption())
     .addOption(chatTemplateOption())
+    .addOption(lookUpOption())
     .addOption(deviceOption())
     .addOption(threadsOption())
     .action(

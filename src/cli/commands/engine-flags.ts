@@ -14,6 +14,7 @@ export interface EngineFlags {
   readonly kvBits?: Bits;
   readonly kvMemory?: number;
   readonly chatTemplate?: string;
+  readonly lookUp?: boolean;
 }
 
 export const simulatedOption = (): Option =>
@@ -56,12 +57,18 @@ export const chatTemplateOption = (): Option =>
     "Jinja file that writes messages down, in place of the model's own template",
   );
 
+export const lookUpOption = (): Option =>
+  new Option(
+    "--look-up",
+    "guess what comes next from what came before: the same texts, copies and summaries faster",
+  );
+
 /** The engine's options that the flags say. @throws PlanishError when the template's file cannot be read. */
 export function engineOptions(
   flags: DeviceFlags & EngineFlags,
   progress: ProgressSink,
 ): EngineOptions {
-  const { device, threads, simulated, dequantize, kvBits, kvMemory, chatTemplate } = flags;
+  const { device, threads, simulated, dequantize, kvBits, kvMemory, chatTemplate, lookUp } = flags;
   return {
     device,
     threads,
@@ -69,6 +76,7 @@ export function engineOptions(
     dequantize,
     kvBits,
     kvMemory,
+    lookUp,
     chatTemplate: chatTemplate === undefined ? undefined : readTemplate(chatTemplate),
     progress,
   };

@@ -21,6 +21,7 @@ import {
   engineOptions,
   kvBitsOption,
   kvMemoryOption,
+  lookUpOption,
   simulatedOption,
   type EngineFlags,
 } from "./engine-flags.js";
@@ -120,6 +121,7 @@ export function register(program: Command): void {
     .addOption(kvBitsOption())
     .addOption(kvMemoryOption())
     .addOption(chatTemplateOption())
+    .addOption(lookUpOption())
     .addOption(new Option("--log-level <level>", "logs on stderr").choices(LOG_LEVELS))
     .addOption(deviceOption())
     .addOption(threadsOption())
