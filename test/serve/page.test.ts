@@ -135,6 +135,7 @@ and [a link](javascript:window.hacked=1) and [another](https://example.org/).
 
 \`\`\`js
 let masts = 3;
+const long = "${"x".repeat(300)}";
 \`\`\`
 
 | port | days |
@@ -161,6 +162,9 @@ let masts = 3;
         "noopener",
       );
       expect(await page.evaluate("window.hacked")).toBeUndefined();
+      // Wide code scrolls by itself.
+      const over = await log.evaluate(({ scrollWidth, clientWidth }) => scrollWidth - clientWidth);
+      expect(over).toBeLessThanOrEqual(0);
       await page.getByText("Conversations").click();
       await page.evaluate(axe.source);
       const { violations } = await page.evaluate<AxeResults>("axe.run()");
