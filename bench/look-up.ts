@@ -2,10 +2,11 @@
  * Decoding with and without look-up, in turns: steps, processor time and wall time of prompts that ask for an edited copy of
  * code, and of ones that do not repeat themselves. npm run build && npx tsx bench/look-up.ts MODEL [rounds]
  */
+import type * as EngineModule from "../src/engine/index.js";
+
 // The built program: the engine starts a thread of its own.
-const { collect, Engine } = (await import(
-  new URL("../dist/engine/index.js", import.meta.url).href
-)) as typeof import("../src/engine/index.js");
+const built = new URL("../dist/engine/index.js", import.meta.url);
+const { collect, Engine } = (await import(built.href)) as typeof EngineModule;
 
 const CODE = `function total(items) {
   let sum = 0;

@@ -103,7 +103,7 @@ function showMarkdown(box, text) {
       copy.textContent = "Copied";
       setTimeout(() => (copy.textContent = "Copy"), 1500);
     });
-    code.append(pre, copy);
+    code.append(copy, pre);
   }
 }
 
