@@ -31,8 +31,11 @@ import { temporaryDirectory } from "../checkpoint/files.js";
 
 type Json = Readonly<Record<string, unknown>>;
 
-const ROOT =
-  process.env.PLANISH_ARCHITECTURES ?? join(import.meta.dirname, "../fixtures/architectures");
+const FIXTURES = join(import.meta.dirname, "../fixtures");
+/** Transformers' checkpoints, and others from plain statements in NumPy, whose settings those leave at their defaults. */
+const ROOTS = process.env.PLANISH_ARCHITECTURES
+  ? [process.env.PLANISH_ARCHITECTURES]
+  : [join(FIXTURES, "architectures"), join(FIXTURES, "architecture-variants")];
 
 /** Folders whose architecture is not supported, with the reason. A folder that is not here must pass. */
 const UNSUPPORTED: Readonly<Record<string, string>> = {
@@ -42,15 +45,19 @@ const UNSUPPORTED: Readonly<Record<string, string>> = {
 /** Of the largest logit, for float32: README of the fixtures; 2e-5 is reachable. */
 const TOLERANCE = 1e-4;
 
-const folders = readdirSync(ROOT, { withFileTypes: true })
+const folders = ROOTS.flatMap((root) => readdirSync(root, { withFileTypes: true }))
   .filter((entry) => entry.isDirectory() && !(entry.name in UNSUPPORTED))
   .map(({ name }) => name);
+
+function placeOf(folder: string): string {
+  return join(ROOTS.find((root) => existsSync(join(root, folder))) ?? ROOTS[0], folder);
+}
 
 /** A folder as a model with one of its configurations, and a tokenizer, since artifacts have one: it plays no part here. */
 function withConfig(folder: string, config: string): string {
   const target = temporaryDirectory();
-  copyFileSync(join(ROOT, folder, config), join(target, "config.json"));
-  copyFileSync(join(ROOT, folder, "model.safetensors"), join(target, "model.safetensors"));
+  copyFileSync(join(placeOf(folder), config), join(target, "config.json"));
+  copyFileSync(join(placeOf(folder), "model.safetensors"), join(target, "model.safetensors"));
   for (const file of ["tokenizer.json", "tokenizer_config.json"])
     copyFileSync(join(packageRoot, "models/tiny-llama", file), join(target, file));
   return target;
@@ -58,12 +65,12 @@ function withConfig(folder: string, config: string): string {
 
 const cases = folders.flatMap((folder) =>
   ["config.json", "config-hub.json"]
-    .filter((config) => existsSync(join(ROOT, folder, config)))
+    .filter((config) => existsSync(join(placeOf(folder), config)))
     .map((config) => [folder, config] as const),
 );
 
 function expected(folder: string): { ids: Int32Array; logits: Float32Array } {
-  using file = openSafetensors(join(ROOT, folder, "logits.safetensors")).store;
+  using file = openSafetensors(join(placeOf(folder), "logits.safetensors")).store;
   const bytes = file.readBytes("ids").slice();
   return { ids: new Int32Array(bytes.buffer), logits: Float32Array.from(file.read("logits")) };
 }
@@ -170,11 +177,13 @@ function logitsOn(backend: Backend, path: string, ids: Int32Array): Float32Array
   return Float32Array.from(g.read(model.logits(g, model.hidden(g, ids))));
 }
 
-const refused = Object.keys(UNSUPPORTED).filter((folder) => existsSync(join(ROOT, folder)));
+const refused = Object.keys(UNSUPPORTED).filter((folder) =>
+  ROOTS.some((root) => existsSync(join(root, folder))),
+);
 
 it.runIf(refused.length > 0)("what is not supported is refused by name", () => {
   for (const folder of refused) {
-    const config = JSON.parse(readFileSync(join(ROOT, folder, "config.json"), "utf8")) as Json;
+    const config = JSON.parse(readFileSync(join(placeOf(folder), "config.json"), "utf8")) as Json;
     expect(() => parseModelConfig(config)).toThrow(/^architecture ".*" is not supported; /);
   }
 });
