@@ -32,6 +32,8 @@ export const LIMITS = {
   experts: 1 << 16,
   /** Channels of any activation: hidden and intermediate sizes, head dimensions. */
   width: 1 << 22,
+  /** Channels of all heads of a projection, which are put in order one by one. */
+  rows: 1 << 18,
   /** Token ids. */
   vocabulary: 1 << 24,
   /** Positions of a context. */

@@ -21,7 +21,7 @@ import { checkShared, layerMixers, requireValue } from "./hybrid.js";
 import { refuseUnreadKeys } from "./keys.js";
 import { denseLayers, QWEN_EXPERTS } from "./qwen-moe.js";
 import { activation, configReader } from "./reader.js";
-import { llamaShape } from "./shape.js";
+import { boundHeads, llamaShape } from "./shape.js";
 
 const NAMES = { ...LLAMA_NAMES, unused: /^mtp\./ };
 /** The language model inside one that sees pictures, whose part for that is not read. */
@@ -47,11 +47,13 @@ function delta(c: ConfigReader): DeltaConfig {
     c.integer("linear_num_value_heads", LIMITS.heads, 32),
   ];
   checkShared(valueHeads, keyHeads, "linear_num_value_heads");
+  const keyDim = c.integer("linear_key_head_dim", LIMITS.width, 128);
+  const valueDim = c.integer("linear_value_head_dim", LIMITS.width, 128);
+  boundHeads("linear_num_key_heads", keyHeads, keyDim);
+  boundHeads("linear_num_value_heads", valueHeads, valueDim);
   return {
     kind: "delta",
-    ...{ keyHeads, valueHeads },
-    keyDim: c.integer("linear_key_head_dim", LIMITS.width, 128),
-    valueDim: c.integer("linear_value_head_dim", LIMITS.width, 128),
+    ...{ keyHeads, valueHeads, keyDim, valueDim },
     taps: c.integer("linear_conv_kernel_dim", LIMITS.width, 4),
     activation: activation(c.string("hidden_act", "silu")),
   };

@@ -1,5 +1,5 @@
 /** Reading of config.json that architectures share: sizes, layers' windows, factors. */
-import { LIMITS, shown } from "../../common/bounds.js";
+import { finiteIn, LIMITS, shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import type { ConfigReader, LayerConfig, ModelConfig } from "../config.js";
 import { activation } from "./reader.js";
@@ -45,6 +45,11 @@ export interface ShapeOptions extends Partial<
   readonly interleaved?: boolean;
 }
 
+/** @throws PlanishError when some heads have more channels together than any model's. */
+export function boundHeads(key: string, heads: number, headDim: number): void {
+  finiteIn(heads * headDim, `config.json: channels of all ${key}`, { max: LIMITS.rows });
+}
+
 /** Sizes of attention's heads, and how many of their channels turn. */
 function heads(c: ConfigReader, options: ShapeOptions) {
   const hiddenSize = c.integer("hidden_size", LIMITS.width);
@@ -53,6 +58,7 @@ function heads(c: ConfigReader, options: ShapeOptions) {
   const headDim = absent
     ? (options.headDim ?? hiddenSize / numHeads)
     : c.integer("head_dim", LIMITS.width);
+  boundHeads("num_attention_heads", numHeads, headDim);
   const numKvHeads = c.integer("num_key_value_heads", LIMITS.heads, options.kvHeads ?? numHeads);
   const { rotaryShare: share, interleaved } = options;
   const dims = share === undefined ? headDim : Math.floor(headDim * rotaryShare(c, share));
