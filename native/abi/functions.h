@@ -1,7 +1,7 @@
 // What the library exports beside its kernels. Made from src/backend/contract/abi.ts by `npm run generate:abi`; change that.
 #pragma once
 
-#define PL_ABI INT64_C(142060089407871)
+#define PL_ABI INT64_C(106321920018401)
 
 PL_EXPORT int64_t pl_abi(void);
 PL_EXPORT const char* pl_last_error(void);

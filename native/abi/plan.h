@@ -49,8 +49,9 @@ inline int run_call(const int64_t* word, int64_t rows, int64_t chunks) {
           pointer<float>(word[6]), pointer<float>(word[7]), pointer<float>(word[8]), pointer<const float>(word[9]),
           pointer<const float>(word[10]), static_cast<float>(real(word[11])), pointer<const float>(word[12]),
           pointer<const float>(word[13]), pointer<const float>(word[14]), pointer<const float>(word[15]),
-          static_cast<int32_t>(word[16]), static_cast<int32_t>(word[17]), pointer<const float>(word[18]),
-          pointer<uint8_t>(word[19]), word[20], pointer<const float>(word[21]));
+          pointer<const float>(word[16]), pointer<const float>(word[17]), static_cast<int32_t>(word[18]),
+          static_cast<int32_t>(word[19]), pointer<const float>(word[20]), pointer<uint8_t>(word[21]), word[22],
+          pointer<const float>(word[23]));
     case 5:
       return pl_paged_attention(
           chunks, pointer<const int32_t>(word[1]), pointer<const int32_t>(word[2]), word[3], word[4], word[5],

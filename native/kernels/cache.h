@@ -76,14 +76,31 @@ PL_INLINE void rope_head(float* x, int64_t dim, const float* cosine, const float
   }
 }
 
-/** Norm, rotary embedding and matrix of `rows` × `heads` heads of x in place; `space` holds as many floats. */
+/** (x − shift) · factor of one head; shift may be null. */
+PL_INLINE void balance_head(float* x, int64_t dim, const float* shift, const float* factor) {
+  if (shift) map_lanes2(x, shift, x, dim, [](vf v, vf s) { return v - s; });
+  map_lanes2(x, factor, x, dim, [](vf v, vf f) { return v * f; });
+}
+
+/** What the heads of a cache are balanced with, [kv_heads·dim] each or null. */
+struct HeadBalance {
+  const float* shift;
+  const float* factor;
+  int64_t kv_heads;
+};
+
+/** Norm, rotary embedding, balance and matrix of `rows` × `heads` heads of x in place; `space` holds as many floats. */
 static inline void prepare_heads(float* x, int64_t rows, int64_t heads, int64_t dim, const float* gain, float epsilon,
-                                 const float* cosine, const float* sine, const float* matrix, float* space) {
+                                 const float* cosine, const float* sine, const HeadBalance& balance,
+                                 const float* matrix, float* space) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t h = 0; h < heads; ++h) {
       float* const head = x + (r * heads + h) * dim;
       if (gain) norm_head(head, dim, gain, epsilon);
       if (cosine) rope_head(head, dim, cosine + r * (dim / 2), sine + r * (dim / 2));
+      if (!balance.factor) continue;
+      const int64_t owner = h * balance.kv_heads / heads * dim;
+      balance_head(head, dim, balance.shift ? balance.shift + owner : nullptr, balance.factor + owner);
     }
   if (!matrix) return;
   small_product<float, false>(rows * heads, dim, dim, x, dim, matrix, padded(dim), space, dim, false);
@@ -144,14 +161,15 @@ static inline void write_token(uint8_t* head, const CacheShape& shape, int64_t s
 
 /**
  * Queries, keys and values of a step, [rows, heads·head_dim] and [rows, kv_heads·head_dim]: head norms (gains may be null),
- * rotary embedding (tables [rows, head_dim/2] or null), P_k⁻ᵀ on queries and P_k on keys (or null), query grid (16: none).
+ * rotary embedding (tables [rows, head_dim/2] or null), keys less k_shift times k_diag and queries over k_diag
+ * ([kv_heads·head_dim] or null), P_k⁻ᵀ on queries and P_k on keys (or null), query grid (16: none).
  * Queries stay in q; keys and values go to their pages. `chunks`: CacheChunk; `clips`: four logits, keys' max and min,
  * values' max and min (+∞: none). q_scale [rows] multiplies queries, or is null. `cache` is this layer's part of page 0, `page_bytes` from one page to the next.
  */
 inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
                        int64_t head_dim, float* q, float* k, float* v, const float* q_gain, const float* k_gain,
                        float epsilon, const float* cosine, const float* sine, const float* q_matrix,
-                       const float* k_matrix, int32_t query_bits, int32_t bits, const float* clips, uint8_t* cache,
+                       const float* k_matrix, const float* k_diag, const float* k_shift, int32_t query_bits, int32_t bits, const float* clips, uint8_t* cache,
                        int64_t page_bytes, const float* q_scale) {
   const CacheChunk* const list = reinterpret_cast<const CacheChunk*>(table);
   const CacheShape shape(head_dim, bits);
@@ -160,7 +178,7 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
     count += (list[c].start + list[c].rows - 1) / PAGE_TOKENS - list[c].start / PAGE_TOKENS + 1;
   PageTask* const tasks = scratch_of<PageTask>(4, count);
   int64_t* const groups = scratch_of<int64_t>(3, count + 1);
-  float* const matrices = scratch_of<float>(6, 2 * head_dim * padded(head_dim));
+  float* const matrices = scratch_of<float>(6, 2 * head_dim * padded(head_dim) + kv_heads * head_dim);
   if (!tasks || !groups || !matrices)
     return fail(PL_OUT_OF_MEMORY, "cache_write: no memory for %lld pages", (long long)count);
   PageTask* next = tasks;
@@ -182,6 +200,13 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
   const float* const query_matrix = q_matrix ? padded_factor(q_matrix, head_dim, false, matrices) : nullptr;
   const float* const key_matrix =
       k_matrix ? padded_factor(k_matrix, head_dim, false, matrices + head_dim * padded(head_dim)) : nullptr;
+  const HeadBalance key_balance{k_shift, k_diag, kv_heads};
+  HeadBalance query_balance{nullptr, nullptr, kv_heads};
+  if (k_diag) {
+    float* const inverse = matrices + 2 * head_dim * padded(head_dim);
+    for (int64_t i = 0; i < kv_heads * head_dim; ++i) inverse[i] = 1.0f / k_diag[i];
+    query_balance.factor = inverse;
+  }
   const float levels = static_cast<float>((1 << (bits < 16 ? bits : 0)) - 1);
   const float factors[4] = {sigmoid1(clips[0]), sigmoid1(clips[1]), sigmoid1(clips[2]), sigmoid1(clips[3])};
   const float qmax = static_cast<float>((1 << (query_bits < 16 ? query_bits - 1 : 0)) - 1);
@@ -196,8 +221,8 @@ inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* page
     const float* const values = v + task.row * kv_heads * head_dim;
     const float* const c = cosine ? cosine + task.row * half : nullptr;
     const float* const s = sine ? sine + task.row * half : nullptr;
-    prepare_heads(queries, task.rows, heads, head_dim, q_gain, epsilon, c, s, query_matrix, space);
-    prepare_heads(keys, task.rows, kv_heads, head_dim, k_gain, epsilon, c, s, key_matrix, space);
+    prepare_heads(queries, task.rows, heads, head_dim, q_gain, epsilon, c, s, query_balance, query_matrix, space);
+    prepare_heads(keys, task.rows, kv_heads, head_dim, k_gain, epsilon, c, s, key_balance, key_matrix, space);
     if (q_scale)
       for (int64_t r = 0; r < task.rows; ++r) {
         float* const row = queries + r * heads * head_dim;

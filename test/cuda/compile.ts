@@ -115,6 +115,8 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ["DIM=128", "MOST_ROWS=16"],
     ["DIM=32", "MATRIX=0"],
     ["DIM=96"],
+    ["DIM=128", "BALANCE=1"],
+    ["DIM=64", "BALANCE=1", "MOST_ROWS=16"],
     ["DIM=128", "IN16=1", "OUT16=1"],
     ["DIM=128", "MATRIX=0", "BITS=16", "IN16=1", "OUT16=1"],
   ],

@@ -2,7 +2,7 @@
  * Models rounded to nearest on a scheme's grids, for engines and for the simulated arithmetic alike; with transforms and
  * clips at every place where an artifact can have them, where asked for. No test framework: GPU lanes use it too.
  */
-import type { PackedBlock, PackedLinear } from "../../src/backend/contract/packed.js";
+import type { KeyBalance, PackedBlock, PackedLinear } from "../../src/backend/contract/packed.js";
 import type { Backend } from "../../src/backend/contract/training.js";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.js";
 import { elementsToFloat32 } from "../../src/checkpoint/element-types.js";
@@ -154,6 +154,16 @@ function factors(width: number): [number, number] {
   return [left, width / left];
 }
 
+/** Factors from ½ to 2 and shifts of about a key's size, in halves. */
+function balanceOf({ numKvHeads, headDim }: ModelConfig, random: Random): KeyBalance {
+  const each = (value: () => number) =>
+    halved(Float32Array.from({ length: numKvHeads * headDim }, value), "balance");
+  return {
+    diag: each(() => 2 ** Math.max(-1, Math.min(1, random.normal()))),
+    shift: each(() => random.normal()),
+  };
+}
+
 function withTransforms(block: PackedBlock, config: ModelConfig, random: Random): PackedBlock {
   const pair = (width: number) => {
     const [left, right] = factors(width);
@@ -175,7 +185,7 @@ function withTransforms(block: PackedBlock, config: ModelConfig, random: Random)
     ...block,
     linears: Object.fromEntries(clipped),
     transforms,
-    keyTransform: { matrix: key, inverseT: key },
+    keyTransform: { matrix: key, inverseT: key, balance: balanceOf(config, random) },
     keyClip: { max: 3, min: 4 },
     valueClip: { max: 4, min: 2.5 },
   };

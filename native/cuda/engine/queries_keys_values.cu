@@ -9,13 +9,16 @@
 // rows (decoding), 32 columns each. Matrices are halves, rows a sum of two halves (22 bits, as good as f32), or single
 // halves where they came as halves.
 //
-// Macros: DIM (a multiple of 32, up to 128), MATRIX, BITS 4 or 16 (as kept), IN16 (q, k, v come as halves), OUT16
+// Macros: DIM (a multiple of 32, up to 128), MATRIX, BALANCE, BITS 4 or 16 (as kept), IN16 (q, k, v come as halves), OUT16
 // (queries leave so); MOST_ROWS: rows of the longest task, which need no more than one path when they are 16 or fewer; EARLY 1
 // where tables are read before the kernels ahead have ended.
 #include "engine/engine.cuh"
 
 #ifndef DIM
 #define DIM 128
+#endif
+#ifndef BALANCE
+#define BALANCE 0
 #endif
 #ifndef MATRIX
 #define MATRIX 1
@@ -68,6 +71,8 @@ struct Head {
   const void* source;
   i64 stride, column0;
   const float* gain;
+  // Of this head, [DIM] each: after the turn, (x − shift)·factor. The shift may be null.
+  const float *shift, *factor;
   bool turns, multiplies;
 };
 
@@ -180,6 +185,20 @@ __device__ __forceinline__ void prepare(const Step& step, const Head& head, doub
       const int row = m + g + 8 * h < step.rows ? m + g + 8 * h : step.rows - 1;
       const i64 at = (i64)(step.row0 + row) * (DIM / 2);
       turn(x[h], cosine + at, sine + at, t4);
+    }
+  }
+  if (BALANCE && head.multiplies) {
+#pragma unroll
+    for (int q = 0; q < GROUPS; q++) {
+      float shift[8], factor[8];
+#pragma unroll
+      for (int i = 0; i < 8; i++) shift[i] = 0.f;
+      if (head.shift) load_floats(head.shift + 32 * q + 8 * t4, shift);
+      load_floats(head.factor + 32 * q + 8 * t4, factor);
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[h][q][i] = (x[h][q][i] - shift[i]) * factor[i];
     }
   }
   if (MATRIX && head.multiplies) {
@@ -443,13 +462,15 @@ __device__ __forceinline__ void one_head(Step& step, const Head& head, const Arg
 
 // tasks: {first row, rows} of i32. page_of, slot_of: of each row. cosine, sine: [rows][DIM/2] or null. q: [row][q_stride],
 // k and v: [row][kv_stride], 16-byte aligned; head h of each begins at h·DIM. blockIdx.y: `heads_each` query heads, then as
-// many KV heads for keys, then for values. factors: σ(c) of keys' max and min, values' max and min. cache: this layer's
+// many KV heads for keys, then for values. With BALANCE, of each KV head:
+// keys less k_shift times k_factor, queries times q_factor, before their matrices. factors: σ(c) of keys' max and min, values' max and min. cache: this layer's
 // part of page 0. The tables are no kernel's work, and so may be read before the kernels ahead have ended.
 extern "C" __global__ void __launch_bounds__(THREADS, IN16 || MOST_ROWS <= 16 ? 3 : 2)
     queries_keys_values(const int* tasks, const int* page_of, const int* slot_of, i64 num_heads, i64 kv_heads,
                         const void* q, i64 q_stride, const void* k, const void* v, i64 kv_stride, const float* q_gain,
                         const float* k_gain, double epsilon, const float* cosine, const float* sine,
-                        const u16* q_matrix, const u16* k_matrix, const float* factors, i64 levels, void* q_out,
+                        const u16* q_matrix, const u16* k_matrix, const float* k_shift, const float* k_factor,
+                        const float* q_factor, const float* factors, i64 levels, void* q_out,
                         u8* cache, i64 page_bytes, i64 heads_each) {
   extern __shared__ __align__(16) u16 memory[];  // [DIM][STRIDE] of a matrix, or rows of values
   __shared__ int page[ROWS], slot[ROWS];
@@ -494,7 +515,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, IN16 || MOST_ROWS <= 16 ? 
   head.stride = part == 0 ? q_stride : kv_stride;
   head.gain = part == 0 ? q_gain : part == 1 ? k_gain : nullptr;
   head.turns = part < 2 && cosine, head.multiplies = part < 2;
+  head.shift = head.factor = nullptr;
   for (int index = first; index < end; index++) {
+    if (BALANCE && part < 2) {
+      const i64 owner = (part == 0 ? index * kv_heads / num_heads : index) * DIM;
+      head.factor = (part == 0 ? q_factor : k_factor) + owner;
+      head.shift = part == 0 ? nullptr : k_shift + owner;
+    }
     head.column0 = (i64)index * DIM;
     if (MOST_ROWS <= 16 || step.rows <= 16)
       one_head<true>(step, head, by, part, index, index == first, memory, extremes);

@@ -773,6 +773,8 @@ export const KERNELS = {
     sine: "const f32[*]?",
     qMatrix: "const f32[headDim*headDim]?",
     kMatrix: "const f32[headDim*headDim]?",
+    kDiag: "const f32[kvHeads*headDim]?",
+    kShift: "const f32[kvHeads*headDim]?",
     queryBits: "i32",
     bits: "i32",
     clips: "const f32[4]",

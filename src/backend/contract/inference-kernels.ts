@@ -125,6 +125,9 @@ export interface CacheWriteArgs extends HeadShape {
   readonly sine?: Float32Array;
   readonly qMatrix?: Float32Array;
   readonly kMatrix?: Float32Array;
+  /** Keys become (k − kShift)·kDiag before their matrix, queries q/kDiag: [kvHeads·headDim] each. */
+  readonly kDiag?: Float32Array;
+  readonly kShift?: Float32Array;
   readonly queryBits: number;
   /** Keys' max and min, values' max and min. */
   readonly clips: readonly [number, number, number, number];

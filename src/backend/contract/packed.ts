@@ -87,6 +87,24 @@ export interface PackedTransform {
   readonly right?: Float32Array;
 }
 
+/**
+ * What keys go through on their way into the cache, after rotary embedding, and queries so that scores stay what they are:
+ * k′ = ((k − shift) ∘ diag) · P and q′ = (q ∘ 1/diag) · P⁻ᵀ. One shift for all keys moves all scores of a query alike.
+ */
+export interface KeyTransform {
+  /** P [headDim, headDim], row-major. */
+  readonly matrix: Float32Array;
+  /** P⁻ᵀ. */
+  readonly inverseT: Float32Array;
+  /** Both [kvHeads·headDim], or neither. */
+  readonly balance?: KeyBalance;
+}
+
+export interface KeyBalance {
+  readonly diag: Float32Array;
+  readonly shift: Float32Array;
+}
+
 export interface PackedBlock {
   readonly norms: Readonly<Record<NormName, HostNorm>>;
   readonly linears: Readonly<Record<LinearName, PackedLinear>>;
@@ -96,8 +114,7 @@ export interface PackedBlock {
   readonly kept: Readonly<Record<KeptName, HostTensor>>;
   /** The matrix at attention's output acts over heads and is its `left`. */
   readonly transforms: Readonly<Partial<Record<LinearSite, PackedTransform>>>;
-  /** P_k [headDim, headDim] on keys, and P_k⁻ᵀ on queries. */
-  readonly keyTransform?: { readonly matrix: Float32Array; readonly inverseT: Float32Array };
+  readonly keyTransform?: KeyTransform;
   readonly keyClip?: ClipLogits;
   readonly valueClip?: ClipLogits;
 }

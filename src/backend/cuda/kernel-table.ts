@@ -81,7 +81,7 @@ export const CUDA_KERNELS: Readonly<Record<string, Readonly<Record<string, strin
     random_fill: "piiid",
   },
   "engine/queries_keys_values": {
-    queries_keys_values: "pppiipippippdpppppippii",
+    queries_keys_values: "pppiipippippdppppppppippii",
   },
   "engine/rows": {
     norm_rows: "piippidpi",

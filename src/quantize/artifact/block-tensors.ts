@@ -102,6 +102,8 @@ function blockContents(prefix: string, block: PackedBlock): Map<string, ArrayLik
     put(`${module}.matrix`, t.left ?? t.right);
   }
   put(`${KEY_MODULE}.matrix`, block.keyTransform?.matrix);
+  put(`${KEY_MODULE}.diag`, block.keyTransform?.balance?.diag);
+  put(`${KEY_MODULE}.shift`, block.keyTransform?.balance?.shift);
   clip(CACHE_QUANTIZERS.k, block.keyClip);
   clip(CACHE_QUANTIZERS.v, block.valueClip);
   return contents;
@@ -213,6 +215,7 @@ export function readPackedBlock(
     if (sides.left || sides.right) transforms[place.site] = sides;
   }
   const key = optional(`${KEY_MODULE}.matrix`);
+  const [diag, shift] = [optional(`${KEY_MODULE}.diag`), optional(`${KEY_MODULE}.shift`)];
   return {
     norms: mapValues(program.norms, ({ path, width }) => norm(path, width)),
     linears,
@@ -222,6 +225,7 @@ export function readPackedBlock(
     keyTransform: key && {
       matrix: key,
       inverseT: inverse(`${prefix}${KEY_MODULE}.matrix`, key),
+      balance: diag && shift && { diag, shift },
     },
     keyClip: clip(CACHE_QUANTIZERS.k),
     valueClip: clip(CACHE_QUANTIZERS.v),

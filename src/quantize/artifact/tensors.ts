@@ -85,6 +85,8 @@ export interface BlockLayout {
   readonly biases: ReadonlySet<string>;
   readonly transforms: Readonly<Partial<Record<LinearSite, TransformLayout>>>;
   readonly keyTransform: boolean;
+  /** Whether keys are balanced before their matrix. */
+  readonly keyBalance: boolean;
   /** Paths of linears whose input is clipped by learned logits, and "k" and "v". */
   readonly clips: ReadonlySet<string>;
   /** By the linear's path. */
@@ -230,8 +232,10 @@ export function blockTensors(
     }
   }
   if (layout.keyTransform) {
-    const { headDim } = cacheShape(program);
+    const { headDim, heads } = cacheShape(program);
     half(`${KEY_MODULE}.matrix`, headDim, headDim);
+    if (layout.keyBalance)
+      for (const part of ["diag", "shift"]) half(`${KEY_MODULE}.${part}`, heads * headDim);
   }
   clip(CACHE_QUANTIZERS.k, "k");
   clip(CACHE_QUANTIZERS.v, "v");
@@ -394,6 +398,7 @@ export function layoutOfBlock(block: PackedBlock): BlockLayout {
     ]),
     transforms: Object.fromEntries(transforms),
     keyTransform: block.keyTransform !== undefined,
+    keyBalance: block.keyTransform?.balance !== undefined,
     clips: new Set(clips),
     grids: new Map(linears.flatMap((l) => (l.grid ? [[l.path, layoutOfGrid(l)] as const] : []))),
   };
@@ -437,7 +442,14 @@ export function layoutOfParameters(
       factor: `${siteOfLinear(program, role).site}.factor` in parameters,
     });
   }
-  return { biases, transforms, keyTransform: size("k_head", "") !== undefined, clips, grids };
+  return {
+    biases,
+    transforms,
+    keyTransform: size("k_head", "") !== undefined,
+    keyBalance: "k_head.diag" in parameters,
+    clips,
+    grids,
+  };
 }
 
 /**
@@ -475,6 +487,7 @@ export function layoutOfStored(
     biases,
     transforms,
     keyTransform: has(`${KEY_MODULE}.matrix`),
+    keyBalance: has(`${KEY_MODULE}.diag`),
     clips: new Set(clips),
     grids: new Map(
       gridded.map((path) => [

@@ -128,6 +128,10 @@ export function foldBlock(
     keyTransform: key && {
       matrix: Float32Array.from(g.read(key.p)),
       inverseT: Float32Array.from(g.read(key.inverseT)),
+      balance: simulated.keyBalance && {
+        diag: Float32Array.from(g.read(simulated.keyBalance.diag)),
+        shift: Float32Array.from(g.read(simulated.keyBalance.shift)),
+      },
     },
     keyClip: clipOf("k"),
     valueClip: clipOf("v"),

@@ -32,6 +32,7 @@ import {
   type FlattenOptions,
 } from "../../tensor/ops/index.js";
 import { frozen, Tensor, type Graph } from "../../tensor/tensor.js";
+import { balanceKeys, balanceQueries, type BoundKeyBalance } from "../transforms/key-balance.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
 import { activationGrid, dequantized, onGrid } from "../grids/groups.js";
 import { quantizeCache, quantizeQueries } from "./simulated-block.js";
@@ -81,6 +82,10 @@ export function packedLayer(
   const keys = block.keyTransform && {
     matrix: square(block.keyTransform.matrix),
     inverseT: square(block.keyTransform.inverseT),
+    balance: block.keyTransform.balance && {
+      diag: put([block.keyTransform.balance.diag.length], block.keyTransform.balance.diag),
+      shift: put([block.keyTransform.balance.shift.length], block.keyTransform.balance.shift),
+    },
   };
   return {
     weights,
@@ -150,7 +155,7 @@ function packedHooks(
   clips: Partial<Record<LinearName, ClipPair>>,
   grids: BoundGrids,
   transforms: Partial<Record<LinearSite, { left?: Tensor; right?: Tensor }>>,
-  keys: { matrix: Tensor; inverseT: Tensor } | undefined,
+  keys: { matrix: Tensor; inverseT: Tensor; balance?: BoundKeyBalance } | undefined,
   cacheClips: { k?: ClipPair; v?: ClipPair },
 ): BlockHooks {
   const transform = (g: Graph, site: LinearSite, x: Tensor): Tensor => {
@@ -184,16 +189,16 @@ function packedHooks(
 
   function cacheHooks(): Pick<BlockHooks, "queries" | "keys" | "values"> {
     return {
-      queries: (g, q, { headDim }) =>
-        quantizeQueries(g, keys ? kronecker(g, q, { right: keys.inverseT }) : q, scheme, headDim),
-      keys: (g, k, { headDim }) =>
-        quantizeCache(
-          g,
-          keys ? kronecker(g, k, { right: keys.matrix }) : k,
-          scheme,
-          headDim,
-          cacheClips.k,
-        ),
+      queries(g, q, { headDim }) {
+        const balanced = keys?.balance ? balanceQueries(g, q, keys.balance, headDim) : q;
+        const turned = keys ? kronecker(g, balanced, { right: keys.inverseT }) : balanced;
+        return quantizeQueries(g, turned, scheme, headDim);
+      },
+      keys(g, k, { headDim }) {
+        const balanced = keys?.balance ? balanceKeys(g, k, keys.balance) : k;
+        const turned = keys ? kronecker(g, balanced, { right: keys.matrix }) : balanced;
+        return quantizeCache(g, turned, scheme, headDim, cacheClips.k);
+      },
       values: (g, v, { headDim }) => quantizeCache(g, v, scheme, headDim, cacheClips.v),
     };
   }

@@ -46,6 +46,12 @@ import {
   type MatrixPair,
   type Parameters,
 } from "../transforms/affine.js";
+import {
+  balanceKeys,
+  balanceQueries,
+  bindKeyBalance,
+  type BoundKeyBalance,
+} from "../transforms/key-balance.js";
 import { splitRows } from "../transforms/split.js";
 
 export interface BlockDescription {
@@ -70,6 +76,8 @@ export interface SimulatedBlock extends BlockHooks {
   grid(role: LinearName): TensorGrid | undefined;
   /** The grid of the linear's weight, where it is rounded and has no static one. */
   weightGrid(role: LinearName): Grid | undefined;
+  /** What keys are balanced with before their matrix. */
+  readonly keyBalance: BoundKeyBalance | undefined;
   /** Whether a site's diag stands in the rows of the linear before it, and so is in its activation already. */
   carries(site: LinearSite): boolean;
   /** What a linear's outputs are multiplied with on behalf of the site they go to, [out]. */
@@ -99,6 +107,7 @@ export function bindSimulated(
     places.map(({ site: name }) => [name, bindTransform(g, params, name, formed)]),
   );
   const keyTransform = bindTransform(g, params, "k_head", formed)?.right;
+  const balance = bindKeyBalance(params.get("k_head.diag"), params.get("k_head.shift"));
   const valueTransform = bindTransform(g, params, "v_head", formed)?.right;
 
   const clip = (name: string, kind: "w" | "a"): ClipPair | undefined => {
@@ -250,6 +259,7 @@ export function bindSimulated(
       k_head: bindOnly(keyTransform),
       v_head: bindOnly(valueTransform),
     },
+    keyBalance: balance,
     unroundedWeight,
     roundedWeight,
     bias,
@@ -271,11 +281,15 @@ export function bindSimulated(
       );
     },
     queries(_g, q, { headDim }) {
-      const rotated = keyTransform ? kronecker(g, q, { right: keyTransform.inverseT }) : q;
+      const balanced = balance ? balanceQueries(g, q, balance, headDim) : q;
+      const rotated = keyTransform
+        ? kronecker(g, balanced, { right: keyTransform.inverseT })
+        : balanced;
       return quantizeQueries(g, rotated, scheme, headDim);
     },
     keys(_g, k, { headDim }) {
-      const rotated = keyTransform ? kronecker(g, k, { right: keyTransform.p }) : k;
+      const balanced = balance ? balanceKeys(g, k, balance) : k;
+      const rotated = keyTransform ? kronecker(g, balanced, { right: keyTransform.p }) : balanced;
       return quantizeCache(g, rotated, scheme, headDim, clip("k", "a"));
     },
     values: (_g, v, { headDim }) => quantizeCache(g, v, scheme, headDim, clip("v", "a")),

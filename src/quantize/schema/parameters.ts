@@ -27,8 +27,11 @@ export type Parameter =
       readonly part: MatrixPart;
       readonly side: Side;
     }
-  /** A factor per channel of a site's activation, that folds (`diag`) or that static grids apply (`factor`). */
-  | { readonly kind: "diag" | "factor"; readonly site: string }
+  /**
+   * Per channel of a site's activation: a factor that folds (`diag`; of keys, one that runs) or that static grids apply
+   * (`factor`), or what is taken off before (`shift`, of keys).
+   */
+  | { readonly kind: "diag" | "factor" | "shift"; readonly site: string }
   /** A clipping logit of a linear's weight or activation, or of the cache's keys ("k") and values ("v"). */
   | {
       readonly kind: "clip";
@@ -42,7 +45,7 @@ export type Parameter =
   | { readonly kind: "grid"; readonly of: string; readonly part: string };
 
 const MATRIX = /^(.+)\.([pusvrq])(|_left|_right)$/;
-const SCALE = /^(.+)\.(diag|factor)$/;
+const CHANNELS = /^(.+)\.(diag|factor|shift)$/;
 const CLIP = /^clip\.(.+)\.([wa])_(max|min)$/;
 const GRID = /^grid\.(.+)\.([a-z_]+)$/;
 
@@ -59,8 +62,8 @@ export function parameterOf(name: string): Parameter {
   const grid = GRID.exec(name);
   if (grid) return { kind: "grid", of: grid[1], part: grid[2] };
   if (name.startsWith("round.")) return { kind: "round", of: name.slice("round.".length) };
-  const scale = SCALE.exec(name);
-  if (scale) return { kind: scale[2] as "diag" | "factor", site: scale[1] };
+  const channels = CHANNELS.exec(name);
+  if (channels) return { kind: channels[2] as "diag" | "factor" | "shift", site: channels[1] };
   const matrix = MATRIX.exec(name);
   // "clip.q" is an incomplete clip, not a matrix.
   if (matrix && !/^(clip|grid)(\.|$)/.test(matrix[1]))
@@ -71,7 +74,7 @@ export function parameterOf(name: string): Parameter {
       side: matrix[3] as Side,
     };
   throw new PlanishError(
-    `"${name}" is no parameter; names are <site>.<p|u|s|v|r|q>[_left|_right], <site>.diag, <site>.factor, clip.<path>.<w|a>_<max|min>, round.<path> and grid.<path>.<part>`,
+    `"${name}" is no parameter; names are <site>.<p|u|s|v|r|q>[_left|_right], <site>.diag, <site>.factor, <site>.shift, clip.<path>.<w|a>_<max|min>, round.<path> and grid.<path>.<part>`,
   );
 }
 
@@ -82,6 +85,7 @@ export function parameterName(parameter: Parameter): string {
       return `${parameter.site}.${parameter.part}${parameter.side}`;
     case "diag":
     case "factor":
+    case "shift":
       return `${parameter.site}.${parameter.kind}`;
     case "clip":
       return `clip.${parameter.of}.${parameter.target}_${parameter.bound}`;

@@ -69,7 +69,8 @@ export function initOrthogonal(
 /** Whether a parameter is what learning starts from and never changes. */
 export function isFixedParameter(name: string): boolean {
   const parameter = parameterOf(name);
-  return parameter.kind === "matrix" && parameter.part === "r";
+  if (parameter.kind === "matrix") return parameter.part === "r";
+  return parameter.kind === "shift" || (parameter.kind === "diag" && parameter.site === "k_head");
 }
 
 export interface MatrixPair {

@@ -451,6 +451,8 @@ class BlockPlanner {
       sine: turned?.sine.address,
       qMatrix: this.block.queryMatrix,
       kMatrix: this.block.keyMatrix,
+      kDiag: this.block.keyDiag,
+      kShift: this.block.keyShift,
       queryBits: scheme.queryBits ?? 16,
       bits: scheme.kvBits,
       clips: this.block.cacheClips,

@@ -62,6 +62,8 @@ export interface PlacedBlock {
   /** P_k⁻ᵀ for queries and P_k for keys; 0n for none. */
   readonly queryMatrix: bigint;
   readonly keyMatrix: bigint;
+  readonly keyDiag: bigint;
+  readonly keyShift: bigint;
   /** Clipping logits of keys and values, [4]. */
   readonly cacheClips: bigint;
 }
@@ -116,6 +118,7 @@ export function placeBlock(
     }),
   );
   const { keyTransform, keyClip, valueClip } = block;
+  const balance = keyTransform?.balance;
   return {
     linears,
     grids,
@@ -126,6 +129,8 @@ export function placeBlock(
     transforms,
     queryMatrix: keyTransform ? memory.floats(keyTransform.inverseT).address : 0n,
     keyMatrix: keyTransform ? memory.floats(keyTransform.matrix).address : 0n,
+    keyDiag: balance ? memory.floats(balance.diag).address : 0n,
+    keyShift: balance ? memory.floats(balance.shift).address : 0n,
     cacheClips: memory.floats([...clipLogits(keyClip), ...clipLogits(valueClip)]).address,
   };
 }

@@ -226,6 +226,7 @@ export class EngineKernels {
       [
         `DIM=${headDim}`,
         `MATRIX=${matrix ? 1 : 0}`,
+        `BALANCE=${request.balance ? 1 : 0}`,
         `BITS=${kept}`,
         `IN16=${request.halves ? 1 : 0}`,
         `OUT16=${request.outHalves ? 1 : 0}`,
@@ -253,6 +254,9 @@ export class EngineKernels {
         request.sine ?? 0,
         request.qMatrix ?? 0,
         request.kMatrix ?? 0,
+        request.balance?.shift ?? 0,
+        request.balance?.diag ?? 0,
+        request.balance?.inverse ?? 0,
         request.factors,
         request.levels,
         request.out,

@@ -263,6 +263,7 @@ export class PassRunner {
       sine: rotary === undefined ? undefined : buffers.sine[rotary],
       qMatrix: block.queryMatrix,
       kMatrix: block.keyMatrix,
+      balance: block.keyBalance,
       factors: block.cacheFactors,
       levels: kept === 16 ? 15 : 2 ** model.scheme.kvBits - 1,
       out: buffers.q,

@@ -92,6 +92,13 @@ export interface SiteRequest {
   readonly alone?: boolean;
 }
 
+/** Of keys before their matrix, [kvHeads·headDim] f32 each: what is taken off, the factor, and 1/factor for queries. */
+export interface PlacedBalance {
+  readonly shift: DevicePointer;
+  readonly diag: DevicePointer;
+  readonly inverse: DevicePointer;
+}
+
 export interface HeadsRequest extends CacheShape {
   /** {first row, rows} of each task. */
   readonly tasks: DevicePointer;
@@ -112,6 +119,7 @@ export interface HeadsRequest extends CacheShape {
   /** P_k⁻ᵀ and P_k, padded halves; both or neither. */
   readonly qMatrix?: DevicePointer;
   readonly kMatrix?: DevicePointer;
+  readonly balance?: PlacedBalance;
   /** σ(c) of keys' max and min, values' max and min. */
   readonly factors: DevicePointer;
   /** Highest code: 2^bits − 1. */

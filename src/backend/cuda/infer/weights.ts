@@ -9,6 +9,7 @@ import type {
   PackedTransform,
 } from "../../contract/packed.js";
 import type { DevicePointer } from "../driver.js";
+import type { PlacedBalance } from "./requests.js";
 import type { ModelShape, EndLayerSource, StoredMatrix } from "../../contract/inference.js";
 import { areHalves, floatsToHalfBytes } from "../../../common/half.js";
 import { PlanishError } from "../../../common/errors.js";
@@ -92,6 +93,7 @@ export interface CudaBlock {
   /** P_k⁻ᵀ and P_k, padded halves. */
   readonly queryMatrix?: DevicePointer;
   readonly keyMatrix?: DevicePointer;
+  readonly keyBalance?: PlacedBalance;
   /** σ of the cache's clipping logits, [4]. */
   readonly cacheFactors: DevicePointer;
 }
@@ -217,6 +219,11 @@ export class WeightPlacer implements Disposable {
       ),
       queryMatrix: keyTransform && square(keyTransform.inverseT),
       keyMatrix: keyTransform && square(keyTransform.matrix),
+      keyBalance: keyTransform?.balance && {
+        shift: device.put(keyTransform.balance.shift),
+        diag: device.put(keyTransform.balance.diag),
+        inverse: device.put(keyTransform.balance.diag.map((x) => 1 / x)),
+      },
       cacheFactors: device.put(Float32Array.from([...factors(keyClip), ...factors(valueClip)])),
     };
   }

@@ -169,8 +169,9 @@ function preparedHeads(
   args: CacheWriteArgs,
   gain: Float32Array | undefined,
   matrix: Float32Array | undefined,
+  balance: { readonly shift?: Float32Array; readonly factor?: RealArray },
 ): Buffer {
-  const { headDim } = args;
+  const { headDim, kvHeads } = args;
   const { kernels } = space.backend;
   const lines = values.length / headDim;
   let x = space.put(values);
@@ -198,6 +199,28 @@ function preparedHeads(
       kernels.rope({ x: from, rows, heads, headDim, period: rows, cos, sin, inverse: false, out }),
     );
   }
+  // One value per column of a row's heads, from those of the KV heads.
+  const byColumn = (op: "sub" | "mul", values: RealArray) => {
+    const cols = heads * headDim;
+    const each = Float64Array.from(
+      { length: cols },
+      (_, i) =>
+        values[Math.floor((Math.floor(i / headDim) * kvHeads) / heads) * headDim + (i % headDim)],
+    );
+    step((from, out) =>
+      kernels.binary({
+        op,
+        rows: lines / heads,
+        cols,
+        a: from,
+        b: space.put(each),
+        broadcast: "row",
+        out,
+      }),
+    );
+  };
+  if (balance.shift) byColumn("sub", balance.shift);
+  if (balance.factor) byColumn("mul", balance.factor);
   if (matrix)
     step((from, out) =>
       kernels.kronecker({
@@ -213,6 +236,14 @@ function preparedHeads(
   return x;
 }
 
+/** 1/x as the backend has it. */
+function reciprocals(space: Workspace, values: Float32Array): RealArray {
+  const out = space.room(values.length);
+  const x = space.put(values);
+  space.backend.kernels.unary({ op: "reciprocal", x, length: values.length, out });
+  return space.read(out).slice();
+}
+
 /** Queries as attention reads them, keys and values as a cache returns them (halves are not rounded here). */
 export function defineCacheWrite(
   backend: Backend,
@@ -221,7 +252,8 @@ export function defineCacheWrite(
   const { heads, kvHeads, headDim, queryBits, clips, cache } = args;
   const space = new Workspace(backend);
   const { kernels } = backend;
-  let q = preparedHeads(space, args.q, heads, args, args.qGain, args.qMatrix);
+  const inverse = args.kDiag && reciprocals(space, args.kDiag);
+  let q = preparedHeads(space, args.q, heads, args, args.qGain, args.qMatrix, { factor: inverse });
   if (queryBits < 16) {
     const rows = args.q.length / headDim;
     const [codes, scale, out] = [
@@ -256,7 +288,10 @@ export function defineCacheWrite(
     });
     return out;
   };
-  const keys = preparedHeads(space, args.k, kvHeads, args, args.kGain, args.kMatrix);
+  const keys = preparedHeads(space, args.k, kvHeads, args, args.kGain, args.kMatrix, {
+    shift: args.kShift,
+    factor: args.kDiag,
+  });
   const result = {
     q: space.read(q).slice(),
     k: space.read(cached(keys, args.k.length, [clips[0], clips[1]])).slice(),

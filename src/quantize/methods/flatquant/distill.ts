@@ -21,11 +21,12 @@ import {
   type EndLayerWeights,
 } from "../../../models/language-model.js";
 import { freeBlock, uploadBlock } from "../../../models/weights.js";
-import { freeTensor, Graph, parameter, Tensor } from "../../../tensor/tensor.js";
+import { freeTensor, frozen, Graph, parameter, Tensor } from "../../../tensor/tensor.js";
 import { parameterOf, type ParameterValues } from "../../schema/parameters.js";
 import type { RefineJob, RefineOutcome, RefineState } from "../../schema/method.js";
 import { bindSimulated, type BlockDescription } from "../../block/simulated-block.js";
 import { AdamW, type ParameterRule } from "../../block/training.js";
+import { isFixedParameter } from "../../transforms/affine.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 
 /** Rows of logits formed at once: a large vocabulary's logits would not fit in memory together. */
@@ -80,11 +81,22 @@ function makeStudent(
   const { backend, config, scheme, recipe } = job;
   const host = job.readBlock(layer);
   const params = new Map<string, Tensor>();
-  for (const [name, { shape, data }] of start) params.set(name, parameter(backend, shape, data));
-  const rule = (name: string): ParameterRule =>
-    parameterOf(name).kind === "round"
-      ? { learningRate: recipe.distillation.roundingLearningRate, weightDecay: 0, bound: 0.5 }
-      : { learningRate: recipe.distillation.learningRate, weightDecay: recipe.weightDecay };
+  for (const [name, { shape, data }] of start)
+    params.set(name, (isFixedParameter(name) ? frozen : parameter)(backend, shape, data));
+  const {
+    learningRate,
+    clipLearningRate = learningRate,
+    roundingLearningRate,
+    roundingBound: bound = 0.5,
+  } = recipe.distillation;
+  const rule = (name: string): ParameterRule => {
+    const { kind } = parameterOf(name);
+    if (kind === "round") return { learningRate: roundingLearningRate, weightDecay: 0, bound };
+    return {
+      learningRate: kind === "clip" ? clipLearningRate : learningRate,
+      weightDecay: recipe.weightDecay,
+    };
+  };
   return {
     weights: uploadBlock(backend, host),
     description: { program: blockProgram(config, layer), scheme: schemeOfBlock(scheme, layer) },

@@ -4,9 +4,12 @@
  */
 import { Random } from "../../../common/random.js";
 import { trainBlock } from "../../block/block-training.js";
+import { cacheShape } from "../../../backend/contract/program.js";
+import { captureHeadMoments } from "../../calibration/head-moments.js";
 import { captureMaxima } from "../../calibration/maxima.js";
 import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../schema/method.js";
 import { gptqOf } from "../../schema/gptq-settings.js";
+import { keyBalance, shiftsKeys } from "../../transforms/key-balance.js";
 import { matrixPlaces } from "../../transforms/sites.js";
 import { distill } from "./distill.js";
 import { initialParameters } from "./parameters.js";
@@ -41,7 +44,11 @@ export const flatquant: Method<FlatQuantRecipe> = {
 async function calibrateBlock(job: BlockJob<FlatQuantRecipe>): Promise<BlockOutcome> {
   const { backend, block, weights, program, scheme, recipe, layer, seed, inputs } = job;
   const maxima = recipe.diag ? captureMaxima(backend, program, weights, inputs, layer) : undefined;
+  const balance =
+    recipe.keyBalance && scheme.kvBits < 16
+      ? keyBalance(captureHeadMoments(job), cacheShape(program).headDim, shiftsKeys(program))
+      : undefined;
   const random = Random.for(seed, "block", layer);
-  const start = initialParameters(block, program, scheme, recipe, maxima, random);
+  const start = initialParameters(block, program, scheme, recipe, maxima, random, balance);
   return trainBlock(job, start, { ...recipe, rule: parameterRule(recipe) });
 }

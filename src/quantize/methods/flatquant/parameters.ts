@@ -4,6 +4,7 @@
  */
 import type { Random } from "../../../common/random.js";
 import { siteNamed, type BlockProgram } from "../../../backend/contract/program.js";
+import type { KeyBalance } from "../../../backend/contract/packed.js";
 import type { HostBlock } from "../../../models/weights.js";
 import type { SiteMaxima } from "../../calibration/maxima.js";
 import { diagFolds } from "../../transforms/stored-precision.js";
@@ -22,6 +23,7 @@ export function initialParameters(
   recipe: FlatQuantRecipe,
   maxima: SiteMaxima | undefined,
   random: Random,
+  balance?: KeyBalance,
 ): InitialValues {
   const values: InitialValues = new Map();
   for (const { site, side, size } of matrixPlaces(program, scheme, recipe.blockSize))
@@ -53,5 +55,11 @@ export function initialParameters(
   if (recipe.kvClip && scheme.kvBits < 16)
     for (const part of ["k", "v"])
       for (const bound of ["a_max", "a_min"]) values.set(`clip.${part}.${bound}`, scalar());
+  if (balance)
+    for (const [part, data] of [
+      ["diag", balance.diag],
+      ["shift", balance.shift],
+    ] as const)
+      values.set(`k_head.${part}`, { shape: [data.length], data: Float64Array.from(data) });
   return values;
 }

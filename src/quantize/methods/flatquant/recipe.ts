@@ -28,6 +28,8 @@ const fields = z.strictObject({
   activationClip: z.boolean(),
   /** Learned clipping of the K/V cache's grid. */
   kvClip: z.boolean(),
+  /** Keys shifted and scaled by channel before their matrix, by what calibration shows (not in the paper). */
+  keyBalance: z.boolean(),
   /** Where clipping logits start; σ(4) ≈ 0.982. */
   clipInit: z.number(),
   /** Large products: bf16 with f32 accumulation, or f32 throughout. */
@@ -40,6 +42,10 @@ const fields = z.strictObject({
     batch: windowCount,
     learningRate: positive,
     roundingLearningRate: positive,
+    /** Of clipping logits; absent: as `learningRate`. */
+    clipLearningRate: positive.optional(),
+    /** How far an offset may go from the nearest integer, in steps: ½ chooses between two, more moves weights freely. */
+    roundingBound: positive.optional(),
   }),
   ...roundingFields,
 });
@@ -71,6 +77,7 @@ const paper: FlatQuantRecipe = {
   weightClip: true,
   activationClip: true,
   kvClip: true,
+  keyBalance: false,
   clipInit: 4,
   precision: "bf16",
   learnedRounding: { enabled: false, learningRate: 3e-3 },
@@ -87,10 +94,12 @@ export const flatQuantPresets = {
     samples: 40,
     epochs: 4,
     batch: 2,
+    keyBalance: true,
     learnedRounding: { enabled: true, learningRate: 5e-3 },
   },
   best: {
     ...paper,
+    keyBalance: true,
     learnedRounding: { enabled: true, learningRate: 3e-3 },
     distillation: { ...paper.distillation, steps: 384 },
   },

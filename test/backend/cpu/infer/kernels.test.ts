@@ -328,12 +328,25 @@ describe.each(LEVELS)("level %s", (level) => {
           queryBits: fc.constantFrom(8, 16),
           window: fc.constantFrom(0, 40),
           matrices: fc.boolean(),
+          balanced: fc.boolean(),
           gains: fc.boolean(),
           rotary: fc.boolean(),
           clipped: fc.boolean(),
           seed: fc.nat(),
         }),
-        ({ time, shape, bits, queryBits, window, matrices, gains, rotary, clipped, seed }) => {
+        ({
+          time,
+          shape,
+          bits,
+          queryBits,
+          window,
+          matrices,
+          balanced,
+          gains,
+          rotary,
+          clipped,
+          seed,
+        }) => {
           const random = new Random(seed);
           const { heads, kvHeads, headDim } = shape;
           const table = (length: number) => normals(random, length);
@@ -366,6 +379,10 @@ describe.each(LEVELS)("level %s", (level) => {
             kMatrix: matrices
               ? normals(random, headDim * headDim, 1 / Math.sqrt(headDim))
               : undefined,
+            kDiag: balanced
+              ? table(kvHeads * headDim).map((x) => 2 ** Math.max(-1, Math.min(1, x)))
+              : undefined,
+            kShift: balanced ? table(kvHeads * headDim) : undefined,
             queryBits,
             clips,
             cache: kernels.layerCache(headDim, kvHeads, bits, 5),

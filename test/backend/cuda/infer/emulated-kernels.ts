@@ -355,10 +355,10 @@ export class EmulatedKernels {
 
   private queriesKeysValues({ kernel, grid: [taskCount, parts], args }: Launch): void {
     const [tasks, pageOf, slotOf, heads, kvHeads, q, qStride, k, v, kvStride] = args;
-    const [qGain, kGain, epsilon, cosine, sine, qMatrix, kMatrix, factorsAt] = args.slice(10);
-    const [levels, out, cache, pageBytes] = args.slice(18);
-    const { DIM, MATRIX, BITS, OUT16 } = kernel.defines;
-    const each = args[22];
+    const [qGain, kGain, epsilon, cosine, sine, qMatrix, kMatrix] = args.slice(10);
+    const [kShift, kFactor, qFactor, factorsAt, levels, out, cache, pageBytes, each] =
+      args.slice(17);
+    const { DIM, MATRIX, BALANCE, BITS, OUT16 } = kernel.defines;
     if (parts !== Math.ceil(heads / each) + 2 * Math.ceil(kvHeads / each))
       throw new Error(`heads: ${parts} parts of ${each}`);
     const factors = this.memory.view(Float32Array, factorsAt, 4);
@@ -370,6 +370,7 @@ export class EmulatedKernels {
       from: number,
       row: number,
       gain: number,
+      balance: { readonly shift: number; readonly factor: number; readonly head: number },
       matrix?: Float64Array,
     ): Float64Array => {
       const x = Float64Array.from(this.memory.view(Float32Array, from, DIM));
@@ -383,6 +384,12 @@ export class EmulatedKernels {
           ? value * c[i] - x[half + i] * s[i]
           : value * c[i - half] + x[i - half] * s[i - half],
       );
+      if (BALANCE) {
+        const at = 4 * balance.head * DIM;
+        const factor = this.memory.view(Float32Array, balance.factor + at, DIM);
+        const shift = balance.shift && this.memory.view(Float32Array, balance.shift + at, DIM);
+        for (let i = 0; i < DIM; i++) y[i] = (y[i] - (shift ? shift[i] : 0)) * factor[i];
+      }
       return kronecker(y, 1, DIM, undefined, matrix);
     };
     for (let task = 0; task < taskCount; task++) {
@@ -391,7 +398,8 @@ export class EmulatedKernels {
         const page = cache + this.memory.rest(Int32Array, pageOf)[row] * pageBytes;
         const slot = this.memory.rest(Int32Array, slotOf)[row];
         for (let head = 0; head < heads; head++) {
-          const query = turned(q + 4 * (row * qStride + head * DIM), row, qGain, matrices[0]);
+          const own = { shift: 0, factor: qFactor, head: Math.floor((head * kvHeads) / heads) };
+          const query = turned(q + 4 * (row * qStride + head * DIM), row, qGain, own, matrices[0]);
           const at = (row * heads + head) * DIM;
           if (OUT16)
             this.memory
@@ -404,7 +412,7 @@ export class EmulatedKernels {
             const from = (part === 0 ? k : v) + 4 * (row * kvStride + head * DIM);
             const x =
               part === 0
-                ? turned(from, row, kGain, matrices[1])
+                ? turned(from, row, kGain, { shift: kShift, factor: kFactor, head }, matrices[1])
                 : Float64Array.from(this.memory.view(Float32Array, from, DIM));
             const own = this.cached(page + head * layout.bytes, part, slot, DIM, BITS as 4 | 16);
             if (BITS === 16) {
