@@ -4,6 +4,7 @@
  * second moments depend on the final parameters.
  */
 import type { PackedBlock } from "../../backend/contract/packed.js";
+import type { KeptModel } from "../schema/method.js";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Backend } from "../../backend/contract/training.js";
 import type { Checkpoint } from "../../checkpoint/checkpoint.js";
@@ -37,7 +38,7 @@ export interface PackJob {
   readonly scheme: Scheme;
   readonly journal: Journal;
   /** A source's own block, to be packed as it is. */
-  readonly keptBlock?: (layer: number) => PackedBlock;
+  readonly keptBlock?: KeptModel["block"];
   /** Final parameters by block; absent for methods that learn nothing. */
   readonly parameters?: readonly ParameterValues[];
   readonly windows?: TokenWindows;
@@ -101,20 +102,27 @@ export async function packBlocks(job: PackJob): Promise<PackedFile[]> {
 
 /** Packs a block of the source as it is. */
 async function packKept(
-  { architecture, config, scheme, journal }: PackJob,
-  read: (layer: number) => PackedBlock,
+  { architecture, config, scheme, journal, parameters }: PackJob,
+  read: KeptModel["block"],
   layer: number,
 ): Promise<PackedFile> {
-  const block = read(layer);
+  const block = read(layer, parameters?.[layer]);
   if (!journal.readPacked(layer)) {
     const entries = packedEntries(architecture, config, scheme, layer, block, true);
     await journal.keepPacked(layer, entries, { notes: [] });
   }
-  const size = block.keyTransform && Math.sqrt(block.keyTransform.matrix.length);
+  const shapes: Record<string, number[]> = {};
+  if (block.keyTransform) {
+    const { matrix, balance } = block.keyTransform;
+    const size = Math.sqrt(matrix.length);
+    shapes[parameterName(KEY_MATRIX)] = [size, size];
+    if (balance)
+      for (const part of ["diag", "shift"]) shapes[`k_head.${part}`] = [balance.diag.length];
+  }
   return {
     file: journal.packedFile(layer),
     notes: [],
-    parameters: size ? { [parameterName(KEY_MATRIX)]: [size, size] } : {},
+    parameters: shapes,
     settled: new Map(),
   };
 }

@@ -160,7 +160,8 @@ export interface OpenModel {
 export interface KeptModel {
   /** That its own grids amount to, with each block's and table's. */
   readonly scheme: Scheme;
-  readonly block: (layer: number) => PackedBlock;
+  /** `parameters`: what `calibrateBlock` found, where the method has one and it was asked. */
+  readonly block: (layer: number, parameters?: ParameterValues) => PackedBlock;
 }
 
 export interface Method<Recipe = unknown> {

@@ -11,6 +11,8 @@ import { halfFloats } from "../../checkpoint/element-types.js";
 import { floatToHalfBits } from "../../common/half.js";
 import { binary, gatherRows, reshape, unary } from "../../tensor/ops/index.js";
 import { Tensor, type Graph } from "../../tensor/tensor.js";
+import type { ParameterValues } from "../schema/parameters.js";
+import type { InitialValues } from "./affine.js";
 import type { KeyBalance } from "../../backend/contract/packed.js";
 
 /** On a backend, [kvHeads·headDim] each. */
@@ -56,6 +58,18 @@ export interface HeadMoments {
   readonly querySquare: Float64Array;
 }
 
+/** As parameters of a block. */
+export function setBalance(values: InitialValues, { diag, shift }: KeyBalance): void {
+  for (const [part, data] of Object.entries({ diag, shift }))
+    values.set(`k_head.${part}`, { shape: [data.length], data: Float64Array.from(data) });
+}
+
+/** The inverse; undefined where a block's keys are not balanced. */
+export function balanceOf(values: ParameterValues | undefined): KeyBalance | undefined {
+  const [diag, shift] = ["diag", "shift"].map((part) => values?.get(`k_head.${part}`)?.data);
+  return diag && shift && { diag: Float32Array.from(diag), shift: Float32Array.from(shift) };
+}
+
 /** Whether keys may all be shifted: not where a score's own size counts, in a soft cap or beside a sink's. */
 export function shiftsKeys(program: BlockProgram): boolean {
   return attentionsOf(program).every(
@@ -63,7 +77,7 @@ export function shiftsKeys(program: BlockProgram): boolean {
   );
 }
 
-/** Less than the ½ of d = √(σ(q)/σ(k)), since a key's reach grows slower than its deviation: measured (docs/decisions.md). */
+/** Of σ(q)/σ(k). Less than the ½ that the argument above gives: measured (docs/decisions.md). */
 const EXPONENT = 0.375;
 /** A channel's least share of the mean variance: one that nothing passes through would be blown up without bound. */
 const FLOOR = 1e-4;
@@ -82,7 +96,7 @@ export function keyBalance(
       return own.map((x) => Math.max(x, floor));
     };
     const [q, k] = [floored(querySquare), floored(keyVariance)];
-    const logs = q.map((x, i) => EXPONENT * (Math.log(x) - Math.log(k[i])));
+    const logs = q.map((x, i) => (EXPONENT / 2) * (Math.log(x) - Math.log(k[i])));
     // Of no consequence to a head's grid; keeps the numbers near 1.
     const middle = logs.reduce((sum, x) => sum + x, 0) / headDim;
     logs.forEach((x, i) => (diag[head + i] = Math.exp(x - middle)));

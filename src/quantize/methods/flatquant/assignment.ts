@@ -1,5 +1,5 @@
 /** What FlatQuant would learn in a block, from the model's sizes alone: the shapes that `initialParameters` fills. */
-import { cacheShape, type BlockProgram } from "../../../backend/contract/program.js";
+import { cacheOf, type BlockProgram } from "../../../backend/contract/program.js";
 import type { BlockPlan } from "../../schema/method.js";
 import type { Scheme } from "../../../backend/contract/scheme.js";
 import { weightClipShape } from "../../grids/groups.js";
@@ -31,8 +31,9 @@ export function planBlock(
     for (const part of ["k", "v"])
       for (const bound of ["a_max", "a_min"]) parameters[`clip.${part}.${bound}`] = [1];
   if (recipe.keyBalance && scheme.kvBits < 16) {
-    const { heads, headDim } = cacheShape(program);
-    for (const part of ["diag", "shift"]) parameters[`k_head.${part}`] = [heads * headDim];
+    const { heads, headDim } = cacheOf(program) ?? { heads: 0, headDim: 0 };
+    if (heads > 0)
+      for (const part of ["diag", "shift"]) parameters[`k_head.${part}`] = [heads * headDim];
   }
   return { transforms, parameters };
 }

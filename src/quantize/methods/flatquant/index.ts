@@ -4,7 +4,7 @@
  */
 import { Random } from "../../../common/random.js";
 import { trainBlock } from "../../block/block-training.js";
-import { cacheShape } from "../../../backend/contract/program.js";
+import { cacheOf } from "../../../backend/contract/program.js";
 import { captureHeadMoments } from "../../calibration/head-moments.js";
 import { captureMaxima } from "../../calibration/maxima.js";
 import type { BlockJob, BlockOutcome, CalibrationNeed, Method } from "../../schema/method.js";
@@ -44,9 +44,10 @@ export const flatquant: Method<FlatQuantRecipe> = {
 async function calibrateBlock(job: BlockJob<FlatQuantRecipe>): Promise<BlockOutcome> {
   const { backend, block, weights, program, scheme, recipe, layer, seed, inputs } = job;
   const maxima = recipe.diag ? captureMaxima(backend, program, weights, inputs, layer) : undefined;
+  const cache = scheme.kvBits < 16 ? cacheOf(program) : undefined;
   const balance =
-    recipe.keyBalance && scheme.kvBits < 16
-      ? keyBalance(captureHeadMoments(job), cacheShape(program).headDim, shiftsKeys(program))
+    recipe.keyBalance && cache
+      ? keyBalance(captureHeadMoments(job), cache.headDim, shiftsKeys(program))
       : undefined;
   const random = Random.for(seed, "block", layer);
   const start = initialParameters(block, program, scheme, recipe, maxima, random, balance);

@@ -12,6 +12,7 @@ import type { Scheme } from "../../../backend/contract/scheme.js";
 import { initMatrix, type InitialValues } from "../../transforms/affine.js";
 import { weightClipShape } from "../../grids/groups.js";
 import { balancingDiag } from "../../transforms/diag.js";
+import { setBalance } from "../../transforms/key-balance.js";
 import { activeSites, kroneckerSites, linearsAt, matrixPlaces } from "../../transforms/sites.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 
@@ -55,11 +56,6 @@ export function initialParameters(
   if (recipe.kvClip && scheme.kvBits < 16)
     for (const part of ["k", "v"])
       for (const bound of ["a_max", "a_min"]) values.set(`clip.${part}.${bound}`, scalar());
-  if (balance)
-    for (const [part, data] of [
-      ["diag", balance.diag],
-      ["shift", balance.shift],
-    ] as const)
-      values.set(`k_head.${part}`, { shape: [data.length], data: Float64Array.from(data) });
+  if (balance) setBalance(values, balance);
   return values;
 }
