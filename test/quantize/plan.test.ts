@@ -29,6 +29,7 @@ describe("planBlock", () => {
       weightClip: false,
       activationClip: false,
       kvClip: false,
+      keyBalance: false,
     },
   };
 
@@ -50,6 +51,8 @@ describe("planBlock", () => {
         new Float64Array(width).fill(1),
       ]),
     );
+    const width = config.numKvHeads * config.headDim;
+    const balance = { diag: new Float32Array(width), shift: new Float32Array(width) };
     const start = initialParameters(
       block,
       blockProgram(config, 0),
@@ -57,6 +60,7 @@ describe("planBlock", () => {
       recipe,
       maxima,
       Random.for(0),
+      recipe.keyBalance && scheme.kvBits < 16 ? balance : undefined,
     );
     const { parameters } = planBlock(blockProgram(config, 1), scheme, recipe);
     expect(parameters).toEqual(

@@ -19,6 +19,7 @@ import { Graph } from "../../tensor/tensor.js";
 import { Prefix, type StateStore } from "../calibration/prefix.js";
 import { sampleRange, type Activations, type TokenWindows } from "../schema/windows.js";
 import { foldBlock } from "../block/fold.js";
+import { balanceShapes } from "../transforms/key-balance.js";
 import { parameterName, type ParameterValues } from "../schema/parameters.js";
 import type { Journal, PackReport } from "./journal.js";
 import { packedLayer } from "../block/packed-block.js";
@@ -116,8 +117,7 @@ async function packKept(
     const { matrix, balance } = block.keyTransform;
     const size = Math.sqrt(matrix.length);
     shapes[parameterName(KEY_MATRIX)] = [size, size];
-    if (balance)
-      for (const part of ["diag", "shift"]) shapes[`k_head.${part}`] = [balance.diag.length];
+    if (balance) Object.assign(shapes, balanceShapes(balance.diag.length));
   }
   return {
     file: journal.packedFile(layer),

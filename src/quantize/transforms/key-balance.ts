@@ -58,6 +58,11 @@ export interface HeadMoments {
   readonly querySquare: Float64Array;
 }
 
+/** Shapes of the parameters of a block whose keys are balanced, by name. `width`: kvHeads·headDim. */
+export function balanceShapes(width: number): Record<string, number[]> {
+  return { "k_head.diag": [width], "k_head.shift": [width] };
+}
+
 /** As parameters of a block. */
 export function setBalance(values: InitialValues, { diag, shift }: KeyBalance): void {
   for (const [part, data] of Object.entries({ diag, shift }))

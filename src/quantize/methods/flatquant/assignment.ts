@@ -3,6 +3,7 @@ import { cacheOf, type BlockProgram } from "../../../backend/contract/program.js
 import type { BlockPlan } from "../../schema/method.js";
 import type { Scheme } from "../../../backend/contract/scheme.js";
 import { weightClipShape } from "../../grids/groups.js";
+import { balanceShapes } from "../../transforms/key-balance.js";
 import { planTransforms } from "../../transforms/assignment.js";
 import type { FlatQuantRecipe } from "./recipe.js";
 
@@ -30,10 +31,8 @@ export function planBlock(
   if (recipe.kvClip && scheme.kvBits < 16)
     for (const part of ["k", "v"])
       for (const bound of ["a_max", "a_min"]) parameters[`clip.${part}.${bound}`] = [1];
-  if (recipe.keyBalance && scheme.kvBits < 16) {
-    const { heads, headDim } = cacheOf(program) ?? { heads: 0, headDim: 0 };
-    if (heads > 0)
-      for (const part of ["diag", "shift"]) parameters[`k_head.${part}`] = [heads * headDim];
-  }
+  const cache = cacheOf(program);
+  if (recipe.keyBalance && cache && scheme.kvBits < 16)
+    Object.assign(parameters, balanceShapes(cache.heads * cache.headDim));
   return { transforms, parameters };
 }

@@ -17,7 +17,13 @@ import { keptBlock, keyTurn, TURNED_BITS } from "../../block/kept-block.js";
 import { captureHeadMoments } from "../../calibration/head-moments.js";
 import { needOfWindows, windowFields } from "../../calibration/windows-recipe.js";
 import type { InitialValues } from "../../transforms/affine.js";
-import { balanceOf, keyBalance, setBalance, shiftsKeys } from "../../transforms/key-balance.js";
+import {
+  balanceOf,
+  balanceShapes,
+  keyBalance,
+  setBalance,
+  shiftsKeys,
+} from "../../transforms/key-balance.js";
 import type { KeptModel, Method } from "../../schema/method.js";
 
 export const keepRecipe = z.strictObject({
@@ -51,6 +57,17 @@ export const keep: Method<KeepRecipe> = {
       scheme: kept.scheme,
       block: (layer, parameters) =>
         keptBlock(source, architecture, config, kept.scheme, layer, balanceOf(parameters)),
+    };
+  },
+  plan(program, scheme, recipe) {
+    const { heads = 0, headDim = 0 } = cacheOf(program) ?? {};
+    if (!keyTurn(headDim, scheme.kvBits)) return { transforms: {}, parameters: {} };
+    return {
+      transforms: { k_head: { factors: [headDim], diag: false } },
+      parameters: {
+        "k_head.p": [headDim, headDim],
+        ...(recipe.keyBalance && balanceShapes(heads * headDim)),
+      },
     };
   },
   async calibrateBlock(job) {
