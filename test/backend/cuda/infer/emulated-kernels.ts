@@ -353,6 +353,18 @@ export class EmulatedKernels {
     };
   }
 
+  /** Rotary embedding of a head, by the tables of its row. */
+  private turn(x: Float64Array, cosine: number, sine: number, row: number): Float64Array {
+    const half = x.length / 2;
+    const c = this.memory.view(Float32Array, cosine + 4 * row * half, half);
+    const s = this.memory.view(Float32Array, sine + 4 * row * half, half);
+    return x.map((value, i) =>
+      i < half
+        ? value * c[i] - x[half + i] * s[i]
+        : value * c[i - half] + x[i - half] * s[i - half],
+    );
+  }
+
   private queriesKeysValues({ kernel, grid: [taskCount, parts], args }: Launch): void {
     const [tasks, pageOf, slotOf, heads, kvHeads, q, qStride, k, v, kvStride] = args;
     const [qGain, kGain, epsilon, cosine, sine, qMatrix, kMatrix] = args.slice(10);
@@ -375,15 +387,7 @@ export class EmulatedKernels {
     ): Float64Array => {
       const x = Float64Array.from(this.memory.view(Float32Array, from, DIM));
       if (gain !== 0) normalize(x, this.memory.view(Float32Array, gain, DIM), epsilon);
-      const half = DIM / 2;
-      if (cosine === 0) return kronecker(x, 1, DIM, undefined, matrix);
-      const c = this.memory.view(Float32Array, cosine + 4 * row * half, half);
-      const s = this.memory.view(Float32Array, sine + 4 * row * half, half);
-      const y = x.map((value, i) =>
-        i < half
-          ? value * c[i] - x[half + i] * s[i]
-          : value * c[i - half] + x[i - half] * s[i - half],
-      );
+      const y = cosine === 0 ? x : this.turn(x, cosine, sine, row);
       if (BALANCE) {
         const at = 4 * balance.head * DIM;
         const factor = this.memory.view(Float32Array, balance.factor + at, DIM);
