@@ -169,8 +169,8 @@ static inline void write_token(uint8_t* head, const CacheShape& shape, int64_t s
 inline int cache_write(int64_t chunks, const int32_t* table, const int32_t* pages, int64_t heads, int64_t kv_heads,
                        int64_t head_dim, float* q, float* k, float* v, const float* q_gain, const float* k_gain,
                        float epsilon, const float* cosine, const float* sine, const float* q_matrix,
-                       const float* k_matrix, const float* k_diag, const float* k_shift, int32_t query_bits, int32_t bits, const float* clips, uint8_t* cache,
-                       int64_t page_bytes, const float* q_scale) {
+                       const float* k_matrix, const float* k_diag, const float* k_shift, int32_t query_bits,
+                       int32_t bits, const float* clips, uint8_t* cache, int64_t page_bytes, const float* q_scale) {
   const CacheChunk* const list = reinterpret_cast<const CacheChunk*>(table);
   const CacheShape shape(head_dim, bits);
   int64_t count = 0;

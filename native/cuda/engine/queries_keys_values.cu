@@ -470,8 +470,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, IN16 || MOST_ROWS <= 16 ? 
                         const void* q, i64 q_stride, const void* k, const void* v, i64 kv_stride, const float* q_gain,
                         const float* k_gain, double epsilon, const float* cosine, const float* sine,
                         const u16* q_matrix, const u16* k_matrix, const float* k_shift, const float* k_factor,
-                        const float* q_factor, const float* factors, i64 levels, void* q_out,
-                        u8* cache, i64 page_bytes, i64 heads_each) {
+                        const float* q_factor, const float* factors, i64 levels, void* q_out, u8* cache, i64 page_bytes,
+                        i64 heads_each) {
   extern __shared__ __align__(16) u16 memory[];  // [DIM][STRIDE] of a matrix, or rows of values
   __shared__ int page[ROWS], slot[ROWS];
   __shared__ float extremes[WARPS * 32];
