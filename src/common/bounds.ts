@@ -30,6 +30,8 @@ export const LIMITS = {
   heads: 1 << 16,
   /** Experts of one layer. */
   experts: 1 << 16,
+  /** Experts of all layers, each of which has linears of its own. */
+  allExperts: 1 << 16,
   /** Channels of any activation: hidden and intermediate sizes, head dimensions. */
   width: 1 << 22,
   /** Channels of all heads of a projection, which are put in order one by one. */

@@ -1,6 +1,6 @@
 /** The architecture table. Adding one touches this folder and nothing else (docs/contributing/architectures.md). */
 import { refuseQuantizedConfig } from "../../checkpoint/quantized-source.js";
-import { shown } from "../../common/bounds.js";
+import { countIn, LIMITS, shown } from "../../common/bounds.js";
 import { PlanishError } from "../../common/errors.js";
 import type { Architecture, ModelConfig } from "../config.js";
 import type { BlockProgram } from "../../backend/contract/program.js";
@@ -134,6 +134,9 @@ export function blockPrograms(config: ModelConfig): readonly BlockProgram[] {
 }
 
 function checkSizes(c: ModelConfig): void {
+  const { numLayers, experts } = c;
+  if (experts)
+    countIn(numLayers * experts.count, "config.json: experts of all layers", LIMITS.allExperts);
   const sizes = {
     hidden_size: c.hiddenSize,
     word_embed_proj_dim: c.embeddingSize ?? c.hiddenSize,
