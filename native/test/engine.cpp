@@ -133,10 +133,12 @@ int cache(int64_t heads, int64_t kv, int64_t dim, int bits, int64_t window, int 
   const float* const norm = extras ? gain.data() : nullptr;
   const float* const table_of = extras ? angles.data() : nullptr;
   const float* const square = extras ? matrix.data() : nullptr;
+  const auto diag = pattern<float>(kv * dim), shift = pattern<float>(kv * dim);
   Floats out(q.size());
   if (const int code = pl_cache_write(2, table.data(), pages.data(), heads, kv, dim, q.data(), k.data(), v.data(), norm,
-                                      norm, 1e-5f, table_of, table_of, square, square, extras ? 8 : 16, bits,
-                                      clips.data(), memory.data(), page_bytes, extras ? scales.data() : nullptr))
+                                      norm, 1e-5f, table_of, table_of, square, square, extras ? diag.data() : nullptr,
+                                      extras ? shift.data() : nullptr, extras ? 8 : 16, bits, clips.data(),
+                                      memory.data(), page_bytes, extras ? scales.data() : nullptr))
     return code;
   if (const int code =
           pl_paged_attention(2, table.data(), pages.data(), heads, kv, dim, window, 2 * window, 0.1f,
