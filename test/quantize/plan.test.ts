@@ -22,6 +22,7 @@ const model = (name: string) =>
 describe("planBlock", () => {
   const recipes: Record<string, FlatQuantRecipe> = {
     ...flatQuantPresets,
+    balanced: { ...flatQuantPresets.fast, keyBalance: true },
     bare: {
       ...flatQuantPresets.paper,
       parametrisation: "direct",

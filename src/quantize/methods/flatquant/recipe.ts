@@ -94,12 +94,10 @@ export const flatQuantPresets = {
     samples: 40,
     epochs: 4,
     batch: 2,
-    keyBalance: true,
     learnedRounding: { enabled: true, learningRate: 5e-3 },
   },
   best: {
     ...paper,
-    keyBalance: true,
     learnedRounding: { enabled: true, learningRate: 3e-3 },
     distillation: { ...paper.distillation, steps: 384 },
   },
