@@ -70,8 +70,9 @@ describe("fuse", () => {
       "norm",
     ]);
     expect(steps.filter((step) => step.op === "norm").every(({ inPlace }) => inPlace)).toBe(true);
+    // CUDA has kernels for them too (test/backend/cuda/infer/executor-suite.ts runs such models).
     const input = { slot: 0, column: 0, stride: 64 };
-    expect(() => planCudaBlock(program, { sites: {} }, new Slots(), input)).toThrow(/residual sum/);
+    expect(() => planCudaBlock(program, { sites: {} }, new Slots(), input)).not.toThrow();
   });
 
   it.each([

@@ -105,6 +105,14 @@ describe("FlatQuant's layout", () => {
   });
 
   it("refuses other weights, and damaged checkpoints, by name", async () => {
+    const balanced = join(root, "balanced");
+    await make(balanced, {
+      ...{ method: "flatquant", scheme: "w4a4kv4", calibration: join(packageRoot, "LICENSE") },
+      recipe: { samples: 2, seqLen: 64, epochs: 1, batch: 2, keyBalance: true },
+    });
+    await expect(exportFlatQuant(balanced, { out: join(root, "none") })).rejects.toThrow(
+      /keyBalance/,
+    );
     const eight = join(root, "eight");
     await make(eight, { method: "rtn", scheme: "w8a8kv8" });
     await expect(exportFlatQuant(eight, { out: join(root, "none") })).rejects.toThrow(

@@ -65,6 +65,10 @@ export async function exportFlatQuant(
 
 function blockEntries(path: string, artifact: OpenArtifact, named: NamedBlock): TensorEntry[] {
   const { program, prefix, block } = named;
+  if (block.keyTransform?.balance)
+    throw new PlanishError(
+      `${path}: ${prefix}self_attn shifts and scales keys before their matrix, which the layout of ${TARGET} has no place for; export an artifact made with the recipe {"keyBalance": false}`,
+    );
   const entries = normEntries(named);
   for (const [role, linear] of Object.entries(block.linears)) {
     const { path: name, shape, quantized, grid } = linear;
