@@ -32,7 +32,11 @@ import {
   type FlattenOptions,
 } from "../../tensor/ops/index.js";
 import { frozen, Tensor, type Graph } from "../../tensor/tensor.js";
-import { balanceKeys, balanceQueries, type BoundKeyBalance } from "../transforms/key-balance.js";
+import {
+  transformKeys,
+  transformQueries,
+  type BoundKeyTransform,
+} from "../transforms/key-balance.js";
 import type { Scheme } from "../../backend/contract/scheme.js";
 import { activationGrid, dequantized, onGrid } from "../grids/groups.js";
 import { quantizeCache, quantizeQueries } from "./simulated-block.js";
@@ -89,7 +93,7 @@ export function packedLayer(
   };
   return {
     weights,
-    hooks: packedHooks(program, scheme, weights, clips, grids, transforms, keys, {
+    hooks: packedHooks(program, scheme, weights, clips, grids, transforms, keys ?? {}, {
       k: putClip(block.keyClip),
       v: putClip(block.valueClip),
     }),
@@ -155,7 +159,7 @@ function packedHooks(
   clips: Partial<Record<LinearName, ClipPair>>,
   grids: BoundGrids,
   transforms: Partial<Record<LinearSite, { left?: Tensor; right?: Tensor }>>,
-  keys: { matrix: Tensor; inverseT: Tensor; balance?: BoundKeyBalance } | undefined,
+  keys: BoundKeyTransform,
   cacheClips: { k?: ClipPair; v?: ClipPair },
 ): BlockHooks {
   const transform = (g: Graph, site: LinearSite, x: Tensor): Tensor => {
@@ -189,16 +193,10 @@ function packedHooks(
 
   function cacheHooks(): Pick<BlockHooks, "queries" | "keys" | "values"> {
     return {
-      queries(g, q, { headDim }) {
-        const balanced = keys?.balance ? balanceQueries(g, q, keys.balance, headDim) : q;
-        const turned = keys ? kronecker(g, balanced, { right: keys.inverseT }) : balanced;
-        return quantizeQueries(g, turned, scheme, headDim);
-      },
-      keys(g, k, { headDim }) {
-        const balanced = keys?.balance ? balanceKeys(g, k, keys.balance) : k;
-        const turned = keys ? kronecker(g, balanced, { right: keys.matrix }) : balanced;
-        return quantizeCache(g, turned, scheme, headDim, cacheClips.k);
-      },
+      queries: (g, q, { headDim }) =>
+        quantizeQueries(g, transformQueries(g, q, keys, headDim), scheme, headDim),
+      keys: (g, k, { headDim }) =>
+        quantizeCache(g, transformKeys(g, k, keys), scheme, headDim, cacheClips.k),
       values: (g, v, { headDim }) => quantizeCache(g, v, scheme, headDim, cacheClips.v),
     };
   }

@@ -47,9 +47,9 @@ import {
   type Parameters,
 } from "../transforms/affine.js";
 import {
-  balanceKeys,
-  balanceQueries,
   bindKeyBalance,
+  transformKeys,
+  transformQueries,
   type BoundKeyBalance,
 } from "../transforms/key-balance.js";
 import { splitRows } from "../transforms/split.js";
@@ -108,6 +108,7 @@ export function bindSimulated(
   );
   const keyTransform = bindTransform(g, params, "k_head", formed)?.right;
   const balance = bindKeyBalance(params.get("k_head.diag"), params.get("k_head.shift"));
+  const keyChange = { balance, matrix: keyTransform?.p, inverseT: keyTransform?.inverseT };
   const valueTransform = bindTransform(g, params, "v_head", formed)?.right;
 
   const clip = (name: string, kind: "w" | "a"): ClipPair | undefined => {
@@ -280,18 +281,10 @@ export function bindSimulated(
         linear(g, activations[i], roundedWeight(role, unroundedWeight(role)), bias(role)),
       );
     },
-    queries(_g, q, { headDim }) {
-      const balanced = balance ? balanceQueries(g, q, balance, headDim) : q;
-      const rotated = keyTransform
-        ? kronecker(g, balanced, { right: keyTransform.inverseT })
-        : balanced;
-      return quantizeQueries(g, rotated, scheme, headDim);
-    },
-    keys(_g, k, { headDim }) {
-      const balanced = balance ? balanceKeys(g, k, balance) : k;
-      const rotated = keyTransform ? kronecker(g, balanced, { right: keyTransform.p }) : balanced;
-      return quantizeCache(g, rotated, scheme, headDim, clip("k", "a"));
-    },
+    queries: (_g, q, { headDim }) =>
+      quantizeQueries(g, transformQueries(g, q, keyChange, headDim), scheme, headDim),
+    keys: (_g, k, { headDim }) =>
+      quantizeCache(g, transformKeys(g, k, keyChange), scheme, headDim, clip("k", "a")),
     values: (_g, v, { headDim }) => quantizeCache(g, v, scheme, headDim, clip("v", "a")),
   };
 }

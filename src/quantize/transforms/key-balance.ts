@@ -9,7 +9,7 @@ import type { RealArray } from "../../backend/contract/training.js";
 import { attentionsOf, type BlockProgram } from "../../backend/contract/program.js";
 import { halfFloats } from "../../checkpoint/element-types.js";
 import { floatToHalfBits } from "../../common/half.js";
-import { binary, gatherRows, reshape, unary } from "../../tensor/ops/index.js";
+import { binary, gatherRows, kronecker, reshape, unary } from "../../tensor/ops/index.js";
 import { Tensor, type Graph } from "../../tensor/tensor.js";
 import type { ParameterValues } from "../schema/parameters.js";
 import type { InitialValues } from "./affine.js";
@@ -49,6 +49,31 @@ export function balanceQueries(
   );
   const each = gatherRows(g, factor, g.indices(owner));
   return binary(g, "mul", q, reshape(g, each, [heads * headDim]), "row");
+}
+
+/** What a block's keys go through, on a backend; any part may be absent. */
+export interface BoundKeyTransform {
+  readonly balance?: BoundKeyBalance;
+  /** P and P⁻ᵀ, [headDim, headDim]. */
+  readonly matrix?: Tensor;
+  readonly inverseT?: Tensor;
+}
+
+/** Keys as the cache gets them, before its grid. */
+export function transformKeys(g: Graph, k: Tensor, { balance, matrix }: BoundKeyTransform): Tensor {
+  const balanced = balance ? balanceKeys(g, k, balance) : k;
+  return matrix ? kronecker(g, balanced, { right: matrix }) : balanced;
+}
+
+/** Queries that meet such keys. */
+export function transformQueries(
+  g: Graph,
+  q: Tensor,
+  { balance, inverseT }: BoundKeyTransform,
+  headDim: number,
+): Tensor {
+  const balanced = balance ? balanceQueries(g, q, balance, headDim) : q;
+  return inverseT ? kronecker(g, balanced, { right: inverseT }) : balanced;
 }
 
 /** What is known of keys, about their mean, and of the queries that read them, about zero: [kvHeads·headDim] each. */
